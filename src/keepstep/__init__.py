@@ -1,0 +1,6 @@
+"""keepstep: fine-tune language models; kill it at any moment, and the same command carries on.
+
+Nothing heavy is imported here: `keepstep ls` must answer in well under a second.
+"""
+
+__version__ = "0.1.0"

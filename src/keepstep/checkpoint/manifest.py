@@ -1,0 +1,137 @@
+"""What a checkpoint is, and when it is complete. Pure: no disk, no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+FOLDER_PATTERN = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be read: not JSON, another format, a missing field."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a checkpoint: the rank that wrote it, its size, its xxh3-128 digest in hex."""
+
+    rank: int
+    bytes: int
+    xxh3_128: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that is known about one committed checkpoint.
+
+    Attributes:
+        run_id: random name of the run, the same in all its checkpoints.
+        attempt: which launch of the run wrote it, counted from 1.
+        parent: the checkpoint (a `global_step`) that this attempt resumed from; None: from the start.
+        global_step: optimizer steps completed.
+        epoch: passes over the training data completed, a fraction.
+        samples: training rows consumed, over all ranks, since the start of the run.
+        metrics: the evaluation at this step (`eval_loss`, …); empty when none was made here.
+        world_size: processes that wrote it.
+        zero_stage: DeepSpeed's ZeRO stage, 0 for DDP or a single process.
+        dtype: the weights' type, as in `float32`.
+        adapter: True when only an adapter (LoRA) is stored, not the base model.
+        versions: of the main libraries.
+        saved_at: UTC, ISO 8601.
+        save_seconds: how long training stood still for it.
+        files: path relative to the checkpoint → `FileEntry`; the manifest itself is not in it.
+    """
+
+    run_id: str
+    attempt: int
+    parent: int | None
+    global_step: int
+    epoch: float
+    samples: int
+    metrics: dict[str, float]
+    world_size: int
+    zero_stage: int
+    dtype: str
+    adapter: bool
+    versions: dict[str, str]
+    saved_at: str
+    save_seconds: float
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(entry.bytes for entry in self.files.values())
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Manifest:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ManifestError: the text is not a manifest of a format that this version reads.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            if values["format_version"] != FORMAT_VERSION:
+                raise ManifestError(
+                    f"manifest format {values['format_version']}; this keepstep reads "
+                    f"{FORMAT_VERSION}"
+                )
+            values["files"] = {name: FileEntry(**entry) for name, entry in values["files"].items()}
+            return Manifest(**values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, ManifestError):
+                raise
+            raise ManifestError(f"not a manifest: {error}") from error
+
+
+def folder_name(step: int) -> str:
+    return f"checkpoint-{step}"
+
+
+def step_of(name: str) -> int | None:
+    """The step in a folder name, None when the name is not exactly `checkpoint-<step>`."""
+    match = FOLDER_PATTERN.fullmatch(name)
+    return int(match.group(1)) if match else None
+
+
+def ranks_without_files(files: Mapping[str, FileEntry], world_size: int) -> list[int]:
+    """Ranks whose part is absent: every rank stores at least its RNG state."""
+    present = {entry.rank for entry in files.values()}
+    return [rank for rank in range(world_size) if rank not in present]
+
+
+def differences(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
+    """What is wrong with a folder whose files have these sizes (name → bytes); empty: nothing.
+
+    A file that the manifest does not list is not a fault: people leave notes in folders.
+    """
+    found = [
+        f"rank {rank} has no file in it"
+        for rank in ranks_without_files(manifest.files, manifest.world_size)
+    ]
+    for name, entry in sorted(manifest.files.items()):
+        if name not in sizes:
+            found.append(f"{name} is missing")
+        elif sizes[name] != entry.bytes:
+            found.append(f"{name} has {sizes[name]} bytes, {entry.bytes} were written")
+    return found
+
+
+def finite_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers in an evaluation's report that are finite: JSON has no NaN, and NaN never wins."""
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }

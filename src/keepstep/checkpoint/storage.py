@@ -1,0 +1,171 @@
+"""The only module that changes the disk.
+
+Small operations, each durable when it returns: a file is synced before it is closed, a rename is
+followed by a sync of the folders it touched. `Storage.before` is called ahead of every operation;
+tests count and crash there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import xxhash
+
+CHUNK = 8 * 2**20
+
+
+class DigestingFile:
+    """A binary file being written: counts bytes and digests them (xxh3-128) on the way; synced on close."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = xxhash.xxh3_128()
+        self.bytes = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        self._file.write(view)
+        self._digest.update(view)
+        self.bytes += view.nbytes
+        return view.nbytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    @property
+    def xxh3_128(self) -> str:
+        return self._digest.hexdigest()
+
+    def __enter__(self) -> DigestingFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+
+class Storage:
+    """Durable disk operations. Raises OSError as the system does; nothing is caught here."""
+
+    def __init__(self, before: Callable[[str, Path], None] = lambda operation, path: None) -> None:
+        self.before = before
+
+    def make_folder(self, path: Path) -> None:
+        """Create `path` and its parents; an existing folder is kept."""
+        if not path.is_dir():
+            self.before("make_folder", path)
+            path.mkdir(parents=True, exist_ok=True)
+            self.sync_folder(path.parent)
+
+    def create(self, path: Path) -> DigestingFile:
+        """Open a new file for writing; use it in a `with` block, which syncs it."""
+        self.before("create", path)
+        return DigestingFile(open(path, "wb"))
+
+    def write(self, path: Path, content: bytes) -> DigestingFile:
+        """Write a whole new file; the returned (closed) file knows its size and digest."""
+        with self.create(path) as file:
+            file.write(content)
+        return file
+
+    def replace(self, path: Path, content: bytes) -> None:
+        """Write a file so that a reader sees the old content or the new one, never a part."""
+        temporary = path.with_name(f".{path.name}.new")
+        self.write(temporary, content)
+        self.rename(temporary, path)
+
+    def append_line(self, path: Path, line: str) -> None:
+        """Add one line to a log; a torn last line of a killed writer is closed first."""
+        self.before("append_line", path)
+        with open(path, "a+b") as file:
+            if file.tell() and not _ends_with_newline(file):
+                line = "\n" + line
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def sync(self, path: Path) -> None:
+        """Flush a file that somebody else wrote to the device."""
+        self.before("sync", path)
+        _fsync(path, os.O_RDONLY)
+
+    def sync_folder(self, path: Path) -> None:
+        """Flush a folder's entries: without it, a new name may be gone after a power loss."""
+        self.before("sync_folder", path)
+        try:
+            _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:  # some network filesystems cannot sync folders
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give a file or folder another name, in one step."""
+        self.before("rename", source)
+        os.rename(source, target)
+        self.sync_folder(target.parent)
+        if source.parent != target.parent:
+            self.sync_folder(source.parent)
+
+    def point(self, link: Path, target: str) -> None:
+        """Make `link` a relative symbolic link to `target`, replaced in one step."""
+        if os.path.islink(link) and os.readlink(link) == target:
+            return
+        self.before("point", link)
+        temporary = link.with_name(f".{link.name}.new")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        os.rename(temporary, link)
+
+    def remove(self, path: Path) -> None:
+        """Delete a file, a link or a whole folder; what is already gone is no error."""
+        self.before("remove", path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=False)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def digest_of(path: Path) -> str:
+    """xxh3-128 of a file's content, in hex."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sizes_under(folder: Path) -> dict[str, int]:
+    """Every regular file below `folder`: path relative to it (with `/`) → bytes."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _ends_with_newline(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"

@@ -1,0 +1,243 @@
+"""The recipe: every field of a run, its type, unit and one sentence; read from YAML and flags."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+import yaml
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
+
+from .checkpoint.retention import Policy
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a recipe: what was set and seen, and what to do about it."""
+
+    what: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}\n    Hint: {self.hint}" if self.hint else self.what
+
+
+class ConfigError(ValueError):
+    """The recipe cannot be run. Carries every problem found, to be reported at once."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+    def report(self) -> str:
+        count = f"{len(self.problems)} problems" if len(self.problems) > 1 else "a problem"
+        return "\n".join([f"keepstep: the recipe has {count}:", *(f"  - {p}" for p in self.problems)])
+
+
+@dataclass
+class DataConfig(ScriptArguments, DatasetMixtureConfig):  # type: ignore[misc]  # TRL is untyped
+    """Where the rows come from. TRL's fields (`dataset_name`, `datasets`, …), and two more."""
+
+    eval_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "File, folder or Hub dataset to evaluate on, beside `dataset_name`."},
+    )
+    eval_split_fraction: float = field(
+        default=0.05,
+        metadata={
+            "help": "Share of the training rows (0 to 1) set aside for evaluation when no "
+            "evaluation data is given; drawn with `data_seed`, else `seed`."
+        },
+    )
+
+
+@dataclass
+class KeepstepConfig(SFTConfig):  # type: ignore[misc]  # TRL is untyped
+    """TRL's SFTConfig with keepstep's fields, and defaults that keep a run safe."""
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "The run folder: everything of one run lies in it."}
+    )
+    resume_from_checkpoint: str = field(
+        default="auto",
+        metadata={
+            "help": "Where to start: `auto` (the newest valid checkpoint, else the beginning) or "
+            "`never` (the beginning; the run folder must hold no checkpoint)."
+        },
+    )
+    keep_ranking: Literal["metric", "recency"] = field(
+        default="metric",
+        metadata={
+            "help": "What `save_total_limit` keeps beside the newest checkpoint: the best by "
+            "`metric_for_best_model`, or the most recent."
+        },
+    )
+    save_total_limit: int | None = field(
+        default=3, metadata={"help": "How many checkpoints stay on disk; null: all of them."}
+    )
+    metric_for_best_model: str | None = field(
+        default="eval_loss", metadata={"help": "The evaluation metric that ranks checkpoints."}
+    )
+    eval_strategy: str = field(
+        default="steps",
+        metadata={"help": "When to evaluate.", "choices": ["no", "steps", "epoch"]},
+    )
+    on_save_error: Literal["continue", "stop"] = field(
+        default="continue",
+        metadata={"help": "What follows a save that failed (disk full, say): go on, or stop."},
+    )
+    disable_tqdm: bool = field(
+        default=True, metadata={"help": "False: the Trainer's own bars instead of keepstep's."}
+    )
+
+    def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # without it DeepSpeed's batch size is resolved for one process
+        if self.bf16 is None:
+            self.bf16 = not (self.fp16 or self.use_cpu) and torch.cuda.is_bf16_supported()
+        if self.eval_steps is None and self.eval_strategy == "steps":
+            self.eval_steps = self.save_steps  # every checkpoint has its metric
+        super().__post_init__()
+
+    def policy(self) -> Policy:
+        """What retention is asked to do."""
+        metric = self.metric_for_best_model
+        if self.eval_strategy == "no" or metric is None:
+            return Policy(self.save_total_limit, self.keep_ranking)
+        metric = metric if metric.startswith("eval_") else f"eval_{metric}"
+        return Policy(
+            self.save_total_limit, self.keep_ranking, metric, bool(self.greater_is_better)
+        )
+
+
+@dataclass
+class Recipe:
+    """One run, as asked for."""
+
+    data: DataConfig
+    training: KeepstepConfig
+    model: ModelConfig
+
+
+class RecipeParser(TrlParser):  # type: ignore[misc]  # TRL is untyped
+    """TrlParser that raises ConfigError, all problems at once, where argparse would print usage."""
+
+    def __init__(self) -> None:
+        super().__init__((DataConfig, KeepstepConfig, ModelConfig), allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError([Problem(f"command line: {message}")])
+
+    def parse(self, argv: Sequence[str]) -> Recipe:
+        """Read `--config FILE` and `--field value` flags; flags win.
+
+        Raises:
+            ConfigError: unknown fields, values of a wrong type, an unreadable file.
+        """
+        arguments = list(argv)
+        path, arguments = _take_config_flag(arguments)
+        values = _read_yaml(path) if path else {}
+        actions = {action.dest: action for action in self._actions}
+        problems = [p for name, value in values.items() for p in _check(name, value, actions)]
+        if problems:
+            raise ConfigError(problems)
+        self.set_defaults_with_config(
+            **{name: _fixed(value, actions[name]) for name, value in values.items()}
+        )
+        try:
+            *parsed, unknown = self.parse_args_into_dataclasses(
+                args=arguments, return_remaining_strings=True
+            )
+        except (ValueError, TypeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError([Problem(_first_line(error))]) from error
+        flags = [text for text in unknown if text.startswith("--")]
+        if unknown:
+            raise ConfigError([_unknown(f[2:], actions, "flag --") for f in flags or unknown])
+        return Recipe(*parsed)
+
+
+def parse_recipe(argv: Sequence[str]) -> Recipe:
+    """The recipe that a command line asks for. Ranks: any; every rank reads the same."""
+    return RecipeParser().parse(argv)
+
+
+def _take_config_flag(arguments: list[str]) -> tuple[str | None, list[str]]:
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    reader.add_argument("--config")
+    known, rest = reader.parse_known_args(arguments)
+    return known.config, rest
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError([Problem(f"the recipe {path} cannot be read: {error.strerror}")]) from error
+    except yaml.YAMLError as error:
+        raise ConfigError([Problem(f"the recipe {path} is not YAML: {error}")]) from error
+    if not isinstance(values, dict):
+        raise ConfigError([Problem(f"the recipe {path} holds no `field: value` lines")])
+    return values
+
+
+def _check(name: str, value: Any, actions: dict[str, argparse.Action]) -> list[Problem]:
+    """argparse trusts defaults that are not strings, so a recipe's values are checked here."""
+    if name not in actions:
+        return [_unknown(name, actions, "field ")]
+    action = actions[name]
+    value = _fixed(value, action)
+    if action.choices and value not in action.choices:
+        choices = ", ".join(map(str, action.choices))
+        return [Problem(f"{name}: {value!r} is none of: {choices}")]
+    if isinstance(action.type, type) and action.type in (int, float, str):
+        for item in value if isinstance(value, list) else [value]:
+            if not _fits(item, action.type):
+                return [
+                    Problem(
+                        f"{name}: {item!r} is not a value of type {action.type.__name__}",
+                        str(action.help or ""),
+                    )
+                ]
+    return []
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, (bool, dict, list)):
+        return False
+    if kind is int and isinstance(value, float):
+        return value.is_integer()
+    try:
+        kind(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _fixed(value: Any, action: argparse.Action) -> Any:
+    """YAML reads a bare `no` as False, and `1.0e+3` for an int as a float."""
+    if value is False and action.choices and "no" in action.choices:
+        return "no"
+    if action.type is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _unknown(name: str, actions: dict[str, argparse.Action], kind: str) -> Problem:
+    close = difflib.get_close_matches(name, actions, n=1)
+    return Problem(
+        f"unknown {kind}{name}",
+        f"did you mean `{close[0]}`?" if close else "`--help` lists every field.",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,52 @@
+"""Known harmless third-party lines, silenced by name; nothing else is. Imports nothing slow.
+
+Seen with transformers 5.23, trl 1.16, accelerate 1.15, deepspeed 0.19.8, torch 2.13.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+WARNINGS = (
+    # DeepSpeed calls names that torch 2.13 has renamed, at every step.
+    r"`torch\.distributed\.\w+` is deprecated\. Please use",
+    # TRL's SFTConfig sets the field that transformers 5.23 has renamed.
+    r"`gradient_checkpointing` is deprecated",
+)
+LOGS = (
+    # DeepSpeed, at import, on a machine without a GPU.
+    ("DeepSpeed", "Setting accelerator to CPU"),
+)
+LOGGERS = ("transformers", "trl", "accelerate", "datasets", "peft", "DeepSpeed", "torch")
+
+
+def silence() -> None:
+    """Silence the lines above; on other ranks than the main one, everything but errors.
+
+    Call it before the slow imports: some of the lines are written by them. Ranks: any.
+    """
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for name, text in LOGS:
+        logging.getLogger(name).addFilter(_Without(text))
+    if os.environ.get("RANK", "0") != "0":
+        warnings.filterwarnings("ignore")
+        for name in LOGGERS:
+            logging.getLogger(name).addFilter(_is_error)
+
+
+class _Without(logging.Filter):
+    """Lets everything pass that does not hold a text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.text not in record.getMessage()
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR

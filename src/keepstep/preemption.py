@@ -1,0 +1,30 @@
+"""Signal → flag → agreed at a step boundary → save and stop. Imports nothing slow."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+_received: list[int] = []
+
+
+def install_handlers() -> None:
+    """From now on the first signal asks for a stop at the next step boundary.
+
+    Call it before the slow imports, in every rank: a signal that comes earlier ends the process.
+    """
+    for number in SIGNALS:
+        signal.signal(number, _handle)
+
+
+def requested() -> str | None:
+    """The name of the signal that this process has received, None so far."""
+    return signal.Signals(_received[0]).name if _received else None
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGINT and signal.SIGINT in _received:
+        raise KeyboardInterrupt  # the second Ctrl-C means now
+    _received.append(number)

@@ -1,0 +1,126 @@
+"""Validate a recipe before anything is loaded; every problem in one report."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .config import Problem, Recipe
+
+
+def validate(recipe: Recipe) -> list[Problem]:
+    """Every problem that can be seen without loading data or model. Ranks: any."""
+    return [*_run_folder(recipe), *_sources(recipe), *_retention(recipe), *_secrets(recipe)]
+
+
+def looks_local(name: str) -> bool:
+    """Whether a model or dataset name means a path here rather than `owner/name` on the Hub."""
+    return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _run_folder(recipe: Recipe) -> list[Problem]:
+    training, found = recipe.training, []
+    if not training.output_dir:
+        return [Problem("output_dir is not set", "name the run folder: output_dir: runs/my-run")]
+    folder = Path(training.output_dir)
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        found.append(Problem(f"output_dir: {existing} is a file, not a folder"))
+    elif not os.access(existing, os.W_OK):
+        found.append(Problem(f"output_dir: {existing} is not writable"))
+    if training.resume_from_checkpoint not in ("auto", "never"):
+        found.append(
+            Problem(
+                f"resume_from_checkpoint: {training.resume_from_checkpoint!r} is neither `auto` "
+                "nor `never`"
+            )
+        )
+    return found
+
+
+def _sources(recipe: Recipe) -> list[Problem]:
+    model, data, found = recipe.model.model_name_or_path, recipe.data, []
+    if not model:
+        found.append(Problem("model_name_or_path is not set", "a folder or a Hub model name"))
+    elif looks_local(model) and not (Path(model).expanduser() / "config.json").is_file():
+        found.append(
+            Problem(f"model_name_or_path: {model} is no folder with a config.json in it")
+        )
+    if not data.dataset_name and not data.datasets:
+        found.append(
+            Problem("neither dataset_name nor datasets is set", "dataset_name: data/train.jsonl")
+        )
+    for name, value in (
+        ("dataset_name", data.dataset_name),
+        ("eval_dataset_name", data.eval_dataset_name),
+    ):
+        if value and looks_local(value) and not Path(value).expanduser().exists():
+            found.append(Problem(f"{name}: there is no {value}"))
+    if not 0 < data.eval_split_fraction < 1:
+        found.append(
+            Problem(f"eval_split_fraction: {data.eval_split_fraction} is not between 0 and 1")
+        )
+    return found
+
+
+def _retention(recipe: Recipe) -> list[Problem]:
+    training, found = recipe.training, []
+    limit = training.save_total_limit
+    if limit is not None and limit < 1:
+        found.append(Problem(f"save_total_limit: {limit} would keep nothing", "at least 1"))
+    if limit is None or training.keep_ranking == "recency":
+        return found
+    if training.eval_strategy == "no":
+        found.append(
+            Problem(
+                f"save_total_limit: {limit} keeps the best checkpoints, and eval_strategy: no "
+                "leaves nothing to rank them by",
+                "set eval_strategy: steps, or ask for age: keep_ranking: recency",
+            )
+        )
+    elif training.metric_for_best_model is None:
+        found.append(
+            Problem(
+                f"save_total_limit: {limit} keeps the best checkpoints, and "
+                "metric_for_best_model is not set",
+                "metric_for_best_model: eval_loss, or keep_ranking: recency",
+            )
+        )
+    elif limit == 1:
+        found.append(
+            Problem(
+                "save_total_limit: 1 keeps the newest checkpoint only, so the best one is lost",
+                "at least 2, or keep_ranking: recency",
+            )
+        )
+    elif training.save_strategy == training.eval_strategy == "steps" and (
+        training.save_steps % training.eval_steps
+    ):
+        found.append(
+            Problem(
+                f"save_steps: {training.save_steps:g} is no multiple of eval_steps: "
+                f"{training.eval_steps:g}, so some checkpoints would have no metric to rank by",
+                "let the two meet: every save at a step that is evaluated",
+            )
+        )
+    return found
+
+
+def _secrets(recipe: Recipe) -> list[Problem]:
+    training, found = recipe.training, []
+    if training.hub_token:
+        found.append(
+            Problem(
+                "hub_token is set in the recipe or as a flag: it would stand in files and in the "
+                "process list",
+                "export HF_TOKEN=… (or `hf auth login`) instead",
+            )
+        )
+    if training.push_to_hub:
+        found.append(
+            Problem(
+                "push_to_hub: this version does not publish",
+                "unset it; upload the `best` folder after the run: hf upload REPO RUN/best",
+            )
+        )
+    return found

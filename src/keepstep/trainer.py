@@ -1,0 +1,200 @@
+"""KeepstepTrainer: the one seam to the Trainer's private save path.
+
+What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
+- `_save_checkpoint`: Trainer writes straight into `checkpoint-N`, and rotates by age.
+- `_save`: Trainer stores its arguments, with absolute paths and the Hub token, in every checkpoint.
+- `_determine_best_metric`: called with the metrics of each evaluation; an infinite one must not win.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from trl import SFTTrainer
+
+from . import distributed, preemption
+from .checkpoint.manager import CheckpointManager, Saved, SaveError
+from .checkpoint.manifest import Manifest, finite_metrics
+from .checkpoint.writer import Part, PartEngine
+
+logger = logging.getLogger(__name__)
+
+LIBRARIES = (
+    *("keepstep", "torch", "transformers", "trl", "accelerate", "deepspeed", "peft", "datasets"),
+)
+
+
+class KeepstepTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is untyped
+    """SFTTrainer whose checkpoints are committed by a `CheckpointManager`.
+
+    Attributes:
+        preempted: why training stopped before its end, None when it did not.
+        last_saved: the newest commit of this attempt, None before the first.
+    """
+
+    def __init__(self, *args: Any, manager: CheckpointManager, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.manager = manager
+        self.preempted: str | None = None
+        self.last_saved: Saved | None = None
+        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
+        self._part: Part | None = None
+        self._engine_writer = PartEngine()
+        # Retention is the manager's: with a limit of 1, Trainer deletes folders by itself at the end.
+        self.args.save_total_limit = None
+        self.add_callback(_StopOnSignal(self))
+
+    def planned_steps(self) -> int:
+        """How many optimizer steps the whole run has. Ranks: all."""
+        return int(self.set_initial_training_values(self.args, self.get_train_dataloader())[-1])
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        self._evaluated = (self.state.global_step, finite_metrics(metrics))
+        name = self.manager.policy.metric
+        if name in metrics and not math.isfinite(metrics[name]):
+            return False
+        return bool(super()._determine_best_metric(metrics, trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save this step. Ranks: all (collective)."""
+        self.store_flos()
+        self.state.best_model_checkpoint = None  # an absolute path: not for trainer_state.json
+        try:
+            self.last_saved = self.manager.save(self._describe(), self._write_part)
+        except SaveError as error:
+            if self.args.on_save_error == "stop":
+                raise
+            logger.error("%s\nTraining goes on without it.", error)
+            self.last_saved = None
+        if self.last_saved and self.last_saved.best and not self.preempted:
+            self.state.best_model_checkpoint = str(self.last_saved.best.path)
+
+    def _describe(self) -> Manifest:
+        step, metrics = self._evaluated
+        return Manifest(
+            run_id="",
+            attempt=0,
+            parent=None,
+            global_step=self.state.global_step,
+            epoch=round(self.state.epoch or 0.0, 6),
+            samples=self._samples_consumed(),
+            metrics=metrics if step == self.state.global_step else {},
+            world_size=self.args.world_size,
+            zero_stage=self.zero_stage,
+            dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            adapter=isinstance(self.model, PeftModel),
+            versions={name: version(name) for name in LIBRARIES},
+            saved_at="",
+            save_seconds=0.0,
+        )
+
+    @property
+    def zero_stage(self) -> int:
+        """DeepSpeed's ZeRO stage; 0 for DDP or a single process."""
+        plugin = self.accelerator.state.deepspeed_plugin
+        return int(plugin.zero_stage) if plugin else 0
+
+    def _samples_consumed(self) -> int:
+        batch = (
+            self.args.per_device_train_batch_size
+            * self.args.gradient_accumulation_steps
+            * self.args.world_size
+        )
+        try:
+            rows = len(self.train_dataset)
+        except TypeError:  # streamed: the length is not known
+            return int(self.state.global_step * batch)
+        epochs, steps = divmod(self.state.global_step, math.ceil(rows / batch))
+        return int(epochs * rows + min(steps * batch, rows))
+
+    def _write_part(self, part: Part) -> None:
+        """Write this rank's share of the checkpoint. Ranks: all (collective)."""
+        self._part = part
+        folder = str(part.folder)
+        self.save_model(folder, _internal_call=True)  # gathers, then _save below
+        main = distributed.is_main()
+        if self.is_deepspeed_enabled:
+            self._write_engine(part)
+        elif main:
+            part.save("optimizer.pt", self.optimizer.state_dict())
+        if main:
+            part.save("scheduler.pt", self.lr_scheduler.state_dict())
+        if main and self.accelerator.scaler is not None:
+            part.save("scaler.pt", self.accelerator.scaler.state_dict())
+        part.attempt(lambda: self._save_rng_state(folder))
+        name = f"rng_state_{part.rank}.pth" if self.args.world_size > 1 else "rng_state.pth"
+        part.adopt(name)
+        if main:
+            part.write("trainer_state.json", self._state_json())
+
+    def _write_engine(self, part: Part) -> None:
+        """DeepSpeed's shards: every rank its own, and the module's from rank 0."""
+        engine = self.model_wrapped
+        stock, engine.checkpoint_engine = engine.checkpoint_engine, self._engine_writer
+        copy_script, engine._copy_recovery_script = engine._copy_recovery_script, lambda path: None
+        self._engine_writer.part = part
+        tag = f"global_step{self.state.global_step}"
+        try:
+            engine.save_checkpoint(
+                str(part.folder),
+                tag=tag,
+                save_latest=False,
+                exclude_frozen_parameters=isinstance(self.model, PeftModel),
+            )
+        finally:
+            self._engine_writer.part = None
+            engine.checkpoint_engine = stock
+            engine._copy_recovery_script = copy_script
+        if distributed.is_main():
+            part.write("latest", tag.encode())  # where DeepSpeed looks for the tag
+
+    def _state_json(self) -> bytes:
+        """trainer_state.json, as Trainer writes it: callbacks that have a state are in it."""
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                name, state = type(callback).__name__, callback.state()
+                if isinstance(self.state.stateful_callbacks.get(name), list):
+                    self.state.stateful_callbacks[name].append(state)
+                else:
+                    self.state.stateful_callbacks[name] = state
+        return json.dumps(vars(self.state), indent=2, sort_keys=True).encode() + b"\n"
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Weights, configuration and tokenizer in Hugging Face layout; no training_args.bin."""
+        if not self.args.should_save:
+            return
+
+        def write() -> None:
+            Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
+            self.model.save_pretrained(output_dir, state_dict=state_dict)
+            self.processing_class.save_pretrained(output_dir)
+
+        if self._part is None:
+            write()
+        else:
+            self._part.attempt(write)
+
+
+class _StopOnSignal(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+    """Every step: has any rank been asked to stop? Then all save this step, and stop."""
+
+    def __init__(self, trainer: KeepstepTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step < state.max_steps and distributed.any_rank(
+            preemption.requested() is not None
+        ):
+            self.trainer.preempted = preemption.requested() or "a signal to another rank"
+            control.should_save = control.should_training_stop = True
+
+
