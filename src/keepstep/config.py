@@ -36,11 +36,12 @@ class ConfigError(ValueError):
 
     def report(self) -> str:
         count = f"{len(self.problems)} problems" if len(self.problems) > 1 else "a problem"
-        return "\n".join([f"keepstep: the recipe has {count}:", *(f"  - {p}" for p in self.problems)])
+        lines = [f"  - {problem}" for problem in self.problems]
+        return "\n".join([f"keepstep: the recipe has {count}:", *lines])
 
 
 @dataclass
-class DataConfig(ScriptArguments, DatasetMixtureConfig):  # type: ignore[misc]  # TRL is untyped
+class DataConfig(ScriptArguments, DatasetMixtureConfig):
     """Where the rows come from. TRL's fields (`dataset_name`, `datasets`, …), and two more."""
 
     eval_dataset_name: str | None = field(
@@ -57,7 +58,7 @@ class DataConfig(ScriptArguments, DatasetMixtureConfig):  # type: ignore[misc]  
 
 
 @dataclass
-class KeepstepConfig(SFTConfig):  # type: ignore[misc]  # TRL is untyped
+class KeepstepConfig(SFTConfig):
     """TRL's SFTConfig with keepstep's fields, and defaults that keep a run safe."""
 
     output_dir: str | None = field(
@@ -90,6 +91,17 @@ class KeepstepConfig(SFTConfig):  # type: ignore[misc]  # TRL is untyped
     on_save_error: Literal["continue", "stop"] = field(
         default="continue",
         metadata={"help": "What follows a save that failed (disk full, say): go on, or stop."},
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Train in bfloat16; null: where the hardware has it, and fp16 is off."},
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "DDP only: look for parameters without a gradient at every step."},
+    )
+    eval_steps: float | None = field(
+        default=None, metadata={"help": "Steps between evaluations; null: `save_steps`."}
     )
     disable_tqdm: bool = field(
         default=True, metadata={"help": "False: the Trainer's own bars instead of keepstep's."}
@@ -124,7 +136,7 @@ class Recipe:
     model: ModelConfig
 
 
-class RecipeParser(TrlParser):  # type: ignore[misc]  # TRL is untyped
+class RecipeParser(TrlParser):
     """TrlParser that raises ConfigError, all problems at once, where argparse would print usage."""
 
     def __init__(self) -> None:
@@ -179,7 +191,8 @@ def _read_yaml(path: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text())
     except OSError as error:
-        raise ConfigError([Problem(f"the recipe {path} cannot be read: {error.strerror}")]) from error
+        reason = f"the recipe {path} cannot be read: {error.strerror}"
+        raise ConfigError([Problem(reason)]) from error
     except yaml.YAMLError as error:
         raise ConfigError([Problem(f"the recipe {path} is not YAML: {error}")]) from error
     if not isinstance(values, dict):

@@ -1,4 +1,4 @@
-"""What a person sees of a run: one progress bar, a line per evaluation and per save. Main process."""
+"""What a person sees of a run: one progress bar, a line per evaluation and per save."""
 
 from __future__ import annotations
 
@@ -10,36 +10,89 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from . import distributed
+from . import __version__, distributed
 from .checkpoint.runfolder import Committed
-from .report import human_bytes
+from .checkpoint.selection import Choice
+from .config import Recipe
+from .outcome import Outcome
+from .report import human_bytes, strategy_name
 from .trainer import KeepstepTrainer
 
-def show_library_bars(wanted: bool) -> None:
-    """The progress bars of datasets and transformers: for a terminal, and the main process only."""
-    if not wanted:
+console = Console()
+
+
+def say(text: str) -> None:
+    """A line to whoever watches. Ranks: any; only the main process prints."""
+    if distributed.is_main():
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_library_bars() -> None:
+    """Progress bars of datasets and transformers: on a terminal, by the main process only."""
+    if not (console.is_terminal and distributed.is_main()):
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
 
 
-class RunReporter(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+def introduce(
+    trainer: KeepstepTrainer, recipe: Recipe, checkpoint: Committed | None, choice: Choice
+) -> None:
+    """What is about to run, in two lines; where it carries on from, and why not elsewhere."""
+    args = trainer.args
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    # Under ZeRO-3 a parameter is empty here, and `ds_numel` is its size.
+    sizes = {p: getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()}
+    trained = sum(size for p, size in sizes.items() if p.requires_grad)
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    say(
+        f"keepstep {__version__}: {args.output_dir}, attempt {trainer.manager.attempt}, "
+        f"{args.world_size} x {strategy_name(trainer.zero_stage)}, {precision}"
+    )
+    say(
+        f"{recipe.model.model_name_or_path}: {sum(sizes.values()):,} parameters, "
+        f"{trained:,} trained; {rows} rows a step"
+    )
+    for step, why in choice.passed_by.items():
+        say(f"checkpoint-{step} is passed by: {why}")
+    if checkpoint is not None:
+        say(f"carrying on from checkpoint-{checkpoint.step}")
+
+
+def farewell(trainer: KeepstepTrainer, outcome: Outcome, best: Committed | None) -> None:
+    """How it ended, and what to do next."""
+    folder, metric = trainer.args.output_dir, trainer.manager.policy.metric
+    if outcome.outcome == "preempted":
+        say(
+            f"Stopped on request ({outcome.reason}) after step {outcome.global_step}; the state is "
+            "saved. Run the same command again to go on."
+        )
+        return
+    say(f"Finished: {outcome.global_step} steps.")
+    if best is not None and metric:
+        say(f"Best:        {best.path} ({metric} {best.manifest.metrics[metric]:.4f})")
+    if best is not None:
+        auto = "AutoPeftModelForCausalLM" if best.manifest.adapter else "AutoModelForCausalLM"
+        say(f"Use it:      {auto}.from_pretrained('{folder}/best')")
+    say(f"Checkpoints: keepstep ls {folder}")
+
+
+class RunReporter(TrainerCallback):
     """The progress bar and the lines above it; silent on other ranks than the main one."""
 
-    def __init__(self, trainer: KeepstepTrainer, console: Console) -> None:
+    def __init__(self, trainer: KeepstepTrainer) -> None:
         self.trainer = trainer
-        self.console = console
         self.progress: Progress | None = None
         self.task = TaskID(0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.console.is_terminal or not distributed.is_main():
+        if not console.is_terminal or not distributed.is_main():
             return
         self.progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
-            console=self.console,
+            console=console,
         )
         self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step)
         self.progress.start()
@@ -96,6 +149,5 @@ class RunReporter(TrainerCallback):  # type: ignore[misc]  # transformers is unt
         return f"; best {best.path.name} ({name} {best.manifest.metrics[name]:.4f})"
 
     def _line(self, state: Any, text: str) -> None:
-        if distributed.is_main():
-            step = f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
-            self.console.print(f"{step}  {text}", highlight=False, markup=False, soft_wrap=True)
+        step = f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
+        say(f"{step}  {text}")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 from trl import get_dataset
 
 from .config import ConfigError, DataConfig, KeepstepConfig, Problem
 
-Rows = datasets.Dataset | datasets.IterableDataset
+Rows: TypeAlias = Any  # datasets.Dataset, or IterableDataset when streamed
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
 EVAL_SPLITS = ("validation", "eval", "dev")
 LAYOUTS = "`messages`, `prompt` and `completion`, or `text`"
@@ -84,9 +84,7 @@ def _evaluation_rows(data: DataConfig, loaded: Any) -> Rows | None:
 
 def _set_aside(train: Rows, data: DataConfig, training: KeepstepConfig) -> tuple[Rows, Rows]:
     if isinstance(train, datasets.IterableDataset):
-        raise ConfigError(
-            [Problem("a streamed dataset cannot be split", "name evaluation data, or do not stream")]
-        )
+        raise ConfigError([Problem("a streamed dataset cannot be split", "name eval_dataset_name")])
     seed = training.seed if training.data_seed is None else training.data_seed
     if len(train) < 2:
         raise ConfigError([Problem(f"{len(train)} training rows are too few to set one aside")])
@@ -105,7 +103,7 @@ def _check_columns(name: str, rows: Rows, training: KeepstepConfig) -> None:
         raise ConfigError(
             [
                 Problem(
-                    f"the {name} data has no column to train on; it has: {', '.join(sorted(columns))}",
+                    f"the {name} data has no column to train on, but {', '.join(sorted(columns))}",
                     f"rename to {LAYOUTS}, or set dataset_text_field",
                 )
             ]

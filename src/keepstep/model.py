@@ -1,4 +1,4 @@
-"""Tokenizer, model arguments and adapter. SFTTrainer builds the model itself, under ZeRO-3 sharded."""
+"""Tokenizer, model arguments, adapter. SFTTrainer builds the model: under ZeRO-3, sharded."""
 
 from __future__ import annotations
 

@@ -13,13 +13,17 @@ WARNINGS = (
     # DeepSpeed calls names that torch 2.13 has renamed, at every step.
     r"`torch\.distributed\.\w+` is deprecated\. Please use",
     # TRL's SFTConfig sets the field that transformers 5.23 has renamed.
-    r"`gradient_checkpointing` is deprecated",
+    r"`(is_)?gradient_checkpointing` is deprecated",
 )
 LOGS = (
     # DeepSpeed, at import, on a machine without a GPU.
     ("DeepSpeed", "Setting accelerator to CPU"),
+    # Tied weights are stored once; Trainer's loader of plain checkpoints misses their second name.
+    ("transformers.trainer", "missing keys in the checkpoint model loaded: ['lm_head.weight']"),
 )
-LOGGERS = ("transformers", "trl", "accelerate", "datasets", "peft", "DeepSpeed", "torch")
+# Read by the libraries at import.
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DATASETS_VERBOSITY": "error"}
+LOGGERS = ("trl", "accelerate", "peft", "DeepSpeed")
 
 
 def silence() -> None:
@@ -33,8 +37,16 @@ def silence() -> None:
         logging.getLogger(name).addFilter(_Without(text))
     if os.environ.get("RANK", "0") != "0":
         warnings.filterwarnings("ignore")
+        os.environ.update(QUIET)
         for name in LOGGERS:
-            logging.getLogger(name).addFilter(_is_error)
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def silence_prints() -> None:
+    """DeepSpeed prints "… built successfully" on every rank at every start. Ranks: any."""
+    from deepspeed.comm import torch as module
+
+    module.print = lambda *args, **kwargs: None
 
 
 class _Without(logging.Filter):
@@ -46,7 +58,3 @@ class _Without(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return self.text not in record.getMessage()
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR

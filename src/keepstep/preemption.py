@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
-_received: list[int] = []
+# Ctrl-C reaches a rank from the terminal and again from its launcher: that is one request.
+ONE_REQUEST_SECONDS = 2.0
+
+_received: list[tuple[int, float]] = []
 
 
 def install_handlers() -> None:
@@ -21,10 +25,12 @@ def install_handlers() -> None:
 
 def requested() -> str | None:
     """The name of the signal that this process has received, None so far."""
-    return signal.Signals(_received[0]).name if _received else None
+    return signal.Signals(_received[0][0]).name if _received else None
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    if number == signal.SIGINT and signal.SIGINT in _received:
+    now = time.monotonic()
+    interrupts = [when for earlier, when in _received if earlier == signal.SIGINT]
+    if number == signal.SIGINT and interrupts and now - interrupts[0] > ONE_REQUEST_SECONDS:
         raise KeyboardInterrupt  # the second Ctrl-C means now
-    _received.append(number)
+    _received.append((number, now))

@@ -43,9 +43,7 @@ def _sources(recipe: Recipe) -> list[Problem]:
     if not model:
         found.append(Problem("model_name_or_path is not set", "a folder or a Hub model name"))
     elif looks_local(model) and not (Path(model).expanduser() / "config.json").is_file():
-        found.append(
-            Problem(f"model_name_or_path: {model} is no folder with a config.json in it")
-        )
+        found.append(Problem(f"model_name_or_path: {model} is no folder with a config.json in it"))
     if not data.dataset_name and not data.datasets:
         found.append(
             Problem("neither dataset_name nor datasets is set", "dataset_name: data/train.jsonl")

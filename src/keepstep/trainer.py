@@ -2,8 +2,8 @@
 
 What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
 - `_save_checkpoint`: Trainer writes straight into `checkpoint-N`, and rotates by age.
-- `_save`: Trainer stores its arguments, with absolute paths and the Hub token, in every checkpoint.
-- `_determine_best_metric`: called with the metrics of each evaluation; an infinite one must not win.
+- `_save`: Trainer stores its arguments, absolute paths and Hub token included, every time.
+- `_determine_best_metric`: given the metrics of each evaluation; an infinite one must not win.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -33,7 +32,7 @@ LIBRARIES = (
 )
 
 
-class KeepstepTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is untyped
+class KeepstepTrainer(SFTTrainer):
     """SFTTrainer whose checkpoints are committed by a `CheckpointManager`.
 
     Attributes:
@@ -49,7 +48,7 @@ class KeepstepTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is untyped
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._part: Part | None = None
         self._engine_writer = PartEngine()
-        # Retention is the manager's: with a limit of 1, Trainer deletes folders by itself at the end.
+        # Retention is the manager's: with a limit of 1, Trainer deletes folders at the end.
         self.args.save_total_limit = None
         self.add_callback(_StopOnSignal(self))
 
@@ -184,17 +183,15 @@ class KeepstepTrainer(SFTTrainer):  # type: ignore[misc]  # TRL is untyped
             self._part.attempt(write)
 
 
-class _StopOnSignal(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+class _StopOnSignal(TrainerCallback):
     """Every step: has any rank been asked to stop? Then all save this step, and stop."""
 
     def __init__(self, trainer: KeepstepTrainer) -> None:
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step < state.max_steps and distributed.any_rank(
-            preemption.requested() is not None
-        ):
-            self.trainer.preempted = preemption.requested() or "a signal to another rank"
+        asked = preemption.requested()
+        if state.global_step < state.max_steps and distributed.any_rank(asked is not None):
+            heard = enumerate(distributed.gather(asked))
+            self.trainer.preempted = ", ".join(f"{name} to rank {r}" for r, name in heard if name)
             control.should_save = control.should_training_stop = True
-
-

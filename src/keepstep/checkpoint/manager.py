@@ -13,19 +13,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import distributed
+from ..outcome import Outcome
 from .manifest import MANIFEST_NAME, FileEntry, Manifest, ManifestError, differences, folder_name
 from .retention import Policy, best_step, plan_retention
 from .runfolder import Committed, RunFolder, records_of
-from .selection import Choice, choose_newest_valid
+from .selection import Choice, choose
 from .storage import Storage, sizes_under
 from .writer import Part
 
+T = TypeVar("T")
+
 
 class SaveError(RuntimeError):
-    """A checkpoint could not be written; the same error on every rank, naming the rank that met it."""
+    """A checkpoint could not be written; the same error on every rank, naming the culprit."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,11 @@ class RunWriter:
                 self.storage.remove(leftover)
             self.storage.make_folder(leftover)
         identity = {"run_id": self.run_id, "policy": vars(self.policy)}
+        self.storage.remove(self.run.status)  # it told how the attempt before this one ended
         self.storage.replace(self.run.identity, json.dumps(identity, indent=1).encode() + b"\n")
         self.record("attempt")
-        self.prune()
+        # Nothing is pruned here: the newest checkpoint has not been verified yet, and only a valid
+        # newest one may displace older ones. The next commit prunes.
         self.point()
 
     def stage(self, step: int) -> Path:
@@ -141,13 +146,14 @@ class RunWriter:
         line = {"time": now(), "attempt": self.attempt, "event": event, **facts}
         self.storage.append_line(self.run.events, json.dumps(line))
 
-    def write_status(self, status: dict[str, Any]) -> None:
-        """Say how this attempt ended, for shells."""
+    def end(self, status: dict[str, Any]) -> None:
+        """Say how this attempt ended: status.json for shells, a line in events.jsonl."""
         self.storage.replace(self.run.status, json.dumps(status, indent=1).encode() + b"\n")
+        self.record("end", **status)
 
 
 class CheckpointManager:
-    """One attempt's checkpoints. Every method is collective: all ranks call it, at the same step."""
+    """One attempt's checkpoints. Ranks: all call each method, at the same step (collective)."""
 
     def __init__(self, output_dir: str, policy: Policy, storage: Storage | None = None) -> None:
         self.run = RunFolder(output_dir)
@@ -155,15 +161,17 @@ class CheckpointManager:
         self.policy = policy
         self._writer: RunWriter | None = None
         self._parent: int | None = None
+        self.attempt = 0
 
     def start(self) -> None:
         """Begin an attempt. Ranks: all (collective)."""
 
-        def begin() -> None:
+        def begin() -> int:
             self._writer = RunWriter(self.run, self.policy, self.storage)
             self._writer.start()
+            return self._writer.attempt
 
-        distributed.on_main_process("starting the attempt", begin)
+        self.attempt = distributed.on_main_process("starting the attempt", begin)
 
     def choose(self, request: str) -> tuple[Committed | None, Choice]:
         """The checkpoint to resume from, None to start from the beginning. Ranks: all (collective).
@@ -173,9 +181,7 @@ class CheckpointManager:
         """
 
         def decide() -> tuple[Committed | None, Choice]:
-            choice = Choice(None, {})
-            if request == "auto":
-                choice = choose_newest_valid(self.run.candidates())
+            choice = choose(request, self.run.candidates())
             chosen = next((c for c in self.run.checkpoints() if c.step == choice.step), None)
             self.writer.record("resume", step=choice.step, passed_by=dict(choice.passed_by))
             return chosen, choice
@@ -204,11 +210,9 @@ class CheckpointManager:
             failures = [f"rank {r}: {error}" for r, (_, error) in enumerate(parts) if error]
             if failures:
                 raise SaveError("; ".join(failures))
+            files = [of_rank for of_rank, _ in parts]
             return self._on_main(
-                "committing",
-                lambda writer: self._finish(
-                    writer, part, manifest, [files for files, _ in parts], started
-                ),
+                "committing", lambda w: self._finish(w, part, manifest, files, started)
             )
         except SaveError as error:
             reason = str(error)
@@ -219,10 +223,11 @@ class CheckpointManager:
         """The best committed checkpoint. Ranks: all (collective)."""
         return self._on_main("looking up the best checkpoint", lambda writer: writer.best())
 
-    def record(self, event: str, **facts: Any) -> None:
-        """Add a line to events.jsonl. Ranks: any; only the main process writes."""
+    def end(self, outcome: Outcome) -> None:
+        """Write how the attempt ended, for shells and for the record. Ranks: all (collective)."""
+        self._on_main("writing the outcome", lambda writer: writer.end(outcome.as_json()))
         if distributed.is_main():
-            self.writer.record(event, **facts)
+            outcome.tell_shell()
 
     @property
     def writer(self) -> RunWriter:
@@ -231,7 +236,7 @@ class CheckpointManager:
             raise RuntimeError("start() was not called, or this is not the main process")
         return self._writer
 
-    def _on_main(self, what: str, action: Callable[[RunWriter], Any]) -> Any:
+    def _on_main(self, what: str, action: Callable[[RunWriter], T]) -> T:
         try:
             return distributed.on_main_process(what, lambda: action(self.writer))
         except (OSError, ManifestError, distributed.RankError) as error:

@@ -34,7 +34,7 @@ class Manifest:
     Attributes:
         run_id: random name of the run, the same in all its checkpoints.
         attempt: which launch of the run wrote it, counted from 1.
-        parent: the checkpoint (a `global_step`) that this attempt resumed from; None: from the start.
+        parent: the step of the checkpoint that this attempt resumed from; None: from the start.
         global_step: optimizer steps completed.
         epoch: passes over the training data completed, a fraction.
         samples: training rows consumed, over all ranks, since the start of the run.
@@ -129,7 +129,7 @@ def differences(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
 
 
 def finite_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers in an evaluation's report that are finite: JSON has no NaN, and NaN never wins."""
+    """The finite numbers of an evaluation's report: JSON has no NaN, and NaN never wins."""
     return {
         name: float(value)
         for name, value in metrics.items()

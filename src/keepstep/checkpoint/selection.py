@@ -26,12 +26,23 @@ class Choice:
     passed_by: Mapping[int, str]
 
 
-def choose_newest_valid(candidates: Sequence[Candidate]) -> Choice:
-    """`auto`: the newest valid checkpoint, else the start of the run.
+def choose(request: str, candidates: Sequence[Candidate]) -> Choice:
+    """What `resume_from_checkpoint` asks for.
+
+    Args:
+        request: `auto` for the newest valid checkpoint, else the start of the run; `never` for the
+            start of a run that has no checkpoint.
+        candidates: the run's committed checkpoints, in any order.
 
     Raises:
-        SelectionError: checkpoints exist and none is valid; starting from zero would hide that.
+        SelectionError: with `auto`, checkpoints exist and none is valid: starting from zero would
+            hide that. With `never`, checkpoints exist: a new run would mix with the old one.
     """
+    if request == "never" and candidates:
+        raise SelectionError(
+            f"resume_from_checkpoint: never, and the run folder holds {len(candidates)} "
+            "checkpoints\n    Hint: choose another output_dir, or move the folder away."
+        )
     passed_by: dict[int, str] = {}
     for candidate in sorted(candidates, key=lambda c: c.step, reverse=True):
         if not candidate.faults:
@@ -41,6 +52,6 @@ def choose_newest_valid(candidates: Sequence[Candidate]) -> Choice:
         listing = "\n".join(f"  checkpoint-{step}: {why}" for step, why in passed_by.items())
         raise SelectionError(
             f"{len(passed_by)} checkpoints exist and none is valid:\n{listing}\n"
-            "Hint: repair one, or set resume_from_checkpoint: never to start again."
+            "    Hint: restore one of them, or choose another output_dir to start again."
         )
     return Choice(None, passed_by)

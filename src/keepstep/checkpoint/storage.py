@@ -21,7 +21,7 @@ CHUNK = 8 * 2**20
 
 
 class DigestingFile:
-    """A binary file being written: counts bytes and digests them (xxh3-128) on the way; synced on close."""
+    """A file being written: counts and digests (xxh3-128) on the way, synced when closed."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

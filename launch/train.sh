@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Train on this machine: launch/train.sh RECIPE [--field value ...]
+#
+# Chooses the number of processes and the accelerate config, prints the `accelerate launch` line,
+# runs it, and ends with the run's own exit status, which launchers hide:
+#   0 finished   75 preempted: run the same command again   2 the recipe is wrong   70 failed
+#
+# Environment: KEEPSTEP_PROCESSES   processes on this machine (default: its GPUs; 2 on CPU)
+#              KEEPSTEP_CONFIG      accelerate config (default: zero3; zero2 on one GPU; cpu_zero3)
+#              KEEPSTEP_LAUNCH_ARGS more launcher flags, for several machines say
+set -euo pipefail
+
+if [[ $# -eq 0 || $1 == -* ]]; then
+  sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+fi
+recipe=$1
+shift
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+count_gpus() {
+  if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[^[:space:]]' || true
+  elif command -v nvidia-smi >/dev/null; then
+    nvidia-smi --list-gpus | grep -c '^GPU' || true
+  else
+    echo 0
+  fi
+}
+
+gpus=$(count_gpus)
+case $gpus in
+  0) config=cpu_zero3 processes=2 ;;
+  1) config=zero2 processes=1 ;;
+  *) config=zero3 processes=$gpus ;;
+esac
+config=${KEEPSTEP_CONFIG:-$config}
+[[ -f $config ]] || config=$root/accelerate_configs/$config.yaml
+processes=${KEEPSTEP_PROCESSES:-$processes}
+read -ra launch_args <<<"${KEEPSTEP_LAUNCH_ARGS:---num_machines 1 --main_process_port 0}"
+
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+if [[ $gpus -eq 0 ]]; then
+  export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} # or DeepSpeed looks for one, and says so
+  # Shared between environments, DeepSpeed would compile its extension anew at every launch.
+  export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$(python -c 'import sys; print(sys.prefix)')/torch_extensions}
+fi
+# After a stop request the launcher ends its ranks by force when this many seconds have passed.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
+
+command=(accelerate launch --config_file "$config" --num_processes "$processes"
+  "${launch_args[@]}" -m keepstep.train --config "$recipe" "$@")
+printf '+'
+printf ' %q' "${command[@]}"
+printf '\n'
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export KEEPSTEP_STATUS_FILE=$scratch/status.json
+
+# The launcher meets any exit status but 0 with a traceback of its own. It is held back, and shown
+# only when the run itself has not said how it ended.
+without_launcher_traceback() {
+  awk -v status="$KEEPSTEP_STATUS_FILE" '
+    /^[WE][0-9]+ .*torch\/distributed\/elastic\// { holding = 1 }
+    holding { held = held $0 "\n"; next }
+    { print; fflush() }
+    END { if ((getline line < status) <= 0) printf "%s", held }' >&2
+}
+
+mkfifo "$scratch/stderr"
+without_launcher_traceback <"$scratch/stderr" &
+filter=$!
+# A session of its own: Ctrl-C reaches this script alone, and the ranks hear of it once.
+setsid "${command[@]}" 2>"$scratch/stderr" &
+launcher=$!
+trap 'kill -TERM "$launcher" 2>/dev/null || true' TERM INT HUP USR1 USR2
+
+code=0
+wait "$launcher" || code=$?
+while kill -0 "$launcher" 2>/dev/null; do # a trapped signal ends `wait` early
+  code=0
+  wait "$launcher" || code=$?
+done
+wait "$filter" || true
+
+said=$(sed -n 's/.*"exit": \([0-9]*\).*/\1/p' "$KEEPSTEP_STATUS_FILE" 2>/dev/null || true)
+if [[ -n $said ]]; then
+  exit "$said"
+fi
+[[ $code -eq 0 ]] || exit 70

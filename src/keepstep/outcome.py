@@ -1,0 +1,48 @@
+"""How an attempt ends: one word for status.json, one exit status for shells."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Word = Literal["finished", "preempted", "failed"]
+EXIT_STATUS: dict[str, int] = {"finished": 0, "preempted": 75, "failed": 70}
+CONFIG_EXIT_STATUS = 2
+# launch/train.sh names a file here: launchers hide the exit status of their workers.
+STATUS_FILE = "KEEPSTEP_STATUS_FILE"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How this attempt ended.
+
+    Attributes:
+        outcome: finished, preempted (stopped on request, state saved) or failed.
+        reason: what asked for the stop, or the error; None for finished.
+        global_step: optimizer steps completed, None when training did not begin.
+        best_step: the best committed checkpoint, None without one.
+        exit: the exit status of every rank.
+    """
+
+    outcome: Word
+    reason: str | None = None
+    global_step: int | None = None
+    best_step: int | None = None
+    exit: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def tell_shell(self) -> None:
+        """Write a copy where launch/train.sh looks for it. Ranks: main only."""
+        path = os.environ.get(STATUS_FILE)
+        if path:
+            Path(path).write_text(json.dumps(self.as_json()) + "\n")
+
+
+def ended(outcome: Word, **facts: Any) -> Outcome:
+    """The outcome with the exit status that belongs to it."""
+    return Outcome(outcome, exit=EXIT_STATUS[outcome], **facts)

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.ranks import ROOT, Ranks
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Shared between environments, DeepSpeed would compile its extension anew at every launch.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+os.environ["HF_HUB_OFFLINE"] = "1"  # the tests contact no hub
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.fixture(scope="session")
+def ranks(workspace: Path) -> Iterator[Ranks]:
+    started = Ranks(workspace)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def demo(workspace: Path) -> Path:
+    """The demo's model (with attention dropout, so that the RNG matters) and data."""
+    sys.path.insert(0, str(ROOT / "launch/examples"))
+    import make_demo
+
+    make_demo.make(workspace / "demo", dropout=0.1)
+    return workspace / "demo"

@@ -1,0 +1,53 @@
+"""Run folders made by hand, with real files and true manifests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from keepstep.checkpoint.manifest import MANIFEST_NAME, FileEntry, Manifest, folder_name
+from keepstep.checkpoint.storage import digest_of
+
+RUN_ID = "0123456789ab"
+
+
+def manifest(step: int, **changes: object) -> Manifest:
+    values: dict[str, object] = {
+        "run_id": RUN_ID,
+        "attempt": 1,
+        "parent": None,
+        "global_step": step,
+        "epoch": step / 10,
+        "samples": step * 16,
+        "metrics": {"eval_loss": 1 + 1 / (step + 1)},
+        "world_size": 2,
+        "zero_stage": 3,
+        "dtype": "float32",
+        "adapter": False,
+        "versions": {"keepstep": "0.1.0"},
+        "saved_at": "2026-11-21T05:00:00.000+00:00",
+        "save_seconds": 0.1,
+        **changes,
+    }
+    return Manifest(**values)  # type: ignore[arg-type]
+
+
+def commit(run: Path, step: int, **changes: object) -> Path:
+    """A committed checkpoint of two ranks, a few bytes each."""
+    folder = run / folder_name(step)
+    files = {}
+    for name, rank in (("model.safetensors", 0), ("rng_state_0.pth", 0), ("rng_state_1.pth", 1)):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"{name} of step {step}".encode() * 20)
+        files[name] = FileEntry(rank, path.stat().st_size, digest_of(path))
+    (folder / MANIFEST_NAME).write_text(manifest(step, files=files, **changes).to_json())
+    return folder
+
+
+def identify(run: Path, **policy: object) -> Path:
+    """What the first attempt writes down about a run."""
+    private = run / ".keepstep"
+    private.mkdir(parents=True, exist_ok=True)
+    (private / "run.json").write_text(json.dumps({"run_id": RUN_ID, "policy": policy}))
+    return run

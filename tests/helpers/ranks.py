@@ -1,0 +1,138 @@
+"""The one way tests run several processes: real ranks on gloo, with a port and a watchdog each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Run:
+    """The processes of one launch."""
+
+    def __init__(self, ranks: Ranks, pids: list[int], log: Path) -> None:
+        self.pids = pids
+        self.log = log
+        self._ranks = ranks
+        self._codes: dict[int, int] = {}
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def poll(self) -> list[int | None]:
+        """Each rank's exit status, None while it runs, negative for a signal."""
+        waiting = [pid for pid in self.pids if pid not in self._codes]
+        if waiting:
+            answer = self._ranks.ask({"do": "poll", "pids": waiting})
+            self._codes |= {int(p): code for p, code in answer.items() if code is not None}
+        return [self._codes.get(pid) for pid in self.pids]
+
+    def wait(self, timeout: float = 120) -> list[int]:
+        """Every rank's exit status. A hang is ended, with stack traces in the log, and fails."""
+        deadline = time.monotonic() + timeout
+        while None in (codes := self.poll()):
+            if time.monotonic() > deadline:
+                self.kill(signal.SIGABRT)  # faulthandler writes where each rank stands
+                time.sleep(1)
+                self.kill(signal.SIGKILL)
+                raise AssertionError(f"no end after {timeout} s; the log:\n{self.output[-6000:]}")
+            time.sleep(0.02)
+        return [code for code in codes if code is not None]
+
+    def wait_for(self, pattern: str, timeout: float = 90) -> re.Match[str]:
+        """Wait until the log holds `pattern`."""
+        deadline = time.monotonic() + timeout
+        while (found := re.search(pattern, self.output)) is None:
+            if None not in self.poll() or time.monotonic() > deadline:
+                self.kill(signal.SIGKILL)
+                raise AssertionError(f"never said {pattern!r}; the log:\n{self.output[-6000:]}")
+            time.sleep(0.01)
+        return found
+
+    def kill(self, number: int, ranks: Sequence[int] | None = None) -> None:
+        """Send a signal to these ranks (all), by process id."""
+        for rank, code in enumerate(self.poll()):
+            if code is None and (ranks is None or rank in ranks):
+                os.kill(self.pids[rank], number)
+
+
+class Ranks:
+    """Starts runs in forks of one warm process (zygote.py)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._runs: list[Run] = []
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.helpers.zygote"],
+            cwd=ROOT,
+            env={**environment, "HF_DATASETS_CACHE": str(folder / "datasets")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(
+        self,
+        argv: Sequence[str] = (),
+        *,
+        strategy: str = "cpu_zero3",
+        processes: int = 2,
+        script: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> Run:
+        """Start the main job (or `script`) on `processes` ranks under an accelerate config."""
+        log = self.folder / f"run-{len(self._runs)}.log"
+        log.unlink(missing_ok=True)
+        request = {
+            "do": "start",
+            "strategy": f"accelerate_configs/{strategy}.yaml",
+            "processes": processes,
+            "port": free_port(),
+            "log": str(log),
+            "argv": list(argv),
+            "script": str(script) if script else None,
+            "env": env or {},
+        }
+        run = Run(self, self.ask(request), log)
+        self._runs.append(run)
+        return run
+
+    def run(self, argv: Sequence[str] = (), *, timeout: float = 120, **kwargs: Any) -> Run:
+        """Start, and wait for an end without error."""
+        run = self.start(argv, **kwargs)
+        codes = run.wait(timeout)
+        assert set(codes) == {0}, f"exit statuses {codes}; the log:\n{run.output[-6000:]}"
+        return run
+
+    def close(self) -> None:
+        for run in self._runs:
+            run.kill(signal.SIGKILL)
+            run.wait(10)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(10)

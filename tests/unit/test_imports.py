@@ -1,0 +1,73 @@
+"""Imports point down only, and the commands need no torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.ranks import ROOT
+
+SOURCE = ROOT / "src/keepstep"
+# Lowest first. A module may import from the levels below its own, and from its own level.
+LEVELS = [
+    {"__init__", "checkpoint.__init__"},
+    {"checkpoint.manifest", "checkpoint.retention", "checkpoint.selection", "noise", "preemption"},
+    {"checkpoint.storage", "distributed", "outcome"},
+    {"checkpoint.runfolder", "checkpoint.writer"},
+    {"checkpoint.manager", "report"},
+    {"config"},
+    {"preflight", "data", "model", "trainer"},
+    {"console"},
+    {"train", "cli"},
+]
+PURE = LEVELS[1] - {"noise"}
+LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts): path
+        for path in SOURCE.rglob("*.py")
+    }
+
+
+def imports(name: str, path: Path) -> tuple[set[str], set[str]]:
+    """The keepstep modules and the outside packages that a module imports."""
+    package = name.split(".")[:-1]
+    inside, outside = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            outside |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            outside.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1]
+            if node.module:
+                inside.add(".".join([*base, node.module]))
+            else:
+                for alias in node.names:
+                    full = ".".join([*base, alias.name])
+                    inside.add(full if full in modules() else ".".join([*base, "__init__"]))
+    return inside, outside
+
+
+def test_every_module_has_a_level() -> None:
+    assert set(modules()) == set(LEVEL_OF)
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_point_down(name: str) -> None:
+    inside, outside = imports(name, modules()[name])
+    above = {other for other in inside if LEVEL_OF[other] > LEVEL_OF[name]}
+    assert not above, f"{name} imports from above: {above}"
+    if name in PURE:
+        assert outside <= sys.stdlib_module_names, f"{name} is pure: the standard library alone"
+
+
+def test_commands_do_not_import_torch() -> None:
+    code = "import sys, keepstep.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
