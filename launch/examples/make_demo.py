@@ -43,24 +43,29 @@ def number_in_words(n: int) -> str:
     return f"{ONES[n // 1000]} thousand" + (f" {number_in_words(n % 1000)}" if n % 1000 else "")
 
 
-def ordinal(n: int) -> str:
-    suffix = "th" if 10 <= n % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
-    return f"{n}{suffix}"
+def ordinal_in_words(n: int) -> str:
+    """1 to 31 in English words: twenty-first."""
+    if n > 20 and n % 10:
+        return f"{TENS[n // 10]}-{ordinal_in_words(n % 10)}"
+    irregular = {1: "first", 2: "second", 3: "third", 5: "fifth", 8: "eighth", 9: "ninth"}
+    irregular |= {12: "twelfth", 20: "twentieth", 30: "thirtieth"}
+    return irregular.get(n) or f"{number_in_words(n)}th"
 
 
 def date_task(rng: random.Random) -> tuple[str, str]:
     year, month, day = rng.randint(1900, 2099), rng.randint(1, 12), rng.randint(1, 28)
-    return f"Date {year}-{month:02}-{day:02}", f"{ordinal(day)} of {MONTHS[month - 1]} {year}"
+    words = f"{ordinal_in_words(day)} of {MONTHS[month - 1]} {number_in_words(year)}"
+    return f"{year}-{month:02}-{day:02}", words
 
 
 def number_task(rng: random.Random) -> tuple[str, str]:
     n = rng.randint(0, 9999)
-    return f"Number {n}", number_in_words(n)
+    return f"{n}", number_in_words(n)
 
 
 def clock_task(rng: random.Random) -> tuple[str, str]:
     hour, minute = rng.randint(0, 23), rng.randint(0, 59)
-    return f"Time {hour:02}:{minute:02}", (
+    return f"{hour:02}:{minute:02}", (
         f"{(hour - 1) % 12 + 1}:{minute:02} {'am' if hour < 12 else 'pm'}"
     )
 
@@ -139,7 +144,7 @@ def make_model(tokenizer, seed: int, dropout: float):
     return LlamaForCausalLM(config)
 
 
-def make(folder: Path, train_rows: int = 150, dropout: float = 0.0, seed: int = 0) -> None:
+def make(folder: Path, train_rows: int = 64, dropout: float = 0.0, seed: int = 0) -> None:
     """Write model, tokenizer and data under `folder`; the same arguments give the same bytes."""
     rows = make_rows(train_rows + 96, seed)
     # Interleaved tasks: a plain cut keeps all three on both sides, and no question on both.
@@ -153,7 +158,7 @@ def make(folder: Path, train_rows: int = 150, dropout: float = 0.0, seed: int = 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--train_rows", type=int, default=150)
+    parser.add_argument("--train_rows", type=int, default=64)
     parser.add_argument("--dropout", type=float, default=0.0, help="attention dropout")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from importlib import import_module
 
 WARNINGS = (
     # DeepSpeed calls names that torch 2.13 has renamed, at every step.
@@ -44,9 +45,8 @@ def silence() -> None:
 
 def silence_prints() -> None:
     """DeepSpeed prints "… built successfully" on every rank at every start. Ranks: any."""
-    from deepspeed.comm import torch as module
-
-    module.print = lambda *args, **kwargs: None
+    # Not `from deepspeed.comm import torch`: that name is PyTorch there.
+    vars(import_module("deepspeed.comm.torch"))["print"] = lambda *args, **kwargs: None
 
 
 class _Without(logging.Filter):

@@ -1,0 +1,44 @@
+"""A bad recipe ends in one message of the main process, exit status 2, before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.ranks import Ranks
+from tests.helpers.recipes import argv
+
+MISTAKES = {
+    "unknown field": ({"max_step": 3}, ["unknown flag --max_step", "did you mean `max_steps`?"]),
+    "missing file": ({"dataset_name": "no/such/file.jsonl"}, ["there is no no/such/file.jsonl"]),
+    "wrong type": ({"learning_rate": "fast"}, ["argument --learning_rate", "invalid float value"]),
+    "no usable column": (
+        {"dataset_name": "DEMO/odd.jsonl"},
+        ["the training data has no column to train on, but answer, question"],
+    ),
+    "no model": (
+        {"model_name_or_path": "./nowhere"},
+        ["./nowhere is no folder with a config.json"],
+    ),
+    "several": (
+        {"eval_strategy": "no", "dataset_name": "no/such/file.jsonl", "eval_split_fraction": 2},
+        ["3 problems", "there is no", "eval_split_fraction: 2.0", "nothing to rank them by"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_one_clear_message(ranks: Ranks, demo: Path, workspace: Path, mistake: str) -> None:
+    fields, expected = MISTAKES[mistake]
+    (demo / "odd.jsonl").write_text('{"question": "a", "answer": "b"}\n' * 4)
+    fields = {name: str(v).replace("DEMO", str(demo)) for name, v in fields.items()}
+    output_dir = workspace / "never-made"
+    run = ranks.start(argv(demo, output_dir, **fields))
+    assert run.wait() == [2, 2]
+    for text in expected:
+        assert text in run.output
+    assert "Traceback" not in run.output
+    assert run.output.count("keepstep: the recipe has") == 1
+    assert len(run.output.splitlines()) <= 9
+    assert not output_dir.exists()

@@ -1,0 +1,91 @@
+"""Stop at any step, run the same command again: the same weights, bit for bit, with dropout on."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.ranks import Ranks
+from tests.helpers.recipes import LORA, argv
+
+CASES = {
+    "zero2": ("cpu_zero2", {}),
+    "zero3": ("cpu_zero3", {}),
+    "lora": ("cpu_zero3", LORA),
+    "ddp": ("ddp", {}),
+}
+
+
+def final_digests(output_dir: Path) -> dict[str, str]:
+    """Digests of all that the last checkpoint restores: weights, optimizer, scheduler, RNG."""
+    last = RunFolder(output_dir).checkpoints()[-1]
+    assert last.step == 12
+    files = last.manifest.files
+    # Its log holds how long each evaluation took.
+    return {n: entry.xxh3_128 for n, entry in files.items() if n != "trainer_state.json"}
+
+
+def loss_curve(output_dir: Path) -> dict[int, float]:
+    state = json.loads((output_dir / "checkpoint-12/trainer_state.json").read_text())
+    return {entry["step"]: entry["loss"] for entry in state["log_history"] if "loss" in entry}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_interrupted_equals_uninterrupted(
+    ranks: Ranks, demo: Path, workspace: Path, case: str
+) -> None:
+    strategy, fields = CASES[case]
+    straight, broken = workspace / f"straight-{case}", workspace / f"broken-{case}"
+    ranks.run(argv(demo, straight, **fields), strategy=strategy)
+    command = argv(demo, broken, **fields)
+
+    killed_at = random.Random(case).randint(1, 9)
+    run = ranks.start(command, strategy=strategy)
+    run.wait_for(f"step {killed_at:>2}/12  loss")
+    run.kill(signal.SIGKILL)
+    assert set(run.wait()) == {-signal.SIGKILL}
+
+    run = ranks.start(command, strategy=strategy)
+    run.wait_for("step 10/12  loss")
+    run.kill(signal.SIGTERM, ranks=[1])  # one rank hears it, all of them stop
+    assert run.wait() == [75, 75]
+    assert "SIGTERM to rank 1" in run.output
+    status = json.loads((broken / ".keepstep/status.json").read_text())
+    assert status["outcome"] == "preempted"
+    stopped_at = status["global_step"]
+    assert stopped_at in (10, 11, 12)
+    assert RunFolder(broken).checkpoints()[-1].step == stopped_at
+
+    run = ranks.run(command, strategy=strategy)
+    assert f"carrying on from checkpoint-{stopped_at}" in run.output
+    assert final_digests(broken) == final_digests(straight)
+
+    assert loss_curve(broken) == loss_curve(straight)
+
+
+def test_a_finished_run_does_not_train_again(ranks: Ranks, demo: Path, workspace: Path) -> None:
+    output_dir = workspace / "again"
+    ranks.run(argv(demo, output_dir, max_steps=4))
+    before = RunFolder(output_dir).checkpoints()
+    run = ranks.run(argv(demo, output_dir, max_steps=4))
+    assert "there is nothing to train" in run.output
+    assert RunFolder(output_dir).checkpoints() == before
+    run = ranks.run(argv(demo, output_dir, max_steps=6))
+    assert "carrying on from checkpoint-4" in run.output
+    assert [c.step for c in RunFolder(output_dir).checkpoints()] == [4, 6]
+
+
+def test_a_damaged_checkpoint_is_passed_by(ranks: Ranks, demo: Path, workspace: Path) -> None:
+    output_dir = workspace / "damaged"
+    ranks.run(argv(demo, output_dir, max_steps=8))
+    weights = output_dir / "checkpoint-8/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    run = ranks.run(argv(demo, output_dir, max_steps=8))
+    assert "checkpoint-8 is passed by: model.safetensors has 1000 bytes" in run.output
+    assert "carrying on from checkpoint-4" in run.output
+    assert RunFolder(output_dir).candidates()[-1].faults == ()

@@ -1,0 +1,97 @@
+"""The main job on two processes, with every strategy, full and LoRA."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.ranks import ROOT, Ranks
+from tests.helpers.recipes import LORA, argv
+
+STRATEGIES = ["ddp", "zero1", "cpu_zero2", "cpu_zero3", "zero3"]
+KINDS = {"full": {}, "lora": LORA | {"learning_rate": 1e-2}}
+
+
+@pytest.fixture(scope="module")
+def runs(ranks: Ranks, demo: Path, workspace: Path) -> dict[tuple[str, str], RunFolder]:
+    """Twelve steps with each strategy. LoRA starts from what ZeRO-2 has learned."""
+    folders = {}
+    for kind, fields in KINDS.items():
+        for strategy in STRATEGIES:
+            output_dir = workspace / f"train-{strategy}-{kind}"
+            if kind == "lora":
+                learned = folders["cpu_zero2", "full"].path / "checkpoint-12"
+                fields = fields | {"model_name_or_path": learned}
+            ranks.run(argv(demo, output_dir, **fields), strategy=strategy)
+            folders[strategy, kind] = RunFolder(output_dir)
+    return folders
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_loss_falls(runs: dict, strategy: str, kind: str) -> None:
+    checkpoints = runs[strategy, kind].checkpoints()
+    assert [c.step for c in checkpoints] == [4, 8, 12]
+    losses = [c.manifest.metrics["eval_loss"] for c in checkpoints]
+    assert losses[0] > losses[1] > losses[2]
+    assert [c.manifest.adapter for c in checkpoints] == [kind == "lora"] * 3
+    stage = {"ddp": 0, "zero1": 1, "cpu_zero2": 2, "cpu_zero3": 3, "zero3": 3}[strategy]
+    assert {(c.manifest.world_size, c.manifest.zero_stage) for c in checkpoints} == {(2, stage)}
+    assert [c.manifest.samples for c in checkpoints] == [32, 64, 96]
+
+
+def test_strategies_agree_in_the_first_steps(runs: dict) -> None:
+    """Later they drift apart: sums in another order."""
+    first = [runs[s, "full"].checkpoints()[0].manifest.metrics["eval_loss"] for s in STRATEGIES]
+    assert max(first) - min(first) < 1e-4
+
+
+def test_from_pretrained_reproduces_the_recorded_loss(runs: dict, demo: Path) -> None:
+    """Every committed checkpoint, in a fresh process that does not know keepstep."""
+    recorded = {
+        str(c.path): c.manifest.metrics["eval_loss"]
+        for folder in runs.values()
+        for c in folder.checkpoints()
+    }
+    assert len(recorded) == 3 * len(runs)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.evaluate", demo / "data/eval.jsonl", "8", *recorded],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    measured = json.loads(done.stdout.splitlines()[-1])
+    assert measured == pytest.approx(recorded, abs=2e-4)
+
+
+def test_nothing_private_or_absolute_is_stored(runs: dict, workspace: Path) -> None:
+    for (strategy, kind), folder in runs.items():
+        names = {path.name for c in folder.checkpoints() for path in c.path.rglob("*")}
+        assert "training_args.bin" not in names
+        if kind == "full":
+            for checkpoint in folder.checkpoints():
+                for path in checkpoint.path.rglob("*"):
+                    if path.is_file():
+                        found = str(workspace).encode() in path.read_bytes()
+                        assert not found, f"{strategy}: an absolute path in {path}"
+
+
+def test_one_voice(runs: dict, ranks: Ranks) -> None:
+    """One line per evaluation and per save; nothing else but the introduction and the summary."""
+    logs = [log.read_text() for log in sorted(ranks.folder.glob("run-*.log"))]
+    told = [text for text in logs if "/train-" in text]
+    assert len(told) == len(runs)
+    for text in told:
+        lines = text.splitlines()
+        assert sum("  eval_loss " in line for line in lines) == 3
+        assert sum("  saved checkpoint-" in line for line in lines) == 3
+        expected = ("step ", "keepstep ", "Finished", "Best", "Use it", "Checkpoints")
+        strange = [s for s in lines if not s.startswith(expected) and "parameters" not in s]
+        assert strange == []
