@@ -210,7 +210,7 @@ def _check(name: str, value: Any, actions: dict[str, argparse.Action]) -> list[P
         choices = ", ".join(map(str, action.choices))
         return [Problem(f"{name}: {value!r} is none of: {choices}")]
     if isinstance(action.type, type) and action.type in (int, float, str):
-        for item in value if isinstance(value, list) else [value]:
+        for item in value if action.nargs and isinstance(value, list) else [value]:
             if not _fits(item, action.type):
                 return [
                     Problem(

@@ -1,0 +1,136 @@
+"""The launchers themselves: accelerate launch, launch/train.sh, the demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.ranks import ROOT
+from tests.helpers.recipes import argv
+
+TIMEOUT = 150
+
+
+def environment() -> dict[str, str]:
+    """A shell with the virtual environment's commands first."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def start(command: list[str], log: Path, cwd: Path = ROOT) -> subprocess.Popen[bytes]:
+    with open(log, "wb") as output:
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def end(process: subprocess.Popen[bytes], log: Path, timeout: float = TIMEOUT) -> tuple[int, str]:
+    try:
+        return process.wait(timeout), log.read_text()
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"no end after {timeout} s:\n{log.read_text()[-6000:]}") from None
+
+
+def wait_until(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()[-6000:]
+        assert time.monotonic() < deadline, f"never said {text!r}:\n{log.read_text()[-6000:]}"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def recipe(demo: Path, tmp_path: Path) -> Path:
+    """The demo's short recipe as a file."""
+    flags = argv(demo, tmp_path / "run", save_steps=6, eval_steps=6)
+    pairs = zip(flags[::2], flags[1::2], strict=True)
+    path = tmp_path / "recipe.yaml"
+    path.write_text("".join(f"{name[2:]}: {value}\n" for name, value in pairs))
+    return path
+
+
+def test_accelerate_launch(recipe: Path, tmp_path: Path) -> None:
+    command = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu_zero3.yaml"]
+    command += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+    command += ["-m", "keepstep.train", "--config", str(recipe), "--max_steps", "6"]
+    code, output = end(start(command, tmp_path / "log"), tmp_path / "log")
+    assert code == 0, output
+    assert "Finished: 6 steps." in output
+    assert [c.step for c in RunFolder(tmp_path / "run").checkpoints()] == [6]
+
+
+def test_train_sh_stops_on_request_and_carries_on(recipe: Path, tmp_path: Path) -> None:
+    log, command = tmp_path / "log", ["launch/train.sh", str(recipe)]
+    process = start(command, log)
+    wait_until(log, "step  2/12  loss", process)
+    process.send_signal(signal.SIGTERM)
+    code, output = end(process, log)
+    assert code == 75, output
+    assert "Stopped on request (SIGTERM to rank 0, SIGTERM to rank 1)" in output
+    assert "Traceback" not in output
+    assert json.loads((tmp_path / "run/.keepstep/status.json").read_text())["exit"] == 75
+
+    code, output = end(start(command, log), log)
+    assert code == 0, output
+    assert "+ accelerate launch --config_file" in output.splitlines()[0]
+    assert "carrying on from checkpoint-" in output
+    assert "Finished: 12 steps." in output
+
+
+def test_train_sh_with_a_bad_recipe(recipe: Path, tmp_path: Path) -> None:
+    command = ["launch/train.sh", str(recipe), "--dataset_name", "nowhere.jsonl", "--max_step", "1"]
+    code, output = end(start(command, tmp_path / "log"), tmp_path / "log")
+    assert code == 2, output
+    assert output.splitlines()[1:] == [
+        "keepstep: the recipe has a problem:",
+        "  - unknown flag --max_step",
+        "    Hint: did you mean `max_steps`?",
+    ]
+
+
+def test_train_sh_shows_the_launchers_error_when_the_run_says_nothing(tmp_path: Path) -> None:
+    command = ["launch/train.sh", "recipe.yaml", "--config_file", "x"]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**environment(), "KEEPSTEP_LAUNCH_ARGS": "--no_such_flag"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 70
+    assert "--no_such_flag" in output.splitlines()[-1]
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    """What `make demo` runs: a finished run whose best is not its last, a killed one carried on."""
+    for folder in ("launch", "accelerate_configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    log = tmp_path / "log"
+    code, output = end(start(["launch/demo.sh"], log, cwd=tmp_path), log, timeout=420)
+    assert code == 0, output
+    kept = RunFolder(tmp_path / "runs/demo").checkpoints()
+    assert len(kept) == 3
+    assert kept[-1].step == 160
+    best = min(kept, key=lambda c: c.manifest.metrics["eval_loss"])
+    assert best.step != 160
+    assert os.readlink(tmp_path / "runs/demo/best") == best.path.name
+    assert "carrying on from checkpoint-" in output
+    assert [
+        c.manifest.attempt for c in RunFolder(tmp_path / "runs/demo-interrupted").checkpoints()
+    ][-1] == 2

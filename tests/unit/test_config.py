@@ -1,0 +1,115 @@
+"""Recipes: YAML and flags, and what is said of mistakes. Needs torch, not several processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from keepstep.config import ConfigError, parse_recipe
+from keepstep.preflight import validate
+from tests.helpers.ranks import ROOT
+
+MINIMAL = {
+    "model_name_or_path": "owner/model",
+    "dataset_name": "owner/data",
+    "output_dir": "runs/x",
+}
+
+
+def flags(**fields: object) -> list[str]:
+    return [text for n, v in (MINIMAL | fields).items() for text in (f"--{n}", str(v))]
+
+
+def problems(argv: list[str]) -> list[str]:
+    try:
+        return [str(problem) for problem in validate(parse_recipe(argv))]
+    except ConfigError as error:
+        return [str(problem) for problem in error.problems]
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "launch/recipes").glob("*.yaml")), ids=str)
+def test_shipped_recipes_parse(recipe: Path) -> None:
+    parsed = parse_recipe(["--config", str(recipe)])
+    missing = ("there is no data/train.jsonl", "no folder with a config.json")
+    found = [str(p) for p in validate(parsed)]
+    assert [p for p in found if not any(text in p for text in missing)] == []
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("max_steps: 7\nlearning_rate: 1e-3\nlora_r: 4\n")
+    recipe = parse_recipe(["--config", str(tmp_path / "r.yaml"), "--max_steps", "9"])
+    assert (recipe.training.max_steps, recipe.training.learning_rate) == (9, 1e-3)
+    assert recipe.model.lora_r == 4
+
+
+def test_defaults_keep_a_run_safe() -> None:
+    training = parse_recipe(flags(save_steps=50)).training
+    assert training.resume_from_checkpoint == "auto"
+    assert training.eval_steps == 50
+    policy = training.policy()
+    assert (policy.limit, policy.ranking, policy.metric) == (3, "metric", "eval_loss")
+    assert not policy.greater_is_better
+    assert problems(flags()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("max_step: 3", "unknown field max_step\n    Hint: did you mean `max_steps`?"),
+        ("max_steps: many", "max_steps: 'many' is not a value of type int"),
+        ("max_steps: 2.5", "max_steps: 2.5 is not a value of type int"),
+        ("learning_rate: [1]", "learning_rate: [1] is not a value of type float"),
+        ("output_dir: 7\nlearning_rate: true", "learning_rate: True is not a value of type float"),
+        ("eval_strategy: sometimes", "eval_strategy: 'sometimes' is none of: no, steps, epoch"),
+        ("- a\n- b", "holds no `field: value` lines"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_mistakes_in_the_file(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    (problem,) = problems(["--config", str(tmp_path / "r.yaml")])
+    assert expected in problem
+
+
+def test_a_file_that_is_not_there() -> None:
+    (problem,) = problems(["--config", "nowhere.yaml"])
+    assert problem == "the recipe nowhere.yaml cannot be read: No such file or directory"
+
+
+def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("eval_strategy: no\nsave_strategy: no\n")
+    training = parse_recipe(["--config", str(tmp_path / "r.yaml"), *flags()]).training
+    assert training.eval_strategy == "no"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"eval_strategy": "no"}, "leaves nothing to rank them by"),
+        ({"save_total_limit": 1}, "so the best one is lost"),
+        ({"save_total_limit": 0}, "would keep nothing"),
+        ({"save_steps": 30, "eval_steps": 20}, "is no multiple of eval_steps"),
+        ({"hub_token": "hf_x"}, "export HF_TOKEN"),
+        ({"push_to_hub": True}, "does not publish"),
+        ({"model_name_or_path": "./gone"}, "no folder with a config.json"),
+        ({"dataset_name": "./gone.jsonl"}, "there is no ./gone.jsonl"),
+        ({"eval_split_fraction": 1.5}, "is not between 0 and 1"),
+        ({"resume_from_checkpoint": "sometimes"}, "neither `auto` nor `never`"),
+    ],
+)
+def test_preflight(fields: dict[str, object], expected: str) -> None:
+    (problem,) = problems(flags(**fields))
+    assert expected in problem
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"eval_strategy": "no", "keep_ranking": "recency"},
+        {"save_total_limit": 1, "keep_ranking": "recency"},
+        {"save_steps": 40, "eval_steps": 20},
+    ],
+)
+def test_preflight_stays_silent(fields: dict[str, object]) -> None:
+    assert problems(flags(**fields)) == []

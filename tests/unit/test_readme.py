@@ -1,0 +1,64 @@
+"""Every command in the README parses, every path in it exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+
+import pytest
+from typer.testing import CliRunner
+
+from keepstep.cli import app
+from keepstep.config import RecipeParser
+from tests.helpers.ranks import ROOT
+
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions.md"]
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+COMMANDS = [
+    words
+    for line in "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
+    if (words := shlex.split(line, comments=True))
+]
+FIELDS = {action.dest for action in RecipeParser()._actions}
+
+
+def check_flags(words: list[str]) -> None:
+    unknown = {word for word in words if word.startswith("--") and word[2:] not in FIELDS}
+    assert not unknown - {"--config"}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_command(words: list[str]) -> None:
+    program, *rest = words
+    if program == "make":
+        subprocess.run(["make", "--dry-run", *rest], cwd=ROOT, check=True, capture_output=True)
+    elif program == "keepstep":
+        result = CliRunner().invoke(app, [rest[0], "--help"])
+        assert result.exit_code == 0
+        assert all(flag in result.stdout for flag in rest[1:] if flag.startswith("--"))
+    elif program == "launch/train.sh":
+        assert (ROOT / program).is_file()
+        assert (ROOT / rest[0]).is_file()
+        check_flags(rest[1:])
+    elif program == "accelerate":
+        module = rest.index("-m")
+        assert rest[module + 1] == "keepstep.train"
+        assert (ROOT / rest[rest.index("--config_file") + 1]).is_file()
+        assert (ROOT / rest[rest.index("--config") + 1]).is_file()
+        check_flags(rest[module + 2 :])
+    else:
+        assert words == ["source", ".venv/bin/activate"], f"no check for {words}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+def test_the_file_tree_names_every_module() -> None:
+    text = (ROOT / "README.md").read_text()
+    for module in (ROOT / "src/keepstep").rglob("*.py"):
+        assert module.name == "__init__.py" or module.name in text, module
