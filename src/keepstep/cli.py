@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from . import __version__
 from .checkpoint.manifest import step_of
+from .checkpoint.retention import plan_retention
 from .checkpoint.runfolder import Committed, RunFolder
-from .report import checkpoint_rows, checkpoint_table, human_bytes
+from .checkpoint.runwriter import RunWriter
+from .checkpoint.selection import WORDS
+from .checkpoint.storage import Storage
+from .report import checkpoint_rows, checkpoint_table, human_bytes, resume_answer, tell_answer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -20,6 +24,7 @@ if not console.is_terminal:
     console.width = 200  # a file or a pipe has no right margin
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (output_dir).")]
+StepArgument = Annotated[int, typer.Argument(metavar="STEP", help="The checkpoint's step.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
@@ -47,7 +52,7 @@ def list_checkpoints(run: RunArgument, as_json: JsonOption = False) -> None:
     console.print(checkpoint_table(folder), highlight=False)
     total = sum(c.manifest.total_bytes for c in checkpoints)
     console.print(f"{len(checkpoints)} checkpoints, {human_bytes(total)}", highlight=False)
-    for name, fault in folder.unreadable().items():
+    for name, fault in (folder.unreadable() | folder.strangers()).items():
         console.print(f"{name}: {fault}", highlight=False)
 
 
@@ -84,10 +89,80 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def which(
+    run: RunArgument,
+    request: Annotated[str, typer.Argument(metavar="[auto|latest|best|STEP]")] = "",
+    num_processes: Annotated[
+        int | None, typer.Option("--num_processes", help="Of the launch to come.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a resume would take, what that choice loses, and why not the other checkpoints."""
+    folder = _run_folder(run)
+    if request not in ("", *WORDS) and not request.isdecimal():
+        _fail(f"{request!r} is none of {', '.join(WORDS)}, and no step")
+    answers = [resume_answer(folder, asked) for asked in ([request] if request else WORDS[:3])]
+    if as_json:
+        typer.echo(json.dumps(answers, indent=1))
+    else:
+        for answer in answers:
+            console.print(tell_answer(answer), highlight=False, markup=False)
+    for answer in answers:
+        written = answer["world_size"]
+        if num_processes and written and num_processes != written:
+            _fail(f"checkpoint-{answer['step']} needs {written} processes, not {num_processes}")
+    if any(answer["error"] for answer in answers):
+        raise typer.Exit(1)
+
+
+@app.command()
+def prune(
+    run: RunArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Apply the run's retention policy now; abandoned branches go as well."""
+    folder = _run_folder(run)
+    policy = folder.policy()
+    plan = plan_retention(folder.records(policy.metric), policy, keep_abandoned=False)
+    gone = [decision for decision in plan if not decision.keep]
+    for decision in gone:
+        verb = "would remove" if dry_run else "removing"
+        console.print(f"{verb} checkpoint-{decision.step}: {decision.reason}", highlight=False)
+    if gone and not dry_run:
+        writer = RunWriter(folder, policy, Storage())
+        writer.prune(keep_abandoned=False)
+        writer.point()
+    if not gone:
+        console.print("nothing to prune", highlight=False)
+
+
+@app.command()
+def pin(run: RunArgument, step: StepArgument) -> None:
+    """Keep this checkpoint whatever the policy says."""
+    folder = _run_folder(run)
+    if step not in {c.step for c in folder.checkpoints()}:
+        _fail(f"{run} has no checkpoint-{step}")
+    RunWriter(folder, folder.policy(), Storage()).pin(step)
+
+
+@app.command()
+def unpin(run: RunArgument, step: StepArgument) -> None:
+    """Leave this checkpoint to the policy again."""
+    folder = _run_folder(run)
+    if step not in folder.pinned():
+        _fail(f"checkpoint-{step} is not pinned")
+    RunWriter(folder, folder.policy(), Storage()).unpin(step)
+
+
+def _fail(message: str) -> NoReturn:
+    console.print(f"keepstep: {message}", highlight=False, markup=False)
+    raise typer.Exit(2)
+
+
 def _run_folder(path: Path) -> RunFolder:
     if not path.is_dir():
-        console.print(f"keepstep: there is no folder {path}", highlight=False)
-        raise typer.Exit(2)
+        _fail(f"there is no folder {path}")
     return RunFolder(path)
 
 

@@ -6,6 +6,7 @@ import argparse
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -13,7 +14,15 @@ import torch
 import yaml
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
-from .checkpoint.retention import Policy
+from .checkpoint.retention import Policy, parse_bytes
+
+TRAJECTORY_TRAINING = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed"),
+    *("data_seed", "bf16", "fp16", "max_length", "packing", "shuffle_dataset"),
+    *("completion_only_loss", "assistant_only_loss", "neftune_noise_alpha"),
+)
+TRAJECTORY_MODEL = ("dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout")
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,31 @@ class KeepstepConfig(SFTConfig):
     resume_from_checkpoint: str = field(
         default="auto",
         metadata={
-            "help": "Where to start: `auto` (the newest valid checkpoint, else the beginning) or "
-            "`never` (the beginning; the run folder must hold no checkpoint)."
+            "help": "Where to start: `auto` (the newest valid checkpoint, else the beginning), "
+            "`latest`, `best`, a step, a checkpoint's path, or `never` (the beginning). Asked for "
+            "once: launched again, an unfinished run carries on from its newest checkpoint."
+        },
+    )
+    resume_weights_only: bool = field(
+        default=False,
+        metadata={"help": "Take the checkpoint's weights only: step 0, a new optimizer."},
+    )
+    verify_on_resume: Literal["auto", "digests", "sizes", "off"] = field(
+        default="auto",
+        metadata={
+            "help": "How a checkpoint is compared with its manifest before it is loaded: every "
+            "byte (`digests`), sizes, or not at all; `auto`: every byte, below 30 GB."
+        },
+    )
+    allow_drift: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Settings that may differ from those the checkpoint was made with."},
+    )
+    max_attempts_without_progress: int = field(
+        default=3,
+        metadata={
+            "help": "So often one checkpoint is resumed without a new one coming of it; the next "
+            "attempt steps back one checkpoint."
         },
     )
     keep_ranking: Literal["metric", "recency"] = field(
@@ -80,6 +112,13 @@ class KeepstepConfig(SFTConfig):
     )
     save_total_limit: int | None = field(
         default=3, metadata={"help": "How many checkpoints stay on disk; null: all of them."}
+    )
+    keep_every_n_steps: int | None = field(
+        default=None, metadata={"help": "Checkpoints at multiples of it stay as well."}
+    )
+    keep_total_bytes: str | None = field(
+        default=None,
+        metadata={"help": "What all checkpoints together may take, as in `200GB`; null: no bound."},
     )
     metric_for_best_model: str | None = field(
         default="eval_loss", metadata={"help": "The evaluation metric that ranks checkpoints."}
@@ -103,6 +142,13 @@ class KeepstepConfig(SFTConfig):
     eval_steps: float | None = field(
         default=None, metadata={"help": "Steps between evaluations; null: `save_steps`."}
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after so many evaluations in a row without a better metric."},
+    )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "A resumed run's early stopping goes on counting."}
+    )
     disable_tqdm: bool = field(
         default=True, metadata={"help": "False: the Trainer's own bars instead of keepstep's."}
     )
@@ -118,13 +164,28 @@ class KeepstepConfig(SFTConfig):
 
     def policy(self) -> Policy:
         """What retention is asked to do."""
-        metric = self.metric_for_best_model
-        if self.eval_strategy == "no" or metric is None:
-            return Policy(self.save_total_limit, self.keep_ranking)
-        metric = metric if metric.startswith("eval_") else f"eval_{metric}"
+        metric = None if self.eval_strategy == "no" else self.metric_for_best_model
+        if metric is not None and not metric.startswith("eval_"):
+            metric = f"eval_{metric}"
         return Policy(
-            self.save_total_limit, self.keep_ranking, metric, bool(self.greater_is_better)
+            limit=self.save_total_limit,
+            ranking=self.keep_ranking,
+            metric=metric,
+            greater_is_better=bool(self.greater_is_better),
+            every_n_steps=self.keep_every_n_steps,
+            total_bytes=parse_bytes(self.keep_total_bytes) if self.keep_total_bytes else None,
         )
+
+    @property
+    def zero_stage(self) -> int:
+        """DeepSpeed's ZeRO stage; 0 for DDP or a single process."""
+        return int(self.deepspeed_plugin.zero_stage) if self.deepspeed_plugin else 0
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that one optimizer step consumes, over all processes."""
+        per_process = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        return int(per_process * self.world_size)
 
 
 @dataclass
@@ -134,6 +195,19 @@ class Recipe:
     data: DataConfig
     training: KeepstepConfig
     model: ModelConfig
+
+    def settings(self) -> dict[str, Any]:
+        """What determines the trajectory of training, to be compared at a resume.
+
+        Not in it: `max_steps` and `num_train_epochs`, which extend a run, and how the rows of a
+        step are shared out among processes.
+        """
+        training = {name: getattr(self.training, name) for name in TRAJECTORY_TRAINING}
+        model = {name: getattr(self.model, name) for name in TRAJECTORY_MODEL}
+        if not self.model.use_peft:
+            model = {name: value for name, value in model.items() if "lora" not in name}
+        rows = {"rows_per_step": self.training.rows_per_step}
+        return {n: _plain(v) for n, v in (training | model | rows).items()}
 
 
 class RecipeParser(TrlParser):
@@ -250,6 +324,11 @@ def _unknown(name: str, actions: dict[str, argparse.Action], kind: str) -> Probl
         f"unknown {kind}{name}",
         f"did you mean `{close[0]}`?" if close else "`--help` lists every field.",
     )
+
+
+def _plain(value: Any) -> Any:
+    """An enumeration's value; JSON cannot hold the member."""
+    return value.value if isinstance(value, Enum) else value
 
 
 def _first_line(error: Exception) -> str:

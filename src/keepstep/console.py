@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from transformers import TrainerCallback
 
 from . import __version__, distributed
+from .checkpoint.manager import CheckpointManager
 from .checkpoint.runfolder import Committed
 from .checkpoint.selection import Choice
 from .config import Recipe
@@ -43,24 +44,41 @@ def introduce(
     # Under ZeRO-3 a parameter is empty here, and `ds_numel` is its size.
     sizes = {p: getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()}
     trained = sum(size for p, size in sizes.items() if p.requires_grad)
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     say(
         f"keepstep {__version__}: {args.output_dir}, attempt {trainer.manager.attempt}, "
-        f"{args.world_size} x {strategy_name(trainer.zero_stage)}, {precision}"
+        f"{args.world_size} x {strategy_name(args.zero_stage)}, {precision}"
     )
     say(
         f"{recipe.model.model_name_or_path}: {sum(sizes.values()):,} parameters, "
-        f"{trained:,} trained; {rows} rows a step"
+        f"{trained:,} trained; {args.rows_per_step} rows a step"
     )
     for step, why in choice.passed_by.items():
         say(f"checkpoint-{step} is passed by: {why}")
-    if checkpoint is not None:
-        say(f"carrying on from checkpoint-{checkpoint.step}")
+    if choice.note:
+        say(choice.note)
+    if checkpoint is not None and choice.weights_only:
+        say(f"starting at step 0 with the weights of checkpoint-{checkpoint.step}")
+    elif checkpoint is not None:
+        say(f"carrying on from checkpoint-{checkpoint.step}{_planned(trainer, checkpoint)}")
 
 
-def farewell(trainer: KeepstepTrainer, outcome: Outcome, best: Committed | None) -> None:
-    """How it ended, and what to do next."""
-    folder, metric = trainer.args.output_dir, trainer.manager.policy.metric
+def _planned(trainer: KeepstepTrainer, checkpoint: Committed) -> str:
+    before, planned = checkpoint.manifest.planned_steps, trainer.planned_steps()
+    if before == planned:
+        return ""
+    return f"; {planned} steps are planned now, not {before}: the learning rate's curve changes"
+
+
+def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
+    """How it ended, and what to do next. Ranks: any."""
+    folder, metric = manager.run.path, manager.policy.metric
+    best = None if outcome.best_step is None else manager.run.checkpoint(outcome.best_step)
+    if outcome.outcome == "no_progress":
+        say(
+            f"No progress: {outcome.reason}\nHint: find out what ends it. To try once more, give a "
+            "step: --resume_from_checkpoint STEP, or raise --max_attempts_without_progress."
+        )
+        return
     if outcome.outcome == "preempted":
         say(
             f"Stopped on request ({outcome.reason}) after step {outcome.global_step}; the state is "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+import xxhash
 from trl import get_dataset
 
 from .config import ConfigError, DataConfig, KeepstepConfig, Problem
@@ -40,6 +42,19 @@ def load_data(data: DataConfig, training: KeepstepConfig) -> tuple[Rows, Rows | 
         if rows is not None:
             _check_columns(name, rows, training)
     return train, evaluation
+
+
+def fingerprint(rows: Rows) -> str | None:
+    """A short digest of the rows: their number, columns, and a thousand of them.
+
+    Ranks: any; the same everywhere. None for streamed rows.
+    """
+    if isinstance(rows, datasets.IterableDataset):
+        return None
+    digest = xxhash.xxh3_64(f"{len(rows)} {sorted(rows.column_names)}".encode())
+    for index in range(0, len(rows), max(1, len(rows) // 1000)):
+        digest.update(json.dumps(rows[index], sort_keys=True, default=str).encode())
+    return f"{len(rows)} rows, {digest.hexdigest()}"
 
 
 def _load_mixture(data: DataConfig) -> Any:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+import xxhash
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from .config import ConfigError, KeepstepConfig, Problem
@@ -38,6 +42,20 @@ def build_tokenizer(model: ModelConfig, training: KeepstepConfig) -> PreTrainedT
     return tokenizer
 
 
+def fingerprint(model: ModelConfig) -> str:
+    """A short digest of the base model: its configuration, and its weight files' names and sizes.
+
+    For a Hub model its name and revision. Ranks: any; the same everywhere.
+    """
+    name = str(model.model_name_or_path)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return f"{name}@{model.model_revision}"
+    weights = sorted((p.name, p.stat().st_size) for p in folder.glob("*.safetensors"))
+    content = (folder / "config.json").read_bytes() + json.dumps(weights).encode()
+    return f"{folder.name}, {xxhash.xxh3_64_hexdigest(content)}"
+
+
 def model_arguments(model: ModelConfig, training: KeepstepConfig) -> dict[str, Any]:
     """What `from_pretrained` is given; `model_init_kwargs` of the recipe wins."""
     return {
@@ -48,11 +66,26 @@ def model_arguments(model: ModelConfig, training: KeepstepConfig) -> dict[str, A
     }
 
 
-def trainer_arguments(model: ModelConfig, training: KeepstepConfig) -> dict[str, Any]:
-    """The model, quantization and adapter arguments of SFTTrainer."""
-    training.model_init_kwargs = model_arguments(model, training)
+def trainer_arguments(
+    model: ModelConfig, training: KeepstepConfig, weights: Path | None = None
+) -> dict[str, Any]:
+    """The model, quantization and adapter arguments of SFTTrainer.
+
+    Args:
+        model: the recipe's model fields.
+        training: the recipe's training fields; `model_init_kwargs` is filled in.
+        weights: a checkpoint to take the weights (or the adapter) from instead of the base model's.
+    """
+    arguments = model_arguments(model, training)
+    if weights is not None and model.use_peft:
+        training.model_init_kwargs = None
+        # Not AutoPeftModelForCausalLM: under ZeRO-3 it takes the sharded embedding for one of
+        # another size and resizes it (peft 0.21.2).
+        base = AutoModelForCausalLM.from_pretrained(model.model_name_or_path, **arguments)
+        return {"model": PeftModel.from_pretrained(base, weights, is_trainable=True)}
+    training.model_init_kwargs = arguments
     return {
-        "model": model.model_name_or_path,
+        "model": str(weights or model.model_name_or_path),
         "quantization_config": get_quantization_config(model),
         "peft_config": get_peft_config(model),
     }

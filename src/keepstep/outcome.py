@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Word = Literal["finished", "preempted", "failed"]
-EXIT_STATUS: dict[str, int] = {"finished": 0, "preempted": 75, "failed": 70}
+Word = Literal["finished", "preempted", "failed", "no_progress"]
+EXIT_STATUS: dict[str, int] = {"finished": 0, "preempted": 75, "failed": 70, "no_progress": 76}
 CONFIG_EXIT_STATUS = 2
 # launch/train.sh names a file here: launchers hide the exit status of their workers.
 STATUS_FILE = "KEEPSTEP_STATUS_FILE"
@@ -20,7 +20,8 @@ class Outcome:
     """How this attempt ended.
 
     Attributes:
-        outcome: finished, preempted (stopped on request, state saved) or failed.
+        outcome: finished, preempted (stopped on request, state saved), failed, or no_progress
+            (everything there is to resume from was tried: do not launch it again as it is).
         reason: what asked for the stop, or the error; None for finished.
         global_step: optimizer steps completed, None when training did not begin.
         best_step: the best committed checkpoint, None without one.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .checkpoint.retention import parse_bytes
+from .checkpoint.selection import WORDS
 from .config import Problem, Recipe
 
 
@@ -28,11 +30,12 @@ def _run_folder(recipe: Recipe) -> list[Problem]:
         found.append(Problem(f"output_dir: {existing} is a file, not a folder"))
     elif not os.access(existing, os.W_OK):
         found.append(Problem(f"output_dir: {existing} is not writable"))
-    if training.resume_from_checkpoint not in ("auto", "never"):
+    request = str(training.resume_from_checkpoint)
+    if request not in WORDS and not request.isdecimal() and not Path(request).expanduser().is_dir():
         found.append(
             Problem(
-                f"resume_from_checkpoint: {training.resume_from_checkpoint!r} is neither `auto` "
-                "nor `never`"
+                f"resume_from_checkpoint: {request!r} is none of {', '.join(WORDS)}, no step, and "
+                "no folder"
             )
         )
     return found
@@ -66,6 +69,10 @@ def _retention(recipe: Recipe) -> list[Problem]:
     limit = training.save_total_limit
     if limit is not None and limit < 1:
         found.append(Problem(f"save_total_limit: {limit} would keep nothing", "at least 1"))
+    try:
+        parse_bytes(training.keep_total_bytes or 0)
+    except ValueError as error:
+        found.append(Problem(f"keep_total_bytes: {error}"))
     if limit is None or training.keep_ranking == "recency":
         return found
     if training.eval_strategy == "no":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
 
-from .checkpoint.runfolder import RunFolder, retention_of
+from .checkpoint.retention import Record, best_step
+from .checkpoint.runfolder import RunFolder
+from .checkpoint.selection import SelectionError, choose
 
 
 def human_bytes(count: float) -> str:
@@ -24,8 +27,9 @@ def strategy_name(zero_stage: int) -> str:
 
 def checkpoint_rows(run: RunFolder) -> list[dict[str, Any]]:
     """One row per committed checkpoint, oldest step first; sizes in bytes."""
-    decisions = {decision.step: decision for decision in retention_of(run)}
+    decisions = {decision.step: decision for decision in run.retention()}
     metric = run.policy().metric
+    abandoned = {record.step for record in run.records(metric) if record.abandoned}
     return [
         {
             "step": c.step,
@@ -36,6 +40,9 @@ def checkpoint_rows(run: RunFolder) -> list[dict[str, Any]]:
             "zero_stage": c.manifest.zero_stage,
             "saved_at": c.manifest.saved_at,
             "attempt": c.manifest.attempt,
+            "parent": c.manifest.parent,
+            "abandoned": c.step in abandoned,
+            "finite": c.manifest.health.get("finite", True),
             "faults": run.faults(c),
             "keep": decisions[c.step].keep,
             "reason": decisions[c.step].reason,
@@ -49,19 +56,85 @@ def checkpoint_table(run: RunFolder) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in ("step", run.policy().metric or "metric", "size"):
         table.add_column(title, justify="right", no_wrap=True)
-    for title in ("written by", "saved (UTC)", "attempt"):
+    for title in ("written by", "saved (UTC)", "lineage"):
         table.add_column(title, no_wrap=True)
     for title in ("state", "kept because"):
         table.add_column(title, overflow="fold")
     for row in checkpoint_rows(run):
+        state = "; ".join(row["faults"]) or ("valid" if row["finite"] else "valid, loss not finite")
         table.add_row(
             str(row["step"]),
             "" if row["value"] is None else f"{row['value']:.4f}",
             human_bytes(row["bytes"]),
             f"{row['world_size']} x {strategy_name(row['zero_stage'])}",
             row["saved_at"][:19].replace("T", " "),
-            str(row["attempt"]),
-            "; ".join(row["faults"]) or "valid",
+            f"attempt {row['attempt']}" + (f" from {row['parent']}" if row["parent"] else ""),
+            state,
             row["reason"] if row["keep"] else f"to be pruned: {row['reason']}",
         )
     return table
+
+
+def resume_answer(run: RunFolder, request: str) -> dict[str, Any]:
+    """What `resume_from_checkpoint: request` would take, compared with the newest and the best.
+
+    `loses_steps`: to be trained again, against the newest checkpoint; `loses_metric`: how much
+    worse than the best one, in the metric's own unit.
+    """
+    policy = run.policy()
+    records = {record.step: record for record in run.records(policy.metric)}
+    alive = [record for record in records.values() if not record.abandoned]
+    answer: dict[str, Any] = {"request": request, "step": None, "world_size": None, "error": None}
+    answer |= {"metric": policy.metric, "value": None, "loses_steps": None, "loses_metric": None}
+    situation = run.situation(request, policy, lambda s: run.faults(run.checkpoint(s)), 10**9)
+    try:
+        choice = choose(request, situation)
+    except SelectionError as error:
+        return answer | {"error": str(error), "others": {}}
+    newest, best = max((r.step for r in alive), default=0), best_step(alive, policy)
+    if choice.step is not None:
+        chosen = records[choice.step]
+        answer["world_size"] = run.checkpoint(choice.step).manifest.world_size
+        answer["value"] = chosen.value
+        if best is not None and chosen.value is not None:
+            answer["loses_metric"] = round(abs(chosen.value - (records[best].value or 0.0)), 6)
+    taken = choice.step or 0
+    others = {
+        c.step: _why_not(c.step, taken, choice.passed_by, records)
+        for c in situation.candidates
+        if c.step != choice.step
+    }
+    return answer | {
+        "step": choice.step,
+        "loses_steps": max(0, newest - taken),
+        "note": choice.note,
+        "others": dict(sorted(others.items())),
+    }
+
+
+def tell_answer(answer: dict[str, Any]) -> str:
+    """A resume's answer in words."""
+    if answer["error"]:
+        return f"{answer['request']}: {answer['error']}"
+    target = "the beginning" if answer["step"] is None else f"checkpoint-{answer['step']}"
+    parts = [f"{answer['request']} takes {target}"]
+    if answer["value"] is not None:
+        parts.append(f"{answer['metric']} {answer['value']:.4f}")
+    steps = answer["loses_steps"]
+    parts.append(f"{steps} steps to repeat" if steps else "no step to repeat")
+    if answer["loses_metric"] is not None:
+        worse = answer["loses_metric"]
+        parts.append(f"{worse:.4f} worse than the best" if worse else "the best there is")
+    lines = [": ".join([parts[0], ", ".join(parts[1:])]), *filter(None, [answer["note"]])]
+    lines += [f"  not checkpoint-{step}: {why}" for step, why in answer["others"].items()]
+    return "\n".join(lines)
+
+
+def _why_not(
+    step: int, taken: int, passed_by: Mapping[int, str], records: Mapping[int, Record]
+) -> str:
+    if step in passed_by:
+        return passed_by[step]
+    if step in records and records[step].abandoned:
+        return "on an abandoned branch"
+    return "older" if step < taken else "newer, but not what was asked for"

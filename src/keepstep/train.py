@@ -13,18 +13,19 @@ if __name__ == "__main__":  # before the slow imports, which take seconds and wr
     noise.silence()
 
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import Any
 
-from transformers import PrinterCallback
+from transformers import EarlyStoppingCallback, PrinterCallback
 
-from . import distributed
-from .checkpoint.manager import CheckpointManager
-from .checkpoint.selection import SelectionError
+from . import data, distributed, model
+from .checkpoint.manager import CheckpointManager, DriftError, Resume
+from .checkpoint.runfolder import Committed
+from .checkpoint.selection import NoProgressError, SelectionError
 from .config import ConfigError, Problem, Recipe, parse_recipe
 from .console import RunReporter, farewell, introduce, say, show_library_bars
-from .data import load_data
-from .model import build_tokenizer, trainer_arguments
-from .outcome import CONFIG_EXIT_STATUS, Outcome, ended
+from .outcome import CONFIG_EXIT_STATUS, EXIT_STATUS, Outcome, ended
 from .preflight import validate
 from .trainer import KeepstepTrainer
 
@@ -34,13 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     noise.silence_prints()
     show_library_bars()
     try:
-        recipe = parse_recipe(sys.argv[1:] if argv is None else argv)
-        return attempt(recipe).exit
+        return attempt(parse_recipe(sys.argv[1:] if argv is None else argv)).exit
     except ConfigError as error:
         say(error.report())
         if distributed.is_main():
             Outcome("failed", "configuration", exit=CONFIG_EXIT_STATUS).tell_shell()
         return CONFIG_EXIT_STATUS
+    except Exception:
+        traceback.print_exc()
+        return EXIT_STATUS["failed"]
     finally:
         distributed.leave()
 
@@ -48,47 +51,88 @@ def main(argv: Sequence[str] | None = None) -> int:
 def attempt(recipe: Recipe) -> Outcome:
     """Train until the end, or until somebody asks for a stop. Ranks: all (collective)."""
     agree(validate(recipe))
-    train_rows, evaluation_rows = load_data(recipe.data, recipe.training)
-    tokenizer = build_tokenizer(recipe.model, recipe.training)
+    train_rows, evaluation_rows = data.load_data(recipe.data, recipe.training)
+    tokenizer = model.build_tokenizer(recipe.model, recipe.training)
+    settings = recipe.settings()
+    settings["dataset"] = data.fingerprint(train_rows)
+    settings["base_model"] = model.fingerprint(recipe.model)
 
     manager = CheckpointManager(str(recipe.training.output_dir), recipe.training.policy())
     manager.start()
     try:
-        checkpoint, choice = manager.choose(recipe.training.resume_from_checkpoint)
-    except (SelectionError, distributed.RankError) as error:
+        checkpoint, choice = manager.choose(resume_of(recipe, settings))
+        trainer = build_trainer(
+            recipe,
+            checkpoint,
+            choice.weights_only,
+            manager=manager,
+            settings=settings,
+            train_dataset=train_rows,
+            eval_dataset=evaluation_rows,
+            processing_class=tokenizer,
+        )
+        introduce(trainer, recipe, checkpoint, choice)
+        outcome = carry_on(trainer, None if choice.weights_only else checkpoint)
+    except NoProgressError as error:
+        outcome = ended("no_progress", reason=str(error))
+    except (SelectionError, DriftError) as error:
+        manager.end(Outcome("failed", str(error), exit=CONFIG_EXIT_STATUS))
         raise ConfigError([Problem(str(error))]) from error
-    if checkpoint is not None:
-        recipe.training.eval_on_start = False  # this step has been evaluated
+    except Exception as error:
+        manager.end(ended("failed", reason=f"{type(error).__name__}: {error}"))
+        raise
+    manager.end(outcome)
+    farewell(manager, outcome)
+    return outcome
 
-    trainer = KeepstepTrainer(
-        args=recipe.training,
-        manager=manager,
-        train_dataset=train_rows,
-        eval_dataset=evaluation_rows,
-        processing_class=tokenizer,
-        **trainer_arguments(recipe.model, recipe.training),
+
+def resume_of(recipe: Recipe, settings: dict[str, Any]) -> Resume:
+    """How the recipe wants to resume."""
+    training = recipe.training
+    return Resume(
+        request=str(training.resume_from_checkpoint),
+        settings=settings,
+        allow_drift=training.allow_drift,
+        verify=training.verify_on_resume,
+        patience=training.max_attempts_without_progress,
+        weights_only=training.resume_weights_only,
+        world_size=training.world_size,
+        zero_stage=training.zero_stage,
     )
+
+
+def build_trainer(
+    recipe: Recipe, checkpoint: Committed | None, weights_only: bool, **parts: Any
+) -> KeepstepTrainer:
+    """The trainer, with the model that it will train. Ranks: all (collective under ZeRO-3)."""
+    training = recipe.training
+    if checkpoint is not None and not weights_only:
+        training.eval_on_start = False  # this step has been evaluated
+    weights = checkpoint.path if checkpoint and weights_only else None
+    arguments = model.trainer_arguments(recipe.model, training, weights)
+    trainer = KeepstepTrainer(args=training, **parts, **arguments)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunReporter(trainer))
-    introduce(trainer, recipe, checkpoint, choice)
+    if training.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(training.early_stopping_patience))
+    return trainer
 
+
+def carry_on(trainer: KeepstepTrainer, checkpoint: Committed | None) -> Outcome:
+    """Train from the checkpoint (None: the beginning) to the end. Ranks: all (collective)."""
     step, planned = checkpoint.step if checkpoint else 0, trainer.planned_steps()
-    if step < planned:
+    if step >= planned or trainer.manager.was_finished_at(checkpoint, planned):
+        say(f"This run is finished, at step {step} of {planned}: there is nothing to train.")
+    else:
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         step = trainer.state.global_step
-    else:
-        say(f"This run has made its {planned} steps already: there is nothing to train.")
-
-    best = manager.best()
-    outcome = ended(
+    best = trainer.manager.best()
+    return ended(
         "preempted" if trainer.preempted else "finished",
         reason=trainer.preempted,
         global_step=step,
         best_step=best.step if best else None,
     )
-    manager.end(outcome)
-    farewell(trainer, outcome, best)
-    return outcome
 
 
 def agree(problems: Sequence[Problem]) -> None:

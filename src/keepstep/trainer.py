@@ -40,12 +40,21 @@ class KeepstepTrainer(SFTTrainer):
         last_saved: the newest commit of this attempt, None before the first.
     """
 
-    def __init__(self, *args: Any, manager: CheckpointManager, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        manager: CheckpointManager,
+        settings: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.manager = manager
+        self.settings = settings or {}
         self.preempted: str | None = None
         self.last_saved: Saved | None = None
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
+        self._logged: dict[str, float] = {}
+        self._finite: Any = True
         self._part: Part | None = None
         self._engine_writer = PartEngine()
         # Retention is the manager's: with a limit of 1, Trainer deletes folders at the end.
@@ -88,7 +97,10 @@ class KeepstepTrainer(SFTTrainer):
             samples=self._samples_consumed(),
             metrics=metrics if step == self.state.global_step else {},
             world_size=self.args.world_size,
-            zero_stage=self.zero_stage,
+            zero_stage=self.args.zero_stage,
+            planned_steps=self.state.max_steps,
+            settings=self.settings,
+            health=self._health(),
             dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
             adapter=isinstance(self.model, PeftModel),
             versions={name: version(name) for name in LIBRARIES},
@@ -96,18 +108,22 @@ class KeepstepTrainer(SFTTrainer):
             save_seconds=0.0,
         )
 
-    @property
-    def zero_stage(self) -> int:
-        """DeepSpeed's ZeRO stage; 0 for DDP or a single process."""
-        plugin = self.accelerator.state.deepspeed_plugin
-        return int(plugin.zero_stage) if plugin else 0
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().training_step(*args, **kwargs)
+        self._finite = loss.isfinite().all() & self._finite  # stays on the device: no wait
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        self._logged |= {name: logs[name] for name in ("loss", "grad_norm") if name in logs}
+        super().log(logs, *args, **kwargs)
+
+    def _health(self) -> dict[str, Any]:
+        """Whether every loss of this attempt was finite here, and what was logged last."""
+        finite = bool(self._finite) and all(map(math.isfinite, self._logged.values()))
+        return {"finite": finite, **finite_metrics(self._logged)}
 
     def _samples_consumed(self) -> int:
-        batch = (
-            self.args.per_device_train_batch_size
-            * self.args.gradient_accumulation_steps
-            * self.args.world_size
-        )
+        batch = self.args.rows_per_step
         try:
             rows = len(self.train_dataset)
         except TypeError:  # streamed: the length is not known
@@ -120,6 +136,15 @@ class KeepstepTrainer(SFTTrainer):
         self._part = part
         folder = str(part.folder)
         self.save_model(folder, _internal_call=True)  # gathers, then _save below
+        if not self.args.save_only_model:
+            self._write_state(part)
+        part.attempt(lambda: self._save_rng_state(folder))
+        part.adopt(f"rng_state_{part.rank}.pth" if self.args.world_size > 1 else "rng_state.pth")
+        if distributed.is_main():
+            part.write("trainer_state.json", self._state_json())
+
+    def _write_state(self, part: Part) -> None:
+        """Optimizer, scheduler and loss scaler. Ranks: all (collective)."""
         main = distributed.is_main()
         if self.is_deepspeed_enabled:
             self._write_engine(part)
@@ -129,11 +154,6 @@ class KeepstepTrainer(SFTTrainer):
             part.save("scheduler.pt", self.lr_scheduler.state_dict())
         if main and self.accelerator.scaler is not None:
             part.save("scaler.pt", self.accelerator.scaler.state_dict())
-        part.attempt(lambda: self._save_rng_state(folder))
-        name = f"rng_state_{part.rank}.pth" if self.args.world_size > 1 else "rng_state.pth"
-        part.adopt(name)
-        if main:
-            part.write("trainer_state.json", self._state_json())
 
     def _write_engine(self, part: Part) -> None:
         """DeepSpeed's shards: every rank its own, and the module's from rank 0."""

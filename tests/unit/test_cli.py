@@ -66,3 +66,53 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     result = runner.invoke(app, ["ls", str(tmp_path / "nope")])
     assert result.exit_code == 2
     assert "there is no folder" in result.stdout
+
+
+def test_which_tells_what_each_choice_loses(run: Path) -> None:
+    told = runner.invoke(app, ["which", str(run)]).stdout
+    assert "auto takes checkpoint-30: eval_loss 1.5000, no step to repeat, 0.5000 worse" in told
+    assert (
+        "best takes checkpoint-20: eval_loss 1.0000, 10 steps to repeat, the best there is" in told
+    )
+    (run / "checkpoint-30/rng_state_0.pth").unlink()
+    told = runner.invoke(app, ["which", str(run), "auto"]).stdout
+    assert "auto takes checkpoint-20" in told
+    assert "not checkpoint-30: rng_state_0.pth is missing" in told
+    assert (run / "checkpoint-30").is_dir(), "which changes nothing"
+    answer = json.loads(runner.invoke(app, ["which", str(run), "10", "--json"]).stdout)[0]
+    assert (answer["step"], answer["loses_steps"], answer["loses_metric"]) == (10, 20, 1.0)
+
+
+def test_which_says_what_cannot_be_had(run: Path) -> None:
+    result = runner.invoke(app, ["which", str(run), "15"])
+    assert result.exit_code == 1
+    assert "15 cannot be had; there are checkpoints at: 10, 20, 30" in result.stdout
+    assert runner.invoke(app, ["which", str(run), "sometimes"]).exit_code == 2
+    refused = runner.invoke(app, ["which", str(run), "auto", "--num_processes", "3"])
+    assert refused.exit_code == 2
+    assert "checkpoint-30 needs 2 processes, not 3" in refused.stdout
+
+
+def test_pin_unpin_and_prune(run: Path) -> None:
+    identify(run, limit=1, ranking="recency", metric="eval_loss")
+    assert runner.invoke(app, ["pin", str(run), "10"]).exit_code == 0
+    assert runner.invoke(app, ["pin", str(run), "11"]).exit_code == 2
+    dry = runner.invoke(app, ["prune", str(run), "--dry-run"]).stdout
+    assert dry == "would remove checkpoint-20: beyond save_total_limit\n"
+    assert (run / "checkpoint-20").is_dir()
+    assert runner.invoke(app, ["prune", str(run)]).exit_code == 0
+    assert sorted(p.name for p in run.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-30"]
+    assert runner.invoke(app, ["prune", str(run)]).stdout == "nothing to prune\n"
+    assert runner.invoke(app, ["unpin", str(run), "10"]).exit_code == 0
+    assert runner.invoke(app, ["unpin", str(run), "10"]).exit_code == 2
+    runner.invoke(app, ["prune", str(run)])
+    assert [p.name for p in run.glob("checkpoint-*")] == ["checkpoint-30"]
+
+
+def test_ls_shows_branches_and_strangers(run: Path) -> None:
+    commit(run, 15, attempt=2, parent=10)
+    (run / "checkpoint-99").mkdir()
+    told = runner.invoke(app, ["ls", str(run)]).stdout
+    assert "attempt 2 from 10" in told
+    assert told.count("abandoned branch, not counted") == 2
+    assert "checkpoint-99: it has no manifest.json: keepstep did not commit it" in told

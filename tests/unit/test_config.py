@@ -31,7 +31,7 @@ def problems(argv: list[str]) -> list[str]:
 @pytest.mark.parametrize("recipe", sorted((ROOT / "launch/recipes").glob("*.yaml")), ids=str)
 def test_shipped_recipes_parse(recipe: Path) -> None:
     parsed = parse_recipe(["--config", str(recipe)])
-    missing = ("there is no data/train.jsonl", "no folder with a config.json")
+    missing = ("there is no ", "no folder with a config.json")  # made by the demo, or the user
     found = [str(p) for p in validate(parsed)]
     assert [p for p in found if not any(text in p for text in missing)] == []
 
@@ -95,7 +95,8 @@ def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
         ({"model_name_or_path": "./gone"}, "no folder with a config.json"),
         ({"dataset_name": "./gone.jsonl"}, "there is no ./gone.jsonl"),
         ({"eval_split_fraction": 1.5}, "is not between 0 and 1"),
-        ({"resume_from_checkpoint": "sometimes"}, "neither `auto` nor `never`"),
+        ({"resume_from_checkpoint": "sometimes"}, "none of auto, latest, best, never"),
+        ({"keep_total_bytes": "lots"}, "no size like 200GB"),
     ],
 )
 def test_preflight(fields: dict[str, object], expected: str) -> None:

@@ -15,10 +15,14 @@ SOURCE = ROOT / "src/keepstep"
 # Lowest first. A module may import from the levels below its own, and from its own level.
 LEVELS = [
     {"__init__", "checkpoint.__init__"},
-    {"checkpoint.manifest", "checkpoint.retention", "checkpoint.selection", "noise", "preemption"},
+    {
+        *("checkpoint.manifest", "checkpoint.retention", "checkpoint.selection"),
+        *("checkpoint.lineage", "noise", "preemption"),
+    },
     {"checkpoint.storage", "distributed", "outcome"},
     {"checkpoint.runfolder", "checkpoint.writer"},
-    {"checkpoint.manager", "report"},
+    {"checkpoint.runwriter", "report"},
+    {"checkpoint.manager"},
     {"config"},
     {"preflight", "data", "model", "trainer"},
     {"console"},

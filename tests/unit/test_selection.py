@@ -2,24 +2,94 @@ from __future__ import annotations
 
 import pytest
 
-from keepstep.checkpoint.selection import Candidate, SelectionError, choose
+from keepstep.checkpoint.selection import (
+    Candidate,
+    NoProgressError,
+    SelectionError,
+    Situation,
+    choose,
+)
 
-GOOD, OLD, TORN = Candidate(20), Candidate(10), Candidate(30, ("model.safetensors is missing",))
+STEPS = (10, 20, 30)
 
 
-def test_auto_takes_the_newest_valid_and_says_why_not_the_others() -> None:
-    choice = choose("auto", [OLD, TORN, GOOD])
+def situation(faults: dict[int, str] | None = None, **changes: object) -> Situation:
+    """Checkpoints at 10 (best), 20 and 30; `faults` of some of them."""
+    values: dict[str, object] = {
+        "candidates": [Candidate(step) for step in STEPS],
+        "best": 10,
+        "verify": lambda step: [faults[step]] if faults and step in faults else [],
+        **changes,
+    }
+    return Situation(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("request_", "step"),
+    [("auto", 30), ("latest", 30), ("best", 10), ("20", 20), ("never", None)],
+)
+def test_what_each_request_takes(request_: str, step: int | None) -> None:
+    assert choose(request_, situation()).step == step
+
+
+def test_auto_passes_by_what_is_damaged_and_says_why() -> None:
+    choice = choose("auto", situation({30: "model.safetensors is missing"}))
     assert choice.step == 20
-    assert choice.passed_by == {30: "model.safetensors is missing"}
+    assert choice.passed_by == choice.invalid == {30: "model.safetensors is missing"}
+
+
+def test_auto_verifies_no_more_than_it_must() -> None:
+    seen: list[int] = []
+    choose("auto", situation(verify=lambda step: seen.append(step) or []))
+    assert seen == [30]
 
 
 def test_auto_starts_from_the_beginning_only_without_checkpoints() -> None:
-    assert choose("auto", []).step is None
-    with pytest.raises(SelectionError, match="checkpoint-30: model"):
-        choose("auto", [TORN])
+    assert choose("auto", situation(candidates=[])).step is None
+    with pytest.raises(SelectionError, match="checkpoint-30: torn") as caught:
+        choose("auto", situation(dict.fromkeys(STEPS, "torn")))
+    assert "3 checkpoints exist and none is valid" in str(caught.value)
 
 
-def test_never_refuses_a_folder_with_checkpoints() -> None:
-    assert choose("never", []).step is None
-    with pytest.raises(SelectionError, match="never"):
-        choose("never", [GOOD])
+@pytest.mark.parametrize(
+    ("request_", "changes"),
+    [
+        ("15", {}),
+        ("best", {"best": None}),
+        ("latest", {"candidates": []}),
+        ("latest", {"faults": {30: "torn"}}),
+        ("20", {"faults": {20: "torn"}}),
+    ],
+)
+def test_what_cannot_be_had_is_an_error_that_lists_what_exists(
+    request_: str, changes: dict
+) -> None:
+    with pytest.raises(SelectionError, match=r"there are (checkpoints at: 10, 20, 30|none)"):
+        choose(request_, situation(**changes))
+
+
+def test_an_abandoned_branch_does_not_count_but_can_be_asked_for() -> None:
+    candidates = [Candidate(10), Candidate(20), Candidate(30, abandoned=True)]
+    assert choose("auto", situation(candidates=candidates)).step == 20
+    assert choose("latest", situation(candidates=candidates)).step == 20
+    assert choose("30", situation(candidates=candidates)).step == 30
+
+
+def test_a_rewind_is_done_once() -> None:
+    choice = choose("10", situation(under_way=True))
+    assert choice.step == 30
+    assert "carrying on" in choice.note
+
+
+def test_crash_loops_step_back_and_end() -> None:
+    assert choose("auto", situation(fruitless={30: 2})).step == 30
+    back = choose("auto", situation(fruitless={30: 3}))
+    assert back.step == 20
+    assert back.passed_by == {30: "resumed 3 times without progress"}
+    assert back.invalid == {}
+    with pytest.raises(NoProgressError, match="nothing is left"):
+        choose("auto", situation(fruitless=dict.fromkeys(STEPS, 3)))
+    with pytest.raises(NoProgressError, match="from the beginning 3 times"):
+        choose("auto", situation(candidates=[], fruitless={0: 3}))
+    with pytest.raises(NoProgressError, match="from checkpoint-20 3 times"):
+        choose("20", situation(fruitless={20: 3}))

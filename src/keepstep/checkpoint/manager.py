@@ -6,29 +6,36 @@ decides or changes in the run folder, the main process does (`RunWriter`) and th
 
 from __future__ import annotations
 
-import json
-import secrets
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from .. import distributed
 from ..outcome import Outcome
-from .manifest import MANIFEST_NAME, FileEntry, Manifest, ManifestError, differences, folder_name
-from .retention import Policy, best_step, plan_retention
-from .runfolder import Committed, RunFolder, records_of
-from .selection import Choice, choose
+from .lineage import Attempt
+from .manifest import FileEntry, Manifest, ManifestError, differences, drift, missing_state
+from .retention import Policy
+from .runfolder import Committed, RunFolder
+from .runwriter import RunWriter, now
+from .selection import Choice, SelectionError
 from .storage import Storage, sizes_under
 from .writer import Part
 
 T = TypeVar("T")
+Depth = Literal["auto", "digests", "sizes", "off"]
+# `auto` reads every byte when that takes less than a minute, at a rate that any disk reaches.
+DIGEST_ALL_BELOW_BYTES = 60 * 500 * 10**6
 
 
 class SaveError(RuntimeError):
     """A checkpoint could not be written; the same error on every rank, naming the culprit."""
+
+
+class DriftError(ValueError):
+    """The run's settings are not those that its checkpoint was made with."""
 
 
 @dataclass(frozen=True)
@@ -40,154 +47,72 @@ class Saved:
     pruned: list[int]
 
 
-class RunWriter:
-    """Changes a run folder. One process of a run holds one: the main process.
+@dataclass(frozen=True)
+class Resume:
+    """How a resume is to be done.
 
     Attributes:
-        run: the folder.
-        run_id: the run's name, made at its first attempt.
-        attempt: this launch, counted from 1.
+        request: auto, latest, best, never, a step, or a checkpoint's path.
+        settings: what determines the trajectory, as this attempt has it.
+        allow_drift: names of settings that may differ from the checkpoint's.
+        verify: how the files are compared with the manifest before anything is loaded.
+        patience: how often a checkpoint may be resumed without progress.
+        weights_only: take the weights and start at step 0 with a new optimizer.
+        world_size: processes of this attempt.
+        zero_stage: DeepSpeed's ZeRO stage of this attempt, 0 for DDP or a single process.
     """
 
-    def __init__(self, run: RunFolder, policy: Policy, storage: Storage) -> None:
-        self.run = run
-        self.policy = policy
-        self.storage = storage
-        self.run_id = run.run_id() or secrets.token_hex(6)
-        self.attempt = run.attempts() + 1
-
-    def start(self) -> None:
-        """Begin an attempt: sweep what a killed one left behind, and set the links right."""
-        self.storage.make_folder(self.run.private)
-        for leftover in (self.run.staging, self.run.trash):
-            if leftover.exists():
-                self.storage.remove(leftover)
-            self.storage.make_folder(leftover)
-        identity = {"run_id": self.run_id, "policy": vars(self.policy)}
-        self.storage.remove(self.run.status)  # it told how the attempt before this one ended
-        self.storage.replace(self.run.identity, json.dumps(identity, indent=1).encode() + b"\n")
-        self.record("attempt")
-        # Nothing is pruned here: the newest checkpoint has not been verified yet, and only a valid
-        # newest one may displace older ones. The next commit prunes.
-        self.point()
-
-    def stage(self, step: int) -> Path:
-        """An empty staging folder for the checkpoint of `step`."""
-        folder = self.run.staging / folder_name(step)
-        if folder.exists():
-            self.storage.remove(folder)
-        self.storage.make_folder(folder)
-        return folder
-
-    def commit(self, manifest: Manifest) -> Committed:
-        """Make the staged folder of `manifest` a checkpoint: the manifest first, then one rename.
-
-        Raises:
-            OSError: of the disk.
-            ManifestError: the folder does not hold what the manifest says.
-        """
-        staged = self.run.staging / folder_name(manifest.global_step)
-        missing = differences(manifest, sizes_under(staged))
-        if missing:
-            raise ManifestError(f"the staged checkpoint is incomplete: {'; '.join(missing)}")
-        self.storage.write(staged / MANIFEST_NAME, manifest.to_json().encode())
-        for folder in sorted({staged, *((staged / name).parent for name in manifest.files)}):
-            self.storage.sync_folder(folder)
-        target = self.run.path / staged.name
-        if target.exists():  # an invalid one that the resume passed by
-            self.storage.rename(target, self.run.trash / f"{target.name}-replaced")
-        self.storage.rename(staged, target)
-        self.record(
-            "commit",
-            step=manifest.global_step,
-            bytes=manifest.total_bytes,
-            seconds=manifest.save_seconds,
-        )
-        return Committed(target, manifest)
-
-    def discard(self, step: int, reason: str) -> None:
-        """Remove a staging folder that will not be committed."""
-        self.storage.remove(self.run.staging / folder_name(step))
-        self.record("save_failed", step=step, reason=reason)
-
-    def prune(self) -> list[int]:
-        """Apply the retention plan; returns the steps that went. First renamed, then removed."""
-        checkpoints = {c.step: c for c in self.run.checkpoints()}
-        plan = plan_retention(records_of(list(checkpoints.values()), self.policy), self.policy)
-        gone = [decision.step for decision in plan if not decision.keep]
-        for step in gone:
-            discarded = self.run.trash / folder_name(step)
-            self.storage.rename(checkpoints[step].path, discarded)
-            self.storage.remove(discarded)
-            self.record("prune", step=step)
-        return gone
-
-    def best(self) -> Committed | None:
-        """The committed checkpoint with the best metric, None when none has one."""
-        checkpoints = self.run.checkpoints()
-        step = best_step(records_of(checkpoints, self.policy), self.policy)
-        return next((c for c in checkpoints if c.step == step), None)
-
-    def point(self) -> None:
-        """Set the links `latest` and `best`: hints for people; the truth is in the manifests."""
-        checkpoints = self.run.checkpoints()
-        targets = {"latest": checkpoints[-1] if checkpoints else None, "best": self.best()}
-        for name, checkpoint in targets.items():
-            link = self.run.path / name
-            if link.exists() and not link.is_symlink():
-                continue  # a user's own file
-            if checkpoint is not None:
-                self.storage.point(link, checkpoint.path.name)
-            elif link.is_symlink():
-                self.storage.remove(link)
-
-    def record(self, event: str, **facts: Any) -> None:
-        """Add one line to events.jsonl."""
-        line = {"time": now(), "attempt": self.attempt, "event": event, **facts}
-        self.storage.append_line(self.run.events, json.dumps(line))
-
-    def end(self, status: dict[str, Any]) -> None:
-        """Say how this attempt ended: status.json for shells, a line in events.jsonl."""
-        self.storage.replace(self.run.status, json.dumps(status, indent=1).encode() + b"\n")
-        self.record("end", **status)
+    request: str = "auto"
+    settings: Mapping[str, Any] | None = None
+    allow_drift: Sequence[str] = ()
+    verify: Depth = "auto"
+    patience: int = 3
+    weights_only: bool = False
+    world_size: int = 1
+    zero_stage: int = 0
 
 
 class CheckpointManager:
     """One attempt's checkpoints. Ranks: all call each method, at the same step (collective)."""
 
-    def __init__(self, output_dir: str, policy: Policy, storage: Storage | None = None) -> None:
+    def __init__(
+        self, output_dir: str | Path, policy: Policy, storage: Storage | None = None
+    ) -> None:
         self.run = RunFolder(output_dir)
         self.storage = storage or Storage()
         self.policy = policy
+        self.attempt = 0
+        self.previous: Attempt | None = None
         self._writer: RunWriter | None = None
         self._parent: int | None = None
-        self.attempt = 0
 
     def start(self) -> None:
         """Begin an attempt. Ranks: all (collective)."""
 
-        def begin() -> int:
+        def begin() -> tuple[int, Attempt | None]:
+            before = self.run.attempts()[-1:]
             self._writer = RunWriter(self.run, self.policy, self.storage)
             self._writer.start()
-            return self._writer.attempt
+            return self._writer.attempt, before[0] if before else None
 
-        self.attempt = distributed.on_main_process("starting the attempt", begin)
+        self.attempt, self.previous = distributed.on_main_process("starting the attempt", begin)
 
-    def choose(self, request: str) -> tuple[Committed | None, Choice]:
-        """The checkpoint to resume from, None to start from the beginning. Ranks: all (collective).
+    def choose(self, resume: Resume) -> tuple[Committed | None, Choice]:
+        """The checkpoint to resume from, None for the beginning. Ranks: all (collective).
+
+        The main process decides and verifies; damaged checkpoints that were passed by go to
+        quarantine; then every rank confirms that it sees the same files.
 
         Raises:
-            SelectionError: what `request` asks for cannot be had.
+            SelectionError: what is asked for cannot be had (NoProgressError: not any more).
+            DriftError: the settings have changed; the message lists them.
         """
-
-        def decide() -> tuple[Committed | None, Choice]:
-            choice = choose(request, self.run.candidates())
-            chosen = next((c for c in self.run.checkpoints() if c.step == choice.step), None)
-            self.writer.record("resume", step=choice.step, passed_by=dict(choice.passed_by))
-            return chosen, choice
-
-        chosen, choice = distributed.on_main_process("choosing the checkpoint", decide)
-        self._parent = choice.step
+        outcome = distributed.on_main_process("choosing", lambda: _caught(self._decide, resume))
+        if isinstance(outcome, Exception):
+            raise outcome
+        chosen, choice = outcome
+        self._confirm(chosen, resume.verify)
+        self._parent = chosen.step if chosen and not choice.weights_only else None
         return chosen, choice
 
     def save(self, manifest: Manifest, write: Callable[[Part], None]) -> Saved:
@@ -211,22 +136,39 @@ class CheckpointManager:
             if failures:
                 raise SaveError("; ".join(failures))
             files = [of_rank for of_rank, _ in parts]
-            return self._on_main(
-                "committing", lambda w: self._finish(w, part, manifest, files, started)
+            checkpoint = self._on_main(
+                "committing", lambda w: self._commit(w, part, manifest, files, started)
             )
         except SaveError as error:
             reason = str(error)
             self._on_main("cleaning up", lambda writer: writer.discard(step, reason))
             raise SaveError(f"checkpoint-{step} was not saved: {reason}") from error
+        return self._on_main("pruning", lambda writer: _finish(writer, checkpoint))
 
     def best(self) -> Committed | None:
         """The best committed checkpoint. Ranks: all (collective)."""
         return self._on_main("looking up the best checkpoint", lambda writer: writer.best())
 
+    def was_finished_at(self, checkpoint: Committed | None, planned_steps: int) -> bool:
+        """Whether the attempt before this one finished at this checkpoint, with the same plan.
+
+        (A run that stopped early is finished before its last planned step.) Ranks: any.
+        """
+        return (
+            checkpoint is not None
+            and self.previous is not None
+            and self.previous.outcome == "finished"
+            and self.previous.reached == checkpoint.step
+            and checkpoint.manifest.planned_steps == planned_steps
+        )
+
     def end(self, outcome: Outcome) -> None:
-        """Write how the attempt ended, for shells and for the record. Ranks: all (collective)."""
-        self._on_main("writing the outcome", lambda writer: writer.end(outcome.as_json()))
-        if distributed.is_main():
+        """Write how the attempt ended, for shells and for the record.
+
+        Ranks: any; only the main process writes. Not collective: a failed rank comes alone.
+        """
+        if self._writer is not None:
+            self._writer.end(outcome.as_json())
             outcome.tell_shell()
 
     @property
@@ -242,39 +184,120 @@ class CheckpointManager:
         except (OSError, ManifestError, distributed.RankError) as error:
             raise SaveError(f"{what}: {error}") from error
 
-    def _finish(
+    def _decide(self, resume: Resume) -> tuple[Committed | None, Choice]:
+        """Main process: select, quarantine, check for drift, and write it down."""
+
+        def verify(step: int) -> list[str]:
+            return self._faults(self.run.checkpoint(step), resume.verify)
+
+        chosen, choice = self.writer.select(resume.request, verify, resume.patience)
+        if chosen is not None and chosen.path.parent != self.run.path:
+            faults = self._faults(chosen, resume.verify)
+            if faults:
+                raise SelectionError(f"{resume.request} is damaged: {'; '.join(faults)}")
+        # A run that is under way goes on with its whole state, whatever it began with.
+        weights_only = resume.weights_only and not choice.note
+        if chosen is not None and not weights_only:
+            _check_state(chosen, resume)
+            changed = drift(chosen.manifest.settings, resume.settings or {}, resume.allow_drift)
+            if changed:
+                raise DriftError(_drift_report(chosen, changed))
+        choice = replace(choice, weights_only=weights_only)
+        self.writer.record_resume(resume.request, chosen, choice)
+        if chosen is not None and not choice.passed_by and resume.verify != "off":
+            self.writer.prune()  # what a killed prune left; the newest has just been verified
+            self.writer.point()
+        return chosen, choice
+
+    def _faults(self, checkpoint: Committed, depth: Depth) -> list[str]:
+        if depth == "off":
+            return []
+        small = checkpoint.manifest.total_bytes < DIGEST_ALL_BELOW_BYTES
+        return self.run.faults(checkpoint, deep=depth == "digests" or (depth == "auto" and small))
+
+    def _confirm(self, chosen: Committed | None, depth: Depth) -> None:
+        """Every rank sees the files that the main process has verified. Ranks: all (collective)."""
+        seen: list[str] = []
+        if chosen is not None and depth != "off":
+            seen = differences(chosen.manifest, sizes_under(chosen.path))
+        where = f"rank {distributed.rank()} on {socket.gethostname()}"
+        found = [
+            f"{who}: {faults[0]}" for who, faults in distributed.gather((where, seen)) if faults
+        ]
+        if found:
+            raise SelectionError(
+                "the checkpoint is not the same for every rank; is output_dir on a filesystem "
+                f"that all nodes share? {'; '.join(found)}"
+            )
+
+    def _commit(
         self,
         writer: RunWriter,
         part: Part,
         manifest: Manifest,
         files: Sequence[dict[str, FileEntry]],
         started: float,
-    ) -> Saved:
-        """Main process: every rank's part is written. Commit them, apply retention."""
+    ) -> Committed:
+        """Main process: every rank's part is written; take in what libraries wrote, and commit."""
         claimed = {name: entry for of_rank in files for name, entry in of_rank.items()}
         part.adopt_unclaimed(set(claimed))
         if part.error:
             raise part.error
-        manifest = replace(
-            manifest,
-            run_id=writer.run_id,
-            attempt=writer.attempt,
-            parent=self._parent,
-            saved_at=now(),
-            save_seconds=round(time.perf_counter() - started, 3),
-            files={**claimed, **part.files},
+        return writer.commit(
+            replace(
+                manifest,
+                run_id=writer.run_id,
+                attempt=writer.attempt,
+                parent=self._parent,
+                saved_at=now(),
+                save_seconds=round(time.perf_counter() - started, 3),
+                files={**claimed, **part.files},
+            )
         )
-        checkpoint = writer.commit(manifest)
-        writer.point()
-        pruned = writer.prune()
-        writer.point()
-        return Saved(checkpoint, writer.best(), pruned)
+
+
+def _finish(writer: RunWriter, checkpoint: Committed) -> Saved:
+    """Main process: after a commit the links, then retention, then the links once more."""
+    writer.point()
+    pruned = writer.prune()
+    writer.point()
+    return Saved(checkpoint, writer.best(), pruned)
+
+
+def _check_state(checkpoint: Committed, resume: Resume) -> None:
+    manifest, name = checkpoint.manifest, checkpoint.path.name
+    missing = missing_state(manifest)
+    if missing:
+        raise SelectionError(
+            f"{name} holds weights, not the state to go on from: it has no {', '.join(missing)}\n"
+            "    Hint: resume_weights_only: true starts anew with its weights."
+        )
+    written = (manifest.world_size, manifest.zero_stage)
+    here = (resume.world_size, resume.zero_stage)
+    if written != here:
+        raise SelectionError(
+            f"{name} was written by {written[0]} processes with ZeRO stage {written[1]}; this "
+            f"attempt has {here[0]} with stage {here[1]} (0: DDP)\n"
+            f"    Hint: launch {written[0]} processes with the config that the run began with."
+        )
+
+
+def _drift_report(checkpoint: Committed, changed: Sequence[str]) -> str:
+    names = ", ".join(line.split(":")[0] for line in changed)
+    listing = "\n".join(f"    {line}" for line in changed)
+    return (
+        f"settings have changed since {checkpoint.path.name} was made:\n{listing}\n"
+        f"    Hint: set them back, or accept by name: allow_drift: [{names}]"
+    )
+
+
+def _caught(action: Callable[[Resume], T], resume: Resume) -> T | Exception:
+    """The value, or the error that every rank is to raise."""
+    try:
+        return action(resume)
+    except (SelectionError, DriftError) as error:
+        return error
 
 
 def _describe(error: Exception | None) -> str | None:
     return f"{type(error).__name__}: {error}" if error else None
-
-
-def now() -> str:
-    """UTC, ISO 8601, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

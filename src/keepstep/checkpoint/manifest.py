@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -43,6 +43,10 @@ class Manifest:
         zero_stage: DeepSpeed's ZeRO stage, 0 for DDP or a single process.
         dtype: the weights' type, as in `float32`.
         adapter: True when only an adapter (LoRA) is stored, not the base model.
+        planned_steps: how many optimizer steps the run was to have.
+        settings: what determines the trajectory (learning rate, seed, data, …), to find drift.
+        health: `finite`: no loss or gradient norm of this attempt was NaN or infinite; the last
+            `loss` and `grad_norm` logged.
         versions: of the main libraries.
         saved_at: UTC, ISO 8601.
         save_seconds: how long training stood still for it.
@@ -60,6 +64,9 @@ class Manifest:
     zero_stage: int
     dtype: str
     adapter: bool
+    planned_steps: int
+    settings: dict[str, Any]
+    health: dict[str, Any]
     versions: dict[str, str]
     saved_at: str
     save_seconds: float
@@ -126,6 +133,38 @@ def differences(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
         elif sizes[name] != entry.bytes:
             found.append(f"{name} has {sizes[name]} bytes, {entry.bytes} were written")
     return found
+
+
+def missing_state(manifest: Manifest) -> list[str]:
+    """Files that resuming this checkpoint needs, and that were never written into it.
+
+    (`save_only_model: true` writes weights alone.)
+    """
+    needed = ["trainer_state.json", "scheduler.pt"]
+    world = range(manifest.world_size)
+    needed += [f"rng_state_{r}.pth" for r in world] if len(world) > 1 else ["rng_state.pth"]
+    if manifest.zero_stage == 0:
+        needed.append("optimizer.pt")
+    missing = [name for name in needed if name not in manifest.files]
+    shards = [f"zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in world]
+    for shard in shards if manifest.zero_stage else []:
+        if not any(name.endswith(shard) for name in manifest.files):
+            missing.append(shard)
+    return missing
+
+
+def drift(
+    before: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str] = ()
+) -> list[str]:
+    """Settings that changed since a checkpoint was made: `field: before → now`, in their order.
+
+    A setting that only one side knows is none: another version of keepstep may record more.
+    """
+    return [
+        f"{name}: {before[name]} → {value}"
+        for name, value in now.items()
+        if name in before and before[name] != value and name not in allowed
+    ]
 
 
 def finite_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:

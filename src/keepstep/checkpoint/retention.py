@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Ranking = Literal["metric", "recency"]
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 @dataclass(frozen=True)
@@ -19,20 +21,35 @@ class Policy:
         ranking: what fills the places beside the newest: the best by metric, or the most recent.
         metric: full name of the metric that ranks (`eval_loss`); None: nothing is ranked.
         greater_is_better: the metric's direction.
+        every_n_steps: checkpoints at multiples of it stay as well; None: no such rule.
+        total_bytes: what all checkpoints together may take; None: no bound.
     """
 
     limit: int | None = None
     ranking: Ranking = "recency"
     metric: str | None = None
     greater_is_better: bool = False
+    every_n_steps: int | None = None
+    total_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Record:
-    """What retention needs to know of one committed checkpoint; `value` is the ranking metric's."""
+    """What retention needs to know of one committed checkpoint.
+
+    Attributes:
+        step: its `global_step`.
+        value: the ranking metric, None without an evaluation at this step.
+        bytes: its size.
+        pinned: somebody asked to keep it.
+        abandoned: on a branch that a later attempt went back from; it is not ranked.
+    """
 
     step: int
     value: float | None = None
+    bytes: int = 0
+    pinned: bool = False
+    abandoned: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,40 +63,97 @@ class Decision:
 
 def rank_by_metric(records: Iterable[Record], greater_is_better: bool) -> list[Record]:
     """Best first. Records without a finite value are left out; of equals the earlier step wins."""
-    ranked = [r for r in records if r.value is not None and math.isfinite(r.value)]
     sign = -1.0 if greater_is_better else 1.0
+    ranked = [r for r in records if r.value is not None and math.isfinite(r.value)]
     return sorted(ranked, key=lambda r: (sign * (r.value or 0.0), r.step))
 
 
 def best_step(records: Iterable[Record], policy: Policy) -> int | None:
-    """The step with the best metric, None when no record has one."""
-    ranked = rank_by_metric(records, policy.greater_is_better)
+    """The step with the best metric on the living branch, None when no record has one."""
+    alive = [r for r in records if not r.abandoned]
+    ranked = rank_by_metric(alive, policy.greater_is_better) if policy.metric else []
     return ranked[0].step if ranked else None
 
 
-def plan_retention(records: Sequence[Record], policy: Policy) -> list[Decision]:
+def plan_retention(
+    records: Sequence[Record], policy: Policy, keep_abandoned: bool = True
+) -> list[Decision]:
     """Decide for every record, oldest step first.
 
-    The newest always stays. With a limit of N, N stay in all: the newest and the best by metric
-    (or the most recent). When the newest is among the N best, exactly the N best stay. Places that
-    no ranked checkpoint claims go to the most recent ones.
+    The newest always stays. With a limit of N, N stay: the newest and the best by metric (or the
+    most recent); when the newest is among the N best, exactly the N best. Places that no ranked
+    checkpoint claims go to the most recent. Pins and multiples of `every_n_steps` stay beside
+    them. Abandoned checkpoints stay, uncounted, unless `keep_abandoned` is False. What exceeds
+    `total_bytes` then goes, the least wanted first; never the newest, never a pin.
     """
-    newest_first = sorted(records, key=lambda r: r.step, reverse=True)
-    if not newest_first:
-        return []
-    reasons: dict[int, str] = {newest_first[0].step: "newest"}
-    ranked = rank_by_metric(records, policy.greater_is_better) if policy.metric else []
+    reasons = _claims(records, policy, keep_abandoned)
+    over_budget = _beyond_budget(records, reasons, policy.total_bytes)
+    decisions = []
+    for record in sorted(records, key=lambda r: r.step):
+        keep = record.step in reasons and record.step not in over_budget
+        if keep:
+            reason = ", ".join(reasons[record.step])
+        elif record.step in over_budget:
+            reason = "beyond keep_total_bytes"
+        else:
+            reason = "abandoned branch" if record.abandoned else "beyond save_total_limit"
+        decisions.append(Decision(record.step, keep, reason))
+    return decisions
+
+
+def _claims(
+    records: Sequence[Record], policy: Policy, keep_abandoned: bool
+) -> dict[int, list[str]]:
+    """Why each checkpoint may stay, the most wanted checkpoint first."""
+    alive = sorted((r for r in records if not r.abandoned), key=lambda r: r.step, reverse=True)
+    ranked = rank_by_metric(alive, policy.greater_is_better) if policy.metric else []
+    claims: dict[int, list[str]] = {r.step: ["newest"] for r in alive[:1]}
+
+    def places_left() -> bool:
+        return policy.limit is None or len(claims) < policy.limit
+
     if policy.ranking == "metric":
         for place, record in enumerate(ranked[: policy.limit], start=1):
             reason = "best" if place == 1 else f"best {place} of {len(ranked)}"
-            if record.step in reasons:
-                reasons[record.step] += f", {reason}"
-            elif policy.limit is None or len(reasons) < policy.limit:
-                reasons[record.step] = reason
-    for record in newest_first:
-        if policy.limit is None or len(reasons) < policy.limit:
-            reasons.setdefault(record.step, "recent" if policy.limit else "no limit is set")
-    return [
-        Decision(r.step, r.step in reasons, reasons.get(r.step, "beyond save_total_limit"))
-        for r in reversed(newest_first)
-    ]
+            if record.step in claims or places_left():
+                claims.setdefault(record.step, []).append(reason)
+    for record in alive:
+        if record.step not in claims and places_left():
+            claims[record.step] = ["recent" if policy.limit else "no limit is set"]
+    for record in alive:
+        if policy.every_n_steps and record.step % policy.every_n_steps == 0:
+            claims.setdefault(record.step, []).append(f"every {policy.every_n_steps} steps")
+    for record in sorted(records, key=lambda r: r.step, reverse=True):
+        if record.pinned:
+            claims.setdefault(record.step, []).append("pinned")
+        elif record.abandoned and keep_abandoned:
+            claims.setdefault(record.step, []).append("abandoned branch, not counted")
+    return claims
+
+
+def _beyond_budget(
+    records: Sequence[Record], claims: dict[int, list[str]], budget: int | None
+) -> set[int]:
+    """Kept checkpoints that must go to fit the budget: the last claims first."""
+    by_step = {record.step: record for record in records}
+    total = sum(by_step[step].bytes for step in claims)
+    gone: set[int] = set()
+    for step in reversed(claims):
+        if budget is None or total <= budget:
+            break
+        if "newest" not in claims[step] and not by_step[step].pinned:
+            total -= by_step[step].bytes
+            gone.add(step)
+    return gone
+
+
+def parse_bytes(text: str | int) -> int:
+    """`200GB`, `1.5 TB`, `300M` or a plain number, in powers of 1000.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", str(text).lower())
+    if match is None:
+        raise ValueError(f"{text!r} is no size like 200GB")
+    return int(float(match.group(1)) * UNITS[match.group(2)])

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from .manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    ManifestError,
-    differences,
-    folder_name,
-    step_of,
-)
-from .retention import Decision, Policy, Record, plan_retention
-from .selection import Candidate
+from .lineage import Attempt, Node, abandoned_steps, fruitless_resumes, is_under_way
+from .manifest import MANIFEST_NAME, Manifest, ManifestError, differences, folder_name, step_of
+from .retention import Decision, Policy, Record, best_step, plan_retention
+from .selection import Candidate, Situation, Verify
 from .storage import digest_of, sizes_under
 
 PRIVATE = ".keepstep"
@@ -41,17 +36,27 @@ class RunFolder:
         self.private = self.path / PRIVATE
         self.staging = self.private / "staging"
         self.trash = self.private / "trash"
+        self.quarantine = self.private / "quarantine"
+        self.pins = self.private / "pins"
         self.events = self.private / "events.jsonl"
         self.identity = self.private / "run.json"
         self.status = self.private / "status.json"
+        self._read: dict[Path, tuple[tuple[int, int, int], Committed | str]] = {}
 
     def run_id(self) -> str | None:
         """The run's name, None in a folder that no run has used."""
-        try:
-            return str(json.loads(self.identity.read_text())["run_id"])
-        except (OSError, ValueError, KeyError, TypeError):
+        known = _read_json(self.identity).get("run_id")
+        if known is None:
             newest = self.checkpoints(any_run=True)[-1:]
-            return newest[0].manifest.run_id if newest else None
+            known = newest[0].manifest.run_id if newest else None
+        return known
+
+    def policy(self) -> Policy:
+        """The retention policy of the newest attempt; nothing is ranked in a folder without one."""
+        try:
+            return Policy(**_read_json(self.identity).get("policy", {}))
+        except TypeError:  # written by another version
+            return Policy()
 
     def checkpoints(self, any_run: bool = False) -> list[Committed]:
         """This run's committed checkpoints, oldest step first.
@@ -59,16 +64,104 @@ class RunFolder:
         Folders without a readable manifest of this run are somebody else's: never listed, never
         touched. A link is not followed.
         """
-        found = [c for c in map(_read, self._folders()) if isinstance(c, Committed)]
+        found = [c for c in map(self._manifest_in, self._folders()) if isinstance(c, Committed)]
         if not any_run:
             run_id = self.run_id()
             found = [c for c in found if c.manifest.run_id == run_id]
         return sorted(found, key=lambda c: c.step)
 
+    def checkpoint(self, step: int) -> Committed:
+        """The committed checkpoint of a step.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return {c.step: c for c in self.checkpoints()}[step]
+
     def unreadable(self) -> dict[str, str]:
         """Folders named like checkpoints whose manifest cannot be read: name → what is wrong."""
-        read = ((folder.name, _read(folder)) for folder in self._folders())
+        read = ((folder.name, self._manifest_in(folder)) for folder in self._folders())
         return {name: fault for name, fault in read if isinstance(fault, str)}
+
+    def strangers(self) -> dict[str, str]:
+        """Folders named like checkpoints that this run did not commit: name → why not."""
+        run_id, found = self.run_id(), {}
+        for folder in self._folders():
+            read = self._manifest_in(folder)
+            if read is None:
+                found[folder.name] = f"it has no {MANIFEST_NAME}: keepstep did not commit it"
+            elif isinstance(read, Committed) and read.manifest.run_id != run_id:
+                found[folder.name] = f"it belongs to another run ({read.manifest.run_id})"
+        return found
+
+    def pinned(self) -> set[int]:
+        """Steps that somebody asked to keep (`keepstep pin`)."""
+        if not self.pins.is_dir():
+            return set()
+        return {int(entry.name) for entry in self.pins.iterdir() if entry.name.isdecimal()}
+
+    def records(self, metric: str | None) -> list[Record]:
+        """What retention looks at, taken from the manifests and the pins."""
+        checkpoints, pinned = self.checkpoints(), self.pinned()
+        nodes = [Node(c.step, c.manifest.attempt, c.manifest.parent or 0) for c in checkpoints]
+        abandoned = abandoned_steps(nodes)
+        return [
+            Record(
+                c.step,
+                c.manifest.metrics.get(metric or ""),
+                c.manifest.total_bytes,
+                c.step in pinned,
+                c.step in abandoned,
+            )
+            for c in checkpoints
+        ]
+
+    def retention(self) -> list[Decision]:
+        """The retention plan, under the policy that the run was last launched with."""
+        policy = self.policy()
+        return plan_retention(self.records(policy.metric), policy)
+
+    def attempts(self) -> list[Attempt]:
+        """Every launch of the run, oldest first, from events.jsonl; a torn line is left out."""
+        attempts: dict[int, Attempt] = {}
+        for line in self.events.read_text().splitlines() if self.events.exists() else []:
+            try:
+                event = json.loads(line)
+                number, kind = int(event["attempt"]), event["event"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            attempt = attempts.setdefault(number, Attempt(number))
+            if kind == "resume":
+                attempt = replace(
+                    attempt, request=event.get("request"), resumed_from=event.get("step") or 0
+                )
+            elif kind == "commit":
+                attempt = replace(attempt, commits=attempt.commits + 1)
+            elif kind == "end":
+                attempt = replace(
+                    attempt, outcome=event.get("outcome"), reached=event.get("global_step")
+                )
+            attempts[number] = attempt
+        for checkpoint in self.checkpoints():  # killed between its commit and the line about it
+            number = checkpoint.manifest.attempt
+            attempt = attempts.get(number, Attempt(number, "auto"))
+            attempts[number] = replace(attempt, commits=max(1, attempt.commits))
+        return [attempts[number] for number in sorted(attempts)]
+
+    def situation(self, request: str, policy: Policy, verify: Verify, patience: int) -> Situation:
+        """What `selection.choose` needs to know of this folder."""
+        attempts, records = self.attempts(), self.records(policy.metric)
+        candidates = [Candidate(r.step, r.value, r.abandoned) for r in records]
+        # Folders that cannot be taken are listed too: what is there is never passed by in silence.
+        odd = {step_of(n) or 0: why for n, why in (self.unreadable() | self.strangers()).items()}
+        return Situation(
+            candidates=candidates + [Candidate(step) for step in odd],
+            best=best_step(records, policy),
+            verify=lambda step: [odd[step]] if step in odd else verify(step),
+            fruitless=fruitless_resumes(attempts),
+            patience=patience,
+            under_way=is_under_way(request, attempts),
+        )
 
     def faults(self, checkpoint: Committed, deep: bool = False) -> list[str]:
         """What differs from the manifest: ranks, names and sizes; with `deep`, digests too."""
@@ -81,56 +174,48 @@ class RunFolder:
             ]
         return found
 
-    def candidates(self) -> list[Candidate]:
-        """Every committed checkpoint with its faults, for `selection`."""
-        return [Candidate(c.step, tuple(self.faults(c))) for c in self.checkpoints()]
-
-    def policy(self) -> Policy:
-        """The retention policy of the newest attempt; nothing is ranked in a folder without one."""
-        try:
-            return Policy(**json.loads(self.identity.read_text())["policy"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return Policy()
-
-    def attempts(self) -> int:
-        """How many times the run has been launched."""
-        try:
-            with open(self.events) as file:
-                return sum('"event": "attempt"' in line for line in file)
-        except FileNotFoundError:
-            return 0
-
     def _folders(self) -> list[Path]:
         try:
-            entries = sorted(self.path.iterdir())
+            entries = list(self.path.iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [
-            entry
-            for entry in entries
-            if step_of(entry.name) is not None and entry.is_dir() and not entry.is_symlink()
-        ]
+        return [e for e in entries if step_of(e.name) is not None and not e.is_symlink()]
+
+    def _manifest_in(self, folder: Path) -> Committed | str | None:
+        """The checkpoint in `folder`; a text when its manifest is bad; None when it has none.
+
+        A manifest is read again only when its file has changed: thousands cost a stat each.
+        """
+        path = folder / MANIFEST_NAME
+        try:
+            stat = path.stat()
+            signature = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            known = self._read.get(path)
+            if known is None or known[0] != signature:
+                known = self._read[path] = (signature, _parse(folder, path.read_text()))
+            return known[1]
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            return f"{MANIFEST_NAME}: {error}"
 
 
-def records_of(checkpoints: list[Committed], policy: Policy) -> list[Record]:
-    """What retention looks at, taken from the manifests."""
-    return [Record(c.step, c.manifest.metrics.get(policy.metric or "")) for c in checkpoints]
+def read_checkpoint(folder: Path) -> Committed:
+    """The committed checkpoint at a path, of whichever run.
 
-
-def retention_of(run: RunFolder) -> list[Decision]:
-    """The retention plan of a run folder, under the policy that it was last run with."""
-    policy = run.policy()
-    return plan_retention(records_of(run.checkpoints(), policy), policy)
-
-
-def _read(folder: Path) -> Committed | str | None:
-    """The checkpoint in `folder`; a text when its manifest is bad; None when it has none."""
+    Raises:
+        ManifestError: there is none.
+    """
     try:
-        text = (folder / MANIFEST_NAME).read_text()
-    except FileNotFoundError:
-        return None
+        read = _parse(folder, (folder / MANIFEST_NAME).read_text())
     except (OSError, UnicodeDecodeError) as error:
-        return f"{MANIFEST_NAME}: {error}"
+        raise ManifestError(f"{folder} holds no readable {MANIFEST_NAME}: {error}") from error
+    if isinstance(read, str):
+        raise ManifestError(f"{folder}: {read}")
+    return read
+
+
+def _parse(folder: Path, text: str) -> Committed | str:
     try:
         manifest = Manifest.from_json(text)
     except ManifestError as error:
@@ -138,3 +223,11 @@ def _read(folder: Path) -> Committed | str | None:
     if folder.name != folder_name(manifest.global_step):
         return f"its manifest is of step {manifest.global_step}"
     return Committed(folder, manifest)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

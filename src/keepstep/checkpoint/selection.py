@@ -1,57 +1,138 @@
-"""Which checkpoint a resume takes, and why not the others. Pure."""
+"""Which checkpoint a resume takes, and why not the others. Pure; verifying is passed in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+WORDS = ("auto", "latest", "best", "never")
+Verify = Callable[[int], Sequence[str]]
 
 
 class SelectionError(LookupError):
     """What was asked for cannot be had; the message lists what exists."""
 
 
+class NoProgressError(SelectionError):
+    """Everything there is to resume from has been tried, again and again, without a commit."""
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """One committed checkpoint as a resume sees it; `faults` is empty when it is valid."""
+    """One committed checkpoint as a resume sees it; `value` is the ranking metric's."""
 
     step: int
-    faults: tuple[str, ...] = ()
+    value: float | None = None
+    abandoned: bool = False
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a choice depends on.
+
+    Attributes:
+        candidates: the run's committed checkpoints, in any order.
+        best: the step of the best one on the living branch, None without a metric.
+        verify: a step → what is wrong with its files; empty: valid. Called newest first, and no
+            more often than needed: it may read every byte.
+        fruitless: a step (0: the beginning) → how often it was resumed since the last progress.
+        patience: how often the same step may be resumed without progress.
+        under_way: the newest attempts asked for the same, and have committed since.
+    """
+
+    candidates: Sequence[Candidate]
+    best: int | None
+    verify: Verify
+    fruitless: Mapping[int, int] = field(default_factory=dict)
+    patience: int = 3
+    under_way: bool = False
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The step to resume from (None: start from the beginning), and why others were passed by."""
+    """The step to resume from (None: the beginning), and why others were passed by.
+
+    `invalid` are those whose files are not what was written: they belong in quarantine.
+    """
 
     step: int | None
-    passed_by: Mapping[int, str]
+    passed_by: Mapping[int, str] = field(default_factory=dict)
+    invalid: Mapping[int, str] = field(default_factory=dict)
+    note: str = ""
+    weights_only: bool = False
 
 
-def choose(request: str, candidates: Sequence[Candidate]) -> Choice:
-    """What `resume_from_checkpoint` asks for.
-
-    Args:
-        request: `auto` for the newest valid checkpoint, else the start of the run; `never` for the
-            start of a run that has no checkpoint.
-        candidates: the run's committed checkpoints, in any order.
+def choose(request: str, situation: Situation) -> Choice:
+    """What `resume_from_checkpoint` asks for: auto, latest, best, never, or a step.
 
     Raises:
-        SelectionError: with `auto`, checkpoints exist and none is valid: starting from zero would
-            hide that. With `never`, checkpoints exist: a new run would mix with the old one.
+        NoProgressError: with `auto`, everything was resumed `patience` times without progress.
+        SelectionError: what was asked for does not exist or is damaged; or, with `auto`,
+            checkpoints exist and none is valid: starting from zero would hide that.
     """
-    if request == "never" and candidates:
+    if request != "auto" and situation.under_way:
+        choice = _newest_valid(situation)
+        note = f"resume_from_checkpoint: {request} was done by an earlier attempt; carrying on"
+        return Choice(choice.step, choice.passed_by, choice.invalid, note)
+    if request == "never":
+        _check_progress(situation, None)
+        return Choice(None)
+    if request == "auto":
+        return _newest_valid(situation)
+    alive = [c.step for c in situation.candidates if not c.abandoned]
+    wanted = {"latest": max(alive, default=None), "best": situation.best}.get(
+        request, int(request) if request.isdecimal() else None
+    )
+    if wanted not in {c.step for c in situation.candidates}:
         raise SelectionError(
-            f"resume_from_checkpoint: never, and the run folder holds {len(candidates)} "
-            "checkpoints\n    Hint: choose another output_dir, or move the folder away."
+            f"resume_from_checkpoint: {request} cannot be had; {_listing(situation)}"
         )
+    assert wanted is not None
+    _check_progress(situation, wanted)
+    faults = situation.verify(wanted)
+    if faults:
+        raise SelectionError(
+            f"resume_from_checkpoint: {request} means checkpoint-{wanted}, which is damaged: "
+            f"{'; '.join(faults)}; {_listing(situation)}"
+        )
+    return Choice(wanted)
+
+
+def _newest_valid(situation: Situation) -> Choice:
     passed_by: dict[int, str] = {}
-    for candidate in sorted(candidates, key=lambda c: c.step, reverse=True):
-        if not candidate.faults:
-            return Choice(candidate.step, passed_by)
-        passed_by[candidate.step] = "; ".join(candidate.faults)
+    invalid: dict[int, str] = {}
+    for candidate in sorted(situation.candidates, key=lambda c: c.step, reverse=True):
+        step = candidate.step
+        if candidate.abandoned:
+            passed_by[step] = "on an abandoned branch"
+            continue
+        tries = situation.fruitless.get(step, 0)
+        faults = () if tries >= situation.patience else situation.verify(step)
+        if tries >= situation.patience:
+            passed_by[step] = f"resumed {tries} times without progress"
+        elif faults:
+            passed_by[step] = invalid[step] = "; ".join(faults)
+        else:
+            return Choice(step, passed_by, invalid)
+    listing = "\n".join(f"    checkpoint-{step}: {why}" for step, why in passed_by.items())
+    if any("without progress" in why for why in passed_by.values()):
+        raise NoProgressError(f"nothing is left to resume from:\n{listing}")
     if passed_by:
-        listing = "\n".join(f"  checkpoint-{step}: {why}" for step, why in passed_by.items())
         raise SelectionError(
             f"{len(passed_by)} checkpoints exist and none is valid:\n{listing}\n"
-            "    Hint: restore one of them, or choose another output_dir to start again."
+            "    Hint: restore one of them, or set resume_from_checkpoint: never to start again."
         )
-    return Choice(None, passed_by)
+    _check_progress(situation, None)
+    return Choice(None)
+
+
+def _check_progress(situation: Situation, step: int | None) -> None:
+    tries = situation.fruitless.get(step or 0, 0)
+    if tries >= situation.patience:
+        where = "from the beginning" if step is None else f"from checkpoint-{step}"
+        raise NoProgressError(f"the run went on {where} {tries} times and committed nothing since")
+
+
+def _listing(situation: Situation) -> str:
+    steps = sorted(c.step for c in situation.candidates)
+    return f"there are checkpoints at: {', '.join(map(str, steps))}" if steps else "there are none"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -18,19 +17,28 @@ from typing import BinaryIO
 import xxhash
 
 CHUNK = 8 * 2**20
+Before = Callable[[str, Path], None]  # called with the name of the operation and its path
 
 
 class DigestingFile:
     """A file being written: counts and digests (xxh3-128) on the way, synced when closed."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, path: Path, before: Before) -> None:
+        before("create", path)
+        self._path = path
+        self._before = before
+        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115  # closed by __exit__
         self._digest = xxhash.xxh3_128()
         self.bytes = 0
+        self._failure: OSError | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         view = memoryview(data).cast("B")
-        self._file.write(view)
+        try:
+            self._file.write(view)
+        except OSError as error:
+            self._failure = error
+            raise
         self._digest.update(view)
         self.bytes += view.nbytes
         return view.nbytes
@@ -54,15 +62,22 @@ class DigestingFile:
         try:
             if error is None:
                 self._file.flush()
+                self._before("sync", self._path)
                 os.fsync(self._file.fileno())
-        finally:
+        except OSError as caught:
+            self._failure = self._failure or caught
+        try:
             self._file.close()
+        except OSError as caught:
+            self._failure = self._failure or caught
+        if self._failure is not None:  # torch.save reports it as "unexpected pos 704 vs 598"
+            raise self._failure from error
 
 
 class Storage:
     """Durable disk operations. Raises OSError as the system does; nothing is caught here."""
 
-    def __init__(self, before: Callable[[str, Path], None] = lambda operation, path: None) -> None:
+    def __init__(self, before: Before = lambda operation, path: None) -> None:
         self.before = before
 
     def make_folder(self, path: Path) -> None:
@@ -74,8 +89,7 @@ class Storage:
 
     def create(self, path: Path) -> DigestingFile:
         """Open a new file for writing; use it in a `with` block, which syncs it."""
-        self.before("create", path)
-        return DigestingFile(open(path, "wb"))
+        return DigestingFile(path, self.before)
 
     def write(self, path: Path, content: bytes) -> DigestingFile:
         """Write a whole new file; the returned (closed) file knows its size and digest."""
@@ -133,10 +147,13 @@ class Storage:
 
     def remove(self, path: Path) -> None:
         """Delete a file, a link or a whole folder; what is already gone is no error."""
-        self.before("remove", path)
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=False)
+            for child in sorted(path.iterdir()):
+                self.remove(child)
+            self.before("remove_folder", path)
+            path.rmdir()
         else:
+            self.before("remove", path)
             path.unlink(missing_ok=True)
 
 

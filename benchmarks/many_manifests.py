@@ -1,0 +1,92 @@
+"""How long do listing and selection take with thousands of checkpoints?
+
+    python benchmarks/many_manifests.py [COUNT]
+
+Writes COUNT (10,000) committed checkpoints of 15 small files each, of a run on 2 processes, and
+prints medians (min to max) of five rounds: a cold listing (every manifest parsed), a warm one (as
+inside a run: a stat each), selecting what `auto` takes, and the whole command `keepstep ls`.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from keepstep.checkpoint.manifest import FileEntry, Manifest, folder_name
+from keepstep.checkpoint.retention import Policy
+from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.checkpoint.runwriter import RunWriter, now
+from keepstep.checkpoint.selection import choose
+from keepstep.checkpoint.storage import Storage
+
+POLICY = Policy(None, "metric", "eval_loss")
+
+
+def make(run: Path, count: int) -> None:
+    writer = RunWriter(RunFolder(run), POLICY, Storage())
+    writer.start()
+    names = [f"file-{index}.pt" for index in range(15)]
+    for step in range(1, count + 1):
+        folder = run / folder_name(step)
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_bytes(b"x")
+        manifest = Manifest(
+            run_id=writer.run_id,
+            attempt=1,
+            parent=None,
+            global_step=step,
+            epoch=step / 100,
+            samples=step * 16,
+            metrics={"eval_loss": 1 + 1 / step},
+            world_size=2,
+            zero_stage=3,
+            dtype="float32",
+            adapter=False,
+            planned_steps=count,
+            settings={f"setting_{index}": index for index in range(25)},
+            health={"finite": True},
+            versions={f"library_{index}": "1.0.0" for index in range(8)},
+            saved_at=now(),
+            save_seconds=0.1,
+            files={name: FileEntry(i % 2, 1, f"{i:032x}") for i, name in enumerate(names)},
+        )
+        (folder / "manifest.json").write_text(manifest.to_json())
+
+
+def measure(title: str, action: Callable[[], object]) -> None:
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - started)
+    low, high = min(seconds), max(seconds)
+    print(f"{title:34} {statistics.median(seconds):7.3f} s  ({low:.3f} to {high:.3f})")
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    with tempfile.TemporaryDirectory() as name:
+        run = Path(name)
+        make(run, count)
+        print(f"{count} checkpoints of 15 files, 2 processes")
+        measure("listing, cold", lambda: RunFolder(run).checkpoints())
+        warm = RunFolder(run)
+        warm.checkpoints()
+        measure("listing, inside a run", warm.checkpoints)
+        measure("retention plan, inside a run", warm.retention)
+        verify = lambda step: warm.faults(warm.checkpoint(step), deep=True)  # noqa: E731
+        measure(
+            "auto, sizes and digests verified",
+            lambda: choose("auto", warm.situation("auto", POLICY, verify, 3)),
+        )
+        code = "import sys; from keepstep.cli import app; app()"
+        command = [sys.executable, "-c", code, "ls", name]
+        measure("keepstep ls, sizes verified", lambda: subprocess.run(command, capture_output=True))
+
+
+if __name__ == "__main__":
+    main()

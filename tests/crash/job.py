@@ -1,0 +1,98 @@
+"""A run without a model: every step is saved through CheckpointManager, by real ranks on gloo.
+
+    job.py RUN PROGRESS LIMIT STEPS RANK NTH
+
+On rank RANK the process kills itself ahead of its NTH disk operation (0: never). PROGRESS gets a
+line, outside of the run folder, before and after every save, and one when the kill fires.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from keepstep import distributed
+from keepstep.checkpoint.manager import CheckpointManager, Resume
+from keepstep.checkpoint.retention import Policy
+from keepstep.checkpoint.storage import Storage
+from keepstep.checkpoint.writer import Part
+from tests.helpers.folders import manifest
+
+RUN, PROGRESS, LIMIT, STEPS, RANK, NTH = sys.argv[1:]
+
+
+def tell(text: str) -> None:
+    with open(PROGRESS, "a") as file:
+        file.write(text + "\n")
+
+
+class CrashAt:
+    """A fault: SIGKILL ahead of the nth disk operation."""
+
+    def __init__(self, nth: int) -> None:
+        self.nth = nth
+        self.count = 0
+
+    def __call__(self, operation: str, path: Path) -> None:
+        self.count += 1
+        if self.count == self.nth:
+            tell(f"killed {operation} {path.name}")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def state(step: int, rank: int) -> torch.Tensor:
+    return torch.full((1000,), float(step * 10 + rank))
+
+
+def shard(step: int, rank: int) -> str:
+    return f"global_step{step}/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+
+
+def write(part: Part, step: int) -> None:
+    part.save(
+        f"global_step{step}/zero_pp_rank_{part.rank}_mp_rank_00_optim_states.pt",
+        {"x": state(step, part.rank)},
+    )
+    name = f"rng_state_{part.rank}.pth" if distributed.world_size() > 1 else "rng_state.pth"
+    part.write(name, b"rng")
+    if part.rank == 0:
+        part.write("scheduler.pt", b"scheduler")
+        part.write("trainer_state.json", b"{}")
+        (part.folder / "config.json").write_text("{}")  # what a library writes by itself
+
+
+def main() -> None:
+    if int(os.environ["WORLD_SIZE"]) > 1:
+        dist.init_process_group("gloo")
+    rank = distributed.rank()
+    crash = CrashAt(int(NTH) if rank == int(RANK) else 0)
+    world = distributed.world_size()
+    # The first two saves are the best: retention has a choice to make.
+    policy = Policy(int(LIMIT), "metric" if int(LIMIT) > 1 else "recency", "eval_loss")
+    manager = CheckpointManager(RUN, policy, Storage(before=crash))
+    manager.start()
+    chosen, choice = manager.choose(Resume(world_size=world, zero_stage=3, patience=10**6))
+    begin = 0
+    if chosen is not None:
+        begin = chosen.step
+        restored = torch.load(chosen.path / shard(begin, rank))
+        assert torch.equal(restored["x"], state(begin, rank))
+    if rank == 0:
+        tell(f"resumed {begin} {dict(choice.passed_by)}")
+    for step in range(begin + 1, int(STEPS) + 1):
+        if rank == 0:
+            tell(f"saving {step}")
+        made = manifest(step, world_size=world, metrics={"eval_loss": 1.0 + step})
+        manager.save(made, lambda part, step=step: write(part, step))
+        if rank == 0:
+            tell(f"saved {step}")
+    tell(f"operations {rank} {crash.count}")
+    distributed.leave()
+
+
+main()

@@ -1,0 +1,56 @@
+"""Random SIGKILLs of real ZeRO-3 runs: the same command always carries on, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.ranks import Ranks
+from tests.helpers.recipes import argv
+
+STEPS, KILLS_A_RUN = 24, 6
+PATIENCE = {"max_attempts_without_progress": 1000}  # kills before the first commit are no loop
+
+
+def final_digests(run: Path) -> dict[str, str]:
+    last = RunFolder(run).checkpoints()[-1]
+    assert last.step == STEPS
+    return {n: e.xxh3_128 for n, e in last.manifest.files.items() if n != "trainer_state.json"}
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.long)])
+def test_random_kills(ranks: Ranks, demo: Path, tmp_path: Path, kills: int) -> None:
+    fields = {"max_steps": STEPS, "save_steps": 3, "eval_steps": 3, "save_total_limit": 2}
+    ranks.run(argv(demo, tmp_path / "straight", **fields))
+    expected = final_digests(tmp_path / "straight")
+    chance, fired, torn = random.Random(kills), 0, 0
+    for number in range(1000):
+        run = tmp_path / f"killed-{number}"
+        command = argv(demo, run, **fields, **PATIENCE)
+        for _ in range(min(KILLS_A_RUN, kills - fired)):
+            attempt = ranks.start(command)
+            # Most kills come in the steps and saves, some in the start of an attempt.
+            if chance.random() < 0.8:
+                attempt.wait_for(r"step +\d+/\d+  loss")
+            time.sleep(chance.uniform(0, 2.5))
+            victims = chance.choice([[0], [1], [0, 1]])
+            alive = [rank for rank, code in enumerate(attempt.poll()) if code is None]
+            attempt.kill(signal.SIGKILL, victims)
+            codes = attempt.wait(40)  # what is left notices by itself
+            killed = [rank for rank in victims if rank in alive]
+            fired += bool(killed)
+            assert all(codes[rank] == -signal.SIGKILL for rank in killed)
+            torn += len(list((run / ".keepstep/staging").glob("*")))
+            if set(codes) == {0}:
+                break
+        ranks.run(command, timeout=200)
+        assert final_digests(run) == expected
+        if fired >= kills:
+            break
+    print(f"{fired} kills in {number + 1} runs, {torn} of them in the middle of a save")
+    assert fired >= kills

@@ -1,0 +1,121 @@
+"""Kill at every disk operation of start, save, commit, prune and sweep; then run the same command.
+
+The resume takes the last step that was saved, or the one that was being saved: never neither.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.ranks import Ranks
+
+JOB = Path(__file__).parent / "job.py"
+STEPS = 4
+
+
+class Sweep:
+    """Runs the job, killed at one operation, and then the same job undisturbed."""
+
+    def __init__(self, ranks: Ranks, folder: Path, world: int, limit: int) -> None:
+        self.ranks, self.folder, self.world, self.limit = ranks, folder, world, limit
+        self.run, self.progress = folder / "run", folder / "progress"
+        self.before: Path | None = None
+
+    def job(self, rank: int = 0, nth: int = 0) -> tuple[list[int], list[str]]:
+        """Exit statuses, and what the job told this time."""
+        known = len(self.told())
+        argv = [self.run, self.progress, self.limit, STEPS, rank, nth]
+        run = self.ranks.start([str(a) for a in argv], processes=self.world, script=JOB)
+        codes = run.wait(60)
+        if nth == 0:
+            assert set(codes) == {0}, run.output
+        return codes, self.told()[known:]
+
+    def told(self) -> list[str]:
+        return self.progress.read_text().splitlines() if self.progress.exists() else []
+
+    def reset(self) -> None:
+        shutil.rmtree(self.run, ignore_errors=True)
+        if self.before is not None:
+            shutil.copytree(self.before, self.run, symlinks=True)
+
+    def operations(self, rank: int) -> int:
+        """How many disk operations the undisturbed job makes on a rank."""
+        self.reset()
+        _, told = self.job()
+        (count,) = [int(t.split()[2]) for t in told if t.startswith(f"operations {rank} ")]
+        return count
+
+    def kill_at(self, rank: int, nth: int, saved_before: int = 0) -> str:
+        """One crash point; returns the operation it was at."""
+        self.reset()
+        codes, told = self.job(rank, nth)
+        (fired,) = [t for t in told if t.startswith("killed ")]
+        assert codes[rank] == -signal.SIGKILL
+        saved = max(steps(told, "saved"), default=saved_before)
+        saving = max(steps(told, "saving"), default=saved)
+        _, after = self.job()
+        (resumed,) = [t for t in after if t.startswith("resumed ")]
+        assert int(resumed.split()[1]) in (saved, saving), f"{fired}: {told} then {after}"
+        assert resumed.endswith("{}"), "nothing torn was ever visible"
+        self.check_end()
+        return fired
+
+    def check_end(self) -> None:
+        folder = RunFolder(self.run)
+        kept = [c.step for c in folder.checkpoints()]
+        assert kept == ([STEPS] if self.limit == 1 else [1, 2, STEPS])
+        assert all(folder.faults(c, deep=True) == [] for c in folder.checkpoints())
+        assert list(folder.staging.iterdir()) == list(folder.trash.iterdir()) == []
+        names = {p.name for p in self.run.iterdir()}
+        assert names == {".keepstep", "latest", "best", *(f"checkpoint-{s}" for s in kept)}
+
+
+def steps(told: list[str], word: str) -> list[int]:
+    return [int(line.split()[1]) for line in told if line.startswith(f"{word} ")]
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_every_operation_of_one_process(ranks: Ranks, tmp_path: Path, limit: int) -> None:
+    sweep = Sweep(ranks, tmp_path, world=1, limit=limit)
+    fired = [sweep.kill_at(0, nth) for nth in range(1, sweep.operations(0) + 1)]
+    print(f"{len(fired)} crash points, limit {limit}")
+    assert len(fired) > 60
+    assert {f.split()[1] for f in fired} >= {"create", "sync", "rename", "sync_folder", "remove"}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("limit", [1, 3])
+@pytest.mark.parametrize(
+    "stride", [pytest.param(1, marks=pytest.mark.long, id="each"), pytest.param(9, id="some")]
+)
+def test_operations_of_two_processes(
+    ranks: Ranks, tmp_path: Path, limit: int, rank: int, stride: int
+) -> None:
+    sweep = Sweep(ranks, tmp_path, world=2, limit=limit)
+    fired = [sweep.kill_at(rank, nth) for nth in range(1, sweep.operations(rank) + 1, stride)]
+    print(f"{len(fired)} crash points, limit {limit}, rank {rank}")
+    assert fired
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_every_operation_of_a_start_that_sweeps(ranks: Ranks, tmp_path: Path, limit: int) -> None:
+    """What a killed save and a killed prune left behind is swept; killed again on the way."""
+    sweep = Sweep(ranks, tmp_path, world=1, limit=limit)
+    sweep.job(0, sweep.operations(0) - 12)  # somewhere in the last save
+    sweep.before = tmp_path / "before"
+    shutil.copytree(sweep.run, sweep.before, symlinks=True)
+    left = RunFolder(sweep.before)
+    for place in (left.staging, left.trash):
+        shutil.copytree(left.checkpoints()[-1].path, place / "leftover")
+    saved = left.checkpoints()[-1].step
+    _, told = sweep.job()  # undisturbed, to count
+    (count,) = [int(t.split()[2]) for t in told if t.startswith("operations 0 ")]
+    fired = [sweep.kill_at(0, nth, saved) for nth in range(1, min(count, 40) + 1)]
+    print(f"{len(fired)} crash points, limit {limit}")
+    assert any("leftover" in f or "remove" in f for f in fired)

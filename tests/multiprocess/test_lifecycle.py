@@ -1,0 +1,130 @@
+"""Branches, drift, warm starts, early stopping and crash loops of real runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.ranks import Ranks
+from tests.helpers.recipes import LORA, argv
+
+SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 2}
+
+
+def status(run: Path) -> dict:
+    return json.loads((run / ".keepstep/status.json").read_text())
+
+
+def test_drift_is_refused_field_by_field(ranks: Ranks, demo: Path, workspace: Path) -> None:
+    run = workspace / "drift"
+    ranks.run(argv(demo, run, **SHORT))
+    changed = argv(demo, run, **SHORT | {"max_steps": 6, "learning_rate": 1e-3, "seed": 7})
+    refused = ranks.start(changed)
+    assert refused.wait() == [2, 2]
+    assert "settings have changed since checkpoint-4 was made" in refused.output
+    assert re.search(r"learning_rate: 0\.004 → 0\.001\n +seed: 42 → 7", refused.output)
+    assert "allow_drift: [learning_rate, seed]" in refused.output
+    assert status(run)["exit"] == 2
+    accepted = ranks.run([*changed, "--allow_drift", "learning_rate", "seed"])
+    assert "carrying on from checkpoint-4; 6 steps are planned now, not 4" in accepted.output
+
+
+def test_another_number_of_processes_is_refused(ranks: Ranks, demo: Path, workspace: Path) -> None:
+    run = workspace / "drift"  # of the test above
+    fields = {**SHORT, "max_steps": 8, "learning_rate": 1e-3, "seed": 7}
+    refused = ranks.start(argv(demo, run, **fields, per_device_train_batch_size=8), processes=1)
+    assert refused.wait() == [2]
+    assert "was written by 2 processes with ZeRO stage 3; this attempt has 1" in refused.output
+
+
+def test_evaluated_more_often_than_saved_and_rewound(
+    ranks: Ranks, demo: Path, workspace: Path
+) -> None:
+    run = workspace / "branches"
+    fields = {"eval_steps": 1, "save_steps": 3, "max_steps": 9}
+    ranks.run(argv(demo, run, **fields))
+    folder = RunFolder(run)
+    assert [c.step for c in folder.checkpoints()] == [3, 6, 9]
+    losses = {c.step: c.manifest.metrics["eval_loss"] for c in folder.checkpoints()}
+    assert os.readlink(run / "best") == f"checkpoint-{min(losses, key=losses.__getitem__)}"
+    state = json.loads((run / "checkpoint-9/trainer_state.json").read_text())
+    seen = {e["step"]: e["eval_loss"] for e in state["log_history"] if "eval_loss" in e}
+    assert losses == {step: seen[step] for step in losses}
+    assert state["best_model_checkpoint"] is None  # it would be an absolute path
+
+    back = argv(demo, run, **fields, resume_from_checkpoint="3", learning_rate=1e-3)
+    branch = ranks.start([*back, "--allow_drift", "learning_rate"])
+    branch.wait_for("step 6/9  saved")
+    branch.kill(signal.SIGKILL)
+    branch.wait()
+    again = ranks.run([*back, "--allow_drift", "learning_rate"])  # the same command
+    assert "resume_from_checkpoint: 3 was done by an earlier attempt; carrying on" in again.output
+    assert "carrying on from checkpoint-6" in again.output
+    lineage = {c.step: (c.manifest.attempt, c.manifest.parent) for c in folder.checkpoints()}
+    assert lineage == {3: (1, None), 6: (2, 3), 9: (3, 6)}
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_weights_without_state(ranks: Ranks, demo: Path, workspace: Path, kind: str) -> None:
+    run = workspace / f"weights-{kind}"
+    fields = {**SHORT, "save_only_model": True, **(LORA if kind == "lora" else {})}
+    ranks.run(argv(demo, run, **fields))
+    assert not list(run.glob("checkpoint-4/global_step*"))
+    more = argv(demo, run, **fields | {"max_steps": 6})
+    refused = ranks.start(more)
+    assert refused.wait() == [2, 2]
+    assert "checkpoint-4 holds weights, not the state to go on from" in refused.output
+    assert "zero_pp_rank_1_mp_rank_00_optim_states.pt" in refused.output
+
+    other = workspace / f"warm-{kind}"
+    warm = argv(demo, other, **SHORT, **(LORA if kind == "lora" else {}), eval_on_start=True)
+    warm += ["--resume_weights_only", "--resume_from_checkpoint", str(run / "checkpoint-4")]
+    started = ranks.run(warm)
+    assert "starting at step 0 with the weights of checkpoint-4" in started.output
+    first = json.loads((other / "checkpoint-2/trainer_state.json").read_text())["log_history"]
+    (at_start,) = [e["eval_loss"] for e in first if "eval_loss" in e and e["step"] == 0]
+    recorded = RunFolder(run).checkpoint(4).manifest.metrics["eval_loss"]
+    assert at_start == pytest.approx(recorded, abs=1e-4)
+    assert [c.manifest.parent for c in RunFolder(other).checkpoints()] == [None, None]
+
+
+def test_early_stopping_goes_on_counting(ranks: Ranks, demo: Path, workspace: Path) -> None:
+    run = workspace / "patience"
+    command = argv(
+        demo, run, learning_rate=0, save_steps=1, eval_steps=1, early_stopping_patience=4
+    )
+    broken = ranks.start(command)
+    broken.wait_for("step  3/12  saved")
+    broken.kill(signal.SIGKILL)
+    broken.wait()
+    resumed = ranks.run(command)
+    assert "Finished: 5 steps." in resumed.output  # the first evaluation, and four no better
+    assert status(run)["outcome"] == "finished"
+    again = ranks.run(command)
+    assert "This run is finished, at step 5 of 12" in again.output
+
+
+def test_a_crash_loop_steps_back_and_ends(ranks: Ranks, demo: Path, workspace: Path) -> None:
+    run = workspace / "loop"
+    fields = {**SHORT, "max_attempts_without_progress": 1}
+    first = ranks.start(argv(demo, run, **fields))
+    first.wait_for("step 3/4  loss")
+    first.kill(signal.SIGKILL)
+    first.wait()
+    for expected in ("carrying on from checkpoint-2", None):
+        attempt = ranks.start(argv(demo, run, **fields))
+        if expected is None:
+            assert attempt.wait() == [76, 76]
+            assert "checkpoint-2: resumed 1 times without progress" in attempt.output
+        else:
+            attempt.wait_for(expected)
+            attempt.kill(signal.SIGKILL)
+            attempt.wait()
+    assert status(run)["outcome"] == "no_progress"
+    assert [c.step for c in RunFolder(run).checkpoints()] == [2]  # nothing was lost

@@ -1,0 +1,256 @@
+"""Commit, prune, quarantine and branches on a real disk; retention against a statement of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keepstep.checkpoint.lineage import Node
+from keepstep.checkpoint.manifest import FileEntry, Manifest, ManifestError
+from keepstep.checkpoint.retention import Policy, Record
+from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.checkpoint.runwriter import RunWriter
+from keepstep.checkpoint.selection import SelectionError
+from keepstep.checkpoint.storage import Storage
+from tests.helpers.folders import manifest
+from tests.unit.test_retention import brute_force
+
+METRIC = Policy(3, "metric", "eval_loss")
+
+
+class Launch:
+    """One attempt of a run without a model: `save` commits as the manager does."""
+
+    def __init__(self, run: Path, policy: Policy = METRIC, request: str = "auto") -> None:
+        self.folder = RunFolder(run)
+        self.writer = RunWriter(self.folder, policy, Storage())
+        self.writer.start()
+        chosen, self.choice = self.writer.select(
+            request, lambda step: self.folder.faults(self.folder.checkpoint(step), deep=True), 3
+        )
+        self.step = chosen.step if chosen else 0
+        self.parent = chosen.step if chosen else None
+        self.writer.record_resume(request, chosen, self.choice)
+
+    def save(self, step: int, loss: float | None = None, **changes: object) -> Manifest:
+        staged = self.writer.stage(step)
+        files = {}
+        for rank in range(2):
+            name = f"rank{rank}.pt"
+            file = self.writer.storage.write(staged / name, f"{step} {rank}".encode())
+            files[name] = FileEntry(rank, file.bytes, file.xxh3_128)
+        metrics = {} if loss is None or not math.isfinite(loss) else {"eval_loss": loss}
+        values = {"run_id": self.writer.run_id, "attempt": self.writer.attempt}
+        made = manifest(step, metrics=metrics, files=files, parent=self.parent, **values, **changes)
+        self.writer.commit(made)
+        self.writer.point()
+        self.writer.prune()
+        self.writer.point()
+        return made
+
+    def steps(self) -> list[int]:
+        return [c.step for c in self.folder.checkpoints()]
+
+    def end(self, outcome: str, step: int) -> None:
+        self.writer.end({"outcome": outcome, "global_step": step})
+
+
+def test_links_follow_the_newest_and_the_best(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    for step, loss in ((10, 2.0), (20, 1.0), (30, 1.5), (40, 1.7), (50, 1.2)):
+        launch.save(step, loss)
+    assert launch.steps() == [20, 30, 50]
+    assert os.readlink(tmp_path / "latest") == "checkpoint-50"
+    assert os.readlink(tmp_path / "best") == "checkpoint-20"
+    assert os.listdir(launch.folder.trash) == os.listdir(launch.folder.staging) == []
+
+
+def test_a_moved_run_knows_its_best_and_holds_no_path(tmp_path: Path) -> None:
+    launch = Launch(tmp_path / "a")
+    launch.save(10, 1.0)
+    launch.save(20, 2.0)
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = Launch(tmp_path / "b")
+    assert (moved.step, moved.writer.best().step) == (20, 10)
+    for path in (tmp_path / "b").rglob("*"):
+        if path.is_file():
+            assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_what_is_not_this_runs_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-mine").mkdir(parents=True)
+    (tmp_path / "checkpoint-40").mkdir()
+    (tmp_path / "checkpoint-5").symlink_to("checkpoint-mine")
+    launch = Launch(tmp_path, Policy(1), request="never")
+    for step in (10, 20, 30):
+        launch.save(step)
+    assert launch.steps() == [30]
+    with pytest.raises(ManifestError, match="checkpoint-40 is in the way"):
+        launch.save(40)
+    launch.writer.discard(40, "it is in the way")
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"checkpoint-mine", "checkpoint-40", "checkpoint-5", "checkpoint-30"} <= names
+
+
+def test_auto_does_not_start_over_beside_a_strangers_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-40").mkdir(parents=True)
+    with pytest.raises(SelectionError, match=r"checkpoint-40: it has no manifest\.json"):
+        Launch(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "swap", "manifest"])
+def test_damage_is_found_named_and_set_aside(tmp_path: Path, damage: str) -> None:
+    launch = Launch(tmp_path)
+    for step in (10, 20, 30):
+        launch.save(step, 1.0)
+    victim = tmp_path / "checkpoint-30/rank1.pt"
+    content = victim.read_bytes()
+    if damage == "truncate":
+        victim.write_bytes(content[:2])
+    elif damage == "flip":
+        victim.write_bytes(bytes(byte ^ 255 for byte in content))
+    elif damage == "delete":
+        victim.unlink()
+    elif damage == "swap":  # the same size, the same name, another step's bytes
+        victim.write_bytes((tmp_path / "checkpoint-20/rank1.pt").read_bytes())
+    else:
+        (tmp_path / "checkpoint-30/manifest.json").write_text('{"format_version": 1')
+    again = Launch(tmp_path)
+    assert again.step == 20
+    (aside,) = again.folder.quarantine.glob("*.txt")
+    assert aside.name == "checkpoint-30-attempt-2.txt"
+    assert ("rank1.pt" if damage != "manifest" else "not a manifest") in aside.read_text()
+    assert aside.with_suffix("").is_dir()
+    assert again.steps() == [10, 20]
+    assert os.readlink(tmp_path / "latest") == "checkpoint-20"
+    again.save(30, 1.0)
+    assert again.steps() == [10, 20, 30]
+
+
+def test_a_rewind_starts_a_branch_and_is_done_once(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    for step, loss in ((10, 2.0), (20, 1.0), (30, 0.5)):
+        launch.save(step, loss)
+    back = Launch(tmp_path, request="20")
+    assert back.step == 20
+    back.save(25, 0.9)
+    records = {r.step: r.abandoned for r in back.folder.records("eval_loss")}
+    assert records == {10: False, 20: False, 25: False, 30: True}
+    assert back.writer.best().step == 25
+    assert os.readlink(tmp_path / "latest") == "checkpoint-25"
+    same_command = Launch(tmp_path, request="20")
+    assert same_command.step == 25
+    same_command.save(30, 0.8)  # takes the place of the abandoned one
+    assert same_command.folder.checkpoint(30).manifest.attempt == 3
+    same_command.end("finished", 30)
+    assert Launch(tmp_path, request="20").step == 20
+
+
+def test_a_path_to_another_runs_checkpoint(tmp_path: Path) -> None:
+    Launch(tmp_path / "a").save(10, 1.0)
+    other = Launch(tmp_path / "b", request=str(tmp_path / "a/checkpoint-10"))
+    assert other.step == 10
+    other.save(20, 1.0)
+    assert "../a/checkpoint-10" in (tmp_path / "b/.keepstep/events.jsonl").read_text()
+    assert Launch(tmp_path / "b", request=str(tmp_path / "a/checkpoint-10")).step == 20
+    assert Launch(tmp_path / "b", request=str(tmp_path / "b/checkpoint-20")).step == 20
+    with pytest.raises(SelectionError, match="holds no readable manifest"):
+        Launch(tmp_path / "c", request=str(tmp_path / "a"))
+
+
+def test_crash_loop(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    launch.save(10, 1.0)
+    launch.save(20, 1.0)
+    assert [Launch(tmp_path).step for _ in range(6)] == [20, 20, 20, 10, 10, 10]
+    with pytest.raises(SelectionError, match="nothing is left to resume from"):
+        Launch(tmp_path)
+
+
+def test_pins_and_every_n_steps_and_budget(tmp_path: Path) -> None:
+    policy = Policy(1, "recency", every_n_steps=30)
+    launch = Launch(tmp_path, policy)
+    launch.save(10)
+    launch.writer.pin(10)
+    for step in (20, 30, 40, 50):
+        launch.save(step)
+    assert launch.steps() == [10, 30, 50]
+    reasons = {d.step: d.reason for d in launch.folder.retention()}
+    assert reasons == {10: "pinned", 30: "every 30 steps", 50: "newest"}
+    launch.writer.unpin(10)
+    launch.save(60)
+    assert launch.steps() == [30, 60]
+    size = launch.folder.checkpoint(60).manifest.total_bytes
+    tight = Launch(tmp_path, Policy(None, total_bytes=2 * size))
+    tight.save(70)
+    tight.save(80)
+    assert tight.steps() == [70, 80]
+
+
+def test_events_tell_the_story(tmp_path: Path) -> None:
+    Launch(tmp_path).save(10, 1.0)
+    lines = [json.loads(line) for line in (tmp_path / ".keepstep/events.jsonl").open()]
+    assert [line["event"] for line in lines] == ["attempt", "resume", "commit"]
+    assert {"time", "attempt", "step", "bytes", "seconds", "metrics"} <= set(lines[-1])
+
+
+saves = st.lists(
+    st.tuples(
+        st.sampled_from(["evaluated", "evaluated", "not evaluated", "relaunch", "rewind"]),
+        st.one_of(st.sampled_from([1.0, 2.0, math.nan, math.inf]), st.floats(0, 5)),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    saves,
+    st.one_of(st.none(), st.integers(1, 4)),
+    st.sampled_from(["metric", "recency"]),
+    st.booleans(),
+)
+def test_the_disk_equals_the_policy_after_every_save(
+    script: list[tuple[str, float]], limit: int | None, ranking: str, greater: bool
+) -> None:
+    """Scripted metrics with NaN and ties, saves without evaluation, resumes and rewinds."""
+    policy = Policy(limit, ranking, "eval_loss", greater)  # type: ignore[arg-type]
+    expected: dict[int, Node] = {}
+    losses: dict[int, float | None] = {}
+    with tempfile.TemporaryDirectory() as name:
+        launch, step = Launch(Path(name), policy), 0
+        for action, loss in script:
+            if action == "rewind" and launch.steps():
+                launch.end("finished", step)
+                launch = Launch(Path(name), policy, request=str(launch.steps()[0]))
+            elif action == "relaunch":
+                launch = Launch(Path(name), policy)
+            if action in ("rewind", "relaunch"):
+                step = launch.step
+            step += 10
+            losses[step] = loss if action == "evaluated" else None
+            launch.save(step, losses[step])
+            expected[step] = Node(step, launch.writer.attempt, launch.parent or 0)
+            expected = prune_by_the_book(expected, losses, policy)
+            assert launch.steps() == sorted(expected)
+
+
+def prune_by_the_book(
+    disk: dict[int, Node], losses: dict[int, float | None], policy: Policy
+) -> dict[int, Node]:
+    """The policy in so many words: abandoned ones stay uncounted, of the rest the best subset."""
+    abandoned = {
+        node.step
+        for node in disk.values()
+        if any(n.attempt > node.attempt and n.parent < node.step for n in disk.values())
+    }
+    alive = [Record(step, losses[step]) for step in disk if step not in abandoned]
+    kept = brute_force(alive, policy) | abandoned
+    return {step: node for step, node in disk.items() if step in kept}
