@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import xxhash
+
 from keepstep.checkpoint.manifest import FileEntry, Manifest, folder_name
 from keepstep.checkpoint.retention import Policy
 from keepstep.checkpoint.runfolder import RunFolder
@@ -28,6 +30,7 @@ POLICY = Policy(None, "metric", "eval_loss")
 def make(run: Path, count: int) -> None:
     writer = RunWriter(RunFolder(run), POLICY, Storage())
     writer.start()
+    digest = xxhash.xxh3_128_hexdigest(b"x")
     names = [f"file-{index}.pt" for index in range(15)]
     for step in range(1, count + 1):
         folder = run / folder_name(step)
@@ -52,7 +55,7 @@ def make(run: Path, count: int) -> None:
             versions={f"library_{index}": "1.0.0" for index in range(8)},
             saved_at=now(),
             save_seconds=0.1,
-            files={name: FileEntry(i % 2, 1, f"{i:032x}") for i, name in enumerate(names)},
+            files={name: FileEntry(i % 2, 1, digest) for i, name in enumerate(names)},
         )
         (folder / "manifest.json").write_text(manifest.to_json())
 

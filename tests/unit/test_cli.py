@@ -86,7 +86,7 @@ def test_which_tells_what_each_choice_loses(run: Path) -> None:
 def test_which_says_what_cannot_be_had(run: Path) -> None:
     result = runner.invoke(app, ["which", str(run), "15"])
     assert result.exit_code == 1
-    assert "15 cannot be had; there are checkpoints at: 10, 20, 30" in result.stdout
+    assert "15 cannot be had; there are checkpoints at: 30, 20, 10" in result.stdout
     assert runner.invoke(app, ["which", str(run), "sometimes"]).exit_code == 2
     refused = runner.invoke(app, ["which", str(run), "auto", "--num_processes", "3"])
     assert refused.exit_code == 2

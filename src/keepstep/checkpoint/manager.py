@@ -21,7 +21,7 @@ from .retention import Policy
 from .runfolder import Committed, RunFolder
 from .runwriter import RunWriter, now
 from .selection import Choice, SelectionError
-from .storage import Storage, sizes_under
+from .storage import Storage, sizes_of
 from .writer import Part
 
 T = TypeVar("T")
@@ -219,7 +219,8 @@ class CheckpointManager:
         """Every rank sees the files that the main process has verified. Ranks: all (collective)."""
         seen: list[str] = []
         if chosen is not None and depth != "off":
-            seen = differences(chosen.manifest, sizes_under(chosen.path))
+            names = chosen.manifest.files
+            seen = differences(chosen.manifest, sizes_of(chosen.path, names))
         where = f"rank {distributed.rank()} on {socket.gethostname()}"
         found = [
             f"{who}: {faults[0]}" for who, faults in distributed.gather((where, seen)) if faults

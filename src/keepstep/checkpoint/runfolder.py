@@ -11,7 +11,7 @@ from .lineage import Attempt, Node, abandoned_steps, fruitless_resumes, is_under
 from .manifest import MANIFEST_NAME, Manifest, ManifestError, differences, folder_name, step_of
 from .retention import Decision, Policy, Record, best_step, plan_retention
 from .selection import Candidate, Situation, Verify
-from .storage import digest_of, sizes_under
+from .storage import digest_of, sizes_of
 
 PRIVATE = ".keepstep"
 
@@ -165,11 +165,12 @@ class RunFolder:
 
     def faults(self, checkpoint: Committed, deep: bool = False) -> list[str]:
         """What differs from the manifest: ranks, names and sizes; with `deep`, digests too."""
-        found = differences(checkpoint.manifest, sizes_under(checkpoint.path))
+        manifest = checkpoint.manifest
+        found = differences(manifest, sizes_of(checkpoint.path, manifest.files))
         if deep and not found:
             found = [
                 f"{name}: content has changed (xxh3-128 differs)"
-                for name, entry in sorted(checkpoint.manifest.files.items())
+                for name, entry in sorted(manifest.files.items())
                 if digest_of(checkpoint.path / name) != entry.xxh3_128
             ]
         return found

@@ -18,7 +18,7 @@ from .manifest import MANIFEST_NAME, Manifest, ManifestError, differences, folde
 from .retention import Policy, best_step, plan_retention
 from .runfolder import Committed, RunFolder, read_checkpoint
 from .selection import WORDS, Choice, SelectionError, Verify, choose
-from .storage import Storage, sizes_under
+from .storage import Storage, sizes_of
 
 
 class RunWriter:
@@ -88,7 +88,7 @@ class RunWriter:
             ManifestError: the folder does not hold what the manifest says.
         """
         staged = self.run.staging / folder_name(manifest.global_step)
-        missing = differences(manifest, sizes_under(staged))
+        missing = differences(manifest, sizes_of(staged, manifest.files))
         if missing:
             raise ManifestError(f"the staged checkpoint is incomplete: {'; '.join(missing)}")
         self.storage.write(staged / MANIFEST_NAME, manifest.to_json().encode())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 WORDS = ("auto", "latest", "best", "never")
+SHOWN = 5  # of a list that may have thousands of lines
 Verify = Callable[[int], Sequence[str]]
 
 
@@ -93,7 +94,7 @@ def choose(request: str, situation: Situation) -> Choice:
     if faults:
         raise SelectionError(
             f"resume_from_checkpoint: {request} means checkpoint-{wanted}, which is damaged: "
-            f"{'; '.join(faults)}; {_listing(situation)}"
+            f"{_some(faults, '; ')}; {_listing(situation)}"
         )
     return Choice(wanted)
 
@@ -111,10 +112,10 @@ def _newest_valid(situation: Situation) -> Choice:
         if tries >= situation.patience:
             passed_by[step] = f"resumed {tries} times without progress"
         elif faults:
-            passed_by[step] = invalid[step] = "; ".join(faults)
+            passed_by[step] = invalid[step] = _some(faults, "; ")
         else:
             return Choice(step, passed_by, invalid)
-    listing = "\n".join(f"    checkpoint-{step}: {why}" for step, why in passed_by.items())
+    listing = _some([f"    checkpoint-{step}: {why}" for step, why in passed_by.items()], "\n")
     if any("without progress" in why for why in passed_by.values()):
         raise NoProgressError(f"nothing is left to resume from:\n{listing}")
     if passed_by:
@@ -133,6 +134,13 @@ def _check_progress(situation: Situation, step: int | None) -> None:
         raise NoProgressError(f"the run went on {where} {tries} times and committed nothing since")
 
 
+def _some(texts: Sequence[str], separator: str) -> str:
+    """The first few of many, and how many more there are."""
+    more = [f"    and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
+    return separator.join([*texts[:SHOWN], *more])
+
+
 def _listing(situation: Situation) -> str:
     steps = sorted(c.step for c in situation.candidates)
-    return f"there are checkpoints at: {', '.join(map(str, steps))}" if steps else "there are none"
+    shown = _some([str(step) for step in reversed(steps)], ", ")
+    return f"there are checkpoints at: {shown}" if steps else "there are none"

@@ -7,9 +7,10 @@ tests count and crash there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -173,6 +174,15 @@ def sizes_under(folder: Path) -> dict[str, int]:
         for path in folder.rglob("*")
         if path.is_file() and not path.is_symlink()
     }
+
+
+def sizes_of(folder: Path, names: Iterable[str]) -> dict[str, int]:
+    """These files below `folder`, as far as they exist: name → bytes."""
+    sizes: dict[str, int] = {}
+    for name in names:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            sizes[name] = os.stat(os.path.join(folder, name)).st_size
+    return sizes
 
 
 def _fsync(path: Path, flags: int) -> None:
