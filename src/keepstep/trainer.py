@@ -133,9 +133,12 @@ class KeepstepTrainer(SFTTrainer):
 
     def _write_part(self, part: Part) -> None:
         """Write this rank's share of the checkpoint. Ranks: all (collective)."""
-        self._part = part
         folder = str(part.folder)
-        self.save_model(folder, _internal_call=True)  # gathers, then _save below
+        self._part = part
+        try:
+            self.save_model(folder, _internal_call=True)  # gathers, then _save below
+        finally:
+            self._part = None
         if not self.args.save_only_model:
             self._write_state(part)
         part.attempt(lambda: self._save_rng_state(folder))

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from keepstep.checkpoint.runfolder import RunFolder
 from tests.helpers.ranks import Ranks
@@ -60,6 +61,8 @@ def test_interrupted_equals_uninterrupted(
     stopped_at = status["global_step"]
     assert stopped_at in (10, 11, 12)
     assert RunFolder(broken).checkpoints()[-1].step == stopped_at
+    for shard in broken.glob(f"checkpoint-{stopped_at}/global_step*/*model_states.pt"):
+        assert torch.load(shard, weights_only=False)["global_steps"] == stopped_at
 
     run = ranks.run(command, strategy=strategy)
     assert f"carrying on from checkpoint-{stopped_at}" in run.output
