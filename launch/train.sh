@@ -5,13 +5,17 @@
 # runs it, and ends with the run's own exit status, which launchers hide:
 #   0 finished   75 preempted: run the same command again   2 the recipe is wrong   70 failed
 #
-# Environment: KEEPSTEP_PROCESSES   processes on this machine (default: its GPUs; 2 on CPU)
+# Environment: KEEPSTEP_PROCESSES   processes in all (default: this machine's GPUs; 2 on CPU)
 #              KEEPSTEP_CONFIG      accelerate config (default: zero3; zero2 on one GPU; cpu_zero3)
-#              KEEPSTEP_LAUNCH_ARGS more launcher flags, for several machines say
+#              KEEPSTEP_LAUNCH_ARGS machines and port (default: --num_machines 1 --main_process_port 0)
 set -euo pipefail
 
 if [[ $# -eq 0 || $1 == -* ]]; then
   sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+fi
+if [[ " $* " == *" --hub_token"* ]]; then
+  echo "keepstep: --hub_token would stand in the process list; export HF_TOKEN=... instead" >&2
   exit 2
 fi
 recipe=$1

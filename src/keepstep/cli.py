@@ -130,6 +130,10 @@ def prune(
         verb = "would remove" if dry_run else "removing"
         console.print(f"{verb} checkpoint-{decision.step}: {decision.reason}", highlight=False)
     if gone and not dry_run:
+        newest = folder.checkpoints()[-1]
+        faults = folder.faults(newest, deep=None)
+        if faults:
+            _fail(f"{newest.path.name} is damaged, nothing is pruned: {faults[0]}")
         writer = RunWriter(folder, policy, Storage())
         writer.prune(keep_abandoned=False)
         writer.point()

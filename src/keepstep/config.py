@@ -22,7 +22,10 @@ TRAJECTORY_TRAINING = (
     *("data_seed", "bf16", "fp16", "max_length", "packing", "shuffle_dataset"),
     *("completion_only_loss", "assistant_only_loss", "neftune_noise_alpha"),
 )
-TRAJECTORY_MODEL = ("dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout")
+TRAJECTORY_MODEL = (
+    *("dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+    *("lora_modules_to_save", "use_rslora", "use_dora"),
+)
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,8 @@ class KeepstepConfig(SFTConfig):
             self.use_cpu = True  # without it DeepSpeed's batch size is resolved for one process
         if self.bf16 is None:
             self.bf16 = not (self.fp16 or self.use_cpu) and torch.cuda.is_bf16_supported()
+        if isinstance(self.allow_drift, str):  # a YAML scalar
+            self.allow_drift = [self.allow_drift]
         if self.eval_steps is None and self.eval_strategy == "steps":
             self.eval_steps = self.save_steps  # every checkpoint has its metric
         super().__post_init__()
@@ -205,7 +210,7 @@ class Recipe:
         training = {name: getattr(self.training, name) for name in TRAJECTORY_TRAINING}
         model = {name: getattr(self.model, name) for name in TRAJECTORY_MODEL}
         if not self.model.use_peft:
-            model = {name: value for name, value in model.items() if "lora" not in name}
+            model = {name: value for name, value in model.items() if "ora" not in name}
         rows = {"rows_per_step": self.training.rows_per_step}
         return {n: _plain(v) for n, v in (training | model | rows).items()}
 

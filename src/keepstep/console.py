@@ -54,8 +54,8 @@ def introduce(
     )
     for step, why in choice.passed_by.items():
         say(f"checkpoint-{step} is passed by: {why}")
-    if choice.note:
-        say(choice.note)
+    if choice.under_way:
+        say(f"resume_from_checkpoint: {args.resume_from_checkpoint} was done by an earlier attempt")
     if checkpoint is not None and choice.weights_only:
         say(f"starting at step 0 with the weights of checkpoint-{checkpoint.step}")
     elif checkpoint is not None:
@@ -75,9 +75,12 @@ def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
     best = None if outcome.best_step is None else manager.run.checkpoint(outcome.best_step)
     if outcome.outcome == "no_progress":
         say(
-            f"No progress: {outcome.reason}\nHint: find out what ends it. To try once more, give a "
-            "step: --resume_from_checkpoint STEP, or raise --max_attempts_without_progress."
+            f"No progress: {outcome.reason}\nHint: find out what ends it. Then ask by name: "
+            "--resume_from_checkpoint latest, a step, or never (from the beginning)."
         )
+        return
+    if outcome.outcome == "failed":
+        say(f"Failed at step {outcome.global_step}: {outcome.reason}.")
         return
     if outcome.outcome == "preempted":
         say(

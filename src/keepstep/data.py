@@ -44,12 +44,12 @@ def load_data(data: DataConfig, training: KeepstepConfig) -> tuple[Rows, Rows | 
     return train, evaluation
 
 
-def fingerprint(rows: Rows) -> str | None:
+def fingerprint(rows: Rows | None) -> str | None:
     """A short digest of the rows: their number, columns, and a thousand of them.
 
-    Ranks: any; the same everywhere. None for streamed rows.
+    Ranks: any; the same everywhere. None for streamed rows, and for none at all.
     """
-    if isinstance(rows, datasets.IterableDataset):
+    if rows is None or isinstance(rows, datasets.IterableDataset):
         return None
     digest = xxhash.xxh3_64(f"{len(rows)} {sorted(rows.column_names)}".encode())
     for index in range(0, len(rows), max(1, len(rows) // 1000)):

@@ -38,9 +38,12 @@ class Outcome:
         return asdict(self)
 
     def tell_shell(self) -> None:
-        """Write a copy where launch/train.sh looks for it. Ranks: main only."""
+        """Write a copy where launch/train.sh looks for it.
+
+        Ranks: any; the first of each machine writes, for the script that launched it.
+        """
         path = os.environ.get(STATUS_FILE)
-        if path:
+        if path and os.environ.get("LOCAL_RANK", "0") == "0":
             Path(path).write_text(json.dumps(self.as_json()) + "\n")
 
 

@@ -31,11 +31,12 @@ def _run_folder(recipe: Recipe) -> list[Problem]:
     elif not os.access(existing, os.W_OK):
         found.append(Problem(f"output_dir: {existing} is not writable"))
     request = str(training.resume_from_checkpoint)
-    if request not in WORDS and not request.isdecimal() and not Path(request).expanduser().is_dir():
+    # A path may be gone by the time a run carries on from its own checkpoints.
+    if request not in WORDS and not request.isdecimal() and "/" not in request:
         found.append(
             Problem(
                 f"resume_from_checkpoint: {request!r} is none of {', '.join(WORDS)}, no step, and "
-                "no folder"
+                "no path"
             )
         )
     return found
@@ -98,8 +99,19 @@ def _retention(recipe: Recipe) -> list[Problem]:
                 "at least 2, or keep_ranking: recency",
             )
         )
-    elif training.save_strategy == training.eval_strategy == "steps" and (
-        training.save_steps % training.eval_steps
+    elif training.save_strategy in ("steps", "epoch") and (
+        training.save_strategy != training.eval_strategy
+    ):
+        found.append(
+            Problem(
+                f"save_strategy: {_word(training.save_strategy)} and eval_strategy: "
+                f"{_word(training.eval_strategy)} do not meet, so some checkpoints would have no "
+                "metric to rank by",
+                "give both the same value",
+            )
+        )
+    elif training.save_strategy == "steps" and not _is_multiple(
+        training.save_steps, training.eval_steps or training.save_steps
     ):
         found.append(
             Problem(
@@ -109,6 +121,16 @@ def _retention(recipe: Recipe) -> list[Problem]:
             )
         )
     return found
+
+
+def _word(strategy: str) -> str:
+    """transformers turns the field into a member of its enumeration."""
+    return str(getattr(strategy, "value", strategy))
+
+
+def _is_multiple(steps: float, of: float) -> bool:
+    """Steps, or shares of the run below 1, whose division is exact but for rounding."""
+    return abs(steps / of - round(steps / of)) < 1e-9
 
 
 def _secrets(recipe: Recipe) -> list[Problem]:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from .checkpoint.retention import Record, best_step
 from .checkpoint.runfolder import RunFolder
-from .checkpoint.selection import SelectionError, choose
+from .checkpoint.selection import PATIENCE, SelectionError, choose
 
 
 def human_bytes(count: float) -> str:
@@ -86,7 +86,9 @@ def resume_answer(run: RunFolder, request: str) -> dict[str, Any]:
     alive = [record for record in records.values() if not record.abandoned]
     answer: dict[str, Any] = {"request": request, "step": None, "world_size": None, "error": None}
     answer |= {"metric": policy.metric, "value": None, "loses_steps": None, "loses_metric": None}
-    situation = run.situation(request, policy, lambda s: run.faults(run.checkpoint(s)), 10**9)
+    situation = run.situation(
+        request, policy, lambda step: run.faults(run.checkpoint(step), deep=None), PATIENCE
+    )
     try:
         choice = choose(request, situation)
     except SelectionError as error:
@@ -107,7 +109,7 @@ def resume_answer(run: RunFolder, request: str) -> dict[str, Any]:
     return answer | {
         "step": choice.step,
         "loses_steps": max(0, newest - taken),
-        "note": choice.note,
+        "under_way": choice.under_way,
         "others": dict(sorted(others.items())),
     }
 
@@ -125,7 +127,8 @@ def tell_answer(answer: dict[str, Any]) -> str:
     if answer["loses_metric"] is not None:
         worse = answer["loses_metric"]
         parts.append(f"{worse:.4f} worse than the best" if worse else "the best there is")
-    lines = [": ".join([parts[0], ", ".join(parts[1:])]), *filter(None, [answer["note"]])]
+    lines = [": ".join([parts[0], ", ".join(parts[1:])])]
+    lines += ["  (an earlier attempt has gone back already)"] if answer["under_way"] else []
     lines += [f"  not checkpoint-{step}: {why}" for step, why in answer["others"].items()]
     return "\n".join(lines)
 

@@ -51,11 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def attempt(recipe: Recipe) -> Outcome:
     """Train until the end, or until somebody asks for a stop. Ranks: all (collective)."""
     agree(validate(recipe))
-    train_rows, evaluation_rows = data.load_data(recipe.data, recipe.training)
-    tokenizer = model.build_tokenizer(recipe.model, recipe.training)
-    settings = recipe.settings()
-    settings["dataset"] = data.fingerprint(train_rows)
-    settings["base_model"] = model.fingerprint(recipe.model)
+    inputs, settings, problems = gather_inputs(recipe)
+    agree(problems)
 
     manager = CheckpointManager(str(recipe.training.output_dir), recipe.training.policy())
     manager.start()
@@ -67,9 +64,7 @@ def attempt(recipe: Recipe) -> Outcome:
             choice.weights_only,
             manager=manager,
             settings=settings,
-            train_dataset=train_rows,
-            eval_dataset=evaluation_rows,
-            processing_class=tokenizer,
+            **inputs,
         )
         introduce(trainer, recipe, checkpoint, choice)
         outcome = carry_on(trainer, None if choice.weights_only else checkpoint)
@@ -84,6 +79,35 @@ def attempt(recipe: Recipe) -> Outcome:
     manager.end(outcome)
     farewell(manager, outcome)
     return outcome
+
+
+def gather_inputs(
+    recipe: Recipe,
+) -> tuple[dict[str, Any], dict[str, Any], Sequence[Problem]]:
+    """Rows and tokenizer, and the settings that a resume compares. Ranks: all (collective).
+
+    Problems are returned, not raised: they may be one rank's alone (a file that a node lacks).
+    """
+    inputs: dict[str, Any] = {}
+    settings, problems = recipe.settings(), []
+    try:
+        train_rows, evaluation_rows = data.load_data(recipe.data, recipe.training)
+        inputs = {"train_dataset": train_rows, "eval_dataset": evaluation_rows}
+        inputs["processing_class"] = model.build_tokenizer(recipe.model, recipe.training)
+        settings["dataset"] = data.fingerprint(train_rows)
+        settings["eval_dataset"] = data.fingerprint(evaluation_rows)
+        settings["base_model"] = model.fingerprint(recipe.model)
+    except ConfigError as error:
+        problems = error.problems
+    for name, values in transposed(distributed.gather(settings)).items():
+        if not problems and len(set(map(repr, values))) > 1:
+            problems = [Problem(f"{name} is not the same on every rank: {values}")]
+    return inputs, settings, problems
+
+
+def transposed(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Name → every rank's value of it."""
+    return {name: [row.get(name) for row in rows] for row in rows for name in row}
 
 
 def resume_of(recipe: Recipe, settings: dict[str, Any]) -> Resume:
@@ -127,12 +151,12 @@ def carry_on(trainer: KeepstepTrainer, checkpoint: Committed | None) -> Outcome:
         trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         step = trainer.state.global_step
     best = trainer.manager.best()
-    return ended(
-        "preempted" if trainer.preempted else "finished",
-        reason=trainer.preempted,
-        global_step=step,
-        best_step=best.step if best else None,
-    )
+    facts: dict[str, Any] = {"global_step": step, "best_step": best.step if best else None}
+    if trainer.preempted is None:
+        return ended("finished", **facts)
+    if trainer.saved_step() != step:
+        return ended("failed", reason=f"stopped ({trainer.preempted}), and not saved", **facts)
+    return ended("preempted", reason=trainer.preempted, **facts)
 
 
 def agree(problems: Sequence[Problem]) -> None:

@@ -68,12 +68,15 @@ class KeepstepTrainer(SFTTrainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         self._evaluated = (self.state.global_step, finite_metrics(metrics))
         name = self.manager.policy.metric
-        if name in metrics and not math.isfinite(metrics[name]):
-            return False
-        return bool(super()._determine_best_metric(metrics, trial))
+        is_best = False
+        if name not in metrics or math.isfinite(metrics[name]):
+            is_best = bool(super()._determine_best_metric(metrics, trial))
+        return is_best or self.preempted is not None  # save_strategy: best saves where this is true
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save this step. Ranks: all (collective)."""
+        """Save this step, once. Ranks: all (collective)."""
+        if self.saved_step() == self.state.global_step:
+            return  # stopped in the middle of an epoch, Trainer comes here once more
         self.store_flos()
         self.state.best_model_checkpoint = None  # an absolute path: not for trainer_state.json
         try:
@@ -85,6 +88,10 @@ class KeepstepTrainer(SFTTrainer):
             self.last_saved = None
         if self.last_saved and self.last_saved.best and not self.preempted:
             self.state.best_model_checkpoint = str(self.last_saved.best.path)
+
+    def saved_step(self) -> int | None:
+        """The step of this attempt's newest commit; None before the first, or when one failed."""
+        return self.last_saved.checkpoint.step if self.last_saved else None
 
     def _describe(self) -> Manifest:
         step, metrics = self._evaluated
@@ -144,7 +151,7 @@ class KeepstepTrainer(SFTTrainer):
         part.attempt(lambda: self._save_rng_state(folder))
         part.adopt(f"rng_state_{part.rank}.pth" if self.args.world_size > 1 else "rng_state.pth")
         if distributed.is_main():
-            part.write("trainer_state.json", self._state_json())
+            part.attempt(lambda: part.write("trainer_state.json", self._state_json()))
 
     def _write_state(self, part: Part) -> None:
         """Optimizer, scheduler and loss scaler. Ranks: all (collective)."""
@@ -152,11 +159,12 @@ class KeepstepTrainer(SFTTrainer):
         if self.is_deepspeed_enabled:
             self._write_engine(part)
         elif main:
-            part.save("optimizer.pt", self.optimizer.state_dict())
+            part.attempt(lambda: part.save("optimizer.pt", self.optimizer.state_dict()))
         if main:
-            part.save("scheduler.pt", self.lr_scheduler.state_dict())
-        if main and self.accelerator.scaler is not None:
-            part.save("scaler.pt", self.accelerator.scaler.state_dict())
+            part.attempt(lambda: part.save("scheduler.pt", self.lr_scheduler.state_dict()))
+        scaler = self.accelerator.scaler
+        if main and scaler is not None:
+            part.attempt(lambda: part.save("scaler.pt", scaler.state_dict()))
 
     def _write_engine(self, part: Part) -> None:
         """DeepSpeed's shards: every rank its own, and the module's from rank 0."""

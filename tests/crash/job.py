@@ -1,6 +1,6 @@
 """A run without a model: every step is saved through CheckpointManager, by real ranks on gloo.
 
-    job.py RUN PROGRESS LIMIT STEPS RANK NTH
+    job.py RUN PROGRESS LIMIT STEPS RANK NTH REQUEST
 
 On rank RANK the process kills itself ahead of its NTH disk operation (0: never). PROGRESS gets a
 line, outside of the run folder, before and after every save, and one when the kill fires.
@@ -23,7 +23,7 @@ from keepstep.checkpoint.storage import Storage
 from keepstep.checkpoint.writer import Part
 from tests.helpers.folders import manifest
 
-RUN, PROGRESS, LIMIT, STEPS, RANK, NTH = sys.argv[1:]
+RUN, PROGRESS, LIMIT, STEPS, RANK, NTH, REQUEST = sys.argv[1:]
 
 
 def tell(text: str) -> None:
@@ -76,7 +76,7 @@ def main() -> None:
     policy = Policy(int(LIMIT), "metric" if int(LIMIT) > 1 else "recency", "eval_loss")
     manager = CheckpointManager(RUN, policy, Storage(before=crash))
     manager.start()
-    chosen, choice = manager.choose(Resume(world_size=world, zero_stage=3, patience=10**6))
+    chosen, choice = manager.choose(Resume(REQUEST, world_size=world, zero_stage=3, patience=10**6))
     begin = 0
     if chosen is not None:
         begin = chosen.step

@@ -25,11 +25,12 @@ class Sweep:
         self.ranks, self.folder, self.world, self.limit = ranks, folder, world, limit
         self.run, self.progress = folder / "run", folder / "progress"
         self.before: Path | None = None
+        self.request = "auto"
 
     def job(self, rank: int = 0, nth: int = 0) -> tuple[list[int], list[str]]:
         """Exit statuses, and what the job told this time."""
         known = len(self.told())
-        argv = [self.run, self.progress, self.limit, STEPS, rank, nth]
+        argv = [self.run, self.progress, self.limit, STEPS, rank, nth, self.request]
         run = self.ranks.start([str(a) for a in argv], processes=self.world, script=JOB)
         codes = run.wait(60)
         if nth == 0:
@@ -119,3 +120,16 @@ def test_every_operation_of_a_start_that_sweeps(ranks: Ranks, tmp_path: Path, li
     fired = [sweep.kill_at(0, nth, saved) for nth in range(1, min(count, 40) + 1)]
     print(f"{len(fired)} crash points, limit {limit}")
     assert any("leftover" in f or "remove" in f for f in fired)
+
+
+def test_every_operation_of_a_second_branch(ranks: Ranks, tmp_path: Path) -> None:
+    """Back to step 1, and the later steps saved again: each in the place of the abandoned one."""
+    sweep = Sweep(ranks, tmp_path, world=1, limit=3)
+    sweep.job()
+    sweep.before = tmp_path / "before"
+    shutil.copytree(sweep.run, sweep.before, symlinks=True)
+    sweep.request = "1"
+    fired = [sweep.kill_at(0, nth, saved_before=1) for nth in range(1, sweep.operations(0) + 1)]
+    print(f"{len(fired)} crash points")
+    assert sum("replaced-" in f for f in fired) > 2
+    assert {c.manifest.parent is None for c in RunFolder(sweep.run).checkpoints()} == {True, False}

@@ -91,4 +91,6 @@ def test_a_damaged_checkpoint_is_passed_by(ranks: Ranks, demo: Path, workspace: 
     run = ranks.run(argv(demo, output_dir, max_steps=8))
     assert "checkpoint-8 is passed by: model.safetensors has 1000 bytes" in run.output
     assert "carrying on from checkpoint-4" in run.output
-    assert RunFolder(output_dir).candidates()[-1].faults == ()
+    folder = RunFolder(output_dir)
+    assert folder.faults(folder.checkpoint(8), deep=True) == []
+    assert (folder.quarantine / "checkpoint-8-attempt-2").is_dir()

@@ -90,6 +90,8 @@ def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
         ({"save_total_limit": 1}, "so the best one is lost"),
         ({"save_total_limit": 0}, "would keep nothing"),
         ({"save_steps": 30, "eval_steps": 20}, "is no multiple of eval_steps"),
+        ({"save_strategy": "epoch"}, "save_strategy: epoch and eval_strategy: steps do not meet"),
+        ({"eval_strategy": "epoch"}, "save_strategy: steps and eval_strategy: epoch do not meet"),
         ({"hub_token": "hf_x"}, "export HF_TOKEN"),
         ({"push_to_hub": True}, "does not publish"),
         ({"model_name_or_path": "./gone"}, "no folder with a config.json"),
@@ -110,6 +112,9 @@ def test_preflight(fields: dict[str, object], expected: str) -> None:
         {"eval_strategy": "no", "keep_ranking": "recency"},
         {"save_total_limit": 1, "keep_ranking": "recency"},
         {"save_steps": 40, "eval_steps": 20},
+        {"save_steps": 0.3, "eval_steps": 0.1},
+        {"save_strategy": "epoch", "eval_strategy": "epoch"},
+        {"resume_from_checkpoint": "gone/checkpoint-20"},
     ],
 )
 def test_preflight_stays_silent(fields: dict[str, object]) -> None:

@@ -21,6 +21,12 @@ def test_going_back_abandons_what_came_after() -> None:
     assert abandoned_steps([*first, Node(15, 2, 10), Node(5, 3, 0)]) == {10, 15, 20, 30}
 
 
+def test_what_was_left_behind_stays_so_when_the_branchs_beginning_is_pruned() -> None:
+    attempts = [Attempt(1, commits=3), Attempt(2, "10", 10, commits=2), Attempt(3, "auto", 25, 9)]
+    left = [Node(30, 1, 0), Node(50, 3, 25), Node(60, 3, 25)]
+    assert abandoned_steps(left, attempts) == {30}
+
+
 def test_fruitless_resumes_are_counted_since_the_last_progress() -> None:
     history = [
         Attempt(1, "auto", 0, commits=2),
@@ -32,6 +38,8 @@ def test_fruitless_resumes_are_counted_since_the_last_progress() -> None:
     assert fruitless_resumes(history) == {20: 2, 10: 1}
     assert fruitless_resumes([*history, Attempt(6, "auto", 20, commits=1)]) == {}
     assert fruitless_resumes([*history, Attempt(6, "auto", 20, outcome="finished")]) == {}
+    assert fruitless_resumes([*history, Attempt(6, "auto", 20, outcome="preempted")])[20] == 3
+    assert fruitless_resumes([*history, Attempt(6, "20", 20)], "20") == {20: 1}
 
 
 def test_a_request_is_under_way_once_it_has_committed() -> None:

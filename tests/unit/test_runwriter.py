@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,16 +29,26 @@ METRIC = Policy(3, "metric", "eval_loss")
 class Launch:
     """One attempt of a run without a model: `save` commits as the manager does."""
 
-    def __init__(self, run: Path, policy: Policy = METRIC, request: str = "auto") -> None:
+    def __init__(
+        self,
+        run: Path,
+        policy: Policy = METRIC,
+        request: str = "auto",
+        weights_only: bool = False,
+    ) -> None:
         self.folder = RunFolder(run)
         self.writer = RunWriter(self.folder, policy, Storage())
         self.writer.start()
-        chosen, self.choice = self.writer.select(
-            request, lambda step: self.folder.faults(self.folder.checkpoint(step), deep=True), 3
-        )
-        self.step = chosen.step if chosen else 0
-        self.parent = chosen.step if chosen else None
-        self.writer.record_resume(request, chosen, self.choice)
+        chosen, choice = self.writer.select(request, self.verify, 3, weights_only)
+        self.choice = replace(choice, weights_only=weights_only and not choice.under_way)
+        self.step = chosen.step if chosen and not self.choice.weights_only else 0
+        self.parent = self.step or None
+        self.writer.record_resume(request, weights_only, chosen, self.choice)
+        if chosen is not None:
+            self.writer.prune_after_verifying(chosen)
+
+    def verify(self, step: int) -> list[str]:
+        return self.folder.faults(self.folder.checkpoint(step), deep=True)
 
     def save(self, step: int, loss: float | None = None, **changes: object) -> Manifest:
         staged = self.writer.stage(step)
@@ -174,6 +185,70 @@ def test_crash_loop(tmp_path: Path) -> None:
         Launch(tmp_path)
 
 
+def test_asking_by_name_tries_once_more(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    launch.save(10, 1.0)
+    for _ in range(3):
+        Launch(tmp_path)
+    with pytest.raises(SelectionError, match="nothing is left"):
+        Launch(tmp_path)
+    assert Launch(tmp_path, request="latest").step == 10
+    assert Launch(tmp_path, request="never").step == 0
+
+
+def test_a_start_prunes_only_what_a_verified_newest_displaces(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    for step, loss in ((10, 1.0), (20, 2.0), (30, 3.0)):
+        launch.save(step, loss)
+    assert Launch(tmp_path, Policy(1), request="10").steps() == [10, 20, 30]
+    (tmp_path / "checkpoint-30/rank0.pt").unlink()
+    assert Launch(tmp_path, Policy(1), request="20").steps() == [10, 20, 30]
+    assert Launch(tmp_path, Policy(1)).steps() == [20]  # 30 is in quarantine, 20 is valid
+
+
+def test_weights_only_is_done_once(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    launch.save(30, 1.0)
+    warm = Launch(tmp_path, weights_only=True)
+    assert (warm.step, warm.choice.step) == (0, 30)
+    warm.save(10, 2.0)
+    again = Launch(tmp_path, weights_only=True)
+    assert (again.step, again.choice.weights_only) == (10, False)
+    assert {r.step: r.abandoned for r in again.folder.records(None)} == {10: False, 30: True}
+
+
+def test_an_abandoned_best_does_not_come_back(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    for step, loss in ((10, 2.0), (20, 1.9), (30, 0.5)):
+        launch.save(step, loss)
+    back = Launch(tmp_path, request="10")
+    for step, loss in ((15, 1.8), (25, 1.7), (35, 1.6), (45, 1.5), (55, 1.4)):
+        back.save(step, loss)
+    last = Launch(tmp_path, request="10")
+    last.save(65, 1.3)
+    assert last.steps() == [20, 30, 45, 55, 65]
+    assert os.readlink(tmp_path / "best") == "checkpoint-65"
+
+
+def test_what_is_written_down_holds_no_path(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    launch.writer.record("save_failed", reason=f"OSError: no space: '{tmp_path}/checkpoint-3/x'")
+    launch.writer.end({"outcome": "failed", "reason": f"{Path.cwd()}/data is gone"})
+    for path in (launch.folder.events, launch.folder.status):
+        assert str(tmp_path) not in path.read_text()
+        assert str(Path.cwd()) not in path.read_text()
+
+
+def test_the_command_that_prunes_is_no_attempt(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    launch.save(10, 1.0)
+    launch.save(20, 1.0)
+    launch.end("finished", 20)
+    command = RunWriter(launch.folder, Policy(1), Storage())
+    assert command.prune() == [10]
+    assert [a.outcome for a in launch.folder.attempts()] == ["finished"]
+
+
 def test_pins_and_every_n_steps_and_budget(tmp_path: Path) -> None:
     policy = Policy(1, "recency", every_n_steps=30)
     launch = Launch(tmp_path, policy)
@@ -223,6 +298,7 @@ def test_the_disk_equals_the_policy_after_every_save(
     """Scripted metrics with NaN and ties, saves without evaluation, resumes and rewinds."""
     policy = Policy(limit, ranking, "eval_loss", greater)  # type: ignore[arg-type]
     expected: dict[int, Node] = {}
+    history: list[Node] = []  # every commit ever made, pruned or not
     losses: dict[int, float | None] = {}
     with tempfile.TemporaryDirectory() as name:
         launch, step = Launch(Path(name), policy), 0
@@ -238,18 +314,22 @@ def test_the_disk_equals_the_policy_after_every_save(
             losses[step] = loss if action == "evaluated" else None
             launch.save(step, losses[step])
             expected[step] = Node(step, launch.writer.attempt, launch.parent or 0)
-            expected = prune_by_the_book(expected, losses, policy)
+            history.append(expected[step])
+            expected = prune_by_the_book(expected, history, losses, policy)
             assert launch.steps() == sorted(expected)
 
 
 def prune_by_the_book(
-    disk: dict[int, Node], losses: dict[int, float | None], policy: Policy
+    disk: dict[int, Node],
+    history: list[Node],
+    losses: dict[int, float | None],
+    policy: Policy,
 ) -> dict[int, Node]:
     """The policy in so many words: abandoned ones stay uncounted, of the rest the best subset."""
     abandoned = {
         node.step
         for node in disk.values()
-        if any(n.attempt > node.attempt and n.parent < node.step for n in disk.values())
+        if any(n.attempt > node.attempt and n.parent < node.step for n in history)
     }
     alive = [Record(step, losses[step]) for step in disk if step not in abandoned]
     kept = brute_force(alive, policy) | abandoned

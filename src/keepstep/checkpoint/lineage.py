@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from math import inf
 
 
@@ -39,25 +38,34 @@ class Attempt:
     reached: int | None = None
 
 
-def abandoned_steps(nodes: Iterable[Node]) -> set[int]:
-    """Steps of an abandoned branch: a later attempt began at an earlier step and has committed."""
-    abandoned: set[int] = set()
-    earliest = inf  # the earliest step that a later attempt began at
-    newest_first = sorted(nodes, key=lambda node: node.attempt, reverse=True)
-    for _, of_attempt in groupby(newest_first, key=lambda node: node.attempt):
-        siblings = list(of_attempt)
-        abandoned |= {node.step for node in siblings if node.step > earliest}
-        earliest = min([earliest, *(node.parent for node in siblings)])
-    return abandoned
+def abandoned_steps(nodes: Iterable[Node], attempts: Iterable[Attempt] = ()) -> set[int]:
+    """Steps of an abandoned branch: a later attempt began at an earlier step and has committed.
+
+    The history of attempts is needed as well: retention may have pruned every checkpoint that
+    tells where a branch began, and what it left behind must not come back to life.
+    """
+    known = list(nodes)
+    begun = {attempt.number: attempt.resumed_from for attempt in attempts if attempt.commits}
+    begun |= {node.attempt: node.parent for node in known}
+    earliest_after: dict[int, float] = {}  # attempt → the earliest step a later attempt began at
+    earliest = inf
+    for number in sorted(begun, reverse=True):
+        earliest_after[number] = earliest
+        earliest = min(earliest, begun[number])
+    return {node.step for node in known if node.step > earliest_after[node.attempt]}
 
 
-def fruitless_resumes(attempts: Sequence[Attempt]) -> dict[int, int]:
-    """How often each step was resumed since the last progress (a commit, or an orderly end)."""
+def fruitless_resumes(attempts: Sequence[Attempt], request: str = "auto") -> dict[int, int]:
+    """How often each step was resumed since the last progress (a commit, or a finished run).
+
+    For `auto` whoever asked; for any other request the resumes that it asked for itself: a person
+    who names a step wants it tried.
+    """
     count: dict[int, int] = {}
     for attempt in reversed(attempts):
-        if attempt.commits or attempt.outcome in ("finished", "preempted"):
+        if attempt.commits or attempt.outcome == "finished":
             break
-        if attempt.request is not None:
+        if attempt.request is not None and request in ("auto", attempt.request):
             count[attempt.resumed_from] = count.get(attempt.resumed_from, 0) + 1
     return count
 

@@ -6,6 +6,7 @@ decides or changes in the run folder, the main process does (`RunWriter`) and th
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from .. import distributed
 from ..outcome import Outcome
 from .lineage import Attempt
-from .manifest import FileEntry, Manifest, ManifestError, differences, drift, missing_state
+from .manifest import FileEntry, Manifest, differences, drift, missing_state
 from .retention import Policy
 from .runfolder import Committed, RunFolder
 from .runwriter import RunWriter, now
@@ -24,10 +25,10 @@ from .selection import Choice, SelectionError
 from .storage import Storage, sizes_of
 from .writer import Part
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Depth = Literal["auto", "digests", "sizes", "off"]
-# `auto` reads every byte when that takes less than a minute, at a rate that any disk reaches.
-DIGEST_ALL_BELOW_BYTES = 60 * 500 * 10**6
 
 
 class SaveError(RuntimeError):
@@ -90,7 +91,7 @@ class CheckpointManager:
         """Begin an attempt. Ranks: all (collective)."""
 
         def begin() -> tuple[int, Attempt | None]:
-            before = self.run.attempts()[-1:]
+            before = [a for a in self.run.attempts() if a.request is not None or a.commits][-1:]
             self._writer = RunWriter(self.run, self.policy, self.storage)
             self._writer.start()
             return self._writer.attempt, before[0] if before else None
@@ -113,6 +114,8 @@ class CheckpointManager:
         chosen, choice = outcome
         self._confirm(chosen, resume.verify)
         self._parent = chosen.step if chosen and not choice.weights_only else None
+        if chosen is not None and resume.verify != "off":
+            self._on_main("pruning", lambda writer: writer.prune_after_verifying(chosen))
         return chosen, choice
 
     def save(self, manifest: Manifest, write: Callable[[Part], None]) -> Saved:
@@ -165,11 +168,12 @@ class CheckpointManager:
     def end(self, outcome: Outcome) -> None:
         """Write how the attempt ended, for shells and for the record.
 
-        Ranks: any; only the main process writes. Not collective: a failed rank comes alone.
+        Ranks: any; the main process writes, and the first of each machine tells its shell. Not
+        collective: a failed rank comes alone.
         """
+        outcome.tell_shell()
         if self._writer is not None:
             self._writer.end(outcome.as_json())
-            outcome.tell_shell()
 
     @property
     def writer(self) -> RunWriter:
@@ -181,8 +185,8 @@ class CheckpointManager:
     def _on_main(self, what: str, action: Callable[[RunWriter], T]) -> T:
         try:
             return distributed.on_main_process(what, lambda: action(self.writer))
-        except (OSError, ManifestError, distributed.RankError) as error:
-            raise SaveError(f"{what}: {error}") from error
+        except Exception as error:  # the other ranks have it as a RankError, whatever it is here
+            raise SaveError(f"{what}: {type(error).__name__}: {error}") from error
 
     def _decide(self, resume: Resume) -> tuple[Committed | None, Choice]:
         """Main process: select, quarantine, check for drift, and write it down."""
@@ -190,37 +194,37 @@ class CheckpointManager:
         def verify(step: int) -> list[str]:
             return self._faults(self.run.checkpoint(step), resume.verify)
 
-        chosen, choice = self.writer.select(resume.request, verify, resume.patience)
+        chosen, choice = self.writer.select(
+            resume.request, verify, resume.patience, resume.weights_only
+        )
         if chosen is not None and chosen.path.parent != self.run.path:
             faults = self._faults(chosen, resume.verify)
             if faults:
                 raise SelectionError(f"{resume.request} is damaged: {'; '.join(faults)}")
         # A run that is under way goes on with its whole state, whatever it began with.
-        weights_only = resume.weights_only and not choice.note
+        weights_only = resume.weights_only and not choice.under_way
         if chosen is not None and not weights_only:
             _check_state(chosen, resume)
             changed = drift(chosen.manifest.settings, resume.settings or {}, resume.allow_drift)
             if changed:
                 raise DriftError(_drift_report(chosen, changed))
         choice = replace(choice, weights_only=weights_only)
-        self.writer.record_resume(resume.request, chosen, choice)
-        if chosen is not None and not choice.passed_by and resume.verify != "off":
-            self.writer.prune()  # what a killed prune left; the newest has just been verified
-            self.writer.point()
+        self.writer.record_resume(resume.request, resume.weights_only, chosen, choice)
         return chosen, choice
 
     def _faults(self, checkpoint: Committed, depth: Depth) -> list[str]:
         if depth == "off":
             return []
-        small = checkpoint.manifest.total_bytes < DIGEST_ALL_BELOW_BYTES
-        return self.run.faults(checkpoint, deep=depth == "digests" or (depth == "auto" and small))
+        return self.run.faults(checkpoint, {"auto": None, "digests": True, "sizes": False}[depth])
 
     def _confirm(self, chosen: Committed | None, depth: Depth) -> None:
         """Every rank sees the files that the main process has verified. Ranks: all (collective)."""
         seen: list[str] = []
         if chosen is not None and depth != "off":
-            names = chosen.manifest.files
-            seen = differences(chosen.manifest, sizes_of(chosen.path, names))
+            try:
+                seen = differences(chosen.manifest, sizes_of(chosen.path, chosen.manifest.files))
+            except OSError as error:
+                seen = [str(error)]
         where = f"rank {distributed.rank()} on {socket.gethostname()}"
         found = [
             f"{who}: {faults[0]}" for who, faults in distributed.gather((where, seen)) if faults
@@ -258,10 +262,17 @@ class CheckpointManager:
 
 
 def _finish(writer: RunWriter, checkpoint: Committed) -> Saved:
-    """Main process: after a commit the links, then retention, then the links once more."""
-    writer.point()
-    pruned = writer.prune()
-    writer.point()
+    """Main process: after a commit the links, then retention, then the links once more.
+
+    The checkpoint is there whatever happens here; what cannot be pruned now goes at the next save.
+    """
+    pruned: list[int] = []
+    try:
+        writer.point()
+        pruned = writer.prune()
+        writer.point()
+    except OSError as error:
+        logger.warning("%s is saved, but pruning failed: %s", checkpoint.path.name, error)
     return Saved(checkpoint, writer.best(), pruned)
 
 

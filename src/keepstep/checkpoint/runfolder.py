@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from .selection import Candidate, Situation, Verify
 from .storage import digest_of, sizes_of
 
 PRIVATE = ".keepstep"
+# What is read in less than a minute, at a rate that any disk reaches.
+DIGEST_ALL_BELOW_BYTES = 60 * 500 * 10**6
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class RunFolder:
         self.events = self.private / "events.jsonl"
         self.identity = self.private / "run.json"
         self.status = self.private / "status.json"
+        self._events_read: tuple[int, list[dict[str, Any]]] = (-1, [])
         self._read: dict[Path, tuple[tuple[int, int, int], Committed | str]] = {}
 
     def run_id(self) -> str | None:
@@ -104,7 +108,7 @@ class RunFolder:
         """What retention looks at, taken from the manifests and the pins."""
         checkpoints, pinned = self.checkpoints(), self.pinned()
         nodes = [Node(c.step, c.manifest.attempt, c.manifest.parent or 0) for c in checkpoints]
-        abandoned = abandoned_steps(nodes)
+        abandoned = abandoned_steps(nodes, self.attempts())
         return [
             Record(
                 c.step,
@@ -124,12 +128,8 @@ class RunFolder:
     def attempts(self) -> list[Attempt]:
         """Every launch of the run, oldest first, from events.jsonl; a torn line is left out."""
         attempts: dict[int, Attempt] = {}
-        for line in self.events.read_text().splitlines() if self.events.exists() else []:
-            try:
-                event = json.loads(line)
-                number, kind = int(event["attempt"]), event["event"]
-            except (ValueError, KeyError, TypeError):
-                continue
+        for event in self._events():
+            number, kind = event["attempt"], event["event"]
             attempt = attempts.setdefault(number, Attempt(number))
             if kind == "resume":
                 attempt = replace(
@@ -149,7 +149,7 @@ class RunFolder:
         return [attempts[number] for number in sorted(attempts)]
 
     def situation(self, request: str, policy: Policy, verify: Verify, patience: int) -> Situation:
-        """What `selection.choose` needs to know of this folder."""
+        """What `selection.choose` needs to know of this folder; `request` as the events hold it."""
         attempts, records = self.attempts(), self.records(policy.metric)
         candidates = [Candidate(r.step, r.value, r.abandoned) for r in records]
         # Folders that cannot be taken are listed too: what is there is never passed by in silence.
@@ -158,13 +158,18 @@ class RunFolder:
             candidates=candidates + [Candidate(step) for step in odd],
             best=best_step(records, policy),
             verify=lambda step: [odd[step]] if step in odd else verify(step),
-            fruitless=fruitless_resumes(attempts),
+            fruitless=fruitless_resumes(attempts, request),
             patience=patience,
-            under_way=is_under_way(request, attempts),
+            under_way=request != "auto" and is_under_way(request, attempts),
         )
 
-    def faults(self, checkpoint: Committed, deep: bool = False) -> list[str]:
-        """What differs from the manifest: ranks, names and sizes; with `deep`, digests too."""
+    def faults(self, checkpoint: Committed, deep: bool | None = False) -> list[str]:
+        """What differs from the manifest: ranks, names and sizes; with `deep`, digests too.
+
+        `deep` None: digests when reading every byte takes less than a minute.
+        """
+        if deep is None:
+            deep = checkpoint.manifest.total_bytes < DIGEST_ALL_BELOW_BYTES
         manifest = checkpoint.manifest
         found = differences(manifest, sizes_of(checkpoint.path, manifest.files))
         if deep and not found:
@@ -174,6 +179,23 @@ class RunFolder:
                 if digest_of(checkpoint.path / name) != entry.xxh3_128
             ]
         return found
+
+    def _events(self) -> list[dict[str, Any]]:
+        """The lines of events.jsonl, read again only when it has grown."""
+        try:
+            size = self.events.stat().st_size
+        except FileNotFoundError:
+            return []
+        if size != self._events_read[0]:
+            events = []
+            for line in self.events.read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    event = json.loads(line)
+                    events.append(
+                        event | {"attempt": int(event["attempt"]), "event": event["event"]}
+                    )
+            self._events_read = (size, events)
+        return self._events_read[1]
 
     def _folders(self) -> list[Path]:
         try:
@@ -186,6 +208,7 @@ class RunFolder:
         """The checkpoint in `folder`; a text when its manifest is bad; None when it has none.
 
         A manifest is read again only when its file has changed: thousands cost a stat each.
+        Another error of the disk (a network filesystem away) is raised: it is no damage.
         """
         path = folder / MANIFEST_NAME
         try:
@@ -197,7 +220,7 @@ class RunFolder:
             return known[1]
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
             return f"{MANIFEST_NAME}: {error}"
 
 

@@ -7,6 +7,7 @@ nothing is removed before its successor is durable.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 from dataclasses import asdict
@@ -19,6 +20,10 @@ from .retention import Policy, best_step, plan_retention
 from .runfolder import Committed, RunFolder, read_checkpoint
 from .selection import WORDS, Choice, SelectionError, Verify, choose
 from .storage import Storage, sizes_of
+
+logger = logging.getLogger(__name__)
+
+REPLACED = "replaced-"  # in the trash: the name of a checkpoint whose step is being saved again
 
 
 class RunWriter:
@@ -35,25 +40,25 @@ class RunWriter:
         self.policy = policy
         self.storage = storage
         self.run_id = run.run_id() or secrets.token_hex(6)
-        self.attempt = max((attempt.number for attempt in run.attempts()), default=0) + 1
+        self.attempt = max((attempt.number for attempt in run.attempts()), default=0)
 
     def start(self) -> None:
         """Begin an attempt: sweep what a killed one left behind, and set the links right."""
+        self.attempt += 1
         self.storage.make_folder(self.run.private)
-        identity = {"run_id": self.run_id, "policy": asdict(self.policy)}
-        self.storage.replace(self.run.identity, _json(identity))
-        for leftover in (self.run.staging, self.run.trash):
+        self._restore_replaced()
+        for leftover in (self.run.staging, self.run.trash):  # first: the disk may be full
             if leftover.exists():
                 self.storage.remove(leftover)
             self.storage.make_folder(leftover)
+        identity = {"run_id": self.run_id, "policy": asdict(self.policy)}
+        self.storage.replace(self.run.identity, _json(identity))
         self.storage.remove(self.run.status)  # it told how the attempt before this one ended
         self.record("attempt")
-        # Nothing is pruned here: the newest checkpoint has not been verified yet, and only a valid
-        # newest one may displace older ones. The next commit prunes.
         self.point()
 
     def select(
-        self, request: str, verify: Verify, patience: int
+        self, request: str, verify: Verify, patience: int, weights_only: bool = False
     ) -> tuple[Committed | None, Choice]:
         """Choose the checkpoint to resume from; put damaged ones that were passed by aside.
 
@@ -61,7 +66,8 @@ class RunWriter:
             SelectionError: `request` cannot be had.
         """
         own = self._own_step(request)
-        situation = self.run.situation(_stored(request, self.run), self.policy, verify, patience)
+        asked = self._stored(request, weights_only)
+        situation = self.run.situation(asked, self.policy, verify, patience)
         if not (own or request in WORDS or request.isdecimal() or situation.under_way):
             return _read_foreign(Path(request)), Choice(None)
         choice = choose(own or request, situation)
@@ -95,11 +101,10 @@ class RunWriter:
         for folder in sorted({staged, *((staged / name).parent for name in manifest.files)}):
             self.storage.sync_folder(folder)
         target = self.run.path / staged.name
-        if os.path.lexists(target):  # of a branch that this attempt went back from
-            if target.name not in {c.path.name for c in self.run.checkpoints()}:
-                raise ManifestError(f"{target.name} is in the way, and is not this run's")
-            self._discard(target, "replaced")
+        replaced = self._make_way(target)
         self.storage.rename(staged, target)
+        if replaced is not None:
+            self._empty(replaced, manifest.global_step, "replaced")
         self.record(
             "commit",
             step=manifest.global_step,
@@ -121,8 +126,25 @@ class RunWriter:
         plan = plan_retention(self.run.records(self.policy.metric), self.policy, keep_abandoned)
         gone = [decision for decision in plan if not decision.keep]
         for decision in gone:
-            self._discard(self.run.path / folder_name(decision.step), decision.reason)
+            folder = self.run.path / folder_name(decision.step)
+            discarded = self.run.trash / f"{folder.name}-{secrets.token_hex(3)}"
+            self.storage.make_folder(self.run.trash)
+            try:
+                self.storage.rename(folder, discarded)
+            except FileNotFoundError:
+                continue  # somebody else (`keepstep prune`) was faster
+            self._empty(discarded, decision.step, decision.reason)
         return [decision.step for decision in gone]
+
+    def prune_after_verifying(self, chosen: Committed) -> None:
+        """At a start: what a killed prune left goes, once the newest checkpoint has been verified.
+
+        Nothing goes when an older one was chosen: then nobody knows whether the newest is valid.
+        """
+        alive = [r.step for r in self.run.records(None) if not r.abandoned]
+        if chosen.path.parent == self.run.path and chosen.step == max(alive):
+            self.prune()
+            self.point()
 
     def quarantine(self, step: int, reason: str) -> None:
         """Set a damaged checkpoint aside, with the reason beside it. It is never deleted."""
@@ -152,21 +174,30 @@ class RunWriter:
                 self.storage.remove(link)
 
     def record(self, event: str, **facts: Any) -> None:
-        """Add one line to events.jsonl."""
+        """Add one line to events.jsonl. A full disk may cost the line, never the deed."""
         line = {"time": now(), "attempt": self.attempt, "event": event, **facts}
-        self.storage.append_line(self.run.events, json.dumps(line))
+        try:
+            self.storage.append_line(self.run.events, self._without_paths(json.dumps(line)))
+        except OSError as error:
+            logger.warning("the event %r could not be written down: %s", event, error)
 
-    def record_resume(self, request: str, chosen: Committed | None, choice: Choice) -> None:
+    def record_resume(
+        self, request: str, weights_only: bool, chosen: Committed | None, choice: Choice
+    ) -> None:
         """Write down what this attempt grows from."""
         step = chosen.step if chosen and not choice.weights_only else None
         passed_by = {str(step): why for step, why in choice.passed_by.items()}
-        request = _stored(request, self.run)
-        self.record("resume", request=request, step=step, passed_by=passed_by)
+        asked = self._stored(request, weights_only)
+        self.record("resume", request=asked, step=step, passed_by=passed_by)
 
     def end(self, status: dict[str, Any]) -> None:
         """Say how this attempt ended: status.json for shells, a line in events.jsonl."""
-        self.storage.replace(self.run.status, _json(status))
         self.record("end", **status)
+        text = self._without_paths(json.dumps(status, indent=1))
+        try:
+            self.storage.replace(self.run.status, text.encode() + b"\n")
+        except OSError as error:
+            logger.warning("status.json could not be written: %s", error)
 
     def pin(self, step: int) -> None:
         """Keep a checkpoint whatever the policy says."""
@@ -183,16 +214,52 @@ class RunWriter:
         step = step_of(path.name)
         return str(step) if step and path.parent == self.run.path.resolve() else None
 
-    def _discard(self, folder: Path, reason: str) -> None:
-        """Out of the way in one rename; then its files are removed."""
-        discarded = self.run.trash / f"{folder.name}-{secrets.token_hex(3)}"
+    def _make_way(self, target: Path) -> Path | None:
+        """Put aside the checkpoint of the same step, of a branch that this attempt went back from.
+
+        It is kept whole until its successor stands in its place: see `_restore_replaced`.
+        """
+        if not os.path.lexists(target):
+            return None
+        if target.name not in {c.path.name for c in self.run.checkpoints()}:
+            raise ManifestError(f"{target.name} is in the way, and is not this run's")
         self.storage.make_folder(self.run.trash)
-        try:
-            self.storage.rename(folder, discarded)
-        except FileNotFoundError:
-            return  # somebody else (`keepstep prune`) was faster
-        self.record("prune", step=step_of(folder.name), reason=reason)
+        aside = self.run.trash / f"{REPLACED}{target.name}"
+        if aside.exists():
+            self.storage.remove(aside)
+        self.storage.rename(target, aside)
+        return aside
+
+    def _restore_replaced(self) -> None:
+        """A commit killed between putting the old folder aside and placing the new: undo it."""
+        for aside in self.run.trash.glob(f"{REPLACED}*") if self.run.trash.is_dir() else []:
+            target = self.run.path / aside.name.removeprefix(REPLACED)
+            try:
+                manifest = Manifest.from_json((aside / MANIFEST_NAME).read_text())
+            except (OSError, ManifestError):
+                continue  # its removal had begun: the successor was in place
+            complete = not differences(manifest, sizes_of(aside, manifest.files))
+            if complete and not os.path.lexists(target):
+                self.storage.rename(aside, target)
+
+    def _empty(self, discarded: Path, step: int, reason: str) -> None:
+        """Remove what lies in the trash; its manifest first, so that nobody restores a part."""
+        self.storage.remove(discarded / MANIFEST_NAME)
         self.storage.remove(discarded)
+        self.record("prune", step=step, reason=reason)
+
+    def _stored(self, request: str, weights_only: bool) -> str:
+        """A request as events.jsonl holds it: a path relative to the run folder, never absolute."""
+        if request not in WORDS and not request.isdecimal():
+            request = os.path.relpath(Path(request).expanduser(), self.run.path)
+        return f"{request} weights_only" if weights_only else request
+
+    def _without_paths(self, text: str) -> str:
+        """Error texts name files; what is written down does not say where they lie here."""
+        for place in (self.run.path.resolve(), self.run.path, Path.cwd(), Path.home()):
+            if place.is_absolute() and len(place.parts) > 1:
+                text = text.replace(f"{place}/", "")
+        return text
 
 
 def now() -> str:
@@ -204,15 +271,8 @@ def _json(values: dict[str, Any]) -> bytes:
     return json.dumps(values, indent=1).encode() + b"\n"
 
 
-def _stored(request: str, run: RunFolder) -> str:
-    """A request as events.jsonl holds it: a path relative to the run folder, never absolute."""
-    if request in WORDS or request.isdecimal():
-        return request
-    return os.path.relpath(Path(request).expanduser(), run.path)
-
-
 def _read_foreign(path: Path) -> Committed:
     try:
-        return read_checkpoint(path.expanduser().resolve())
+        return read_checkpoint(path.expanduser())
     except ManifestError as error:
         raise SelectionError(f"resume_from_checkpoint: {error}") from error

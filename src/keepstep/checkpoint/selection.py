@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 WORDS = ("auto", "latest", "best", "never")
+PATIENCE = 3  # resumes of one checkpoint without progress, unless the recipe says otherwise
 SHOWN = 5  # of a list that may have thousands of lines
 Verify = Callable[[int], Sequence[str]]
 
@@ -36,16 +37,18 @@ class Situation:
         best: the step of the best one on the living branch, None without a metric.
         verify: a step → what is wrong with its files; empty: valid. Called newest first, and no
             more often than needed: it may read every byte.
-        fruitless: a step (0: the beginning) → how often it was resumed since the last progress.
+        fruitless: a step (0: the beginning) → how often this request resumed it since the last
+            progress.
         patience: how often the same step may be resumed without progress.
-        under_way: the newest attempts asked for the same, and have committed since.
+        under_way: the newest attempts asked for the same (and not simply for `auto`), and have
+            committed since.
     """
 
     candidates: Sequence[Candidate]
     best: int | None
     verify: Verify
     fruitless: Mapping[int, int] = field(default_factory=dict)
-    patience: int = 3
+    patience: int = PATIENCE
     under_way: bool = False
 
 
@@ -54,12 +57,13 @@ class Choice:
     """The step to resume from (None: the beginning), and why others were passed by.
 
     `invalid` are those whose files are not what was written: they belong in quarantine.
+    `under_way`: the request was carried out by an earlier attempt; this one carries on from there.
     """
 
     step: int | None
     passed_by: Mapping[int, str] = field(default_factory=dict)
     invalid: Mapping[int, str] = field(default_factory=dict)
-    note: str = ""
+    under_way: bool = False
     weights_only: bool = False
 
 
@@ -71,10 +75,8 @@ def choose(request: str, situation: Situation) -> Choice:
         SelectionError: what was asked for does not exist or is damaged; or, with `auto`,
             checkpoints exist and none is valid: starting from zero would hide that.
     """
-    if request != "auto" and situation.under_way:
-        choice = _newest_valid(situation)
-        note = f"resume_from_checkpoint: {request} was done by an earlier attempt; carrying on"
-        return Choice(choice.step, choice.passed_by, choice.invalid, note)
+    if situation.under_way:
+        return replace(_newest_valid(situation), under_way=True)
     if request == "never":
         _check_progress(situation, None)
         return Choice(None)
