@@ -50,14 +50,13 @@ def state(step: int, rank: int) -> torch.Tensor:
 
 
 def shard(step: int, rank: int) -> str:
-    return f"global_step{step}/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+    """In a folder of its own for one rank only: of several, whichever comes first makes it."""
+    folder = f"global_step{step}/" if distributed.world_size() == 1 else ""
+    return f"{folder}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
 
 
 def write(part: Part, step: int) -> None:
-    part.save(
-        f"global_step{step}/zero_pp_rank_{part.rank}_mp_rank_00_optim_states.pt",
-        {"x": state(step, part.rank)},
-    )
+    part.save(shard(step, part.rank), {"x": state(step, part.rank)})
     name = f"rng_state_{part.rank}.pth" if distributed.world_size() > 1 else "rng_state.pth"
     part.write(name, b"rng")
     if part.rank == 0:

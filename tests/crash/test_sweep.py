@@ -5,6 +5,7 @@ The resume takes the last step that was saved, or the one that was being saved: 
 
 from __future__ import annotations
 
+import ast
 import shutil
 import signal
 from pathlib import Path
@@ -63,7 +64,8 @@ class Sweep:
         _, after = self.job()
         (resumed,) = [t for t in after if t.startswith("resumed ")]
         assert int(resumed.split()[1]) in (saved, saving), f"{fired}: {told} then {after}"
-        assert resumed.endswith("{}"), "nothing torn was ever visible"
+        passed_by = ast.literal_eval(resumed.split(maxsplit=2)[2])
+        assert set(passed_by.values()) <= {"on an abandoned branch"}, "nothing torn is visible"
         self.check_end()
         return fired
 
@@ -131,5 +133,5 @@ def test_every_operation_of_a_second_branch(ranks: Ranks, tmp_path: Path) -> Non
     sweep.request = "1"
     fired = [sweep.kill_at(0, nth, saved_before=1) for nth in range(1, sweep.operations(0) + 1)]
     print(f"{len(fired)} crash points")
-    assert sum("replaced-" in f for f in fired) > 2
+    assert sum("replaced-" in f for f in fired) >= 2
     assert {c.manifest.parent is None for c in RunFolder(sweep.run).checkpoints()} == {True, False}
