@@ -23,9 +23,10 @@ from . import data, distributed, model
 from .checkpoint.manager import CheckpointManager, DriftError, Resume
 from .checkpoint.runfolder import Committed
 from .checkpoint.selection import NoProgressError, SelectionError
-from .config import ConfigError, Problem, Recipe, parse_recipe
+from .config import ConfigError, Problem, Recipe
 from .console import RunReporter, farewell, introduce, say, show_library_bars
 from .outcome import CONFIG_EXIT_STATUS, EXIT_STATUS, Outcome, ended
+from .parsing import parse_recipe
 from .preflight import validate
 from .trainer import KeepstepTrainer
 
@@ -38,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return attempt(parse_recipe(sys.argv[1:] if argv is None else argv)).exit
     except ConfigError as error:
         say(error.report())
-        if distributed.is_main():
-            Outcome("failed", "configuration", exit=CONFIG_EXIT_STATUS).tell_shell()
+        Outcome("failed", "configuration", exit=CONFIG_EXIT_STATUS).tell_shell()
         return CONFIG_EXIT_STATUS
     except Exception:
         traceback.print_exc()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from keepstep.config import ConfigError, parse_recipe
+from keepstep.config import ConfigError
+from keepstep.parsing import parse_recipe
 from keepstep.preflight import validate
 from tests.helpers.ranks import ROOT
 

@@ -24,7 +24,7 @@ LEVELS = [
     {"checkpoint.runwriter", "report"},
     {"checkpoint.manager"},
     {"config"},
-    {"preflight", "data", "model", "trainer"},
+    {"parsing", "preflight", "data", "model", "trainer"},
     {"console"},
     {"train", "cli"},
 ]

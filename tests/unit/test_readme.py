@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from keepstep.cli import app
-from keepstep.config import RecipeParser
+from keepstep.parsing import RecipeParser
 from tests.helpers.ranks import ROOT
 
 DOCUMENTS = [
