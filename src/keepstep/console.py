@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from transformers import TrainerCallback
 
 from . import __version__, distributed
-from .checkpoint.manager import CheckpointManager
+from .checkpoint.manager import CheckpointManager, Saved
 from .checkpoint.runfolder import Committed
 from .checkpoint.selection import Choice
 from .config import Recipe
@@ -103,6 +103,7 @@ class RunReporter(TrainerCallback):
     def __init__(self, trainer: KeepstepTrainer) -> None:
         self.trainer = trainer
         self.progress: Progress | None = None
+        self.told: Saved | None = None
         self.task = TaskID(0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -140,8 +141,9 @@ class RunReporter(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         saved = self.trainer.last_saved
-        if saved is None:
-            return  # it failed, and the trainer has said so
+        if saved is None or saved is self.told:
+            return  # it failed, and the trainer has said so; or it was asked for twice
+        self.told = saved
         manifest = saved.checkpoint.manifest
         text = (
             f"saved {saved.checkpoint.path.name}: {human_bytes(manifest.total_bytes)} "
