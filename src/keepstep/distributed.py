@@ -85,15 +85,6 @@ def any_rank(flag: bool) -> bool:
     return bool(total.item())
 
 
-def barrier(what: str) -> None:
-    """Wait for every rank. `what` says in a stack trace what is being waited for.
-
-    Ranks: all (collective).
-    """
-    if is_grouped():
-        dist.barrier()
-
-
 def leave() -> None:
     """Destroy the process group; an exit with a live group sometimes ends in SIGABRT."""
     if is_grouped():
