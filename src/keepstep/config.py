@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
+from .checkpoint.manager import Mode
 from .checkpoint.retention import Policy, parse_bytes
 
 TRAJECTORY_TRAINING = (
@@ -126,6 +127,18 @@ class KeepstepConfig(SFTConfig):
         default="steps",
         metadata={"help": "When to evaluate.", "choices": ["no", "steps", "epoch"]},
     )
+    async_save: Literal["auto", "lazy", "snapshot", "off"] = field(
+        default="auto",
+        metadata={
+            "help": "How checkpoints are written: from a snapshot in host memory, in the "
+            "background, copied at once (`snapshot`) or during the next forward and backward "
+            "(`lazy`); or in the foreground (`off`). `auto`: `lazy` on CPU, `snapshot` elsewhere."
+        },
+    )
+    save_timeout_seconds: float = field(
+        default=1800.0,
+        metadata={"help": "A save that takes longer has failed: the disk or a rank is stuck."},
+    )
     on_save_error: Literal["continue", "stop"] = field(
         default="continue",
         metadata={"help": "What follows a save that failed (disk full, say): go on, or stop."},
@@ -176,6 +189,13 @@ class KeepstepConfig(SFTConfig):
             every_n_steps=self.keep_every_n_steps,
             total_bytes=parse_bytes(self.keep_total_bytes) if self.keep_total_bytes else None,
         )
+
+    @property
+    def save_mode(self) -> Mode:
+        """`async_save`, decided: `lazy` is the default where it has been measured."""
+        if self.async_save != "auto":
+            return self.async_save
+        return "lazy" if self.use_cpu else "snapshot"
 
     @property
     def zero_stage(self) -> int:

@@ -11,13 +11,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from transformers import TrainerCallback
 
 from . import __version__, distributed
-from .checkpoint.manager import CheckpointManager, Saved
+from .checkpoint.manager import CheckpointManager
 from .checkpoint.runfolder import Committed
+from .checkpoint.runwriter import Saved
 from .checkpoint.selection import Choice
 from .config import Recipe
 from .outcome import Outcome
 from .report import human_bytes, strategy_name
 from .trainer import KeepstepTrainer
+
+WAIT_WORTH_TELLING = 0.05  # seconds
 
 console = Console()
 
@@ -120,6 +123,7 @@ class RunReporter(TrainerCallback):
         self.progress.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._tell_saved(state)
         if self.progress:
             self.progress.update(self.task, completed=state.global_step)
 
@@ -140,20 +144,26 @@ class RunReporter(TrainerCallback):
             self._line(state, f"{name} {metrics[name]:.4f}{self._best_so_far(metrics[name])}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._tell_saved(state)
+
+    def _tell_saved(self, state: Any) -> None:
+        """A save that has arrived; one that failed, the trainer has spoken of."""
         saved = self.trainer.last_saved
         if saved is None or saved is self.told:
-            return  # it failed, and the trainer has said so; or it was asked for twice
+            return
         self.told = saved
-        manifest = saved.checkpoint.manifest
-        text = (
-            f"saved {saved.checkpoint.path.name}: {human_bytes(manifest.total_bytes)} "
-            f"in {manifest.save_seconds:.1f} s"
-        )
+        manifest, facts = saved.checkpoint.manifest, saved.facts
+        text = f"saved {saved.checkpoint.path.name}: {human_bytes(manifest.total_bytes)} "
+        text += f"in {facts['write']:.2f} s (training stopped for {facts['stall']:.2f} s"
+        if facts["wait"] > WAIT_WORTH_TELLING:
+            text += f", {facts['wait']:.2f} s of it for the save before"
+        text += ")"
         if saved.pruned:
             text += f", pruned {', '.join(map(str, saved.pruned))}"
         self._line(state, text + self._best_checkpoint(saved.best))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._tell_saved(state)
         if self.progress:
             self.progress.stop()
             self.progress = None

@@ -75,14 +75,14 @@ def on_main_process(what: str, action: Callable[[], T]) -> T:
     return value
 
 
-def any_rank(flag: bool) -> bool:
-    """True on every rank when it is true on one. Ranks: all (collective), a few bytes."""
+def any_rank(*flags: bool) -> list[bool]:
+    """For each flag, whether it is true on one rank. Ranks: all (collective), a few bytes."""
     if not is_grouped():
-        return flag
+        return list(flags)
     device = "cpu" if dist.get_backend() == "gloo" else torch.accelerator.current_accelerator()
-    total = torch.tensor([int(flag)], device=device)
+    total = torch.tensor(flags, dtype=torch.int32, device=device)
     dist.all_reduce(total, op=dist.ReduceOp.MAX)
-    return bool(total.item())
+    return [bool(flag) for flag in total.tolist()]
 
 
 def leave() -> None:

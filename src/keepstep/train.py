@@ -54,7 +54,13 @@ def attempt(recipe: Recipe) -> Outcome:
     inputs, settings, problems = gather_inputs(recipe)
     agree(problems)
 
-    manager = CheckpointManager(str(recipe.training.output_dir), recipe.training.policy())
+    training = recipe.training
+    manager = CheckpointManager(
+        str(training.output_dir),
+        training.policy(),
+        mode=training.save_mode,
+        timeout=training.save_timeout_seconds,
+    )
     manager.start()
     try:
         checkpoint, choice = manager.choose(resume_of(recipe, settings))

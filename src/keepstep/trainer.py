@@ -3,11 +3,15 @@
 What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
 - `_save_checkpoint`: Trainer writes straight into `checkpoint-N`, and rotates by age.
 - `_save`: Trainer stores its arguments, absolute paths and Hub token included, every time.
+- `_prepare_for_training`: DeepSpeed saves and loads through our checkpoint engine.
+- `_finalize_training`: what is on its way to the disk has to arrive before the best is chosen.
+- `_load_best_model`: weights that were not stored twice are made from the fp32 masters.
 - `_determine_best_metric`: given the metrics of each evaluation; an infinite one must not win.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -15,15 +19,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import TrainerCallback
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_callback import ExportableState
 from trl import SFTTrainer
 
 from . import distributed, preemption
-from .checkpoint.manager import CheckpointManager, Saved, SaveError
+from .checkpoint.flight import SaveError
+from .checkpoint.manager import CheckpointManager
 from .checkpoint.manifest import Manifest, finite_metrics
-from .checkpoint.writer import Part, PartEngine
+from .checkpoint.runwriter import Saved
+from .checkpoint.weights import LayoutError, Probe, WeightsFile, ask, captured, masters, trained
+from .checkpoint.writer import Part, Piece, SnapshotCheckpointEngine
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +64,14 @@ class KeepstepTrainer(SFTTrainer):
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._logged: dict[str, float] = {}
         self._finite: Any = True
+        self._begun: int | None = None
         self._part: Part | None = None
-        self._engine_writer = PartEngine()
+        self._engine_writer = SnapshotCheckpointEngine()
+        self._weights: WeightsFile | None = None
+        self._companions: dict[str, bytes] | None = None
         # Retention is the manager's: with a limit of 1, Trainer deletes folders at the end.
         self.args.save_total_limit = None
-        self.add_callback(_StopOnSignal(self))
+        self.add_callback(_EveryStep(self))
 
     def planned_steps(self) -> int:
         """How many optimizer steps the whole run has. Ranks: all."""
@@ -73,21 +85,102 @@ class KeepstepTrainer(SFTTrainer):
             is_best = bool(super()._determine_best_metric(metrics, trial))
         return is_best or self.preempted is not None  # save_strategy: best saves where this is true
 
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        optimizer = self._innermost_optimizer()
+        if optimizer is not None:
+            optimizer.register_step_pre_hook(lambda *arguments: self.manager.hold())
+        if self.is_deepspeed_enabled:
+            self._engine_writer.current = self.deepspeed.module_state_dict
+            self.deepspeed.checkpoint_engine = self._engine_writer
+        if resume_from_checkpoint is not None:
+            self._restore(resume_from_checkpoint)
+        return prepared
+
+    def _restore(self, checkpoint: str) -> None:
+        """As `Trainer._prepare_for_training` resumes. Ranks: all (collective)."""
+        if self.is_deepspeed_enabled:
+            strict = not isinstance(self.model, PeftModel)
+            deepspeed_load_checkpoint(self.deepspeed, checkpoint, load_module_strict=strict)
+            self._derive_weights()
+        self._load_optimizer_and_scheduler(checkpoint)
+        self._load_scaler(checkpoint)
+
+    def _derive_weights(self) -> None:
+        """ZeRO-1 and 2: the parameters from the fp32 masters. Ranks: all (collective)."""
+        if self.args.zero_stage in (1, 2):
+            self.deepspeed.optimizer.update_lp_params()
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.is_deepspeed_enabled:
+            self._derive_weights()
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self.hear()
+        best = None if self.preempted else self.manager.best()
+        self.state.best_model_checkpoint = str(best.path) if best else None
+        return super()._finalize_training(*args, **kwargs)
+
+    def _innermost_optimizer(self) -> torch.optim.Optimizer | None:
+        """torch's own, inside of Accelerate's and DeepSpeed's wrappers."""
+        optimizer = self.optimizer
+        while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
+            optimizer = getattr(optimizer, "optimizer", None)
+            if optimizer is None:
+                return None
+        return optimizer
+
+    def reserve(self) -> None:
+        """Set host memory for snapshots aside. After the first step, which makes the optimizer's
+        state. Ranks: all (collective)."""
+        reason = self.manager.reserve(self._snapshot_bytes())
+        if reason is not None and distributed.is_main():
+            logger.warning("%s: checkpoints are written in the foreground.", reason)
+
+    def _snapshot_bytes(self) -> int:
+        """About what this rank copies of a checkpoint; what does not fit is copied slower."""
+        optimizer = self._innermost_optimizer()
+        tensors = [t for s in optimizer.state.values() for t in s.values()] if optimizer else []
+        if self.is_deepspeed_enabled:
+            with contextlib.suppress(LayoutError):
+                tensors += masters(self.deepspeed)
+        elif distributed.is_main():
+            tensors += [p for p in self.model.parameters() if p.requires_grad]
+        else:
+            tensors = []
+        sizes = [t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor)]
+        return sum(sizes) + (len(sizes) << 12) + (8 << 20)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save this step, once. Ranks: all (collective)."""
-        if self.saved_step() == self.state.global_step:
+        """Begin to save this step, once. Ranks: all (collective)."""
+        if self._begun == self.state.global_step:
             return  # stopped in the middle of an epoch, Trainer comes here once more
+        self.hear()
         self.store_flos()
         self.state.best_model_checkpoint = None  # an absolute path: not for trainer_state.json
         try:
-            self.last_saved = self.manager.save(self._describe(), self._write_part)
+            self.manager.save(self._describe(), self._write_part)
+            self._begun = self.state.global_step
         except SaveError as error:
-            if self.args.on_save_error == "stop":
-                raise
-            logger.error("%s\nTraining goes on without it.", error)
-            self.last_saved = None
-        if self.last_saved and self.last_saved.best and not self.preempted:
-            self.state.best_model_checkpoint = str(self.last_saved.best.path)
+            self._failed(error)
+        if self.manager.mode == "off":
+            self.hear()
+
+    def hear(self) -> None:
+        """Wait for the save in flight, and for what came of it. Ranks: all (collective)."""
+        try:
+            self.last_saved = self.manager.settle() or self.last_saved
+        except SaveError as error:
+            self._failed(error)
+
+    def _failed(self, error: SaveError) -> None:
+        if self.args.on_save_error == "stop":
+            raise error
+        logger.error("%s\nTraining goes on without it.", error)
+        self._begun = self.last_saved = None
 
     def saved_step(self) -> int | None:
         """The step of this attempt's newest commit; None before the first, or when one failed."""
@@ -139,13 +232,9 @@ class KeepstepTrainer(SFTTrainer):
         return int(epochs * rows + min(steps * batch, rows))
 
     def _write_part(self, part: Part) -> None:
-        """Write this rank's share of the checkpoint. Ranks: all (collective)."""
+        """Take this rank's share of the checkpoint. Ranks: all (collective)."""
         folder = str(part.folder)
-        self._part = part
-        try:
-            self.save_model(folder, _internal_call=True)  # gathers, then _save below
-        finally:
-            self._part = None
+        self._write_weights(part)
         if not self.args.save_only_model:
             self._write_state(part)
         part.attempt(lambda: self._save_rng_state(folder))
@@ -153,13 +242,58 @@ class KeepstepTrainer(SFTTrainer):
         if distributed.is_main():
             part.attempt(lambda: part.write("trainer_state.json", self._state_json()))
 
+    def _write_weights(self, part: Part) -> None:
+        """In Hugging Face layout: every rank its slices. Ranks: all (collective)."""
+        if self._companions is None:
+            self._plan_weights()
+        if self._weights is not None:
+            weights, pieces = self._weights, self._pieces(self._weights)
+            part.attempt(lambda: weights.store(part, pieces))
+        else:
+            self._part = part
+            try:
+                self.save_model(str(part.folder), _internal_call=True)  # gathers, then _save below
+            finally:
+                self._part = None
+        if part.rank == 0:
+            for name, content in (self._companions or {}).items():
+                part.write(name, content)
+
+    def _plan_weights(self) -> None:
+        """Once: how the weights are stored, without gathering if that can be. Ranks: all."""
+
+        def look() -> tuple[dict[str, bytes], Probe | LayoutError]:
+            companions = captured(self.processing_class.save_pretrained)
+            try:
+                return companions, ask(self.model)
+            except LayoutError as error:
+                return companions, error
+
+        self._companions, probe = distributed.on_main_process("asking for the weights", look)
+        reason = str(probe) if isinstance(probe, LayoutError) else ""
+        if not isinstance(probe, LayoutError):
+            try:
+                self._weights = WeightsFile(self.model, probe)
+                self._pieces(self._weights)
+            except LayoutError as error:
+                reason = str(error)
+        (gather,) = distributed.any_rank(bool(reason))
+        if gather:
+            self._weights = None
+            if distributed.is_main():
+                logger.warning("every save gathers the weights on one rank: %s", reason)
+
+    def _pieces(self, weights: WeightsFile) -> list[Piece]:
+        engine = self.deepspeed if self.is_deepspeed_enabled else None
+        return weights.pieces(engine, distributed.rank(), self.args.world_size)
+
     def _write_state(self, part: Part) -> None:
         """Optimizer, scheduler and loss scaler. Ranks: all (collective)."""
         main = distributed.is_main()
         if self.is_deepspeed_enabled:
             self._write_engine(part)
         elif main:
-            part.attempt(lambda: part.save("optimizer.pt", self.optimizer.state_dict()))
+            part.attempt(lambda: part.save("optimizer.pt", self.optimizer.state_dict(), True))
         if main:
             part.attempt(lambda: part.save("scheduler.pt", self.lr_scheduler.state_dict()))
         scaler = self.accelerator.scaler
@@ -169,9 +303,9 @@ class KeepstepTrainer(SFTTrainer):
     def _write_engine(self, part: Part) -> None:
         """DeepSpeed's shards: every rank its own, and the module's from rank 0."""
         engine = self.model_wrapped
-        stock, engine.checkpoint_engine = engine.checkpoint_engine, self._engine_writer
         copy_script, engine._copy_recovery_script = engine._copy_recovery_script, lambda path: None
         self._engine_writer.part = part
+        self._engine_writer.derivable = {parameter.data_ptr() for parameter in trained(engine)}
         tag = f"global_step{self.state.global_step}"
         try:
             engine.save_checkpoint(
@@ -182,7 +316,6 @@ class KeepstepTrainer(SFTTrainer):
             )
         finally:
             self._engine_writer.part = None
-            engine.checkpoint_engine = stock
             engine._copy_recovery_script = copy_script
         if distributed.is_main():
             part.write("latest", tag.encode())  # where DeepSpeed looks for the tag
@@ -206,23 +339,28 @@ class KeepstepTrainer(SFTTrainer):
         def write() -> None:
             Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
             self.model.save_pretrained(output_dir, state_dict=state_dict)
-            self.processing_class.save_pretrained(output_dir)
 
         if self._part is None:
             write()
+            self.processing_class.save_pretrained(output_dir)
         else:
             self._part.attempt(write)
 
 
-class _StopOnSignal(TrainerCallback):
-    """Every step: has any rank been asked to stop? Then all save this step, and stop."""
+class _EveryStep(TrainerCallback):
+    """Every step: has a save ended, or any rank been asked to stop? Then all save, and stop."""
 
     def __init__(self, trainer: KeepstepTrainer) -> None:
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        asked = preemption.requested()
-        if state.global_step < state.max_steps and distributed.any_rank(asked is not None):
+        trainer, asked = self.trainer, preemption.requested()
+        if trainer.manager.mode != "off" and trainer.manager.arena is None:
+            trainer.reserve()
+        news, stop = distributed.any_rank(trainer.manager.has_news(), asked is not None)
+        if news:
+            trainer.hear()
+        if stop and state.global_step < state.max_steps:
             heard = enumerate(distributed.gather(asked))
-            self.trainer.preempted = ", ".join(f"{name} to rank {r}" for r, name in heard if name)
+            trainer.preempted = ", ".join(f"{name} to rank {r}" for r, name in heard if name)
             control.should_save = control.should_training_stop = True

@@ -88,6 +88,7 @@ def main() -> None:
             tell(f"saving {step}")
         made = manifest(step, world_size=world, metrics={"eval_loss": 1.0 + step})
         manager.save(made, lambda part, step=step: write(part, step))
+        manager.settle()
         if rank == 0:
             tell(f"saved {step}")
     tell(f"operations {rank} {crash.count}")

@@ -60,7 +60,7 @@ def test_evaluated_more_often_than_saved_and_rewound(
 
     back = argv(demo, run, **fields, resume_from_checkpoint="3", learning_rate=1e-3)
     branch = ranks.start([*back, "--allow_drift", "learning_rate"])
-    branch.wait_for("step 6/9  saved")
+    branch.wait_for("saved checkpoint-6")
     branch.kill(signal.SIGKILL)
     branch.wait()
     again = ranks.run([*back, "--allow_drift", "learning_rate"])  # the same command

@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import secrets
-from dataclasses import asdict
+import time
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,25 @@ from .storage import Storage, sizes_of
 logger = logging.getLogger(__name__)
 
 REPLACED = "replaced-"  # in the trash: the name of a checkpoint whose step is being saved again
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A commit, as every rank hears of it.
+
+    Attributes:
+        checkpoint: what was committed.
+        best: the best checkpoint now.
+        pruned: the steps that went for it.
+        facts: `stall`, `wait` (for the save before; part of the stall), `copy`, `write` and
+            `digest` (part of the write), in seconds, of the slowest rank each; `slowest_rank` to
+            write; `gb_per_s`: of all ranks together.
+    """
+
+    checkpoint: Committed
+    best: Committed | None
+    pruned: list[int]
+    facts: dict[str, Any]
 
 
 class RunWriter:
@@ -79,20 +99,28 @@ class RunWriter:
         return None if choice.step is None else self.run.checkpoint(choice.step), choice
 
     def stage(self, step: int) -> Path:
-        """An empty staging folder for the checkpoint of `step`."""
+        """An empty staging folder for the checkpoint of `step`, and one for its reports."""
         folder = self.run.staging / folder_name(step)
-        if folder.exists():
-            self.storage.remove(folder)
-        self.storage.make_folder(folder)
+        for place in (self.reports(step), folder):
+            if place.exists():
+                self.storage.remove(place)
+            self.storage.make_folder(place)
         return folder
 
-    def commit(self, manifest: Manifest) -> Committed:
+    def reports(self, step: int) -> Path:
+        """The folder in which the ranks say that their parts of a staged checkpoint are written."""
+        return self.run.staging / f"{folder_name(step)}-reports"
+
+    def commit(self, manifest: Manifest, **facts: Any) -> Committed:
         """Make the staged folder of `manifest` a checkpoint: the manifest first, then one rename.
+
+        `facts` go into events.jsonl, beside what the manifest says.
 
         Raises:
             OSError: of the disk.
             ManifestError: the folder does not hold what the manifest says.
         """
+        started = time.perf_counter()
         staged = self.run.staging / folder_name(manifest.global_step)
         missing = differences(manifest, sizes_of(staged, manifest.files))
         if missing:
@@ -109,16 +137,18 @@ class RunWriter:
             "commit",
             step=manifest.global_step,
             bytes=manifest.total_bytes,
-            seconds=manifest.save_seconds,
             metrics=manifest.metrics,
+            commit=round(time.perf_counter() - started, 4),
+            **facts,
         )
+        self.storage.remove(self.reports(manifest.global_step))
         return Committed(target, manifest)
 
     def discard(self, step: int, reason: str) -> None:
         """Remove a staging folder that will not be committed."""
-        folder = self.run.staging / folder_name(step)
-        if folder.exists():
-            self.storage.remove(folder)
+        for place in (self.run.staging / folder_name(step), self.reports(step)):
+            if place.exists():
+                self.storage.remove(place)
         self.record("save_failed", step=step, reason=reason)
 
     def prune(self, keep_abandoned: bool = True) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -17,35 +18,43 @@ from typing import BinaryIO
 
 import xxhash
 
-CHUNK = 8 * 2**20
+CHUNK = 16 * 2**20
+BLOCK = 4096  # what O_DIRECT asks of offsets, sizes and addresses, on any device
+DIRECT_FROM = 2**20
 Before = Callable[[str, Path], None]  # called with the name of the operation and its path
 
 
 class DigestingFile:
-    """A file being written: counts and digests (xxh3-128) on the way, synced when closed."""
+    """A file being written from front to back: counted and digested (xxh3-128) on the way, and
+    synced when closed.
+
+    Large writes go past the page cache (O_DIRECT) where memory, offset and file system allow it:
+    twice as fast as through it, and it leaves the training's memory alone.
+    """
 
     def __init__(self, path: Path, before: Before) -> None:
         before("create", path)
         self._path = path
         self._before = before
-        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115  # closed by __exit__
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._direct: int | None = None
         self._digest = xxhash.xxh3_128()
         self.bytes = 0
+        self.digest_seconds = 0.0
         self._failure: OSError | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         view = memoryview(data).cast("B")
         try:
-            self._file.write(view)
+            for start in range(0, view.nbytes, CHUNK):
+                self._append(view[start : start + CHUNK])
         except OSError as error:
             self._failure = error
             raise
-        self._digest.update(view)
-        self.bytes += view.nbytes
         return view.nbytes
 
     def flush(self) -> None:
-        self._file.flush()
+        """Nothing is held back."""
 
     @property
     def xxh3_128(self) -> str:
@@ -62,17 +71,39 @@ class DigestingFile:
     ) -> None:
         try:
             if error is None:
-                self._file.flush()
                 self._before("sync", self._path)
-                os.fsync(self._file.fileno())
+                os.fsync(self._descriptor)
         except OSError as caught:
             self._failure = self._failure or caught
-        try:
-            self._file.close()
-        except OSError as caught:
-            self._failure = self._failure or caught
+        for descriptor in (self._direct, self._descriptor):
+            try:
+                if descriptor is not None:
+                    os.close(descriptor)
+            except OSError as caught:
+                self._failure = self._failure or caught
         if self._failure is not None:  # torch.save reports it as "unexpected pos 704 vs 598"
             raise self._failure from error
+
+    def _append(self, chunk: memoryview) -> None:
+        started = time.perf_counter()
+        self._digest.update(chunk)
+        self.digest_seconds += time.perf_counter() - started
+        done = 0
+        if self.bytes % BLOCK == 0 and chunk.nbytes >= DIRECT_FROM:
+            done = self._write_direct(chunk[: chunk.nbytes // BLOCK * BLOCK])
+        _write_all(self._descriptor, chunk[done:], self.bytes + done)
+        self.bytes += chunk.nbytes
+
+    def _write_direct(self, blocks: memoryview) -> int:
+        """How much of these whole blocks could be written past the page cache."""
+        try:
+            if self._direct is None:
+                self._direct = os.open(self._path, os.O_WRONLY | os.O_DIRECT)
+            return os.pwrite(self._direct, blocks, self.bytes)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # EINVAL: not this file system, or not this memory
+                raise
+            return 0
 
 
 class Storage:
@@ -97,6 +128,25 @@ class Storage:
         with self.create(path) as file:
             file.write(content)
         return file
+
+    def write_at(self, path: Path, size: int, extents: Iterable[tuple[int, memoryview]]) -> str:
+        """Write this process's extents (offset, content) of a file that several processes share.
+
+        Returns: the xxh3-128 of these contents, one after the other.
+        """
+        self.before("create", path)
+        digest = xxhash.xxh3_128()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            os.ftruncate(descriptor, size)  # to the same size by everybody: nothing is cut off
+            for offset, content in extents:
+                digest.update(content)
+                _write_all(descriptor, content, offset)
+            self.before("sync", path)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return digest.hexdigest()
 
     def replace(self, path: Path, content: bytes) -> None:
         """Write a file so that a reader sees the old content or the new one, never a part."""
@@ -183,6 +233,12 @@ def sizes_of(folder: Path, names: Iterable[str]) -> dict[str, int]:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             sizes[name] = os.stat(os.path.join(folder, name)).st_size
     return sizes
+
+
+def _write_all(descriptor: int, content: memoryview, offset: int) -> None:
+    while content.nbytes:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written
 
 
 def _fsync(path: Path, flags: int) -> None:

@@ -1,36 +1,106 @@
-"""One rank's part of a checkpoint, and the hook that makes DeepSpeed write through it."""
+"""One rank's part of a checkpoint: taken while training stands still, written while it goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
+from .arena import Arena
+from .joint import Share, merged
 from .manifest import FileEntry
-from .storage import Storage, digest_of, sizes_under
+from .serialization import Recorder, bytes_of, owned, torch_save, with_tensors
+from .storage import CHUNK, DigestingFile, Storage, digest_of, sizes_under
+
+DERIVED = "keepstep_derived"  # in DeepSpeed's model states: names of parameters not stored there
+Memory = tuple[int, int, torch.dtype]  # address, elements, type
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements of one tensor of a joint file that this rank stores.
+
+    Attributes:
+        offset: of the first one, in bytes from the beginning of the file.
+        source: where they come from: a live tensor, of any shape.
+        first: the first element taken from `source`, flattened.
+        count: elements.
+        dtype: in the file.
+        deferred: nothing changes `source` before the next optimizer step.
+    """
+
+    offset: int
+    source: torch.Tensor
+    first: int
+    count: int
+    dtype: torch.dtype
+    deferred: bool = True
+
+
+@dataclass
+class Report:
+    """What one rank says when its part is written (or is not), for the main process to commit.
+
+    Attributes:
+        files: path relative to the checkpoint → what this rank alone wrote there.
+        shares: path → this rank's share of a joint file.
+        error: what went wrong, None when nothing did.
+        seconds: of `stall`, `copy`, `write` and (within it) `digest`.
+        bytes: written by this rank.
+    """
+
+    rank: int
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    shares: dict[str, Share] = field(default_factory=dict)
+    error: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    bytes: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Report:
+        files = {name: FileEntry(**entry) for name, entry in values.pop("files").items()}
+        shares = {
+            name: Share(s["size"], tuple((a, b) for a, b in s["extents"]), s["xxh3_128"])
+            for name, s in values.pop("shares").items()
+        }
+        return Report(files=files, shares=shares, **values)
 
 
 class Part:
     """What this rank writes of one checkpoint.
 
+    With an arena, `save`, `write` and `weights` only take what is to be written; `finish()` writes
+    it, in whichever thread calls it. Without one they write at once.
+
     A disk error is kept, not raised: the other ranks are on their way to the next collective, and
-    would wait there for this one. After the first error nothing more is written. Ranks exchange
-    their parts once all have been written, and then fail together or commit.
+    would wait there for this one. After the first error nothing more is written.
 
     Attributes:
-        files: path relative to the checkpoint → size and digest, for everything written so far.
+        report: what has been written so far.
         error: the first thing that went wrong, None so far.
     """
 
-    def __init__(self, folder: Path, rank: int, storage: Storage) -> None:
+    def __init__(
+        self, folder: Path, rank: int, storage: Storage, arena: Arena | None = None
+    ) -> None:
         self.folder = folder
         self.rank = rank
-        self.files: dict[str, FileEntry] = {}
+        self.report = Report(rank)
         self.error: Exception | None = None
         self._storage = storage
+        self._arena = arena
+        self._later: list[Callable[[], None]] = []
+        self._places: dict[Memory, torch.Tensor] = {}  # of a live tensor → its snapshot
+        if arena is not None:
+            arena.start()
 
     def attempt(self, write: Callable[[], object]) -> None:
         """Run `write` unless this part already failed; keep its error."""
@@ -39,27 +109,35 @@ class Part:
                 write()
             except Exception as error:
                 self.error = error
+                self.report.error = f"{type(error).__name__}: {error}"
 
-    def save(self, name: str, state: object) -> None:
-        """Store a state dict as `name`, in torch's zip format, digested on the way."""
+    def save(self, name: str, state: object, deferred: bool = False) -> None:
+        """Store a state dict as `name`, in torch's zip format.
 
-        def write() -> None:
-            path = self.folder / name
-            self._storage.make_folder(path.parent)
-            with self._storage.create(path) as file:
-                torch.save(state, file)  # type: ignore[arg-type]  # needs only write() and flush()
-            self.files[name] = FileEntry(self.rank, file.bytes, file.xxh3_128)
-
-        self.attempt(write)
+        `deferred`: its tensors do not change before the next optimizer step, and may be copied
+        until then. Everything that is not a tensor is taken now.
+        """
+        if self._arena is None:
+            # On CUDA torch copies one storage at a time: no room is needed for all of them.
+            self.attempt(lambda: self._store(name, lambda file: torch_save(owned(state), file)))
+        else:
+            recorder = Recorder()
+            self.attempt(lambda: torch_save(self._snapshot(state, deferred, recorder), recorder))
+            self._afterwards(lambda: self._store(name, recorder.replay))
 
     def write(self, name: str, content: bytes) -> None:
         """Store `content` as `name`."""
+        self._afterwards(lambda: self._store(name, lambda file: file.write(content)))
 
-        def write() -> None:
-            file = self._storage.write(self.folder / name, content)
-            self.files[name] = FileEntry(self.rank, file.bytes, file.xxh3_128)
+    def weights(self, name: str, size: int, header: bytes, pieces: list[Piece]) -> None:
+        """Store this rank's pieces of a joint file of `size` bytes, cast to their types.
 
-        self.attempt(write)
+        `header` is what the file begins with, of the rank that writes it, else empty.
+        """
+        if self._arena is not None:
+            for piece in pieces:
+                self._place(piece.source, piece.deferred)
+        self._afterwards(lambda: self._store_pieces(name, size, header, pieces))
 
     def adopt(self, *names: str) -> None:
         """Take in files that a library wrote: sync them, and read them once for their digest."""
@@ -68,43 +146,156 @@ class Part:
             for name in names:
                 path = self.folder / name
                 self._storage.sync(path)
-                self.files[name] = FileEntry(self.rank, path.stat().st_size, digest_of(path))
+                self._enter(name, path.stat().st_size, digest_of(path))
 
-        self.attempt(take)
+        self._afterwards(take)
 
     def adopt_unclaimed(self, claimed: set[str]) -> None:
         """Take in every file of the folder that no rank has claimed."""
         self.attempt(lambda: self.adopt(*sorted(set(sizes_under(self.folder)) - claimed)))
+        self.finish()
+
+    def begin_copy(self) -> None:
+        """On CUDA: have the device begin to copy what is deferred. In the main thread."""
+        if self._arena is not None:
+            self.attempt(self._arena.begin_copy)
+
+    def copy(self) -> None:
+        """Copy what is deferred, and let the next optimizer step go on."""
+        if self._arena is not None:
+            started = time.perf_counter()
+            self.attempt(self._arena.copy)
+            self._arena.copied.set()
+            self.report.seconds["copy"] = time.perf_counter() - started
+
+    def finish(self) -> None:
+        """Write everything that is still to be written. Any one thread, after `copy()`."""
+        started = time.perf_counter()
+        for write in self._later:
+            self.attempt(write)
+        self._later, self._places = [], {}
+        self._count("write", time.perf_counter() - started)
+
+    def _afterwards(self, write: Callable[[], None]) -> None:
+        self._later.append(write)
+
+    def _snapshot(self, state: object, deferred: bool, recorder: Recorder) -> object:
+        def place(tensor: torch.Tensor) -> torch.Tensor:
+            copy = self._place(tensor, deferred)
+            recorder.expect(copy)
+            return copy
+
+        return with_tensors(state, place)
+
+    def _place(self, tensor: torch.Tensor, deferred: bool) -> torch.Tensor:
+        """The snapshot of a live tensor: one for the same memory, however often it is met."""
+        assert self._arena is not None
+        known = self._places.get(_memory_of(tensor))
+        if known is None:
+            known = self._places[_memory_of(tensor)] = self._arena.put(tensor, deferred)
+        return known.view(tensor.shape)
+
+    def _store(self, name: str, write: Callable[[DigestingFile], object]) -> None:
+        path = self.folder / name
+        self._storage.make_folder(path.parent)
+        with self._storage.create(path) as file:
+            write(file)
+        self._enter(name, file.bytes, file.xxh3_128)
+        self._count("digest", file.digest_seconds)
+
+    def _store_pieces(self, name: str, size: int, header: bytes, pieces: list[Piece]) -> None:
+        extents: list[tuple[int, int]] = []
+
+        def contents() -> Iterator[tuple[int, memoryview]]:
+            if header:
+                extents.append((0, len(header)))
+                yield 0, memoryview(header)
+            for piece in sorted(pieces, key=lambda piece: piece.offset):
+                source = self._places.get(_memory_of(piece.source), piece.source)
+                for offset, content in _cast(piece, source):
+                    extents.append((offset, content.nbytes))
+                    yield offset, content
+
+        if header or pieces:
+            digest = self._storage.write_at(self.folder / name, size, contents())
+            self.report.shares[name] = Share(size, merged(extents), digest)
+            self.report.bytes += sum(length for _, length in extents)
+
+    def _enter(self, name: str, size: int, digest: str) -> None:
+        self.report.files[name] = FileEntry(self.rank, size, digest)
+        self.report.bytes += size
+
+    def _count(self, what: str, seconds: float) -> None:
+        self.report.seconds[what] = self.report.seconds.get(what, 0.0) + seconds
 
 
-class PartEngine(CheckpointEngine):  # type: ignore[misc]  # DeepSpeed is untyped
-    """DeepSpeed's CheckpointEngine, writing through `Part`: digests on the way, errors kept.
+class SnapshotCheckpointEngine(CheckpointEngine):  # type: ignore[misc]  # DeepSpeed is untyped
+    """DeepSpeed's CheckpointEngine, writing through a `Part`: snapshots, digests, errors kept.
 
     DeepSpeed calls save() between its own barriers; an error raised there on one rank would leave
     the others waiting (deepspeed 0.19.8, runtime/engine.py: save_checkpoint).
+
+    Attributes:
+        part: of the checkpoint that is being saved, None between saves.
+        derivable: addresses of the 16-bit parameters that a load makes anew from the fp32 masters
+            (ZeRO-1 and 2): they are not stored beside them.
+        current: gives the module's state dict at a load, for what was not stored.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.name = "keepstep"
         self.part: Part | None = None
+        self.derivable: set[int] = set()
+        self.current: Callable[[], dict[str, Any]] = dict
 
     def create(self, info: Any) -> None:
         """A save begins; the staging folder is there already."""
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Nothing: `Part.save` makes the folders that it needs."""
+        """Nothing: `Part` makes the folders that it needs."""
 
-    def save(self, state_dict: Any, path: str) -> None:
+    def preserves_storage_sharing(self) -> bool:
+        return False  # DeepSpeed need not clone: a Part gives every tensor a storage of its own
+
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
         if self.part is None:
             raise RuntimeError("DeepSpeed was asked to save outside of KeepstepTrainer's save path")
-        part = self.part
-        part.save(Path(path).relative_to(part.folder).as_posix(), state_dict)
+        module = state_dict.get("module")
+        if module and self.derivable:
+            kept = {n: t for n, t in module.items() if t.data_ptr() not in self.derivable}
+            left_out = [name for name in module if name not in kept]
+            state_dict = {**state_dict, "module": kept, DERIVED: left_out}
+        name = Path(path).relative_to(self.part.folder).as_posix()
+        # The module's buffers may change in a forward pass, the optimizer's state does not.
+        self.part.save(name, state_dict, deferred="optimizer_state_dict" in state_dict)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         # DeepSpeed stores its own classes beside the tensors, so weights_only cannot be used. The
         # files are this run's own: their sizes (and digests) were checked against the manifest.
-        return torch.load(path, map_location=map_location, weights_only=False)
+        state = torch.load(path, map_location=map_location, weights_only=False)
+        left_out = state.pop(DERIVED, [])
+        if left_out:  # loaded onto themselves, and made from the masters afterwards
+            current = self.current()
+            state["module"] |= {name: current[name] for name in left_out}
+        return state
 
     def commit(self, info: Any) -> bool:
         return True
+
+
+def _memory_of(tensor: torch.Tensor) -> Memory:
+    return tensor.data_ptr(), tensor.numel(), tensor.dtype
+
+
+def _cast(piece: Piece, source: torch.Tensor) -> Iterator[tuple[int, memoryview]]:
+    """(offset in the file, content) of a piece, in its type, some megabytes at a time."""
+    flat = source.detach().reshape(-1)
+    step = CHUNK // piece.dtype.itemsize
+    for begin in range(0, piece.count, step):
+        first = piece.first + begin
+        elements = flat[first : first + min(step, piece.count - begin)]
+        yield (
+            piece.offset + begin * piece.dtype.itemsize,
+            bytes_of(elements.to("cpu", piece.dtype)),
+        )

@@ -1,0 +1,130 @@
+"""Host memory for a snapshot: allocated and touched once, filled again at every save.
+
+Copying into memory that is there already runs at memory speed; fresh pages cost ten times as much.
+On CUDA the memory is pinned and the copies run on a stream of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+
+ALIGNMENT = 4096  # so that O_DIRECT can write from it
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class Arena:
+    """One rank's snapshot memory. Between `start()` and the end of that save it must stay as it is.
+
+    Attributes:
+        size: bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = max(-(-size // ALIGNMENT) * ALIGNMENT, ALIGNMENT)
+        self._memory = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for advice in ("MADV_HUGEPAGE", "MADV_DONTFORK"):  # a fork would make every write a copy
+            with contextlib.suppress(AttributeError, OSError):
+                self._memory.madvise(getattr(mmap, advice))
+        self._used = 0
+        self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._pinned = torch.cuda.is_available()
+        self._stream: torch.cuda.Stream | None = None
+        self._copied_on_device: torch.cuda.Event | None = None
+        self.copied = threading.Event()
+        self.copied.set()
+        self._warm = threading.Thread(target=self._touch, daemon=True, name="keepstep-arena")
+        self._warm.start()
+
+    def start(self) -> None:
+        """Forget the snapshot before this one."""
+        self._warm.join()
+        self._used = 0
+        self._pending = []
+        self.copied.clear()
+
+    def put(self, tensor: torch.Tensor, deferred: bool) -> torch.Tensor:
+        """A place of its own for this tensor: contiguous, in host memory.
+
+        Its content is copied now or, `deferred`, by `copy()`.
+        """
+        size = tensor.numel() * tensor.element_size()
+        begin, end = self._used, self._used + size
+        if size == 0 or end > self.size:  # cold memory: slower, as right
+            place = torch.empty(tensor.shape, dtype=tensor.dtype)
+        else:
+            self._used = -(-end // ALIGNMENT) * ALIGNMENT
+            place = torch.frombuffer(self._memory, dtype=torch.uint8, count=size, offset=begin)
+            place = place.view(tensor.dtype).view(tensor.shape)
+        if deferred:
+            self._pending.append((place, tensor.detach()))
+        else:
+            place.copy_(tensor.detach())
+        return place
+
+    def begin_copy(self) -> None:
+        """On CUDA: queue what is pending behind the work that makes it. Elsewhere: nothing."""
+        if any(source.is_cuda for _, source in self._pending):
+            self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                for place, source in self._pending:
+                    place.copy_(source, non_blocking=True)
+                self._copied_on_device = self._stream.record_event()
+
+    def copy(self) -> None:
+        """Copy what is pending, or wait until the device has. Any one thread."""
+        try:
+            if self._copied_on_device is not None:
+                self._copied_on_device.synchronize()
+                self._copied_on_device = None
+            else:
+                for place, source in self._pending:
+                    place.copy_(source)
+        finally:
+            self._pending = []
+            self.copied.set()
+
+    def hold(self) -> None:
+        """Before what is pending changes: wait for the copy (CUDA: the device waits, not we)."""
+        event = self._copied_on_device
+        if event is not None:
+            torch.cuda.current_stream().wait_event(event)
+        else:
+            self.copied.wait()
+
+    def _touch(self) -> None:
+        whole = torch.frombuffer(self._memory, dtype=torch.uint8)
+        whole.zero_()
+        if self._pinned:
+            # Registered, not torch's pinned allocator, which rounds up to powers of two.
+            runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            runtime.cudaHostRegister(whole.data_ptr(), self.size, 0)
+
+
+def free_host_memory() -> int:
+    """Bytes that this process can still take: the machine's, or its control group's if less."""
+    return min([psutil.virtual_memory().available, *_cgroup_room()])
+
+
+def _cgroup_room() -> Iterator[int]:
+    """What each control group (v2) above this process leaves: Slurm and containers set them."""
+    with contextlib.suppress(OSError, ValueError):
+        line = Path("/proc/self/cgroup").read_text().splitlines()[-1]
+        folder = CGROUP / line.split("::", 1)[-1].lstrip("/")
+        while folder.is_relative_to(CGROUP):
+            with contextlib.suppress(OSError, ValueError):
+                limit = int((folder / "memory.max").read_text())
+                used = int((folder / "memory.current").read_text())
+                stat = (folder / "memory.stat").read_text().split()
+                cache = int(stat[stat.index("inactive_file") + 1])
+                yield limit - used + cache
+            if folder == CGROUP:
+                break
+            folder = folder.parent

@@ -1,0 +1,140 @@
+"""A save between its snapshot and its commit: one thread per rank, no collective.
+
+Every rank's thread writes its part and reports in a file of the staging area. The main process's
+thread waits for all reports, then commits. Training goes on meanwhile; what came of it is collected
+by the main threads, together (`CheckpointManager.settle`).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .runwriter import Saved
+from .storage import Storage
+from .writer import Part, Report
+
+POLL_SECONDS = 0.01
+Commit = Callable[[list[Report]], Saved]
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; the same error on every rank, naming the culprit."""
+
+
+class Flight:
+    """One rank's share of a save that is on its way to the disk.
+
+    Attributes:
+        step: of the checkpoint.
+        part: this rank's.
+        deadline: `time.monotonic()` by which it must have ended.
+        written: set once this rank's part is written and reported, or has failed.
+        failure: what kept this rank from reporting, None when nothing did.
+        saved: the commit, on the main process.
+        error: on the main process, why there is no commit.
+        told: whether what came of it has been collected.
+    """
+
+    def __init__(
+        self, step: int, part: Part, reports: Path, storage: Storage, timeout: float
+    ) -> None:
+        self.step = step
+        self.part = part
+        self.deadline = time.monotonic() + timeout
+        self.written = threading.Event()
+        self.failure: str | None = None
+        self.saved: Saved | None = None
+        self.error: str | None = None
+        self.told = False
+        self._reports = reports
+        self._storage = storage
+        self._commit: Commit | None = None
+        self._world_size = 1
+        self._cancelled = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="keepstep-writer")
+
+    def begin(self, world_size: int, commit: Commit | None, background: bool) -> None:
+        """Write and report; on the main process, which has `commit`, commit. In the foreground the
+        commit is left to `finish()`, once all ranks have been heard of."""
+        self._world_size, self._commit = world_size, commit
+        if background:
+            self._thread.start()
+        else:
+            self._write()
+
+    def finish(self) -> None:
+        """Main process: commit when every rank has reported that its part is written."""
+        if self._commit is None or self.saved is not None or self.error is not None:
+            return
+        try:
+            reports = self._gather()
+            failures = [f"rank {r.rank}: {r.error}" for r in reports if r.error]
+            if failures:
+                self.error = "; ".join(failures)
+            elif not self._cancelled.is_set():
+                self.saved = self._commit(reports)
+        except BaseException as error:  # nobody else would hear of it
+            self.error = f"{type(error).__name__}: {error}"
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is something to tell: the commit, an error, or that it takes too long."""
+        over = not self.running and (self._commit is not None or self.failure is not None)
+        return over or time.monotonic() > self.deadline
+
+    def wait_written(self) -> None:
+        """Wait for this rank's part; it has failed when it takes too long."""
+        if not self.written.wait(max(0.0, self.deadline - time.monotonic())):
+            self.failure = self.failure or "its writer is stuck"
+
+    def wait(self, at_most: float = float("inf")) -> None:
+        """Wait for the end of this rank's thread, until the deadline."""
+        if self.running:
+            self._thread.join(min(at_most, max(0.0, self.deadline - time.monotonic())))
+
+    def cancel(self) -> None:
+        """Main process: do not commit any more, unless that has begun."""
+        self._cancelled.set()
+        self.wait()
+
+    def _run(self) -> None:
+        self._write()
+        self.finish()
+
+    def _write(self) -> None:
+        try:
+            self.part.copy()
+            self.part.finish()
+            self._tell()
+        except BaseException as error:  # nobody else would hear of it
+            self.failure = f"{type(error).__name__}: {error}"
+        finally:
+            self.written.set()
+
+    def _tell(self) -> None:
+        content = json.dumps(self.part.report.as_json()).encode()
+        self._storage.replace(self._reports / f"{self.part.rank}.json", content)
+
+    def _gather(self) -> list[Report]:
+        """Every rank's report, in rank order; an error in the place of one that does not come."""
+        reports: dict[int, Report] = {}
+        while True:
+            for rank in set(range(self._world_size)) - reports.keys():
+                path = self._reports / f"{rank}.json"
+                if path.exists():
+                    reports[rank] = Report.from_json(json.loads(path.read_text()))
+            late = time.monotonic() > self.deadline or self._cancelled.is_set()
+            if len(reports) == self._world_size or late:
+                break
+            time.sleep(POLL_SECONDS)
+        for rank in set(range(self._world_size)) - reports.keys():
+            reports[rank] = Report(rank, error="no report came of its part")
+        return [reports[rank] for rank in sorted(reports)]

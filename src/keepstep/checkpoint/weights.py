@@ -1,0 +1,234 @@
+"""The weights in Hugging Face layout, written by all ranks without gathering the model.
+
+Which names the file has is asked of the library: `save_pretrained` is given a state dict whose
+tensors hold nothing but a number, and the numbers that come back say which weight went where.
+Each rank then stores the slices that it owns: of the fp32 masters under ZeRO, cast to the weight's
+type.
+
+Layouts (deepspeed 0.19.8): stage 3 (zero/stage3.py) cuts every parameter into `world_size` slices
+of ceil(n / world_size) elements, one after the other in each sub-group's flat buffer; stages 1 and
+2 (zero/stage_1_and_2.py) lay a group's parameters out in one flat buffer, cut into equal parts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from .writer import Part, Piece
+
+# https://github.com/huggingface/safetensors: 8 bytes of header length, a JSON header, the data.
+SAFETENSORS_TYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class LayoutError(ValueError):
+    """Weights that cannot be written slice by slice: the model has to be gathered."""
+
+
+# Of the weights file: its name, the files beside it, and the name in the file → in the model.
+Probe = tuple[str, dict[str, bytes], dict[str, str]]
+
+
+class WeightsFile:
+    """The weights file of a model, and what `save_pretrained` writes beside it.
+
+    Attributes:
+        name: of the file.
+        size: in bytes.
+        companions: the other files (configuration, …), name → content.
+    """
+
+    def __init__(self, model: Any, probe: Probe) -> None:
+        """Lay the file of `model` out as `ask` found. Ranks: any.
+
+        Raises:
+            LayoutError: a weight's type is not known here.
+        """
+        live = _live(model)
+        self.name, self.companions, sources = probe
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        position = 0
+        places: list[tuple[Any, int]] = []
+        for name, source in sources.items():
+            tensor = live[source]
+            if tensor.dtype not in SAFETENSORS_TYPES:
+                raise LayoutError(f"{source} is {tensor.dtype}")
+            shape = tuple(getattr(tensor, "ds_shape", tensor.shape))
+            end = position + math.prod(shape) * tensor.element_size()
+            header[name] = {
+                "dtype": SAFETENSORS_TYPES[tensor.dtype],
+                "shape": shape,
+                "data_offsets": [position, end],
+            }
+            places.append((tensor, position))
+            position = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._header = struct.pack("<Q", len(text)) + text
+        self.size = len(self._header) + position
+        self._tensors = [tensor for tensor, _ in places]
+        self._offsets = {id(tensor): len(self._header) + begin for tensor, begin in places}
+
+    def pieces(self, engine: Any | None, rank: int, world_size: int) -> list[Piece]:
+        """What a rank has of it, as things are now (engine: DeepSpeed's, None without). Ranks: any.
+
+        Raises:
+            LayoutError: the parameters are shared out in a way that keepstep does not know.
+        """
+        found = _pieces(engine, self._tensors, rank, world_size)
+        return [
+            replace(piece, offset=self._offsets[id(tensor)] + piece.offset)
+            for tensor, piece in found
+            if id(tensor) in self._offsets
+        ]
+
+    def store(self, part: Part, pieces: list[Piece]) -> None:
+        """Store `pieces` through this rank's part; the main process the header and companions."""
+        main = part.rank == 0
+        part.weights(self.name, self.size, self._header if main else b"", pieces)
+        for name, content in self.companions.items() if main else ():
+            part.write(name, content)
+
+
+def captured(save: Callable[[str], object]) -> dict[str, bytes]:
+    """What a library writes into a folder: path relative to it → content."""
+    with tempfile.TemporaryDirectory(prefix="keepstep-") as folder:
+        save(folder)
+        files = (path for path in Path(folder).rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def masters(engine: Any) -> list[torch.Tensor]:
+    """This rank's flat fp32 masters, one per parameter group or sub-group, without padding.
+
+    Raises:
+        LayoutError: the optimizer is none of DeepSpeed's ZeRO-1, 2 or 3.
+    """
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        return list(optimizer.fp32_partitioned_groups_flat)
+    if hasattr(optimizer, "single_partition_of_fp32_groups"):
+        flats = optimizer.single_partition_of_fp32_groups
+        return [f[: f.numel() - p] for f, p in zip(flats, optimizer.groups_padding, strict=True)]
+    raise LayoutError(f"{type(optimizer).__name__} keeps no fp32 masters that keepstep knows")
+
+
+def trained(engine: Any) -> Iterator[torch.nn.Parameter]:
+    """The 16-bit parameters that ZeRO-1 and 2 make from the masters after every step."""
+    for group in getattr(engine.optimizer, "round_robin_bit16_groups", []):
+        yield from group
+
+
+def ask(model: Any) -> Probe:
+    """How `model` (a PreTrainedModel or PeftModel) wants to be stored. The main process.
+
+    (transformers writes nothing on other ranks.)
+
+    Raises:
+        LayoutError: it cannot be stored slice by slice.
+    """
+    names, live = list(model.state_dict()), _live(model)
+    if not live.keys() >= set(names):
+        raise LayoutError(f"{min(set(names) - live.keys())} is neither parameter nor buffer")
+    numbers = {id(live[name]): torch.tensor([i]) for i, name in reversed(list(enumerate(names)))}
+    state = {name: numbers[id(live[name])] for name in names}  # tied weights: the same tensor
+    try:
+        with tempfile.TemporaryDirectory(prefix="keepstep-") as folder:
+            model.save_pretrained(folder, state_dict=state)
+            files = [path for path in Path(folder).rglob("*") if path.is_file()]
+            (weights,) = [path for path in files if path.suffix == ".safetensors"]
+            stored = load_file(weights)
+            companions = {
+                path.relative_to(folder).as_posix(): path.read_bytes()
+                for path in files
+                if path != weights
+            }
+        sources = {name: names[int(number)] for name, number in stored.items()}
+    except (ValueError, RuntimeError, IndexError, KeyError, TypeError) as error:
+        raise LayoutError(f"save_pretrained changes what the weights are: {error}") from error
+    if len(set(sources.values())) != len(sources):
+        raise LayoutError("save_pretrained stores a weight under two names")
+    return weights.name, companions, sources
+
+
+def _live(model: Any) -> dict[str, Any]:
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+
+
+def _pieces(
+    engine: Any | None, tensors: list[Any], rank: int, world_size: int
+) -> Iterator[tuple[torch.Tensor, Piece]]:
+    """(weight, what this rank has of it, with the offset from the weight's beginning in bytes)."""
+    done: set[int] = set()
+    if engine is not None:
+        slices = _stage3 if hasattr(engine.optimizer, "fp32_partitioned_groups_flat") else _stage12
+        for parameter, begin, source, first, count in slices(engine, rank, world_size):
+            done.add(id(parameter))
+            if count:
+                offset = begin * parameter.element_size()
+                yield parameter, Piece(offset, source, first, count, parameter.dtype)
+    for tensor in tensors:
+        if id(tensor) in done:
+            continue
+        if hasattr(tensor, "ds_tensor"):  # frozen, under stage 3: every rank has its slice
+            size = tensor.ds_tensor.ds_numel
+            begin = rank * size
+            count = max(0, min(size, tensor.ds_numel - begin))
+            if count:
+                offset = begin * tensor.element_size()
+                yield tensor, Piece(offset, tensor.ds_tensor, 0, count, tensor.dtype)
+        elif rank == 0:  # whole on every rank; a buffer may change in a forward pass
+            constant = isinstance(tensor, torch.nn.Parameter)
+            yield tensor, Piece(0, tensor, 0, tensor.numel(), tensor.dtype, deferred=constant)
+
+
+Slice = tuple[torch.Tensor, int, torch.Tensor, int, int]  # weight, from, master, from, elements
+
+
+def _stage3(engine: Any, rank: int, world_size: int) -> Iterator[Slice]:
+    optimizer = engine.optimizer
+    for group, flat in zip(optimizer.fp16_groups, masters(engine), strict=True):
+        position = 0
+        for parameter in group:
+            size = parameter.partition_numel()
+            if size != -(-parameter.ds_numel // world_size):
+                raise LayoutError("parameters are partitioned among a part of the ranks")
+            begin = rank * size
+            count = max(0, min(size, parameter.ds_numel - begin))
+            yield parameter, begin, flat, position, count
+            position += size
+        if position != flat.numel():
+            raise LayoutError("the fp32 masters are not in host or device memory")
+
+
+def _stage12(engine: Any, rank: int, world_size: int) -> Iterator[Slice]:
+    optimizer = engine.optimizer
+    groups, offsets = optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets
+    for i, flat in enumerate(masters(engine)):
+        size = optimizer.partition_size[i]
+        if size * world_size != len(optimizer.bit16_groups_flat[i]):
+            raise LayoutError("parameters are partitioned among a part of the ranks")
+        low, high = rank * size, rank * size + flat.numel()
+        for parameter, offset in zip(groups[i], offsets[i], strict=True):
+            begin, end = max(low, offset), min(high, offset + parameter.numel())
+            yield parameter, begin - offset, flat, begin - low, max(0, end - begin)
