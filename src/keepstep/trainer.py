@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 LIBRARIES = (
     *("keepstep", "torch", "transformers", "trl", "accelerate", "deepspeed", "peft", "datasets"),
 )
+VERSIONS = {name: version(name) for name in LIBRARIES}
 
 
 class KeepstepTrainer(SFTTrainer):
@@ -203,7 +204,7 @@ class KeepstepTrainer(SFTTrainer):
             health=self._health(),
             dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
             adapter=isinstance(self.model, PeftModel),
-            versions={name: version(name) for name in LIBRARIES},
+            versions=VERSIONS,
             saved_at="",
             save_seconds=0.0,
         )

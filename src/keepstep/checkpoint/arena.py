@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import torch
 
-ALIGNMENT = 4096  # so that O_DIRECT can write from it
+from .storage import BLOCK, CHUNK
+
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -24,14 +25,17 @@ class Arena:
 
     Attributes:
         size: bytes.
+        bounce: page-aligned, for pieces that are cast on their way to the disk.
+        copied: set once nothing is pending any more.
     """
 
     def __init__(self, size: int) -> None:
-        self.size = max(-(-size // ALIGNMENT) * ALIGNMENT, ALIGNMENT)
+        self.size = max(-(-size // BLOCK) * BLOCK, BLOCK)
         self._memory = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         for advice in ("MADV_HUGEPAGE", "MADV_DONTFORK"):  # a fork would make every write a copy
             with contextlib.suppress(AttributeError, OSError):
                 self._memory.madvise(getattr(mmap, advice))
+        self.bounce = aligned(CHUNK + BLOCK)
         self._used = 0
         self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._pinned = torch.cuda.is_available()
@@ -59,7 +63,7 @@ class Arena:
         if size == 0 or end > self.size:  # cold memory: slower, as right
             place = torch.empty(tensor.shape, dtype=tensor.dtype)
         else:
-            self._used = -(-end // ALIGNMENT) * ALIGNMENT
+            self._used = -(-end // BLOCK) * BLOCK
             place = torch.frombuffer(self._memory, dtype=torch.uint8, count=size, offset=begin)
             place = place.view(tensor.dtype).view(tensor.shape)
         if deferred:
@@ -102,10 +106,16 @@ class Arena:
     def _touch(self) -> None:
         whole = torch.frombuffer(self._memory, dtype=torch.uint8)
         whole.zero_()
+        self.bounce.zero_()
         if self._pinned:
             # Registered, not torch's pinned allocator, which rounds up to powers of two.
             runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
             runtime.cudaHostRegister(whole.data_ptr(), self.size, 0)
+
+
+def aligned(size: int) -> torch.Tensor:
+    """Bytes of host memory that begin at a page, for O_DIRECT."""
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
 
 
 def free_host_memory() -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import xxhash
 
-from .storage import CHUNK
+from .storage import read_blocks
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ def digest_of_joint(path: Path, shares: Mapping[int, Share]) -> str:
     if len(pieces) == 1:
         return shares[pieces[0][2]].xxh3_128  # one writer has seen the whole file
     whole, of_rank = xxhash.xxh3_128(), {rank: xxhash.xxh3_128() for rank in shares}
-    with open(path, "rb") as file:
-        for _, length, rank in pieces:
-            while length:
-                chunk = file.read(min(length, CHUNK))
-                if not chunk:
-                    raise JointError(f"{path.name} has become shorter while it was read")
-                whole.update(chunk)
-                of_rank[rank].update(chunk)
-                length -= len(chunk)
+    remaining = [(length, rank) for _, length, rank in reversed(pieces)]
+    for block in read_blocks(path):
+        whole.update(block)
+        while block.nbytes and remaining:
+            length, rank = remaining.pop()
+            of_rank[rank].update(block[:length])
+            if length > block.nbytes:
+                remaining.append((length - block.nbytes, rank))
+            block = block[length:]
     for rank, share in shares.items():
         if of_rank[rank].hexdigest() != share.xxh3_128:
             raise JointError(f"{path.name} does not hold what rank {rank} wrote")

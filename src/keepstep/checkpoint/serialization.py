@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch.utils.serialization import config
 
-from .arena import ALIGNMENT
-from .storage import DigestingFile
+from .storage import BLOCK, DigestingFile
 
 # Laid out so that O_DIRECT can write the tensors. The digest in the manifest does what the
 # checksums inside of the zip file would do, at thirty times their speed.
-FILE_LAYOUT = {"save.storage_alignment": ALIGNMENT, "save.compute_crc32": False}
+FILE_LAYOUT = {"save.storage_alignment": BLOCK, "save.compute_crc32": False}
 
 
 class Recorder:

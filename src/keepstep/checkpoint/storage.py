@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -36,8 +37,7 @@ class DigestingFile:
         before("create", path)
         self._path = path
         self._before = before
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        self._direct: int | None = None
+        self._output = _Output(path, os.O_TRUNC)
         self._digest = xxhash.xxh3_128()
         self.bytes = 0
         self.digest_seconds = 0.0
@@ -72,15 +72,13 @@ class DigestingFile:
         try:
             if error is None:
                 self._before("sync", self._path)
-                os.fsync(self._descriptor)
+                os.fsync(self._output.descriptor)
         except OSError as caught:
             self._failure = self._failure or caught
-        for descriptor in (self._direct, self._descriptor):
-            try:
-                if descriptor is not None:
-                    os.close(descriptor)
-            except OSError as caught:
-                self._failure = self._failure or caught
+        try:
+            self._output.close()
+        except OSError as caught:
+            self._failure = self._failure or caught
         if self._failure is not None:  # torch.save reports it as "unexpected pos 704 vs 598"
             raise self._failure from error
 
@@ -88,18 +86,40 @@ class DigestingFile:
         started = time.perf_counter()
         self._digest.update(chunk)
         self.digest_seconds += time.perf_counter() - started
-        done = 0
-        if self.bytes % BLOCK == 0 and chunk.nbytes >= DIRECT_FROM:
-            done = self._write_direct(chunk[: chunk.nbytes // BLOCK * BLOCK])
-        _write_all(self._descriptor, chunk[done:], self.bytes + done)
+        self._output.write(chunk, self.bytes)
         self.bytes += chunk.nbytes
 
-    def _write_direct(self, blocks: memoryview) -> int:
+
+class _Output:
+    """An open file, written at any offset; whole blocks past the page cache where that can be."""
+
+    def __init__(self, path: Path, flags: int) -> None:
+        self._path = path
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o666)
+        self._direct: int | None = None
+
+    def write(self, content: memoryview, offset: int) -> None:
+        head = min(-offset % BLOCK, content.nbytes)
+        body = (content.nbytes - head) // BLOCK * BLOCK
+        done = 0
+        if body >= DIRECT_FROM:
+            _write_all(self.descriptor, content[:head], offset)
+            done = head + self._write_direct(content[head : head + body], offset + head)
+        _write_all(self.descriptor, content[done:], offset + done)
+
+    def close(self) -> None:
+        try:
+            os.close(self.descriptor)
+        finally:
+            if self._direct is not None:
+                os.close(self._direct)
+
+    def _write_direct(self, blocks: memoryview, offset: int) -> int:
         """How much of these whole blocks could be written past the page cache."""
         try:
             if self._direct is None:
                 self._direct = os.open(self._path, os.O_WRONLY | os.O_DIRECT)
-            return os.pwrite(self._direct, blocks, self.bytes)
+            return os.pwrite(self._direct, blocks, offset)
         except OSError as error:
             if error.errno != errno.EINVAL:  # EINVAL: not this file system, or not this memory
                 raise
@@ -136,16 +156,16 @@ class Storage:
         """
         self.before("create", path)
         digest = xxhash.xxh3_128()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        output = _Output(path, 0)
         try:
-            os.ftruncate(descriptor, size)  # to the same size by everybody: nothing is cut off
+            os.ftruncate(output.descriptor, size)  # to the same size by all: nothing is cut off
             for offset, content in extents:
                 digest.update(content)
-                _write_all(descriptor, content, offset)
+                output.write(content, offset)
             self.before("sync", path)
-            os.fsync(descriptor)
+            os.fsync(output.descriptor)
         finally:
-            os.close(descriptor)
+            output.close()
         return digest.hexdigest()
 
     def replace(self, path: Path, content: bytes) -> None:
@@ -206,6 +226,31 @@ class Storage:
         else:
             self.before("remove", path)
             path.unlink(missing_ok=True)
+
+
+def read_blocks(path: Path) -> Iterator[memoryview]:
+    """A file's content from front to back, past the page cache where that can be.
+
+    Each part is valid until the next one is asked for.
+    """
+    buffer = memoryview(mmap.mmap(-1, CHUNK))
+    descriptor = _open_for_reading(path)
+    try:
+        position = 0
+        while count := os.preadv(descriptor, [buffer], position):
+            yield buffer[:count]
+            position += count
+    finally:
+        os.close(descriptor)
+
+
+def _open_for_reading(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, os.O_RDONLY)
 
 
 def digest_of(path: Path) -> str:

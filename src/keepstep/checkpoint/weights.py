@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from .storage import BLOCK
 from .writer import Part, Piece
 
 # https://github.com/huggingface/safetensors: 8 bytes of header length, a JSON header, the data.
@@ -69,11 +70,11 @@ class WeightsFile:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         position = 0
         places: list[tuple[Any, int]] = []
-        for name, source in sources.items():
+        for name, source in sorted(sources.items(), key=lambda item: _is_odd(live[item[1]])):
             tensor = live[source]
             if tensor.dtype not in SAFETENSORS_TYPES:
                 raise LayoutError(f"{source} is {tensor.dtype}")
-            shape = tuple(getattr(tensor, "ds_shape", tensor.shape))
+            shape = _shape(tensor)
             end = position + math.prod(shape) * tensor.element_size()
             header[name] = {
                 "dtype": SAFETENSORS_TYPES[tensor.dtype],
@@ -83,7 +84,7 @@ class WeightsFile:
             places.append((tensor, position))
             position = end
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
+        text += b" " * (-(len(text) + 8) % BLOCK)  # the data begin at a block: see Storage
         self._header = struct.pack("<Q", len(text)) + text
         self.size = len(self._header) + position
         self._tensors = [tensor for tensor, _ in places]
@@ -169,6 +170,17 @@ def ask(model: Any) -> Probe:
     if len(set(sources.values())) != len(sources):
         raise LayoutError("save_pretrained stores a weight under two names")
     return weights.name, companions, sources
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    """Under stage 3 a parameter is empty, and `ds_shape` is its shape."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
+def _is_odd(tensor: Any) -> bool:
+    """Whether what follows it in a file would not begin at a block. Those come last."""
+    size: int = math.prod(_shape(tensor)) * tensor.element_size()
+    return size % BLOCK != 0
 
 
 def _live(model: Any) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
-from .arena import Arena
+from .arena import Arena, aligned
 from .joint import Share, merged
 from .manifest import FileEntry
 from .serialization import Recorder, bytes_of, owned, torch_save, with_tensors
-from .storage import CHUNK, DigestingFile, Storage, digest_of, sizes_under
+from .storage import BLOCK, CHUNK, DigestingFile, Storage, digest_of, sizes_under
 
 DERIVED = "keepstep_derived"  # in DeepSpeed's model states: names of parameters not stored there
 Memory = tuple[int, int, torch.dtype]  # address, elements, type
@@ -119,7 +119,9 @@ class Part:
         """
         if self._arena is None:
             # On CUDA torch copies one storage at a time: no room is needed for all of them.
+            started = time.perf_counter()
             self.attempt(lambda: self._store(name, lambda file: torch_save(owned(state), file)))
+            self._count("write", time.perf_counter() - started)
         else:
             recorder = Recorder()
             self.attempt(lambda: torch_save(self._snapshot(state, deferred, recorder), recorder))
@@ -166,7 +168,7 @@ class Part:
             started = time.perf_counter()
             self.attempt(self._arena.copy)
             self._arena.copied.set()
-            self.report.seconds["copy"] = time.perf_counter() - started
+            self._count("copy", time.perf_counter() - started)
 
     def finish(self) -> None:
         """Write everything that is still to be written. Any one thread, after `copy()`."""
@@ -205,6 +207,7 @@ class Part:
 
     def _store_pieces(self, name: str, size: int, header: bytes, pieces: list[Piece]) -> None:
         extents: list[tuple[int, int]] = []
+        bounce = self._arena.bounce if self._arena else aligned(CHUNK + BLOCK)
 
         def contents() -> Iterator[tuple[int, memoryview]]:
             if header:
@@ -212,7 +215,7 @@ class Part:
                 yield 0, memoryview(header)
             for piece in sorted(pieces, key=lambda piece: piece.offset):
                 source = self._places.get(_memory_of(piece.source), piece.source)
-                for offset, content in _cast(piece, source):
+                for offset, content in _cast(piece, source, bounce):
                     extents.append((offset, content.nbytes))
                     yield offset, content
 
@@ -288,14 +291,18 @@ def _memory_of(tensor: torch.Tensor) -> Memory:
     return tensor.data_ptr(), tensor.numel(), tensor.dtype
 
 
-def _cast(piece: Piece, source: torch.Tensor) -> Iterator[tuple[int, memoryview]]:
-    """(offset in the file, content) of a piece, in its type, some megabytes at a time."""
-    flat = source.detach().reshape(-1)
-    step = CHUNK // piece.dtype.itemsize
-    for begin in range(0, piece.count, step):
-        first = piece.first + begin
-        elements = flat[first : first + min(step, piece.count - begin)]
-        yield (
-            piece.offset + begin * piece.dtype.itemsize,
-            bytes_of(elements.to("cpu", piece.dtype)),
-        )
+def _cast(
+    piece: Piece, source: torch.Tensor, bounce: torch.Tensor
+) -> Iterator[tuple[int, memoryview]]:
+    """(offset in the file, content) of a piece, in its type, some megabytes at a time.
+
+    The content lies in `bounce`, as far behind a block's beginning as it does in the file: so
+    O_DIRECT can write all but its edges.
+    """
+    flat, size = source.detach().reshape(-1), piece.dtype.itemsize
+    for begin in range(0, piece.count, CHUNK // size):
+        count = min(CHUNK // size, piece.count - begin)
+        offset = piece.offset + begin * size
+        place = bounce[offset % BLOCK :][: count * size]
+        place.view(piece.dtype).copy_(flat[piece.first + begin :][:count])
+        yield offset, bytes_of(place)

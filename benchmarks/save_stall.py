@@ -1,0 +1,337 @@
+"""How long training stands still for a save: plain Trainer, keepstep, and torch's own async save.
+
+    python benchmarks/save_stall.py --parameters 134 --zero 3 --dtype fp32 --rounds 5
+
+trains a random Llama on 2 processes; the arms alternate, save by save, in one run. Every rank
+reports; a stall is the slower rank's. Medians and their range are printed, and with `--json FILE`
+added to a file as one line. Run it on an otherwise idle machine with free disk space of 40 bytes
+per parameter.
+
+Arms: `plain`: the stock Trainer with rotation; `off`, `snapshot`, `lazy`: keepstep; `dcp`:
+torch.distributed.checkpoint.async_save with a cached stager, of the optimizer's shards alone.
+Probes: `raw`: the snapshot's bytes by O_DIRECT and fsync, both ranks at once; `memcpy`: one big
+copy into warm memory; `idle`: a snapshot save with nothing else going on, for its write rate;
+`none`: nothing, for the step after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+# Millions of parameters → hidden size, layers, heads (vocabulary 32,000, untied, MLP 8/3 hidden).
+SHAPES = {1: (16, 1, 2), 30: (320, 8, 5), 134: (768, 12, 12), 500: (1536, 14, 16)}
+STEPS_BETWEEN = 4
+ARMS = ("none", "plain", "off", "snapshot", "lazy", "dcp", "idle", "raw", "memcpy")
+
+
+def main() -> None:
+    arguments = parse()
+    if "RANK" in os.environ:
+        measure(arguments)
+    else:
+        launch(arguments)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parameters", type=int, choices=SHAPES, default=134, help="millions")
+    parser.add_argument("--zero", type=int, choices=(0, 2, 3), default=3, help="stage; 0: DDP")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--rounds", type=int, default=5, help="saves of each arm")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--folder", type=Path, default=Path("save_stall.tmp"), help="is deleted")
+    parser.add_argument("--json", type=Path, help="file that the result is added to")
+    return parser.parse_args()
+
+
+def launch(arguments: argparse.Namespace) -> None:
+    """Make model and data, and start two ranks of this script."""
+    shutil.rmtree(arguments.folder, ignore_errors=True)
+    make_inputs(arguments.folder, SHAPES[arguments.parameters])
+    strategy = f"cpu_zero{arguments.zero}" if arguments.zero else "ddp"
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--config_file", str(ROOT / f"accelerate_configs/{strategy}.yaml")),
+        *("--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"),
+        *(sys.argv[0], *sys.argv[1:]),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    try:
+        raise SystemExit(subprocess.run(command, env=environment, check=False).returncode)
+    finally:
+        shutil.rmtree(arguments.folder, ignore_errors=True)
+
+
+def make_inputs(folder: Path, shape: tuple[int, int, int]) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    hidden, layers, heads = shape
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    vocabulary = {"<unk>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, 32_000)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>"
+    )
+    fast.save_pretrained(folder / "model")
+    chance = random.Random(0)
+    rows = [" ".join(f"w{chance.randrange(2, 32_000)}" for _ in range(40)) for _ in range(256)]
+    lines = "".join(json.dumps({"text": row}) + "\n" for row in rows)
+    (folder / "rows.jsonl").write_text(lines)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """One rank: train, and let each save be another arm's."""
+    import torch
+
+    from keepstep import distributed, noise, train
+    from keepstep.checkpoint.manager import CheckpointManager
+    from keepstep.parsing import parse_recipe
+    from keepstep.trainer import KeepstepTrainer
+
+    noise.silence()
+    noise.silence_prints()
+    folder, arms = arguments.folder, list(arguments.arms)
+    saves = arguments.rounds * len(arms)
+    fields = {
+        "model_name_or_path": folder / "model",
+        "dtype": "bfloat16" if arguments.dtype == "bf16" else "float32",
+        "bf16": arguments.dtype == "bf16",
+        "dataset_name": folder / "rows.jsonl",
+        "output_dir": folder / "run",
+        "max_length": 32,
+        "per_device_train_batch_size": 1,
+        "max_steps": (saves + 1) * STEPS_BETWEEN + 1,
+        "save_steps": STEPS_BETWEEN,
+        "save_total_limit": 1,
+        "eval_strategy": "no",
+        "keep_ranking": "recency",
+        "gradient_checkpointing": False,
+        "logging_steps": 10_000,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    recipe = parse_recipe([text for n, v in fields.items() for text in (f"--{n}", str(v))])
+    inputs, settings, _ = train.gather_inputs(recipe)
+    training = recipe.training
+    manager = CheckpointManager(str(training.output_dir), training.policy(), mode="lazy")
+    manager.start()
+
+    class Alternating(KeepstepTrainer):
+        """Each save by the next arm; times are kept per arm."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.times: dict[str, list[float]] = defaultdict(list)
+            self.facts: dict[str, list[dict[str, Any]]] = defaultdict(list)
+            self.arm: str | None = None
+            self.saves = 0
+            self.held = 0.0
+            self.step_began = 0.0
+            self.steps_since = 0
+            self.pending: Any = None
+            hold = self.manager.hold
+
+            def timed_hold() -> None:
+                began = time.perf_counter()
+                hold()
+                self.held += time.perf_counter() - began
+
+            self.manager.hold = timed_hold  # type: ignore[method-assign]
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            now = time.perf_counter()
+            if self.steps_since == 1:
+                self.times[f"step after {self.arm}"].append(now - self.step_began)
+            elif self.steps_since > 2:
+                self.times["step alone"].append(now - self.step_began)
+            self.steps_since += 1
+            self.step_began = now
+            return super().training_step(*args, **kwargs)
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            self.finish_arm()
+            # The first save of a run warms caches up and belongs to nobody.
+            self.arm = arms[(self.saves - 1) % len(arms)] if self.saves else "lazy"
+            counted = 0 < self.saves <= saves
+            self.saves += 1
+            distributed.gather(None)
+            self.held, began = 0.0, time.perf_counter()
+            getattr(self, f"save_{self.arm}")(model, trial)
+            self.stall = time.perf_counter() - began if counted else None
+            self.steps_since = 0
+
+        def finish_arm(self) -> None:
+            """Everything of the arm before is on the disk."""
+            self.hear()
+            if self.pending is not None:
+                getattr(self.pending, "upload_completion", self.pending).result()
+                self.pending = None
+            if self.arm is not None and self.stall is not None:
+                seconds = max(distributed.gather(self.stall + self.held))
+                self.times[self.arm].append(seconds)
+                if self.arm in ("off", "snapshot", "lazy", "idle") and self.last_saved:
+                    self.facts[self.arm].append(
+                        self.last_saved.facts
+                        | {"bytes": self.last_saved.checkpoint.manifest.total_bytes}
+                    )
+            os.sync()
+
+        def ours(self, mode: str, model: Any, trial: Any) -> None:
+            self.manager.mode = mode  # type: ignore[assignment]
+            super()._save_checkpoint(model, trial)
+
+        def save_none(self, model: Any, trial: Any) -> None:
+            """The step after it is what a step takes without a save."""
+
+        def save_off(self, model: Any, trial: Any) -> None:
+            self.ours("off", model, trial)
+
+        def save_snapshot(self, model: Any, trial: Any) -> None:
+            self.ours("snapshot", model, trial)
+
+        def save_lazy(self, model: Any, trial: Any) -> None:
+            self.ours("lazy", model, trial)
+
+        def save_idle(self, model: Any, trial: Any) -> None:
+            self.ours("snapshot", model, trial)
+            self.hear()
+
+        def save_plain(self, model: Any, trial: Any) -> None:
+            kept = self.args.output_dir, self.args.save_total_limit
+            self.args.output_dir, self.args.save_total_limit = str(folder / "plain"), 1
+            kind, self.__class__ = self.__class__, KeepstepTrainer.__mro__[1]
+            if self.is_deepspeed_enabled:
+                from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+                ours, self.deepspeed.checkpoint_engine = (
+                    self.deepspeed.checkpoint_engine,
+                    TorchCheckpointEngine(),
+                )
+            try:
+                self._save_checkpoint(model, trial)
+            finally:
+                self.__class__ = kind
+                if self.is_deepspeed_enabled:
+                    self.deepspeed.checkpoint_engine = ours
+                self.args.output_dir, self.args.save_total_limit = kept
+
+        def shards(self) -> dict[str, torch.Tensor]:
+            from keepstep.checkpoint.weights import masters
+
+            optimizer = self._innermost_optimizer()
+            tensors = [t for s in optimizer.state.values() for t in s.values() if t.numel() > 1]
+            if self.is_deepspeed_enabled:
+                tensors += masters(self.deepspeed)
+            return {f"rank{distributed.rank()}.{i}": t.detach() for i, t in enumerate(tensors)}
+
+        def save_dcp(self, model: Any, trial: Any) -> None:
+            import torch.distributed.checkpoint as dcp
+            from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+            if not hasattr(self, "stager"):
+                self.stager = DefaultStager(StagingOptions(False, False, False, False))
+                self.group = torch.distributed.new_group(backend="gloo")
+            writer = dcp.FileSystemWriter(folder / "dcp")
+            self.pending = dcp.async_save(
+                self.shards(),
+                storage_writer=writer,
+                process_group=self.group,
+                async_stager=self.stager,
+            )
+
+        def save_memcpy(self, model: Any, trial: Any) -> None:
+            source = max(self.shards().values(), key=lambda t: t.numel()).reshape(-1)
+            if not hasattr(self, "warm"):
+                self.warm = torch.zeros_like(source)
+            began = time.perf_counter()
+            self.warm.copy_(source)
+            size = source.numel() * source.element_size()
+            self.times["memcpy GB/s"].append(size / (time.perf_counter() - began) / 1e9)
+
+        def save_raw(self, model: Any, trial: Any) -> None:
+            from keepstep.checkpoint.storage import CHUNK
+
+            size = int(self.manager.arena.size) if self.manager.arena else 0
+            whole = torch.frombuffer(self.manager.arena._memory, dtype=torch.uint8)
+            memory = memoryview(whole.numpy())
+            path = folder / f"raw-{distributed.rank()}"
+            path.unlink(missing_ok=True)
+            distributed.gather(None)
+            began, position = time.perf_counter(), 0
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+            while position < size:
+                position += os.pwrite(descriptor, memory[position : position + CHUNK], position)
+            os.fsync(descriptor)
+            os.close(descriptor)
+            slowest = max(distributed.gather(time.perf_counter() - began))
+            self.times["raw GB/s"].append(sum(distributed.gather(size)) / slowest / 1e9)
+
+    train.KeepstepTrainer = Alternating  # type: ignore[misc]
+    trainer = train.build_trainer(recipe, None, False, manager=manager, settings=settings, **inputs)
+    trainer.args.save_total_limit = None
+    trainer.train()
+    trainer.finish_arm()
+    peaks = distributed.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    if distributed.is_main():
+        tell(arguments, trainer, max(peaks))
+    distributed.leave()
+
+
+def tell(arguments: argparse.Namespace, trainer: Any, peak_gb: float) -> None:
+    """Print medians and ranges; the same as one JSON line."""
+    sizes = [getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()]
+    print(
+        f"{sum(sizes) / 1e6:.1f} M parameters, {arguments.dtype}, "
+        f"{'ZeRO-' + str(arguments.zero) if arguments.zero else 'DDP'}, 2 processes; "
+        f"peak memory of a process {peak_gb:.2f} GB, arena {trainer.manager.arena.size / 1e9:.2f}"
+    )
+    summary: dict[str, Any] = {
+        **{name: getattr(arguments, name) for name in ("parameters", "zero", "dtype", "rounds")},
+        "peak_gb": round(peak_gb, 2),
+        "arena_gb": round(trainer.manager.arena.size / 1e9, 3),
+    }
+    plain = statistics.median(trainer.times.get("plain") or [float("nan")])
+    for name, values in trainer.times.items():
+        middle = statistics.median(values)
+        summary[name] = [round(v, 4) for v in (middle, min(values), max(values))]
+        ratio = (
+            f"{plain / middle:7.1f} x less than plain"
+            if name in ("off", "snapshot", "lazy", "dcp")
+            else ""
+        )
+        print(f"{name:22} {middle:8.3f}  ({min(values):.3f} to {max(values):.3f}) {ratio}")
+    for arm, facts in trainer.facts.items():
+        medians = {n: round(statistics.median(f[n] for f in facts), 4) for n in facts[0]}
+        summary[f"{arm} facts"] = medians
+        print(f"{arm}: {medians}")
+    if arguments.json:
+        with open(arguments.json, "a") as file:
+            file.write(json.dumps(summary) + "\n")
+
+
+if __name__ == "__main__":
+    main()
