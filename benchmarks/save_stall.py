@@ -153,14 +153,14 @@ def measure(arguments: argparse.Namespace) -> None:
             self.step_began = 0.0
             self.steps_since = 0
             self.pending: Any = None
-            hold = self.manager.hold
+            hold = self.manager.saver.hold
 
             def timed_hold() -> None:
                 began = time.perf_counter()
                 hold()
                 self.held += time.perf_counter() - began
 
-            self.manager.hold = timed_hold  # type: ignore[method-assign]
+            self.manager.saver.hold = timed_hold  # type: ignore[method-assign]
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             now = time.perf_counter()
@@ -201,7 +201,7 @@ def measure(arguments: argparse.Namespace) -> None:
             os.sync()
 
         def ours(self, mode: str, model: Any, trial: Any) -> None:
-            self.manager.mode = mode  # type: ignore[assignment]
+            self.manager.saver.mode = mode  # type: ignore[assignment]
             super()._save_checkpoint(model, trial)
 
         def save_none(self, model: Any, trial: Any) -> None:
@@ -242,7 +242,7 @@ def measure(arguments: argparse.Namespace) -> None:
         def shards(self) -> dict[str, torch.Tensor]:
             from keepstep.checkpoint.weights import masters
 
-            optimizer = self._innermost_optimizer()
+            optimizer = self.contents.optimizer()
             tensors = [t for s in optimizer.state.values() for t in s.values() if t.numel() > 1]
             if self.is_deepspeed_enabled:
                 tensors += masters(self.deepspeed)
@@ -275,8 +275,8 @@ def measure(arguments: argparse.Namespace) -> None:
         def save_raw(self, model: Any, trial: Any) -> None:
             from keepstep.checkpoint.storage import CHUNK
 
-            size = int(self.manager.arena.size) if self.manager.arena else 0
-            whole = torch.frombuffer(self.manager.arena._memory, dtype=torch.uint8)
+            size = int(self.manager.saver.arena.size) if self.manager.saver.arena else 0
+            whole = torch.frombuffer(self.manager.saver.arena._memory, dtype=torch.uint8)
             memory = memoryview(whole.numpy())
             path = folder / f"raw-{distributed.rank()}"
             path.unlink(missing_ok=True)
@@ -303,16 +303,17 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def tell(arguments: argparse.Namespace, trainer: Any, peak_gb: float) -> None:
     """Print medians and ranges; the same as one JSON line."""
+    arena_gb = trainer.manager.saver.arena.size / 1e9
     sizes = [getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()]
     print(
         f"{sum(sizes) / 1e6:.1f} M parameters, {arguments.dtype}, "
         f"{'ZeRO-' + str(arguments.zero) if arguments.zero else 'DDP'}, 2 processes; "
-        f"peak memory of a process {peak_gb:.2f} GB, arena {trainer.manager.arena.size / 1e9:.2f}"
+        f"peak memory of a process {peak_gb:.2f} GB, arena {arena_gb:.2f} GB"
     )
     summary: dict[str, Any] = {
         **{name: getattr(arguments, name) for name in ("parameters", "zero", "dtype", "rounds")},
         "peak_gb": round(peak_gb, 2),
-        "arena_gb": round(trainer.manager.arena.size / 1e9, 3),
+        "arena_gb": round(arena_gb, 3),
     }
     plain = statistics.median(trainer.times.get("plain") or [float("nan")])
     for name, values in trainer.times.items():

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
-from .checkpoint.manager import Mode
 from .checkpoint.retention import Policy, parse_bytes
+from .checkpoint.saver import Mode
 
 TRAJECTORY_TRAINING = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim"),

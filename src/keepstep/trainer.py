@@ -11,19 +11,15 @@ What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import math
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
-from transformers.trainer_callback import ExportableState
 from trl import SFTTrainer
 
 from . import distributed, preemption
@@ -31,8 +27,7 @@ from .checkpoint.flight import SaveError
 from .checkpoint.manager import CheckpointManager
 from .checkpoint.manifest import Manifest, finite_metrics
 from .checkpoint.runwriter import Saved
-from .checkpoint.weights import LayoutError, Probe, WeightsFile, ask, captured, masters, trained
-from .checkpoint.writer import Part, Piece, SnapshotCheckpointEngine
+from .contents import Contents
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +61,7 @@ class KeepstepTrainer(SFTTrainer):
         self._logged: dict[str, float] = {}
         self._finite: Any = True
         self._begun: int | None = None
-        self._part: Part | None = None
-        self._engine_writer = SnapshotCheckpointEngine()
-        self._weights: WeightsFile | None = None
-        self._companions: dict[str, bytes] | None = None
+        self.contents = Contents(self)
         # Retention is the manager's: with a limit of 1, Trainer deletes folders at the end.
         self.args.save_total_limit = None
         self.add_callback(_EveryStep(self))
@@ -90,12 +82,12 @@ class KeepstepTrainer(SFTTrainer):
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        optimizer = self._innermost_optimizer()
+        optimizer = self.contents.optimizer()
         if optimizer is not None:
-            optimizer.register_step_pre_hook(lambda *arguments: self.manager.hold())
+            optimizer.register_step_pre_hook(lambda *arguments: self.manager.saver.hold())
         if self.is_deepspeed_enabled:
-            self._engine_writer.current = self.deepspeed.module_state_dict
-            self.deepspeed.checkpoint_engine = self._engine_writer
+            self.contents.engine_writer.current = self.deepspeed.module_state_dict
+            self.deepspeed.checkpoint_engine = self.contents.engine_writer
         if resume_from_checkpoint is not None:
             self._restore(resume_from_checkpoint)
         return prepared
@@ -125,35 +117,13 @@ class KeepstepTrainer(SFTTrainer):
         self.state.best_model_checkpoint = str(best.path) if best else None
         return super()._finalize_training(*args, **kwargs)
 
-    def _innermost_optimizer(self) -> torch.optim.Optimizer | None:
-        """torch's own, inside of Accelerate's and DeepSpeed's wrappers."""
-        optimizer = self.optimizer
-        while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
-            optimizer = getattr(optimizer, "optimizer", None)
-            if optimizer is None:
-                return None
-        return optimizer
-
     def reserve(self) -> None:
         """Set host memory for snapshots aside. After the first step, which makes the optimizer's
         state. Ranks: all (collective)."""
-        reason = self.manager.reserve(self._snapshot_bytes())
+        self.contents.plan()
+        reason = self.manager.saver.reserve(self.contents.snapshot_bytes())
         if reason is not None and distributed.is_main():
             logger.warning("%s: checkpoints are written in the foreground.", reason)
-
-    def _snapshot_bytes(self) -> int:
-        """About what this rank copies of a checkpoint; what does not fit is copied slower."""
-        optimizer = self._innermost_optimizer()
-        tensors = [t for s in optimizer.state.values() for t in s.values()] if optimizer else []
-        if self.is_deepspeed_enabled:
-            with contextlib.suppress(LayoutError):
-                tensors += masters(self.deepspeed)
-        elif distributed.is_main():
-            tensors += [p for p in self.model.parameters() if p.requires_grad]
-        else:
-            tensors = []
-        sizes = [t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor)]
-        return sum(sizes) + (len(sizes) << 12) + (8 << 20)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Begin to save this step, once. Ranks: all (collective)."""
@@ -163,17 +133,17 @@ class KeepstepTrainer(SFTTrainer):
         self.store_flos()
         self.state.best_model_checkpoint = None  # an absolute path: not for trainer_state.json
         try:
-            self.manager.save(self._describe(), self._write_part)
+            self.manager.saver.save(self._describe(), self.contents.store)
             self._begun = self.state.global_step
         except SaveError as error:
             self._failed(error)
-        if self.manager.mode == "off":
+        if not self.manager.saver.in_background:
             self.hear()
 
     def hear(self) -> None:
         """Wait for the save in flight, and for what came of it. Ranks: all (collective)."""
         try:
-            self.last_saved = self.manager.settle() or self.last_saved
+            self.last_saved = self.manager.saver.settle() or self.last_saved
         except SaveError as error:
             self._failed(error)
 
@@ -232,106 +202,6 @@ class KeepstepTrainer(SFTTrainer):
         epochs, steps = divmod(self.state.global_step, math.ceil(rows / batch))
         return int(epochs * rows + min(steps * batch, rows))
 
-    def _write_part(self, part: Part) -> None:
-        """Take this rank's share of the checkpoint. Ranks: all (collective)."""
-        folder = str(part.folder)
-        self._write_weights(part)
-        if not self.args.save_only_model:
-            self._write_state(part)
-        part.attempt(lambda: self._save_rng_state(folder))
-        part.adopt(f"rng_state_{part.rank}.pth" if self.args.world_size > 1 else "rng_state.pth")
-        if distributed.is_main():
-            part.attempt(lambda: part.write("trainer_state.json", self._state_json()))
-
-    def _write_weights(self, part: Part) -> None:
-        """In Hugging Face layout: every rank its slices. Ranks: all (collective)."""
-        if self._companions is None:
-            self._plan_weights()
-        if self._weights is not None:
-            weights, pieces = self._weights, self._pieces(self._weights)
-            part.attempt(lambda: weights.store(part, pieces))
-        else:
-            self._part = part
-            try:
-                self.save_model(str(part.folder), _internal_call=True)  # gathers, then _save below
-            finally:
-                self._part = None
-        if part.rank == 0:
-            for name, content in (self._companions or {}).items():
-                part.write(name, content)
-
-    def _plan_weights(self) -> None:
-        """Once: how the weights are stored, without gathering if that can be. Ranks: all."""
-
-        def look() -> tuple[dict[str, bytes], Probe | LayoutError]:
-            companions = captured(self.processing_class.save_pretrained)
-            try:
-                return companions, ask(self.model)
-            except LayoutError as error:
-                return companions, error
-
-        self._companions, probe = distributed.on_main_process("asking for the weights", look)
-        reason = str(probe) if isinstance(probe, LayoutError) else ""
-        if not isinstance(probe, LayoutError):
-            try:
-                self._weights = WeightsFile(self.model, probe)
-                self._pieces(self._weights)
-            except LayoutError as error:
-                reason = str(error)
-        (gather,) = distributed.any_rank(bool(reason))
-        if gather:
-            self._weights = None
-            if distributed.is_main():
-                logger.warning("every save gathers the weights on one rank: %s", reason)
-
-    def _pieces(self, weights: WeightsFile) -> list[Piece]:
-        engine = self.deepspeed if self.is_deepspeed_enabled else None
-        return weights.pieces(engine, distributed.rank(), self.args.world_size)
-
-    def _write_state(self, part: Part) -> None:
-        """Optimizer, scheduler and loss scaler. Ranks: all (collective)."""
-        main = distributed.is_main()
-        if self.is_deepspeed_enabled:
-            self._write_engine(part)
-        elif main:
-            part.attempt(lambda: part.save("optimizer.pt", self.optimizer.state_dict(), True))
-        if main:
-            part.attempt(lambda: part.save("scheduler.pt", self.lr_scheduler.state_dict()))
-        scaler = self.accelerator.scaler
-        if main and scaler is not None:
-            part.attempt(lambda: part.save("scaler.pt", scaler.state_dict()))
-
-    def _write_engine(self, part: Part) -> None:
-        """DeepSpeed's shards: every rank its own, and the module's from rank 0."""
-        engine = self.model_wrapped
-        copy_script, engine._copy_recovery_script = engine._copy_recovery_script, lambda path: None
-        self._engine_writer.part = part
-        self._engine_writer.derivable = {parameter.data_ptr() for parameter in trained(engine)}
-        tag = f"global_step{self.state.global_step}"
-        try:
-            engine.save_checkpoint(
-                str(part.folder),
-                tag=tag,
-                save_latest=False,
-                exclude_frozen_parameters=isinstance(self.model, PeftModel),
-            )
-        finally:
-            self._engine_writer.part = None
-            engine._copy_recovery_script = copy_script
-        if distributed.is_main():
-            part.write("latest", tag.encode())  # where DeepSpeed looks for the tag
-
-    def _state_json(self) -> bytes:
-        """trainer_state.json, as Trainer writes it: callbacks that have a state are in it."""
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                name, state = type(callback).__name__, callback.state()
-                if isinstance(self.state.stateful_callbacks.get(name), list):
-                    self.state.stateful_callbacks[name].append(state)
-                else:
-                    self.state.stateful_callbacks[name] = state
-        return json.dumps(vars(self.state), indent=2, sort_keys=True).encode() + b"\n"
-
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Weights, configuration and tokenizer in Hugging Face layout; no training_args.bin."""
         if not self.args.should_save:
@@ -341,11 +211,11 @@ class KeepstepTrainer(SFTTrainer):
             Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
             self.model.save_pretrained(output_dir, state_dict=state_dict)
 
-        if self._part is None:
+        if self.contents.gathering is None:
             write()
             self.processing_class.save_pretrained(output_dir)
         else:
-            self._part.attempt(write)
+            self.contents.gathering.attempt(write)
 
 
 class _EveryStep(TrainerCallback):
@@ -356,9 +226,9 @@ class _EveryStep(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer, asked = self.trainer, preemption.requested()
-        if trainer.manager.mode != "off" and trainer.manager.arena is None:
+        if trainer.manager.saver.mode != "off" and trainer.manager.saver.arena is None:
             trainer.reserve()
-        news, stop = distributed.any_rank(trainer.manager.has_news(), asked is not None)
+        news, stop = distributed.any_rank(trainer.manager.saver.has_news(), asked is not None)
         if news:
             trainer.hear()
         if stop and state.global_step < state.max_steps:

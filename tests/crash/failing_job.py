@@ -26,8 +26,10 @@ for step in (1, 2, 3):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited))
     log_position = sys.stdout  # the log is below 1000 bytes, and must stay writable
     try:
-        manager.save(manifest(step), lambda part: part.save(f"rank{rank}.pt", torch.zeros(5000)))
-        manager.settle()
+        manager.saver.save(
+            manifest(step), lambda part: part.save(f"rank{rank}.pt", torch.zeros(5000))
+        )
+        manager.saver.settle()
     except SaveError as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
         print(f"told {rank}: {error}", file=log_position, flush=True)

@@ -87,8 +87,8 @@ def main() -> None:
         if rank == 0:
             tell(f"saving {step}")
         made = manifest(step, world_size=world, metrics={"eval_loss": 1.0 + step})
-        manager.save(made, lambda part, step=step: write(part, step))
-        manager.settle()
+        manager.saver.save(made, lambda part, step=step: write(part, step))
+        manager.saver.settle()
         if rank == 0:
             tell(f"saved {step}")
     tell(f"operations {rank} {crash.count}")

@@ -23,9 +23,10 @@ LEVELS = [
     {"checkpoint.runfolder", "checkpoint.joint", "checkpoint.serialization"},
     {"checkpoint.runwriter", "checkpoint.writer", "report"},
     {"checkpoint.flight", "checkpoint.weights"},
+    {"checkpoint.saver"},
     {"checkpoint.manager"},
     {"config"},
-    {"parsing", "preflight", "data", "model", "trainer"},
+    {"parsing", "preflight", "data", "model", "contents", "trainer"},
     {"console"},
     {"train", "cli"},
 ]
