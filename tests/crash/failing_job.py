@@ -10,16 +10,19 @@ import torch
 import torch.distributed as dist
 
 from keepstep import distributed
-from keepstep.checkpoint.manager import CheckpointManager, SaveError
+from keepstep.checkpoint.flight import SaveError
+from keepstep.checkpoint.manager import CheckpointManager
 from keepstep.checkpoint.retention import Policy
 from tests.helpers.folders import manifest
 
-run, culprit = sys.argv[1:]
+run, culprit, mode = sys.argv[1:]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then the kernel answers EFBIG
 dist.init_process_group("gloo")
 rank = distributed.rank()
-manager = CheckpointManager(run, Policy())
+manager = CheckpointManager(run, Policy(), mode=mode)
 manager.start()
+if mode != "off":
+    assert manager.saver.reserve(1 << 20) is None
 _, unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 for step in (1, 2, 3):
     limit = 1000 if step == 2 and rank == int(culprit) else unlimited

@@ -1,6 +1,6 @@
 """A run without a model: every step is saved through CheckpointManager, by real ranks on gloo.
 
-    job.py RUN PROGRESS LIMIT STEPS RANK NTH REQUEST
+    job.py RUN PROGRESS LIMIT STEPS RANK NTH REQUEST MODE
 
 On rank RANK the process kills itself ahead of its NTH disk operation (0: never). PROGRESS gets a
 line, outside of the run folder, before and after every save, and one when the kill fires.
@@ -20,10 +20,10 @@ from keepstep import distributed
 from keepstep.checkpoint.manager import CheckpointManager, Resume
 from keepstep.checkpoint.retention import Policy
 from keepstep.checkpoint.storage import Storage
-from keepstep.checkpoint.writer import Part
+from keepstep.checkpoint.writer import Part, Piece
 from tests.helpers.folders import manifest
 
-RUN, PROGRESS, LIMIT, STEPS, RANK, NTH, REQUEST = sys.argv[1:]
+RUN, PROGRESS, LIMIT, STEPS, RANK, NTH, REQUEST, MODE = sys.argv[1:]
 
 
 def tell(text: str) -> None:
@@ -56,7 +56,11 @@ def shard(step: int, rank: int) -> str:
 
 
 def write(part: Part, step: int) -> None:
-    part.save(shard(step, part.rank), {"x": state(step, part.rank)})
+    part.save(shard(step, part.rank), {"x": state(step, part.rank)}, deferred=True)
+    # Halves of a file that all ranks write together.
+    world = distributed.world_size()
+    half = Piece(part.rank * 4000, state(step, part.rank), 0, 1000, torch.float32)
+    part.weights("model.safetensors", world * 4000, b"", [half])
     name = f"rng_state_{part.rank}.pth" if distributed.world_size() > 1 else "rng_state.pth"
     part.write(name, b"rng")
     if part.rank == 0:
@@ -73,9 +77,11 @@ def main() -> None:
     world = distributed.world_size()
     # The first two saves are the best: retention has a choice to make.
     policy = Policy(int(LIMIT), "metric" if int(LIMIT) > 1 else "recency", "eval_loss")
-    manager = CheckpointManager(RUN, policy, Storage(before=crash))
+    manager = CheckpointManager(RUN, policy, Storage(before=crash), mode=MODE)
     manager.start()
     chosen, choice = manager.choose(Resume(REQUEST, world_size=world, zero_stage=3, patience=10**6))
+    if MODE != "off":
+        assert manager.saver.reserve(1 << 20) is None
     begin = 0
     if chosen is not None:
         begin = chosen.step

@@ -14,10 +14,11 @@ JOB = Path(__file__).parent / "failing_job.py"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_all_ranks_learn_which_and_why(ranks: Ranks, tmp_path: Path, rank: int) -> None:
+@pytest.mark.parametrize("mode", ["off", "lazy"])
+def test_all_ranks_learn_which_and_why(ranks: Ranks, tmp_path: Path, rank: int, mode: str) -> None:
     """Rank `rank` may write no file above 1000 bytes at step 2: the kernel's own EFBIG."""
     started = time.monotonic()
-    run = ranks.run([str(tmp_path / "run"), str(rank)], script=JOB, timeout=40)
+    run = ranks.run([str(tmp_path / "run"), str(rank), mode], script=JOB, timeout=40)
     assert time.monotonic() - started < 30
     told = [line for line in run.output.splitlines() if line.startswith("told ")]
     assert len(told) == 2

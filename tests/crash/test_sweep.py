@@ -22,8 +22,11 @@ STEPS = 4
 class Sweep:
     """Runs the job, killed at one operation, and then the same job undisturbed."""
 
-    def __init__(self, ranks: Ranks, folder: Path, world: int, limit: int) -> None:
+    def __init__(
+        self, ranks: Ranks, folder: Path, world: int, limit: int, mode: str = "lazy"
+    ) -> None:
         self.ranks, self.folder, self.world, self.limit = ranks, folder, world, limit
+        self.mode = mode
         self.run, self.progress = folder / "run", folder / "progress"
         self.before: Path | None = None
         self.request = "auto"
@@ -31,7 +34,7 @@ class Sweep:
     def job(self, rank: int = 0, nth: int = 0) -> tuple[list[int], list[str]]:
         """Exit statuses, and what the job told this time."""
         known = len(self.told())
-        argv = [self.run, self.progress, self.limit, STEPS, rank, nth, self.request]
+        argv = [self.run, self.progress, self.limit, STEPS, rank, nth, self.request, self.mode]
         run = self.ranks.start([str(a) for a in argv], processes=self.world, script=JOB)
         codes = run.wait(60)
         if nth == 0:
@@ -83,26 +86,28 @@ def steps(told: list[str], word: str) -> list[int]:
     return [int(line.split()[1]) for line in told if line.startswith(f"{word} ")]
 
 
-@pytest.mark.parametrize("limit", [1, 3])
-def test_every_operation_of_one_process(ranks: Ranks, tmp_path: Path, limit: int) -> None:
-    sweep = Sweep(ranks, tmp_path, world=1, limit=limit)
+@pytest.mark.parametrize(("mode", "limit"), [("off", 3), ("lazy", 1), ("lazy", 3)])
+def test_every_operation_of_one_process(
+    ranks: Ranks, tmp_path: Path, mode: str, limit: int
+) -> None:
+    sweep = Sweep(ranks, tmp_path, world=1, limit=limit, mode=mode)
     fired = [sweep.kill_at(0, nth) for nth in range(1, sweep.operations(0) + 1)]
-    print(f"{len(fired)} crash points, limit {limit}")
+    print(f"{len(fired)} crash points, limit {limit}, {mode}")
     assert len(fired) > 60
     assert {f.split()[1] for f in fired} >= {"create", "sync", "rename", "sync_folder", "remove"}
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("limit", [1, 3])
+@pytest.mark.parametrize(("mode", "limit"), [("off", 3), ("lazy", 1), ("lazy", 3)])
 @pytest.mark.parametrize(
     "stride", [pytest.param(1, marks=pytest.mark.long, id="each"), pytest.param(9, id="some")]
 )
 def test_operations_of_two_processes(
-    ranks: Ranks, tmp_path: Path, limit: int, rank: int, stride: int
+    ranks: Ranks, tmp_path: Path, mode: str, limit: int, rank: int, stride: int
 ) -> None:
-    sweep = Sweep(ranks, tmp_path, world=2, limit=limit)
+    sweep = Sweep(ranks, tmp_path, world=2, limit=limit, mode=mode)
     fired = [sweep.kill_at(rank, nth) for nth in range(1, sweep.operations(rank) + 1, stride)]
-    print(f"{len(fired)} crash points, limit {limit}, rank {rank}")
+    print(f"{len(fired)} crash points, limit {limit}, {mode}, rank {rank}")
     assert fired
 
 

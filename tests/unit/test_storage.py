@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import mmap
 import os
+from itertools import pairwise
 from pathlib import Path
 
+import pytest
 import xxhash
 
-from keepstep.checkpoint.storage import Storage, digest_of, sizes_under
+from keepstep.checkpoint.storage import (
+    BLOCK,
+    CHUNK,
+    DIRECT_FROM,
+    Storage,
+    digest_of,
+    read_blocks,
+    sizes_under,
+)
 
 
 def test_a_file_is_counted_and_digested_while_it_is_written(tmp_path: Path) -> None:
@@ -52,3 +63,29 @@ def test_sizes_leave_links_out(tmp_path: Path) -> None:
     (tmp_path / "sub/x").write_bytes(b"123")
     (tmp_path / "link").symlink_to("sub/x")
     assert sizes_under(tmp_path) == {"sub/x": 3}
+
+
+@pytest.mark.parametrize("size", [DIRECT_FROM + BLOCK * 3, CHUNK + DIRECT_FROM + 17, BLOCK - 1])
+def test_large_writes_past_the_page_cache_are_whole(tmp_path: Path, size: int) -> None:
+    content = memoryview(mmap.mmap(-1, size + BLOCK))
+    content[:] = os.urandom(size + BLOCK)
+    for shift in (0, 1, 8):  # at a block's beginning, and not
+        with Storage().create(tmp_path / "x") as file:
+            file.write(content[:shift])
+            file.write(content[shift : shift + size])
+        expected = bytes(content[: shift + size])
+        assert (tmp_path / "x").read_bytes() == expected
+        assert file.xxh3_128 == xxhash.xxh3_128(expected).hexdigest()
+
+
+def test_extents_of_two_writers_meet_inside_of_blocks(tmp_path: Path) -> None:
+    content = memoryview(mmap.mmap(-1, 4 * DIRECT_FROM))
+    content[:] = os.urandom(len(content))
+    cuts = [0, 100, DIRECT_FROM + 5000, 3 * DIRECT_FROM + 77, len(content)]
+    extents = [(a, content[a:b]) for a, b in pairwise(cuts)]
+    for mine in (extents[::2], extents[1::2]):
+        digest = Storage().write_at(tmp_path / "x", len(content), mine)
+        assert digest == xxhash.xxh3_128(b"".join(part for _, part in mine)).hexdigest()
+    assert (tmp_path / "x").read_bytes() == bytes(content)
+    read = b"".join(bytes(block) for block in read_blocks(tmp_path / "x"))
+    assert read == bytes(content)

@@ -12,6 +12,8 @@ from torch.utils.serialization import config
 
 from .storage import BLOCK, DigestingFile
 
+Memory = tuple[int, int, torch.dtype]
+
 # Laid out so that O_DIRECT can write the tensors. The digest in the manifest does what the
 # checksums inside of the zip file would do, at thirty times their speed.
 FILE_LAYOUT = {"save.storage_alignment": BLOCK, "save.compute_crc32": False}
@@ -62,18 +64,34 @@ def with_tensors(state: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 
 def owned(state: Any) -> Any:
-    """The same state, every tensor with a storage of its own: torch.save stores whole storages."""
+    """The same state, every tensor with a storage of its own: torch.save stores whole storages.
+
+    Tensors of the same memory share one, as they do in a snapshot.
+    """
+    known: dict[Memory, torch.Tensor] = {}
 
     def own(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.detach().contiguous()
-        if tensor.is_cuda:
-            whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-            return tensor if whole else tensor.clone()
-        # The same memory, seen as a storage that ends where the tensor ends.
-        alias = torch.from_numpy(tensor.reshape(-1).view(torch.uint8).numpy())
-        return alias.view(tensor.dtype).view(tensor.shape) if tensor.numel() else tensor
+        if tensor.numel() == 0:  # it may be what is left of a larger one
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        if memory_of(tensor) not in known:
+            known[memory_of(tensor)] = _with_own_storage(tensor)
+        return known[memory_of(tensor)].view(tensor.shape)
 
     return with_tensors(state, own)
+
+
+def memory_of(tensor: torch.Tensor) -> Memory:
+    """What makes two tensors the same memory: address, elements, type."""
+    return tensor.data_ptr(), tensor.numel(), tensor.dtype
+
+
+def _with_own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_cuda:
+        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        return tensor if whole else tensor.clone()
+    # The same memory, seen as a storage that ends where the tensor ends.
+    return torch.from_numpy(tensor.reshape(-1).view(torch.uint8).numpy()).view(tensor.dtype)
 
 
 def torch_save(state: object, file: DigestingFile | Recorder) -> None:

@@ -14,11 +14,10 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngi
 from .arena import Arena, aligned
 from .joint import Share, merged
 from .manifest import FileEntry
-from .serialization import Recorder, bytes_of, owned, torch_save, with_tensors
+from .serialization import Memory, Recorder, bytes_of, memory_of, owned, torch_save, with_tensors
 from .storage import BLOCK, CHUNK, DigestingFile, Storage, digest_of, sizes_under
 
 DERIVED = "keepstep_derived"  # in DeepSpeed's model states: names of parameters not stored there
-Memory = tuple[int, int, torch.dtype]  # address, elements, type
 
 
 @dataclass(frozen=True)
@@ -192,9 +191,11 @@ class Part:
     def _place(self, tensor: torch.Tensor, deferred: bool) -> torch.Tensor:
         """The snapshot of a live tensor: one for the same memory, however often it is met."""
         assert self._arena is not None
-        known = self._places.get(_memory_of(tensor))
+        if tensor.numel() == 0:
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        known = self._places.get(memory_of(tensor))
         if known is None:
-            known = self._places[_memory_of(tensor)] = self._arena.put(tensor, deferred)
+            known = self._places[memory_of(tensor)] = self._arena.put(tensor, deferred)
         return known.view(tensor.shape)
 
     def _store(self, name: str, write: Callable[[DigestingFile], object]) -> None:
@@ -214,7 +215,7 @@ class Part:
                 extents.append((0, len(header)))
                 yield 0, memoryview(header)
             for piece in sorted(pieces, key=lambda piece: piece.offset):
-                source = self._places.get(_memory_of(piece.source), piece.source)
+                source = self._places.get(memory_of(piece.source), piece.source)
                 for offset, content in _cast(piece, source, bounce):
                     extents.append((offset, content.nbytes))
                     yield offset, content
@@ -285,10 +286,6 @@ class SnapshotCheckpointEngine(CheckpointEngine):  # type: ignore[misc]  # DeepS
 
     def commit(self, info: Any) -> bool:
         return True
-
-
-def _memory_of(tensor: torch.Tensor) -> Memory:
-    return tensor.data_ptr(), tensor.numel(), tensor.dtype
 
 
 def _cast(

@@ -1,0 +1,242 @@
+"""Saving: stage → snapshot → write → commit → prune → point, with training going on.
+
+Collective: every rank holds a `Saver` and calls it at the same step. See `flight.py` for what
+happens between the snapshot and the commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+from .. import distributed
+from .arena import Arena, free_host_memory
+from .flight import Flight, SaveError
+from .joint import digest_of_joint
+from .manifest import FileEntry, Manifest
+from .runfolder import Committed
+from .runwriter import RunWriter, Saved, now
+from .storage import Storage
+from .writer import Part, Report
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Mode = Literal["lazy", "snapshot", "off"]
+MEMORY_SHARE = 0.9  # of the free host memory that snapshots may take
+LAST_WAIT_SECONDS = 10.0  # for the other ranks' parts, when an attempt ends in an error
+
+
+class Saver:
+    """Makes checkpoints, one at a time. Ranks: all call each method, at the same step (collective).
+
+    While a save is in flight its thread alone uses the main process's writer.
+
+    Attributes:
+        mode: how a save is written: `lazy` and `snapshot` in the background, out of the arena that
+            `reserve` has set aside, copied until the next optimizer step or at once; `off` in the
+            foreground.
+        timeout: seconds that one save may take.
+        arena: this rank's memory for snapshots; without it saves are written in the foreground.
+        parent: the step that this attempt grew from, None for the beginning.
+    """
+
+    def __init__(
+        self, writer: Callable[[], RunWriter], storage: Storage, mode: Mode, timeout: float
+    ) -> None:
+        self.mode: Mode = mode
+        self.timeout = timeout
+        self.arena: Arena | None = None
+        self.parent: int | None = None
+        self._writer = writer
+        self._storage = storage
+        self._flight: Flight | None = None
+        self._waited = 0.0
+
+    def reserve(self, size: int) -> str | None:
+        """Set host memory for snapshots of `size` bytes aside. Ranks: all (collective).
+
+        Returns: why it cannot be had, the same on every rank. Then saves stay in the foreground.
+        """
+        wishes = distributed.gather((socket.gethostname(), size, free_host_memory()))
+        for host in sorted({host for host, _, _ in wishes}):
+            needed = sum(size for other, size, _ in wishes if other == host)
+            free = min(free for other, _, free in wishes if other == host)
+            if needed > free * MEMORY_SHARE:
+                self.mode = "off"
+                return (
+                    f"{host} has {free / 1e9:.3g} GB of memory left, and snapshots of its ranks "
+                    f"take {needed / 1e9:.3g} GB"
+                )
+        self.arena = Arena(size)
+        return None
+
+    @property
+    def in_background(self) -> bool:
+        """Whether a save that begins now goes on behind training. The same on every rank."""
+        return self.arena is not None and self.mode != "off"
+
+    def save(self, manifest: Manifest, write: Callable[[Part], None]) -> None:
+        """Begin a save: it is on its way when this returns, or (`off`) at its end.
+
+        What came of it, `settle()` tells. Ranks: all (collective).
+
+        Args:
+            manifest: what is known of this step; run, attempt, parent, files, times are filled in.
+            write: stores this rank's files through the given `Part`; it may be collective.
+
+        Raises:
+            SaveError: on every rank: it cannot begin.
+        """
+        started = time.perf_counter() - self._waited
+        waited, self._waited = self._waited, 0.0
+        step = manifest.global_step
+        if self._flight is not None:
+            raise SaveError(
+                f"checkpoint-{step} was not saved: the one of step {self._flight.step} is not done"
+            )
+        staged, reports = self.on_main("staging", lambda w: (w.stage(step), w.reports(step)))
+        background = self.in_background
+        part = Part(staged, distributed.rank(), self._storage, self.arena if background else None)
+        write(part)
+        part.begin_copy()
+        if self.mode == "snapshot":
+            part.copy()
+        self._flight = Flight(step, part, reports, self._storage, self.timeout)
+        part.report.seconds |= {"wait": waited, "stall": time.perf_counter() - started}
+
+        def commit(ranks: list[Report]) -> Saved:
+            if not background:
+                ranks[0].seconds["stall"] = time.perf_counter() - started
+            return self._commit(part, manifest, ranks)
+
+        self._flight.begin(
+            distributed.world_size(), commit if distributed.is_main() else None, background
+        )
+
+    def has_news(self) -> bool:
+        """Whether this rank knows that the save in flight has ended, or should have. Ranks: any."""
+        return self._flight is not None and not self._flight.told and self._flight.ended
+
+    def hold(self) -> None:
+        """Called before every optimizer step: what is still being copied must not change yet.
+
+        Ranks: any, not collective.
+        """
+        if self._flight is not None and self.arena is not None and not self.arena.copied.is_set():
+            started = time.perf_counter()
+            self.arena.hold()
+            self._flight.part.report.seconds["stall"] += time.perf_counter() - started
+
+    def settle(self) -> Saved | None:
+        """Wait for the save in flight; None when there is none. Ranks: all (collective).
+
+        Raises:
+            SaveError: on every rank, when one of them could not write. Nothing of it is left.
+        """
+        flight = self._flight
+        if flight is None:
+            return None
+        started = time.perf_counter()
+        flight.wait_written()
+        heard = distributed.gather((flight.failure, flight.running and not flight.written.is_set()))
+        failures = [f"rank {r}: {failure}" for r, (failure, _) in enumerate(heard) if failure]
+        saved, reason, stuck = self.on_main(
+            "waiting for the save", lambda writer: _outcome(writer, flight, failures)
+        )
+        flight.told = True
+        if not (stuck or any(busy for _, busy in heard)):
+            self._flight = None
+        self._waited = time.perf_counter() - started
+        if saved is None:
+            raise SaveError(f"checkpoint-{flight.step} was not saved: {reason}")
+        return saved
+
+    def wait_alone(self) -> None:
+        """When this rank ends in an error: what is on its way may still arrive. Not collective."""
+        if self._flight is not None:
+            self._flight.wait_written()
+            self._flight.wait(at_most=LAST_WAIT_SECONDS)
+
+    def on_main(self, what: str, action: Callable[[RunWriter], T]) -> T:
+        """Have the main process act; an OSError there is a SaveError everywhere. Ranks: all."""
+        try:
+            return distributed.on_main_process(what, lambda: action(self._writer()))
+        except Exception as error:  # the other ranks have it as a RankError, whatever it is here
+            raise SaveError(f"{what}: {type(error).__name__}: {error}") from error
+
+    def _commit(self, part: Part, manifest: Manifest, reports: Sequence[Report]) -> Saved:
+        """Main process: every part is written. Take in what libraries wrote, commit, prune."""
+        files = {name: entry for report in reports for name, entry in report.files.items()}
+        for name in {name for report in reports for name in report.shares}:
+            shares = {r.rank: r.shares[name] for r in reports if name in r.shares}
+            size = next(iter(shares.values())).size
+            digest = digest_of_joint(part.folder / name, shares)
+            files[name] = FileEntry(part.rank, size, digest)
+        part.adopt_unclaimed(set(files))
+        if part.error:
+            raise part.error
+        facts = _facts(reports)
+        writer = self._writer()
+        checkpoint = writer.commit(
+            replace(
+                manifest,
+                run_id=writer.run_id,
+                attempt=writer.attempt,
+                parent=self.parent,
+                saved_at=now(),
+                save_seconds=facts["stall"],
+                files={**files, **part.report.files},
+            ),
+            **facts,
+        )
+        return _finish(writer, checkpoint, facts)
+
+
+def _outcome(
+    writer: RunWriter, flight: Flight, failures: Sequence[str]
+) -> tuple[Saved | None, str, bool]:
+    """Main process: the commit, or why there is none; and whether the thread still works on it."""
+    if failures:
+        flight.cancel()
+    elif flight.running:
+        flight.wait()
+    else:
+        flight.finish()
+    if flight.saved is not None:
+        return flight.saved, "", False
+    reason = "; ".join(failures) or flight.error or "the commit is stuck"
+    if not flight.running and not flight.told:
+        try:
+            writer.discard(flight.step, reason)
+        except OSError as error:  # a rank that is stuck still writes there; the next start sweeps
+            logger.warning("not all of checkpoint-%s could be removed: %s", flight.step, error)
+    return None, reason, flight.running
+
+
+def _facts(reports: Sequence[Report]) -> dict[str, Any]:
+    """See `Saved.facts`."""
+    names = ("stall", "wait", "copy", "write", "digest")
+    seconds = {n: round(max(r.seconds.get(n, 0.0) for r in reports), 4) for n in names}
+    slowest = max(reports, key=lambda report: report.seconds.get("write", 0.0))
+    rate = sum(r.bytes for r in reports) / max(seconds["write"], 1e-9) / 1e9
+    return {**seconds, "gb_per_s": round(rate, 3), "slowest_rank": slowest.rank}
+
+
+def _finish(writer: RunWriter, checkpoint: Committed, facts: dict[str, Any]) -> Saved:
+    """Main process: after a commit the links, then retention, then the links once more.
+
+    The checkpoint is there whatever happens here; what cannot be pruned now goes at the next save.
+    """
+    pruned: list[int] = []
+    try:
+        writer.point()
+        pruned = writer.prune()
+        writer.point()
+    except OSError as error:
+        logger.warning("%s is saved, but pruning failed: %s", checkpoint.path.name, error)
+    return Saved(checkpoint, writer.best(), pruned, facts)

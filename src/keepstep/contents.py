@@ -1,0 +1,170 @@
+"""What a checkpoint consists of: taken from the Trainer, stored through a `Part`.
+
+Standard files under standard names: weights, configuration and tokenizer in Hugging Face layout,
+DeepSpeed's shards (or torch's optimizer.pt), scheduler, scaler, RNG and trainer_state.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from transformers.trainer_callback import ExportableState
+
+from . import distributed
+from .checkpoint.weights import LayoutError, Probe, WeightsFile, ask, captured, masters, trained
+from .checkpoint.writer import Part, Piece, SnapshotCheckpointEngine
+
+if TYPE_CHECKING:
+    from .trainer import KeepstepTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class Contents:
+    """What a trainer's checkpoints consist of.
+
+    Attributes:
+        engine_writer: what DeepSpeed saves and loads through.
+        gathering: the part that is being stored while the weights have to be gathered, else None.
+    """
+
+    def __init__(self, trainer: KeepstepTrainer) -> None:
+        self.trainer = trainer
+        self.engine_writer = SnapshotCheckpointEngine()
+        self.gathering: Part | None = None
+        self._weights: WeightsFile | None = None
+        self._companions: dict[str, bytes] | None = None
+
+    @property
+    def engine(self) -> Any:
+        """DeepSpeed's, None without."""
+        return self.trainer.deepspeed if self.trainer.is_deepspeed_enabled else None
+
+    def store(self, part: Part) -> None:
+        """Take this rank's share of the checkpoint. Ranks: all (collective)."""
+        folder = str(part.folder)
+        self._write_weights(part, folder)
+        if not self.trainer.args.save_only_model:
+            self._write_state(part)
+        part.attempt(lambda: self.trainer._save_rng_state(folder))
+        alone = self.trainer.args.world_size == 1
+        part.adopt("rng_state.pth" if alone else f"rng_state_{part.rank}.pth")
+        if part.rank == 0:
+            part.attempt(lambda: part.write("trainer_state.json", self._state_json()))
+
+    def _write_weights(self, part: Part, folder: str) -> None:
+        """In Hugging Face layout: every rank its slices. Ranks: all (collective)."""
+        self.plan()
+        if self._weights is not None:
+            weights, pieces = self._weights, self._pieces(self._weights)
+            part.attempt(lambda: weights.store(part, pieces))
+        else:
+            self.gathering = part
+            try:
+                self.trainer.save_model(folder, _internal_call=True)  # gathers, then _save
+            finally:
+                self.gathering = None
+        if part.rank == 0:
+            for name, content in (self._companions or {}).items():
+                part.write(name, content)
+
+    def plan(self) -> None:
+        """Once: how the weights are stored, without gathering if that can be. Ranks: all."""
+        if self._companions is not None:
+            return
+
+        def look() -> tuple[dict[str, bytes], Probe | LayoutError]:
+            companions = captured(self.trainer.processing_class.save_pretrained)
+            try:
+                return companions, ask(self.trainer.model)
+            except LayoutError as error:
+                return companions, error
+
+        self._companions, probe = distributed.on_main_process("asking for the weights", look)
+        reason = None
+        try:
+            if isinstance(probe, LayoutError):
+                raise probe
+            self._weights = WeightsFile(self.trainer.model, probe)
+            self._pieces(self._weights)
+        except LayoutError as error:
+            reason = str(error)
+        reasons = [reason for reason in distributed.gather(reason) if reason]
+        if reasons:
+            self._weights = None
+            if distributed.is_main():
+                logger.warning("every save gathers the weights on one rank: %s", reasons[0])
+
+    def _pieces(self, weights: WeightsFile) -> list[Piece]:
+        return weights.pieces(self.engine, distributed.rank(), self.trainer.args.world_size)
+
+    def _write_state(self, part: Part) -> None:
+        """Optimizer, scheduler and loss scaler. Ranks: all (collective)."""
+        main, trainer = part.rank == 0, self.trainer
+        if self.engine is not None:
+            self._write_engine(part, self.engine)
+        elif main:
+            part.attempt(lambda: part.save("optimizer.pt", trainer.optimizer.state_dict(), True))
+        if main:
+            part.attempt(lambda: part.save("scheduler.pt", trainer.lr_scheduler.state_dict()))
+        scaler = trainer.accelerator.scaler
+        if main and scaler is not None:
+            part.attempt(lambda: part.save("scaler.pt", scaler.state_dict()))
+
+    def _write_engine(self, part: Part, engine: Any) -> None:
+        """DeepSpeed's shards: every rank its own, and the module's from rank 0."""
+        copy_script, engine._copy_recovery_script = engine._copy_recovery_script, lambda path: None
+        self.engine_writer.part = part
+        self.engine_writer.derivable = {parameter.data_ptr() for parameter in trained(engine)}
+        tag = f"global_step{self.trainer.state.global_step}"
+        try:
+            engine.save_checkpoint(
+                str(part.folder),
+                tag=tag,
+                save_latest=False,
+                exclude_frozen_parameters=isinstance(self.trainer.model, PeftModel),
+            )
+        finally:
+            self.engine_writer.part = None
+            engine._copy_recovery_script = copy_script
+        if part.rank == 0:
+            part.write("latest", tag.encode())  # where DeepSpeed looks for the tag
+
+    def _state_json(self) -> bytes:
+        """trainer_state.json, as Trainer writes it: callbacks that have a state are in it."""
+        for callback in [*self.trainer.callback_handler.callbacks, self.trainer.control]:
+            if isinstance(callback, ExportableState):
+                name, state = type(callback).__name__, callback.state()
+                if isinstance(self.trainer.state.stateful_callbacks.get(name), list):
+                    self.trainer.state.stateful_callbacks[name].append(state)
+                else:
+                    self.trainer.state.stateful_callbacks[name] = state
+        return json.dumps(vars(self.trainer.state), indent=2, sort_keys=True).encode() + b"\n"
+
+    def snapshot_bytes(self) -> int:
+        """About what this rank copies of a checkpoint; what does not fit is copied slower."""
+        optimizer = self.optimizer()
+        tensors = [t for s in optimizer.state.values() for t in s.values()] if optimizer else []
+        if self.engine is not None:
+            with contextlib.suppress(LayoutError):
+                tensors += masters(self.engine)
+        elif distributed.is_main():
+            tensors += [p for p in self.trainer.model.parameters() if p.requires_grad]
+        else:
+            tensors = []
+        sizes = [t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor)]
+        return sum(sizes) + (len(sizes) << 12) + (8 << 20)
+
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """torch's own, inside of Accelerate's and DeepSpeed's wrappers."""
+        optimizer = self.trainer.optimizer
+        while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
+            optimizer = getattr(optimizer, "optimizer", None)
+            if optimizer is None:
+                return None
+        return optimizer

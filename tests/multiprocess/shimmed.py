@@ -1,0 +1,62 @@
+"""The main job with something wrong with its saves: shimmed.py FAULT [fields of the recipe]."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from keepstep import distributed, train
+from keepstep.checkpoint import saver
+from keepstep.checkpoint.storage import Storage
+from keepstep.checkpoint.writer import Part
+
+FAULT, *ARGV = sys.argv[1:]
+finish, write_at, replace = Part.finish, Storage.write_at, Storage.replace
+
+
+def slow(self: Part) -> None:
+    """Every part takes two seconds to be written."""
+    if self._later:
+        print(f"rank {self.rank} writes {self.folder.name}", flush=True)
+        time.sleep(2)
+    finish(self)
+
+
+def stuck(self: Part) -> None:
+    """The disk of rank 1 does not answer at step 4, for six seconds."""
+    if self.rank == 1 and self.folder.name == "checkpoint-4":
+        time.sleep(6)
+    finish(self)
+
+
+def dies(self: Part) -> None:
+    if self.rank == 1 and self.folder.name == "checkpoint-4":
+        raise SystemExit("the writer of rank 1 dies")
+    finish(self)
+
+
+def full(self: Storage, path: Path, *arguments: Any) -> str:
+    if distributed.rank() == 1 and path.parent.name == "checkpoint-4":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return write_at(self, path, *arguments)
+
+
+def speechless(self: Storage, path: Path, content: bytes) -> None:
+    """Rank 1 cannot even say that its disk is full."""
+    if path.parent.name == "checkpoint-4-reports" and path.name == "1.json":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    replace(self, path, content)
+
+
+if FAULT in ("slow", "stuck", "dies"):
+    Part.finish = globals()[FAULT]  # type: ignore[method-assign]
+elif FAULT == "full":
+    Storage.write_at = full  # type: ignore[method-assign]
+elif FAULT == "speechless":
+    Storage.replace = speechless  # type: ignore[method-assign]
+elif FAULT == "little-memory":
+    saver.free_host_memory = lambda: 5_000_000
+sys.exit(train.main(ARGV))

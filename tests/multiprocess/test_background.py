@@ -1,0 +1,143 @@
+"""Saves that go on behind training: the same bytes, the same promises."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.ranks import Ranks
+from tests.helpers.recipes import LORA, argv
+
+SHIM = Path(__file__).parent / "shimmed.py"
+FAILED = "checkpoint-4 was not saved: rank 1: "
+
+
+def digests(run: Path) -> dict[tuple[int, str], str]:
+    """(step, file) → digest, of all but the log, which holds how long evaluations took."""
+    return {
+        (c.step, name): entry.xxh3_128
+        for c in RunFolder(run).checkpoints()
+        for name, entry in c.manifest.files.items()
+        if name != "trainer_state.json"
+    }
+
+
+def saves(run: Path) -> list[dict[str, object]]:
+    events = map(json.loads, (run / ".keepstep/events.jsonl").read_text().splitlines())
+    return [event for event in events if event["event"] == "commit"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "fields"),
+    [("cpu_zero3", {}), ("cpu_zero2", {}), ("ddp", LORA)],
+    ids=["zero3", "zero2", "ddp-lora"],
+)
+def test_checkpoints_are_the_same_in_every_mode(
+    ranks: Ranks, demo: Path, tmp_path: Path, strategy: str, fields: dict[str, object]
+) -> None:
+    for mode in ("off", "snapshot", "lazy"):
+        ranks.run(argv(demo, tmp_path / mode, async_save=mode, **fields), strategy=strategy)
+    assert len(digests(tmp_path / "off")) > 20
+    assert digests(tmp_path / "off") == digests(tmp_path / "snapshot") == digests(tmp_path / "lazy")
+
+
+def test_training_goes_on_while_a_save_is_written(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """A save takes two seconds; the next comes sooner, waits for it, and says so."""
+    run = ranks.run(["slow", *argv(demo, tmp_path, save_steps=4, max_steps=12)], script=SHIM)
+    text = run.output
+    assert text.index("rank 0 writes checkpoint-4") < text.index("step  5/12  loss")
+    assert text.index("step  5/12  loss") < text.index("saved checkpoint-4")
+    waited = re.findall(r"of it for the save before", text)
+    assert len(waited) == 2, text
+    first, second, third = saves(tmp_path)
+    assert first["wait"] == 0
+    assert min(second["wait"], third["wait"]) > 0.5
+    assert second["stall"] >= second["wait"]
+    assert {"copy", "write", "digest", "commit", "gb_per_s", "slowest_rank"} <= first.keys()
+    assert [c.step for c in RunFolder(tmp_path).checkpoints()] == [4, 8, 12], "drained at the end"
+
+
+def test_a_signal_during_a_background_write(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """What is on its way arrives, then the step that training stopped at; twice asked is once."""
+    run = ranks.start(["slow", *argv(demo, tmp_path, max_steps=40)], script=SHIM)
+    run.wait_for("rank 1 writes checkpoint-4")
+    run.kill(signal.SIGTERM, ranks=[0])
+    time.sleep(0.3)
+    run.kill(signal.SIGTERM, ranks=[0, 1])
+    assert run.wait() == [75, 75]
+    status = json.loads((tmp_path / ".keepstep/status.json").read_text())
+    assert status["outcome"] == "preempted"
+    folder = RunFolder(tmp_path)
+    assert [c.step for c in folder.checkpoints()] == [4, status["global_step"]]
+    assert all(folder.faults(c, deep=True) == [] for c in folder.checkpoints())
+    assert list(folder.staging.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("full", FAILED + r"OSError: \[Errno 28\] No space left on device"),
+        ("speechless", FAILED + r"OSError: \[Errno 28\] No space left on device"),
+        ("dies", FAILED + "SystemExit: the writer of rank 1 dies"),
+    ],
+)
+def test_a_writer_that_fails_is_heard_of_at_the_next_step(
+    ranks: Ranks, demo: Path, tmp_path: Path, fault: str, message: str
+) -> None:
+    run = ranks.run([fault, *argv(demo, tmp_path)], script=SHIM)
+    assert len(re.findall(message, run.output)) == 2, "every rank says so"
+    told = re.search(message, run.output)
+    assert told is not None
+    assert told.start() < run.output.index("step  7/12  loss")
+    folder = RunFolder(tmp_path)
+    assert [c.step for c in folder.checkpoints()] == [8, 12]
+    assert list(folder.staging.iterdir()) == []
+
+
+def test_a_writer_that_is_stuck(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """Noticed when the time is over; no save until it comes back; then as before."""
+    fields = {"save_timeout_seconds": 1.5, "max_steps": 60, "logging_steps": 1}
+    run = ranks.run(["stuck", *argv(demo, tmp_path, **fields)], script=SHIM)
+    assert len(re.findall(FAILED + "its writer is stuck", run.output)) >= 2
+    folder = RunFolder(tmp_path)
+    kept = [c.step for c in folder.checkpoints()]
+    assert 4 not in kept
+    assert kept[-1] == 60
+    assert all(folder.faults(c, deep=True) == [] for c in folder.checkpoints())
+
+
+def test_on_save_error_stop(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    command = argv(demo, tmp_path, on_save_error="stop")
+    run = ranks.start(["full", *command], script=SHIM)
+    assert run.wait() == [70, 70]
+    assert "SaveError: checkpoint-4 was not saved: rank 1" in run.output
+    assert json.loads((tmp_path / ".keepstep/status.json").read_text())["outcome"] == "failed"
+
+
+def test_too_little_memory_for_snapshots(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    run = ranks.run(["little-memory", *argv(demo, tmp_path)], script=SHIM)
+    assert "has 0.005 GB of memory left, and snapshots of its ranks take 0.0" in run.output
+    assert run.output.count("checkpoints are written in the foreground") == 1
+    assert [c.step for c in RunFolder(tmp_path).checkpoints()] == [4, 8, 12]
+
+
+@pytest.mark.parametrize(("stage", "weights"), [(2, 4), (3, 4)])
+def test_bytes_of_a_checkpoint(
+    ranks: Ranks, demo: Path, tmp_path: Path, stage: int, weights: int
+) -> None:
+    """Masters and two moments of four bytes, and the weights once, in their own type."""
+    ranks.run(argv(demo, tmp_path, max_steps=4), strategy=f"cpu_zero{stage}")
+    (checkpoint,) = RunFolder(tmp_path).checkpoints()
+    fixed = sum(
+        entry.bytes
+        for name, entry in checkpoint.manifest.files.items()
+        if not name.endswith(("optim_states.pt", ".safetensors"))
+    )
+    assert checkpoint.manifest.total_bytes - fixed <= 1.02 * 853_120 * (12 + weights)
+    assert fixed < 600_000, "none of these has the weights in it"
