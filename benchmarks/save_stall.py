@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # for tests.helpers
 # Millions of parameters → hidden size, layers, heads (vocabulary 32,000, untied, MLP 8/3 hidden).
 SHAPES = {1: (16, 1, 2), 30: (320, 8, 5), 134: (768, 12, 12), 500: (1536, 14, 16)}
 STEPS_BETWEEN = 4
@@ -106,6 +107,7 @@ def make_inputs(folder: Path, shape: tuple[int, int, int]) -> None:
 def measure(arguments: argparse.Namespace) -> None:
     """One rank: train, and let each save be another arm's."""
     import torch
+    from tests.helpers.plain import save_plain
 
     from keepstep import distributed, noise, train
     from keepstep.checkpoint.manager import CheckpointManager
@@ -221,23 +223,7 @@ def measure(arguments: argparse.Namespace) -> None:
             self.hear()
 
         def save_plain(self, model: Any, trial: Any) -> None:
-            kept = self.args.output_dir, self.args.save_total_limit
-            self.args.output_dir, self.args.save_total_limit = str(folder / "plain"), 1
-            kind, self.__class__ = self.__class__, KeepstepTrainer.__mro__[1]
-            if self.is_deepspeed_enabled:
-                from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
-
-                ours, self.deepspeed.checkpoint_engine = (
-                    self.deepspeed.checkpoint_engine,
-                    TorchCheckpointEngine(),
-                )
-            try:
-                self._save_checkpoint(model, trial)
-            finally:
-                self.__class__ = kind
-                if self.is_deepspeed_enabled:
-                    self.deepspeed.checkpoint_engine = ours
-                self.args.output_dir, self.args.save_total_limit = kept
+            save_plain(self, folder / "plain")
 
         def shards(self) -> dict[str, torch.Tensor]:
             from keepstep.checkpoint.weights import masters

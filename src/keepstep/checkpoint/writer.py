@@ -267,8 +267,8 @@ class SnapshotCheckpointEngine(CheckpointEngine):  # type: ignore[misc]  # DeepS
             raise RuntimeError("DeepSpeed was asked to save outside of KeepstepTrainer's save path")
         module = state_dict.get("module")
         if module and self.derivable:
-            kept = {n: t for n, t in module.items() if t.data_ptr() not in self.derivable}
-            left_out = [name for name in module if name not in kept]
+            left_out = [n for n, t in module.items() if t.data_ptr() in self.derivable]
+            kept = type(module)((n, t) for n, t in module.items() if n not in left_out)
             state_dict = {**state_dict, "module": kept, DERIVED: left_out}
         name = Path(path).relative_to(self.part.folder).as_posix()
         # The module's buffers may change in a forward pass, the optimizer's state does not.
