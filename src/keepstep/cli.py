@@ -16,7 +16,14 @@ from .checkpoint.runfolder import Committed, RunFolder
 from .checkpoint.runwriter import RunWriter
 from .checkpoint.selection import WORDS
 from .checkpoint.storage import Storage
-from .report import checkpoint_rows, checkpoint_table, human_bytes, resume_answer, tell_answer
+from .report import (
+    checkpoint_rows,
+    checkpoint_table,
+    human_bytes,
+    resume_answer,
+    save_table,
+    tell_answer,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -39,7 +46,11 @@ def version(
 
 
 @app.command("ls")
-def list_checkpoints(run: RunArgument, as_json: JsonOption = False) -> None:
+def list_checkpoints(
+    run: RunArgument,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="What each save cost.")] = False,
+    as_json: JsonOption = False,
+) -> None:
     """The run's checkpoints: step, metric, size, state, and why each is kept."""
     folder = _run_folder(run)
     if as_json:
@@ -50,6 +61,9 @@ def list_checkpoints(run: RunArgument, as_json: JsonOption = False) -> None:
         console.print(f"{run}: no committed checkpoint yet", highlight=False)
         return
     console.print(checkpoint_table(folder), highlight=False)
+    if verbose:
+        console.print("\nsaves, in seconds:")
+        console.print(save_table(folder), highlight=False)
     total = sum(c.manifest.total_bytes for c in checkpoints)
     console.print(f"{len(checkpoints)} checkpoints, {human_bytes(total)}", highlight=False)
     for name, fault in (folder.unreadable() | folder.strangers()).items():

@@ -11,6 +11,8 @@ from .checkpoint.retention import Record, best_step
 from .checkpoint.runfolder import RunFolder
 from .checkpoint.selection import PATIENCE, SelectionError, choose
 
+SAVE_FACTS = ("stall", "wait", "copy", "write", "digest", "commit", "gb_per_s", "slowest_rank")
+
 
 def human_bytes(count: float) -> str:
     """A size as people read it: powers of 1000, three digits."""
@@ -28,6 +30,7 @@ def strategy_name(zero_stage: int) -> str:
 def checkpoint_rows(run: RunFolder) -> list[dict[str, Any]]:
     """One row per committed checkpoint, oldest step first; sizes in bytes."""
     decisions = {decision.step: decision for decision in run.retention()}
+    saves = run.saves()
     metric = run.policy().metric
     abandoned = {record.step for record in run.records(metric) if record.abandoned}
     return [
@@ -46,6 +49,7 @@ def checkpoint_rows(run: RunFolder) -> list[dict[str, Any]]:
             "faults": run.faults(c),
             "keep": decisions[c.step].keep,
             "reason": decisions[c.step].reason,
+            "save": {n: v for n, v in saves.get(c.step, {}).items() if n in SAVE_FACTS},
         }
         for c in run.checkpoints()
     ]
@@ -72,6 +76,19 @@ def checkpoint_table(run: RunFolder) -> Table:
             state,
             row["reason"] if row["keep"] else f"to be pruned: {row['reason']}",
         )
+    return table
+
+
+def save_table(run: RunFolder) -> Table:
+    """What each save has cost: seconds of the slowest rank, and how fast all of them wrote."""
+    table = Table(box=None, pad_edge=False)
+    *seconds, rate, slowest = SAVE_FACTS
+    for title in ("step", "size", *seconds, "GB/s", "slowest rank"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for step, save in sorted(run.saves().items()):
+        figures = [f"{save[name]:.3f}" if name in save else "" for name in (*seconds, rate)]
+        size = human_bytes(save["bytes"])
+        table.add_row(str(step), size, *figures, str(save.get(slowest, "")))
     return table
 
 

@@ -7,6 +7,7 @@ On CUDA the memory is pinned and the copies run on a stream of their own.
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ import psutil
 import torch
 
 from .storage import BLOCK, CHUNK
+
+logger = logging.getLogger(__name__)
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -38,9 +41,10 @@ class Arena:
         self.bounce = aligned(CHUNK + BLOCK)
         self._used = 0
         self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._pinned = torch.cuda.is_available()
+        self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._stream: torch.cuda.Stream | None = None
-        self._copied_on_device: torch.cuda.Event | None = None
+        self._device_copy: torch.cuda.Event | None = None
+        self._host_copy = False
         self.copied = threading.Event()
         self.copied.set()
         self._warm = threading.Thread(target=self._touch, daemon=True, name="keepstep-arena")
@@ -51,6 +55,7 @@ class Arena:
         self._warm.join()
         self._used = 0
         self._pending = []
+        self._device_copy = None
         self.copied.clear()
 
     def put(self, tensor: torch.Tensor, deferred: bool) -> torch.Tensor:
@@ -74,43 +79,51 @@ class Arena:
 
     def begin_copy(self) -> None:
         """On CUDA: queue what is pending behind the work that makes it. Elsewhere: nothing."""
-        if any(source.is_cuda for _, source in self._pending):
+        on_device = [pair for pair in self._pending if pair[1].is_cuda]
+        self._pending = [pair for pair in self._pending if not pair[1].is_cuda]
+        if on_device:
             self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
-                for place, source in self._pending:
+                for place, source in on_device:
                     place.copy_(source, non_blocking=True)
-                self._copied_on_device = self._stream.record_event()
+                self._device_copy = self._stream.record_event()
+        self._host_copy = bool(self._pending)
 
     def copy(self) -> None:
         """Copy what is pending, or wait until the device has. Any one thread."""
         try:
-            if self._copied_on_device is not None:
-                self._copied_on_device.synchronize()
-                self._copied_on_device = None
-            else:
-                for place, source in self._pending:
-                    place.copy_(source)
+            for place, source in self._pending:
+                place.copy_(source)
+            if self._device_copy is not None:
+                self._device_copy.synchronize()
         finally:
             self._pending = []
             self.copied.set()
 
     def hold(self) -> None:
-        """Before what is pending changes: wait for the copy (CUDA: the device waits, not we)."""
-        event = self._copied_on_device
-        if event is not None:
-            torch.cuda.current_stream().wait_event(event)
-        else:
+        """Before what is pending changes: wait for its copy.
+
+        For what the device copies, the device waits; the host goes on.
+        """
+        if self._device_copy is not None:
+            torch.cuda.current_stream().wait_event(self._device_copy)
+        if self._host_copy:
             self.copied.wait()
 
     def _touch(self) -> None:
         whole = torch.frombuffer(self._memory, dtype=torch.uint8)
         whole.zero_()
         self.bounce.zero_()
-        if self._pinned:
+        if self._device is not None:
+            torch.cuda.set_device(self._device)  # a new thread would make a context on the first
             # Registered, not torch's pinned allocator, which rounds up to powers of two.
             runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-            runtime.cudaHostRegister(whole.data_ptr(), self.size, 0)
+            error = int(runtime.cudaHostRegister(whole.data_ptr(), self.size, 0))
+            if error:
+                logger.warning(
+                    "snapshot memory is not pinned (CUDA error %s): slower copies", error
+                )
 
 
 def aligned(size: int) -> torch.Tensor:

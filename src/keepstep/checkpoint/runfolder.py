@@ -148,6 +148,19 @@ class RunFolder:
             attempts[number] = replace(attempt, commits=max(1, attempt.commits))
         return [attempts[number] for number in sorted(attempts)]
 
+    def saves(self) -> dict[int, dict[str, Any]]:
+        """What events.jsonl says of the save of each committed checkpoint, by step.
+
+        Seconds of `stall`, `wait`, `copy`, `write`, `digest` and `commit`; see `Saved.facts`.
+        """
+        attempts = {c.step: c.manifest.attempt for c in self.checkpoints()}
+        return {
+            event["step"]: event
+            for event in self._events()
+            if event["event"] == "commit"
+            and attempts.get(event.get("step", -1)) == event["attempt"]
+        }
+
     def situation(self, request: str, policy: Policy, verify: Verify, patience: int) -> Situation:
         """What `selection.choose` needs to know of this folder; `request` as the events hold it."""
         attempts, records = self.attempts(), self.records(policy.metric)
