@@ -11,7 +11,10 @@ from .checkpoint.retention import Record, best_step
 from .checkpoint.runfolder import RunFolder
 from .checkpoint.selection import PATIENCE, SelectionError, choose
 
-SAVE_FACTS = ("stall", "wait", "copy", "write", "digest", "commit", "gb_per_s", "slowest_rank")
+SAVE_FACTS = (
+    *("stall", "wait", "copy", "write", "digest", "read_back", "commit"),
+    *("gb_per_s", "slowest_rank"),
+)
 
 
 def human_bytes(count: float) -> str:

@@ -17,6 +17,12 @@ PLAIN, *ARGV = sys.argv[1:]
 
 
 class Twice(KeepstepTrainer):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "frozen" in PLAIN:
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_("layers.0." not in name)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         save_plain(self, Path(PLAIN))
         super()._save_checkpoint(model, trial)

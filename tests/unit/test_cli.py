@@ -120,13 +120,14 @@ def test_ls_shows_branches_and_strangers(run: Path) -> None:
 
 def test_ls_verbose_tells_what_saves_cost(run: Path) -> None:
     save = {"stall": 0.05, "wait": 0.0, "copy": 0.1, "write": 0.9, "digest": 0.04, "commit": 0.2}
+    save["read_back"] = 0.15
     facts = {"bytes": 2_150_000_000, "gb_per_s": 2.4, "slowest_rank": 1, **save}
     line = {"time": "", "attempt": 1, "event": "commit", "step": 20, **facts}
     other = line | {"attempt": 7, "stall": 9.0}  # of a checkpoint that was replaced
     log = run / ".keepstep/events.jsonl"
     log.write_text("".join(json.dumps(event) + "\n" for event in (line, other)))
     told = runner.invoke(app, ["ls", str(run), "--verbose"]).stdout
-    assert "0.050  0.000  0.100  0.900   0.040   0.200  2.400             1" in told
+    assert "0.050  0.000  0.100  0.900   0.040      0.150   0.200  2.400             1" in told
     assert "9.000" not in told
     rows = json.loads(runner.invoke(app, ["ls", str(run), "--json"]).stdout)
     assert [row["save"].get("stall") for row in rows] == [None, 0.05, None]

@@ -55,7 +55,7 @@ class Arena:
         self._warm.join()
         self._used = 0
         self._pending = []
-        self._device_copy = None
+        self._device_copy, self._host_copy = None, False
         self.copied.clear()
 
     def put(self, tensor: torch.Tensor, deferred: bool) -> torch.Tensor:
@@ -73,6 +73,7 @@ class Arena:
             place = place.view(tensor.dtype).view(tensor.shape)
         if deferred:
             self._pending.append((place, tensor.detach()))
+            self._host_copy = self._host_copy or not tensor.is_cuda
         else:
             place.copy_(tensor.detach())
         return place
@@ -88,7 +89,6 @@ class Arena:
                 for place, source in on_device:
                     place.copy_(source, non_blocking=True)
                 self._device_copy = self._stream.record_event()
-        self._host_copy = bool(self._pending)
 
     def copy(self) -> None:
         """Copy what is pending, or wait until the device has. Any one thread."""
@@ -121,9 +121,7 @@ class Arena:
             runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
             error = int(runtime.cudaHostRegister(whole.data_ptr(), self.size, 0))
             if error:
-                logger.warning(
-                    "snapshot memory is not pinned (CUDA error %s): slower copies", error
-                )
+                logger.warning("snapshot memory is not pinned (CUDA error %s)", error)
 
 
 def aligned(size: int) -> torch.Tensor:

@@ -37,7 +37,8 @@ class Saved:
         pruned: the steps that went for it.
         facts: `stall`, `wait` (for the save before; part of the stall), `copy`, `write` and
             `digest` (part of the write), in seconds, of the slowest rank each; `slowest_rank` to
-            write; `gb_per_s`: of all ranks together.
+            write; `gb_per_s`: of all ranks together; `read_back`: seconds to check the files that
+            several ranks wrote, and to take in those that libraries wrote.
     """
 
     checkpoint: Committed

@@ -172,6 +172,7 @@ class Saver:
     def _commit(self, part: Part, manifest: Manifest, reports: Sequence[Report]) -> Saved:
         """Main process: every part is written. Take in what libraries wrote, commit, prune."""
         files = {name: entry for report in reports for name, entry in report.files.items()}
+        began = time.perf_counter()
         for name in {name for report in reports for name in report.shares}:
             shares = {r.rank: r.shares[name] for r in reports if name in r.shares}
             size = next(iter(shares.values())).size
@@ -180,7 +181,7 @@ class Saver:
         part.adopt_unclaimed(set(files))
         if part.error:
             raise part.error
-        facts = _facts(reports)
+        facts = _facts(reports) | {"read_back": round(time.perf_counter() - began, 4)}
         writer = self._writer()
         checkpoint = writer.commit(
             replace(
