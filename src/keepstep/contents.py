@@ -59,7 +59,9 @@ class Contents:
 
     def _write_weights(self, part: Part, folder: str) -> None:
         """In Hugging Face layout: every rank its slices. Ranks: all (collective)."""
-        self.plan()
+        part.attempt(self.plan)
+        if self._companions is None:
+            return  # on every rank: the part has failed
         if self._weights is not None:
             weights, pieces = self._weights, self._pieces(self._weights)
             part.attempt(lambda: weights.store(part, pieces))

@@ -11,6 +11,7 @@ What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from importlib.metadata import version
@@ -120,7 +121,8 @@ class KeepstepTrainer(SFTTrainer):
     def reserve(self) -> None:
         """Set host memory for snapshots aside. After the first step, which makes the optimizer's
         state. Ranks: all (collective)."""
-        self.contents.plan()
+        with contextlib.suppress(OSError, distributed.RankError):  # tried again at the first save
+            self.contents.plan()
         reason = self.manager.saver.reserve(self.contents.snapshot_bytes())
         if reason is not None and distributed.is_main():
             logger.warning("%s: checkpoints are written in the foreground.", reason)

@@ -19,6 +19,7 @@ DOCUMENTS = [
     "CHANGELOG.md",
     "docs/decisions.md",
     "docs/checkpoints.md",
+    "docs/performance.md",
 ]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = [

@@ -87,8 +87,8 @@ class Flight:
     @property
     def ended(self) -> bool:
         """Whether there is something to tell: the commit, an error, or that it takes too long."""
-        over = not self.running and (self._commit is not None or self.failure is not None)
-        return over or time.monotonic() > self.deadline
+        committed = self._commit is not None and not self.running
+        return committed or self.failure is not None or time.monotonic() > self.deadline
 
     def wait_written(self) -> None:
         """Wait for this rank's part; it has failed when it takes too long."""

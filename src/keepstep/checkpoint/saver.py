@@ -72,8 +72,15 @@ class Saver:
                     f"{host} has {free / 1e9:.3g} GB of memory left, and snapshots of its ranks "
                     f"take {needed / 1e9:.3g} GB"
                 )
-        self.arena = Arena(size)
-        return None
+        try:
+            arena = Arena(size)
+        except OSError:  # as when memory must not be promised twice (vm.overcommit_memory)
+            arena = None
+        (refused,) = distributed.any_rank(arena is None)
+        self.arena = None if refused else arena
+        if refused:
+            self.mode = "off"
+        return "a rank was refused memory for snapshots" if refused else None
 
     @property
     def in_background(self) -> bool:
@@ -81,9 +88,10 @@ class Saver:
         return self.arena is not None and self.mode != "off"
 
     def save(self, manifest: Manifest, write: Callable[[Part], None]) -> None:
-        """Begin a save: it is on its way when this returns, or (`off`) at its end.
+        """Begin a save: when this returns, it is on its way or (in the foreground) written.
 
-        What came of it, `settle()` tells. Ranks: all (collective).
+        `settle()` tells what came of it; in the foreground it also commits. Ranks: all
+        (collective).
 
         Args:
             manifest: what is known of this step; run, attempt, parent, files, times are filled in.
