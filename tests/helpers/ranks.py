@@ -23,6 +23,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def strategy_file(strategy: str, folder: Path) -> Path:
+    """The accelerate config of that name; with `-offload` at its end, the optimizer on the host."""
+    plain = strategy.removesuffix("-offload")
+    path = ROOT / f"accelerate_configs/{plain}.yaml"
+    if plain != strategy:
+        text = path.read_text().replace("config:\n", "config:\n  offload_optimizer_device: cpu\n")
+        path = folder / f"{strategy}.yaml"
+        path.write_text(text)
+    return path
+
+
 class Run:
     """The processes of one launch."""
 
@@ -110,7 +121,7 @@ class Ranks:
         log.unlink(missing_ok=True)
         request = {
             "do": "start",
-            "strategy": f"accelerate_configs/{strategy}.yaml",
+            "strategy": str(strategy_file(strategy, self.folder)),
             "processes": processes,
             "port": free_port(),
             "log": str(log),

@@ -17,6 +17,8 @@ from tests.helpers.recipes import LORA, argv
 CASES = {
     "zero2": ("cpu_zero2", {}),
     "zero3": ("cpu_zero3", {}),
+    "zero2-offload": ("cpu_zero2-offload", {}),
+    "zero3-offload": ("cpu_zero3-offload", {}),
     "lora": ("cpu_zero3", LORA),
     "ddp": ("ddp", {}),
 }

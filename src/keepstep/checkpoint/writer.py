@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ class Part:
         self._storage = storage
         self._arena = arena
         self._later: list[Callable[[], None]] = []
+        self._unsynced: list[Path] = []
         self._places: dict[Memory, torch.Tensor] = {}  # of a live tensor → its snapshot
         if arena is not None:
             arena.start()
@@ -146,7 +148,7 @@ class Part:
         def take() -> None:
             for name in names:
                 path = self.folder / name
-                self._storage.sync(path)
+                self._unsynced.append(path)
                 self._enter(name, path.stat().st_size, digest_of(path))
 
         self._afterwards(take)
@@ -174,7 +176,9 @@ class Part:
         started = time.perf_counter()
         for write in self._later:
             self.attempt(write)
-        self._later, self._places = [], {}
+        for path in self._unsynced:
+            self.attempt(partial(self._storage.sync, path))
+        self._later, self._unsynced, self._places = [], [], {}
         self._count("write", time.perf_counter() - started)
 
     def _afterwards(self, write: Callable[[], None]) -> None:
@@ -201,8 +205,9 @@ class Part:
     def _store(self, name: str, write: Callable[[DigestingFile], object]) -> None:
         path = self.folder / name
         self._storage.make_folder(path.parent)
-        with self._storage.create(path) as file:
+        with self._storage.create(path, sync=False) as file:
             write(file)
+        self._unsynced.append(path)
         self._enter(name, file.bytes, file.xxh3_128)
         self._count("digest", file.digest_seconds)
 
