@@ -136,8 +136,11 @@ class KeepstepConfig(SFTConfig):
         },
     )
     save_timeout_seconds: float = field(
-        default=1800.0,
-        metadata={"help": "A save that takes longer has failed: the disk or a rank is stuck."},
+        default=1200.0,
+        metadata={
+            "help": "A save that takes longer has failed: the disk or a rank is stuck. Less than "
+            "`ddp_timeout`, for which the ranks would wait for each other."
+        },
     )
     on_save_error: Literal["continue", "stop"] = field(
         default="continue",

@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers.trainer_callback import ExportableState
 
 from . import distributed
+from .checkpoint.storage import BLOCK
 from .checkpoint.weights import LayoutError, Probe, WeightsFile, ask, captured, masters, trained
 from .checkpoint.writer import Part, Piece, SnapshotCheckpointEngine
 
@@ -25,17 +26,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+LAZY_OPTIMIZERS = ("Adam", "AdamW", "SGD", "DeepSpeedCPUAdam", "FusedAdam")
+LAZY_ZERO = ("DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3")
+SLACK = 8 << 20  # buffers, schedulers, counters
+
+
 class Contents:
     """What a trainer's checkpoints consist of.
 
     Attributes:
-        engine_writer: what DeepSpeed saves and loads through.
+        engine_writer: what DeepSpeed saves and loads through, None without it.
         gathering: the part that is being stored while the weights have to be gathered, else None.
     """
 
     def __init__(self, trainer: KeepstepTrainer) -> None:
         self.trainer = trainer
-        self.engine_writer = SnapshotCheckpointEngine()
+        self.engine_writer: SnapshotCheckpointEngine | None = None
         self.gathering: Part | None = None
         self._weights: WeightsFile | None = None
         self._companions: dict[str, bytes] | None = None
@@ -44,6 +50,12 @@ class Contents:
     def engine(self) -> Any:
         """DeepSpeed's, None without."""
         return self.trainer.deepspeed if self.trainer.is_deepspeed_enabled else None
+
+    def attach(self) -> None:
+        """Once the engine is there, before it loads anything: it saves and loads through us."""
+        if self.engine is not None:
+            self.engine_writer = SnapshotCheckpointEngine(self.engine)
+            self.engine.checkpoint_engine = self.engine_writer
 
     def store(self, part: Part) -> None:
         """Take this rank's share of the checkpoint. Ranks: all (collective)."""
@@ -63,8 +75,8 @@ class Contents:
         if self._companions is None:
             return  # on every rank: the part has failed
         if self._weights is not None:
-            weights, pieces = self._weights, self._pieces(self._weights)
-            part.attempt(lambda: weights.store(part, pieces))
+            weights = self._weights
+            part.attempt(lambda: weights.store(part, self._pieces(weights)))
         else:
             self.gathering = part
             try:
@@ -72,7 +84,7 @@ class Contents:
             finally:
                 self.gathering = None
         if part.rank == 0:
-            for name, content in (self._companions or {}).items():
+            for name, content in self._companions.items():
                 part.write(name, content)
 
     def plan(self) -> None:
@@ -103,7 +115,8 @@ class Contents:
                 logger.warning("every save gathers the weights on one rank: %s", reasons[0])
 
     def _pieces(self, weights: WeightsFile) -> list[Piece]:
-        return weights.pieces(self.engine, distributed.rank(), self.trainer.args.world_size)
+        world_size = self.trainer.args.world_size
+        return weights.pieces(self.trainer.model, self.engine, distributed.rank(), world_size)
 
     def _write_state(self, part: Part) -> None:
         """Optimizer, scheduler and loss scaler. Ranks: all (collective)."""
@@ -121,8 +134,11 @@ class Contents:
     def _write_engine(self, part: Part, engine: Any) -> None:
         """DeepSpeed's shards: every rank its own, and the module's from rank 0."""
         copy_script, engine._copy_recovery_script = engine._copy_recovery_script, lambda path: None
-        self.engine_writer.part = part
-        self.engine_writer.derivable = {parameter.data_ptr() for parameter in trained(engine)}
+        writer = self.engine_writer
+        assert writer is not None
+        writer.part = part
+        if engine.zero_load_from_fp32_weights():
+            writer.derivable = {parameter.data_ptr() for parameter in trained(engine)}
         tag = f"global_step{self.trainer.state.global_step}"
         try:
             engine.save_checkpoint(
@@ -132,7 +148,7 @@ class Contents:
                 exclude_frozen_parameters=isinstance(self.trainer.model, PeftModel),
             )
         finally:
-            self.engine_writer.part = None
+            writer.part = None
             engine._copy_recovery_script = copy_script
         if part.rank == 0:
             part.write("latest", tag.encode())  # where DeepSpeed looks for the tag
@@ -149,18 +165,32 @@ class Contents:
         return json.dumps(vars(self.trainer.state), indent=2, sort_keys=True).encode() + b"\n"
 
     def snapshot_bytes(self) -> int:
-        """About what this rank copies of a checkpoint; what does not fit is copied slower."""
-        optimizer = self.optimizer()
-        tensors = [t for s in optimizer.state.values() for t in s.values()] if optimizer else []
+        """What this rank copies of a checkpoint, at most: for each trained element its master and
+        two moments, as Adam has them. What should not fit after all is copied slower."""
+        parameters = list(self.trainer.model.parameters())
+        trained = [p for p in parameters if p.requires_grad]
+        frozen = [] if isinstance(self.trainer.model, PeftModel) else parameters
+        frozen = [getattr(p, "ds_tensor", p) for p in frozen if not p.requires_grad]
         if self.engine is not None:
             with contextlib.suppress(LayoutError):
-                tensors += masters(self.engine)
-        elif distributed.is_main():
-            tensors += [p for p in self.trainer.model.parameters() if p.requires_grad]
-        else:
-            tensors = []
-        sizes = [t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor)]
-        return sum(sizes) + (len(sizes) << 12) + (8 << 20)
+                trained = masters(self.engine)
+        elif not distributed.is_main():
+            trained, frozen = [], []
+        sizes = [3 * _bytes(t) for t in trained] + [_bytes(t) for t in frozen]
+        return sum(sizes) + 3 * len(sizes) * BLOCK + SLACK
+
+    def may_be_lazy(self) -> bool:
+        """Whether only the optimizer's step, which our hook precedes, changes what is copied.
+
+        Not known of others: schedule-free ones change weights between evaluation and training,
+        layer-wise ones step in the backward pass, partly offloaded ones in two places.
+        """
+        known = type(self.optimizer()).__name__ in LAZY_OPTIMIZERS
+        if self.engine is None:
+            return known
+        sharded = type(self.engine.optimizer).__name__ in LAZY_ZERO
+        whole = getattr(self.engine.optimizer, "partial_offload", 1.0) in (1.0, None)
+        return known and sharded and whole and not getattr(self.engine, "zenflow", False)
 
     def optimizer(self) -> torch.optim.Optimizer | None:
         """torch's own, inside of Accelerate's and DeepSpeed's wrappers."""
@@ -170,3 +200,7 @@ class Contents:
             if optimizer is None:
                 return None
         return optimizer
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -12,7 +12,8 @@ from .config import Problem, Recipe
 
 def validate(recipe: Recipe) -> list[Problem]:
     """Every problem that can be seen without loading data or model. Ranks: any."""
-    return [*_run_folder(recipe), *_sources(recipe), *_retention(recipe), *_secrets(recipe)]
+    checks = (_run_folder, _sources, _retention, _saving, _secrets)
+    return [problem for check in checks for problem in check(recipe)]
 
 
 def looks_local(name: str) -> bool:
@@ -121,6 +122,19 @@ def _retention(recipe: Recipe) -> list[Problem]:
             )
         )
     return found
+
+
+def _saving(recipe: Recipe) -> list[Problem]:
+    training = recipe.training
+    if 0 < training.save_timeout_seconds < training.ddp_timeout:
+        return []
+    return [
+        Problem(
+            f"save_timeout_seconds: {training.save_timeout_seconds:g} is not between 0 and "
+            f"ddp_timeout: {training.ddp_timeout}: ranks that wait for a slow save would be ended",
+            "raise ddp_timeout with it",
+        )
+    ]
 
 
 def _word(strategy: str) -> str:

@@ -83,15 +83,27 @@ class KeepstepTrainer(SFTTrainer):
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        optimizer = self.contents.optimizer()
-        if optimizer is not None:
-            optimizer.register_step_pre_hook(lambda *arguments: self.manager.saver.hold())
-        if self.is_deepspeed_enabled:
-            self.contents.engine_writer.current = self.deepspeed.module_state_dict
-            self.deepspeed.checkpoint_engine = self.contents.engine_writer
+        self.contents.attach()
         if resume_from_checkpoint is not None:
             self._restore(resume_from_checkpoint)
+        self._prepare_saves()
         return prepared
+
+    def _prepare_saves(self) -> None:
+        """Decide how saves are made, and set their memory aside. Ranks: all (collective)."""
+        saver, optimizer = self.manager.saver, self.contents.optimizer()
+        if optimizer is not None:
+            optimizer.register_step_pre_hook(lambda *arguments: saver.hold())
+        (not_lazy,) = distributed.any_rank(not self.contents.may_be_lazy())
+        if saver.mode == "lazy" and not_lazy:
+            saver.mode = "snapshot"
+        if saver.mode == "off":
+            return
+        with contextlib.suppress(Exception):  # what fails here is tried again, and told, at a save
+            self.contents.plan()
+        reason = saver.reserve(self.contents.snapshot_bytes())
+        if reason is not None and distributed.is_main():
+            logger.warning("%s: checkpoints are written in the foreground.", reason)
 
     def _restore(self, checkpoint: str) -> None:
         """As `Trainer._prepare_for_training` resumes. Ranks: all (collective)."""
@@ -117,15 +129,6 @@ class KeepstepTrainer(SFTTrainer):
         best = None if self.preempted else self.manager.best()
         self.state.best_model_checkpoint = str(best.path) if best else None
         return super()._finalize_training(*args, **kwargs)
-
-    def reserve(self) -> None:
-        """Set host memory for snapshots aside. After the first step, which makes the optimizer's
-        state. Ranks: all (collective)."""
-        with contextlib.suppress(OSError, distributed.RankError):  # tried again at the first save
-            self.contents.plan()
-        reason = self.manager.saver.reserve(self.contents.snapshot_bytes())
-        if reason is not None and distributed.is_main():
-            logger.warning("%s: checkpoints are written in the foreground.", reason)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Begin to save this step, once. Ranks: all (collective)."""
@@ -228,8 +231,6 @@ class _EveryStep(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer, asked = self.trainer, preemption.requested()
-        if trainer.manager.saver.mode != "off" and trainer.manager.saver.arena is None:
-            trainer.reserve()
         news, stop = distributed.any_rank(trainer.manager.saver.has_news(), asked is not None)
         if news:
             trainer.hear()

@@ -29,7 +29,7 @@ class Arena:
     Attributes:
         size: bytes.
         bounce: page-aligned, for pieces that are cast on their way to the disk.
-        copied: set once nothing is pending any more.
+        copied: set once nothing is pending any more (copied, or given up).
     """
 
     def __init__(self, size: int) -> None:
@@ -95,7 +95,8 @@ class Arena:
         try:
             for place, source in self._pending:
                 place.copy_(source)
-            if self._device_copy is not None:
+            if self._device_copy is not None and self._device is not None:
+                torch.cuda.set_device(self._device)  # this may be a thread that has none yet
                 self._device_copy.synchronize()
         finally:
             self._pending = []

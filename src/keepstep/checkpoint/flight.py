@@ -8,6 +8,7 @@ by the main threads, together (`CheckpointManager.settle`).
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from .runwriter import Saved
 from .storage import Storage
 from .writer import Part, Report
 
-POLL_SECONDS = 0.01
+POLL_SECONDS = (0.01, 0.5)  # at first, and at most: thousands of ranks must not storm the disk
+STUCK = "its writer is stuck"
 Commit = Callable[[list[Report]], Saved]
 
 
@@ -36,6 +38,7 @@ class Flight:
         failure: what kept this rank from reporting, None when nothing did.
         saved: the commit, on the main process.
         error: on the main process, why there is no commit.
+        committing: on the main process, whether the commit has begun: then it is not cancelled.
         told: whether what came of it has been collected.
     """
 
@@ -49,22 +52,29 @@ class Flight:
         self.failure: str | None = None
         self.saved: Saved | None = None
         self.error: str | None = None
+        self.committing = False
         self.told = False
         self._reports = reports
         self._storage = storage
         self._commit: Commit | None = None
         self._world_size = 1
         self._cancelled = threading.Event()
+        self._decision = threading.Lock()  # to commit, or to cancel
         self._thread = threading.Thread(target=self._run, daemon=True, name="keepstep-writer")
 
     def begin(self, world_size: int, commit: Commit | None, background: bool) -> None:
         """Write and report; on the main process, which has `commit`, commit. In the foreground the
         commit is left to `finish()`, once all ranks have been heard of."""
         self._world_size, self._commit = world_size, commit
-        if background:
-            self._thread.start()
-        else:
+        if not background:
             self._write()
+            return
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # can't start new thread
+            self.failure = f"{type(error).__name__}: {error}"
+            self.part.copy()
+            self.written.set()
 
     def finish(self) -> None:
         """Main process: commit when every rank has reported that its part is written."""
@@ -73,10 +83,12 @@ class Flight:
         try:
             reports = self._gather()
             failures = [f"rank {r.rank}: {r.error}" for r in reports if r.error]
-            if failures:
-                self.error = "; ".join(failures)
-            elif not self._cancelled.is_set():
+            with self._decision:
+                self.committing = not (failures or self._cancelled.is_set())
+            if self.committing:
                 self.saved = self._commit(reports)
+            else:
+                self.error = "; ".join(failures) or "cancelled"
         except BaseException as error:  # nobody else would hear of it
             self.error = f"{type(error).__name__}: {error}"
 
@@ -90,10 +102,13 @@ class Flight:
         committed = self._commit is not None and not self.running
         return committed or self.failure is not None or time.monotonic() > self.deadline
 
-    def wait_written(self) -> None:
+    def wait_written(self, at_most: float = float("inf")) -> None:
         """Wait for this rank's part; it has failed when it takes too long."""
-        if not self.written.wait(max(0.0, self.deadline - time.monotonic())):
-            self.failure = self.failure or "its writer is stuck"
+        left = max(0.0, self.deadline - time.monotonic())
+        if not self.written.wait(min(at_most, left)):
+            self.failure = self.failure or STUCK
+        elif self.failure == STUCK:
+            self.failure = "its writer was stuck, and has come back"
 
     def wait(self, at_most: float = float("inf")) -> None:
         """Wait for the end of this rank's thread, until the deadline."""
@@ -102,7 +117,8 @@ class Flight:
 
     def cancel(self) -> None:
         """Main process: do not commit any more, unless that has begun."""
-        self._cancelled.set()
+        with self._decision:
+            self._cancelled.set()
         self.wait()
 
     def _run(self) -> None:
@@ -126,15 +142,18 @@ class Flight:
     def _gather(self) -> list[Report]:
         """Every rank's report, in rank order; an error in the place of one that does not come."""
         reports: dict[int, Report] = {}
+        pause, longest = POLL_SECONDS
         while True:
-            for rank in set(range(self._world_size)) - reports.keys():
-                path = self._reports / f"{rank}.json"
-                if path.exists():
-                    reports[rank] = Report.from_json(json.loads(path.read_text()))
+            for name in sorted(os.listdir(self._reports)):
+                number = name.removesuffix(".json")
+                if number.isdecimal() and int(number) not in reports:
+                    text = (self._reports / name).read_text()
+                    reports[int(number)] = Report.from_json(json.loads(text))
             late = time.monotonic() > self.deadline or self._cancelled.is_set()
             if len(reports) == self._world_size or late:
                 break
-            time.sleep(POLL_SECONDS)
+            self._cancelled.wait(pause)
+            pause = min(longest, 1.5 * pause)
         for rank in set(range(self._world_size)) - reports.keys():
             reports[rank] = Report(rank, error="no report came of its part")
         return [reports[rank] for rank in sorted(reports)]

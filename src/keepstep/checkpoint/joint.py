@@ -52,7 +52,9 @@ def digest_of_joint(path: Path, shares: Mapping[int, Share]) -> str:
     Raises:
         JointError: a gap, an overlap, or content that is not what a rank wrote.
     """
-    size = next(iter(shares.values())).size
+    size, *others = {share.size for share in shares.values()}
+    if others:
+        raise JointError(f"{path.name}: the ranks do not agree on its size")
     pieces = sorted((*extent, rank) for rank, share in shares.items() for extent in share.extents)
     position = 0
     for offset, length, rank in pieces:

@@ -131,9 +131,12 @@ class RunWriter:
             self.storage.sync_folder(folder)
         target = self.run.path / staged.name
         replaced = self._make_way(target)
-        self.storage.rename(staged, target)
-        if replaced is not None:
-            self._empty(replaced, manifest.global_step, "replaced")
+        try:
+            self.storage.rename(staged, target)
+        except OSError as error:
+            if staged.exists():
+                raise
+            logger.warning("%s stands, but its folder could not be synced: %s", target.name, error)
         self.record(
             "commit",
             step=manifest.global_step,
@@ -142,15 +145,19 @@ class RunWriter:
             commit=round(time.perf_counter() - started, 4),
             **facts,
         )
-        self.storage.remove(self.reports(manifest.global_step))
+        try:  # from here on it is saved, whatever happens
+            if replaced is not None:
+                self._empty(replaced, manifest.global_step, "replaced")
+            self.storage.remove(self.reports(manifest.global_step))
+        except OSError as error:
+            logger.warning("what %s leaves behind stays: %s", target.name, error)
         return Committed(target, manifest)
 
-    def discard(self, step: int, reason: str) -> None:
-        """Remove a staging folder that will not be committed."""
+    def discard(self, step: int) -> None:
+        """Remove the staging folder of a checkpoint that will not be committed, and its reports."""
         for place in (self.run.staging / folder_name(step), self.reports(step)):
             if place.exists():
                 self.storage.remove(place)
-        self.record("save_failed", step=step, reason=reason)
 
     def prune(self, keep_abandoned: bool = True) -> list[int]:
         """Apply the retention plan; returns the steps that went. First renamed, then removed."""

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Mode = Literal["lazy", "snapshot", "off"]
-MEMORY_SHARE = 0.9  # of the free host memory that snapshots may take
+MEMORY_SHARE = 0.8  # of the free host memory that snapshots may take; training wants some too
 LAST_WAIT_SECONDS = 10.0  # for the other ranks' parts, when an attempt ends in an error
 
 
@@ -141,37 +141,42 @@ class Saver:
             self._flight.part.report.seconds["stall"] += time.perf_counter() - started
 
     def settle(self) -> Saved | None:
-        """Wait for the save in flight; None when there is none. Ranks: all (collective).
+        """Wait for the save in flight. Ranks: all (collective).
+
+        Returns: the commit; None when there is nothing in flight, or when only the commit itself
+            takes longer than `timeout` (it may still arrive; until then no other save begins).
 
         Raises:
-            SaveError: on every rank, when one of them could not write. Nothing of it is left.
+            SaveError: on every rank, when one of them could not write. Nothing of it is left, but
+                for what a writer that is stuck goes on with; that is removed once it comes back.
         """
         flight = self._flight
         if flight is None:
             return None
         started = time.perf_counter()
         flight.wait_written()
-        heard = distributed.gather((flight.failure, flight.running and not flight.written.is_set()))
+        heard = distributed.gather((flight.failure, not flight.written.is_set()))
         failures = [f"rank {r}: {failure}" for r, (failure, _) in enumerate(heard) if failure]
-        saved, reason, stuck = self.on_main(
-            "waiting for the save", lambda writer: _outcome(writer, flight, failures)
+        stuck = any(busy for _, busy in heard)
+        saved, reason, busy = self.on_main(
+            "waiting for the save", lambda writer: _outcome(writer, flight, failures, stuck)
         )
         flight.told = True
-        if not (stuck or any(busy for _, busy in heard)):
+        if not (stuck or busy):
             self._flight = None
         self._waited = time.perf_counter() - started
-        if saved is None:
+        if reason:
             raise SaveError(f"checkpoint-{flight.step} was not saved: {reason}")
         return saved
 
     def wait_alone(self) -> None:
         """When this rank ends in an error: what is on its way may still arrive. Not collective."""
         if self._flight is not None:
-            self._flight.wait_written()
+            self._flight.wait_written(at_most=LAST_WAIT_SECONDS)
             self._flight.wait(at_most=LAST_WAIT_SECONDS)
 
     def on_main(self, what: str, action: Callable[[RunWriter], T]) -> T:
-        """Have the main process act; an OSError there is a SaveError everywhere. Ranks: all."""
+        """Have the main process act; its error is a SaveError everywhere. Ranks: all."""
         try:
             return distributed.on_main_process(what, lambda: action(self._writer()))
         except Exception as error:  # the other ranks have it as a RankError, whatever it is here
@@ -207,9 +212,9 @@ class Saver:
 
 
 def _outcome(
-    writer: RunWriter, flight: Flight, failures: Sequence[str]
+    writer: RunWriter, flight: Flight, failures: Sequence[str], stuck: bool
 ) -> tuple[Saved | None, str, bool]:
-    """Main process: the commit, or why there is none; and whether the thread still works on it."""
+    """Main process: the commit, or why there is none; and whether its thread is still at work."""
     if failures:
         flight.cancel()
     elif flight.running:
@@ -218,11 +223,16 @@ def _outcome(
         flight.finish()
     if flight.saved is not None:
         return flight.saved, "", False
-    reason = "; ".join(failures) or flight.error or "the commit is stuck"
-    if not flight.running and not flight.told:
+    if flight.committing and flight.running:
+        logger.warning("the commit of checkpoint-%s is slow; it may still arrive", flight.step)
+        return None, "", True
+    reason = "; ".join(failures) or flight.error or "its writer is stuck"
+    if not flight.told:
+        writer.record("save_failed", step=flight.step, reason=reason)
+    if not (stuck or flight.running):  # else: when they have come back
         try:
-            writer.discard(flight.step, reason)
-        except OSError as error:  # a rank that is stuck still writes there; the next start sweeps
+            writer.discard(flight.step)
+        except OSError as error:
             logger.warning("not all of checkpoint-%s could be removed: %s", flight.step, error)
     return None, reason, flight.running
 
@@ -242,10 +252,12 @@ def _finish(writer: RunWriter, checkpoint: Committed, facts: dict[str, Any]) -> 
     The checkpoint is there whatever happens here; what cannot be pruned now goes at the next save.
     """
     pruned: list[int] = []
+    best: Committed | None = None
     try:
         writer.point()
         pruned = writer.prune()
         writer.point()
-    except OSError as error:
+        best = writer.best()
+    except Exception as error:
         logger.warning("%s is saved, but pruning failed: %s", checkpoint.path.name, error)
-    return Saved(checkpoint, writer.best(), pruned, facts)
+    return Saved(checkpoint, best, pruned, facts)

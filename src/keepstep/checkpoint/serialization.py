@@ -12,7 +12,7 @@ from torch.utils.serialization import config
 
 from .storage import BLOCK, DigestingFile
 
-Memory = tuple[int, int, torch.dtype]
+Memory = tuple[int, int, torch.dtype, tuple[int, ...]]
 
 # Laid out so that O_DIRECT can write the tensors. The digest in the manifest does what the
 # checksums inside of the zip file would do, at thirty times their speed.
@@ -38,8 +38,9 @@ class Recorder:
         view = memoryview(data).cast("B")
         address = np.frombuffer(view, np.uint8).ctypes.data if view.nbytes else 0
         known = self._snapshots.get(address)
-        taken = known if known is not None and known.nbytes == view.nbytes else bytes(view)
-        self._contents.append(taken)
+        if known is not None and known.nbytes != view.nbytes:
+            raise RuntimeError("torch.save writes a storage in another way than was tested")
+        self._contents.append(bytes(view) if known is None else known)
         return view.nbytes
 
     def flush(self) -> None:
@@ -52,7 +53,7 @@ class Recorder:
 
 def with_tensors(state: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """The same structure of dicts, lists and tuples, with every tensor changed."""
-    if isinstance(state, torch.Tensor):
+    if type(state) in (torch.Tensor, torch.nn.Parameter):  # others have an inner life: torch's own
         return change(state)
     if isinstance(state, dict):
         changed = copy.copy(state)
@@ -71,19 +72,20 @@ def owned(state: Any) -> Any:
     known: dict[Memory, torch.Tensor] = {}
 
     def own(tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.detach().contiguous()
         if tensor.numel() == 0:  # it may be what is left of a larger one
             return torch.empty(tensor.shape, dtype=tensor.dtype)
-        if memory_of(tensor) not in known:
-            known[memory_of(tensor)] = _with_own_storage(tensor)
-        return known[memory_of(tensor)].view(tensor.shape)
+        key = memory_of(tensor)
+        if key not in known:
+            known[key] = _with_own_storage(tensor.detach().contiguous())
+        return known[key].view(tensor.shape)
 
     return with_tensors(state, own)
 
 
 def memory_of(tensor: torch.Tensor) -> Memory:
-    """What makes two tensors the same memory: address, elements, type."""
-    return tensor.data_ptr(), tensor.numel(), tensor.dtype
+    """What makes two tensors the same elements, in the same order."""
+    order = () if tensor.is_contiguous() else tensor.stride()
+    return tensor.data_ptr(), tensor.numel(), tensor.dtype, order
 
 
 def _with_own_storage(tensor: torch.Tensor) -> torch.Tensor:

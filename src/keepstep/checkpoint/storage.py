@@ -22,6 +22,8 @@ import xxhash
 CHUNK = 16 * 2**20
 BLOCK = 4096  # what O_DIRECT asks of offsets, sizes and addresses, on any device
 DIRECT_FROM = 2**20
+# Answers to O_DIRECT: not on this file system, or not from this memory.
+NOT_DIRECT = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 Before = Callable[[str, Path], None]  # called with the name of the operation and its path
 
 
@@ -122,13 +124,13 @@ class _Output:
                 self._direct = os.open(self._path, os.O_WRONLY | os.O_DIRECT)
             return os.pwrite(self._direct, blocks, offset)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: not this file system, or not this memory
+            if error.errno not in NOT_DIRECT:
                 raise
             return 0
 
 
 class Storage:
-    """Durable disk operations. Raises OSError as the system does; nothing is caught here."""
+    """Durable disk operations. Raises OSError as the system does."""
 
     def __init__(self, before: Before = lambda operation, path: None) -> None:
         self.before = before
@@ -253,7 +255,7 @@ def _open_for_reading(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECT)
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno not in NOT_DIRECT:
             raise
         return os.open(path, os.O_RDONLY)
 

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file
 
 from .storage import BLOCK
-from .writer import Part, Piece
+from .writer import Changes, Part, Piece
 
 # https://github.com/huggingface/safetensors: 8 bytes of header length, a JSON header, the data.
 SAFETENSORS_TYPES = {
@@ -40,6 +40,9 @@ SAFETENSORS_TYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
+PROBE = 7  # elements; a prime, so that nothing can share them out
 
 
 class LayoutError(ValueError):
@@ -69,8 +72,13 @@ class WeightsFile:
         self.name, self.companions, sources = probe
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         position = 0
-        places: list[tuple[Any, int]] = []
-        for name, source in sorted(sources.items(), key=lambda item: _is_odd(live[item[1]])):
+        self._offsets: dict[str, int] = {}  # of a weight's name in the model, behind the header
+
+        def order(item: tuple[str, str]) -> tuple[bool, int]:
+            """Whole blocks first; the rest by falling element size, so that all are aligned."""
+            return _is_odd(live[item[1]]), -live[item[1]].element_size()
+
+        for name, source in sorted(sources.items(), key=order):
             tensor = live[source]
             if tensor.dtype not in SAFETENSORS_TYPES:
                 raise LayoutError(f"{source} is {tensor.dtype}")
@@ -81,26 +89,26 @@ class WeightsFile:
                 "shape": shape,
                 "data_offsets": [position, end],
             }
-            places.append((tensor, position))
+            self._offsets[source] = position
             position = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-(len(text) + 8) % BLOCK)  # the data begin at a block: see Storage
         self._header = struct.pack("<Q", len(text)) + text
         self.size = len(self._header) + position
-        self._tensors = [tensor for tensor, _ in places]
-        self._offsets = {id(tensor): len(self._header) + begin for tensor, begin in places}
 
-    def pieces(self, engine: Any | None, rank: int, world_size: int) -> list[Piece]:
+    def pieces(self, model: Any, engine: Any | None, rank: int, world_size: int) -> list[Piece]:
         """What a rank has of it, as things are now (engine: DeepSpeed's, None without). Ranks: any.
 
         Raises:
             LayoutError: the parameters are shared out in a way that keepstep does not know.
         """
-        found = _pieces(engine, self._tensors, rank, world_size)
+        live = _live(model)
+        offsets = {id(live[n]): len(self._header) + o for n, o in self._offsets.items()}
+        found = _pieces(engine, [live[name] for name in self._offsets], rank, world_size)
         return [
-            replace(piece, offset=self._offsets[id(tensor)] + piece.offset)
+            replace(piece, offset=offsets[id(tensor)] + piece.offset)
             for tensor, piece in found
-            if id(tensor) in self._offsets
+            if id(tensor) in offsets
         ]
 
     def store(self, part: Part, pieces: list[Piece]) -> None:
@@ -115,8 +123,7 @@ def captured(save: Callable[[str], object]) -> dict[str, bytes]:
     """What a library writes into a folder: path relative to it → content."""
     with tempfile.TemporaryDirectory(prefix="keepstep-") as folder:
         save(folder)
-        files = (path for path in Path(folder).rglob("*") if path.is_file())
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+        return _contents(Path(folder))
 
 
 def masters(engine: Any) -> list[torch.Tensor]:
@@ -148,28 +155,37 @@ def ask(model: Any) -> Probe:
     Raises:
         LayoutError: it cannot be stored slice by slice.
     """
-    names, live = list(model.state_dict()), _live(model)
-    if not live.keys() >= set(names):
-        raise LayoutError(f"{min(set(names) - live.keys())} is neither parameter nor buffer")
-    numbers = {id(live[name]): torch.tensor([i]) for i, name in reversed(list(enumerate(names)))}
-    state = {name: numbers[id(live[name])] for name in names}  # tied weights: the same tensor
+    live, names = _live(model), list(model.state_dict())
+    numbers: dict[int, torch.Tensor] = {}
+    state = {}
+    for i, name in enumerate(names):  # tied weights: the same tensor
+        state[name] = numbers.setdefault(id(live.get(name, name)), torch.full((PROBE,), i))
     try:
         with tempfile.TemporaryDirectory(prefix="keepstep-") as folder:
             model.save_pretrained(folder, state_dict=state)
-            files = [path for path in Path(folder).rglob("*") if path.is_file()]
-            (weights,) = [path for path in files if path.suffix == ".safetensors"]
+            (weights,) = Path(folder).glob("*.safetensors")
             stored = load_file(weights)
-            companions = {
-                path.relative_to(folder).as_posix(): path.read_bytes()
-                for path in files
-                if path != weights
-            }
-        sources = {name: names[int(number)] for name, number in stored.items()}
-    except (ValueError, RuntimeError, IndexError, KeyError, TypeError) as error:
-        raise LayoutError(f"save_pretrained changes what the weights are: {error}") from error
+            weights.unlink()
+            companions = _contents(Path(folder))
+    except OSError:
+        raise  # of the disk, not of the model
+    except Exception as error:  # what it does to weights it could not do to numbers
+        raise LayoutError(f"save_pretrained changes what the weights are: {error!r}") from error
+    for name, number in stored.items():
+        # Anything that splits, joins or reshapes weights shows in a tensor of equal numbers.
+        if number.shape != (PROBE,) or bool((number != number[0]).any()):
+            raise LayoutError(f"save_pretrained makes {name} from other weights")
+    sources = {name: names[int(number[0])] for name, number in stored.items()}
     if len(set(sources.values())) != len(sources):
         raise LayoutError("save_pretrained stores a weight under two names")
+    if strange := sorted(set(sources.values()) - live.keys()):
+        raise LayoutError(f"{strange[0]} is neither parameter nor buffer")
     return weights.name, companions, sources
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
@@ -178,7 +194,7 @@ def _shape(tensor: Any) -> tuple[int, ...]:
 
 
 def _is_odd(tensor: Any) -> bool:
-    """Whether what follows it in a file would not begin at a block. Those come last."""
+    """Whether what follows it in a file would not begin at a block."""
     size: int = math.prod(_shape(tensor)) * tensor.element_size()
     return size % BLOCK != 0
 
@@ -206,12 +222,16 @@ def _pieces(
             size = tensor.ds_tensor.ds_numel
             begin = rank * size
             count = max(0, min(size, tensor.ds_numel - begin))
+            if tensor.ds_tensor.dtype != tensor.dtype:
+                raise LayoutError("frozen parameters are quantized")
             if count:
                 offset = begin * tensor.element_size()
-                yield tensor, Piece(offset, tensor.ds_tensor, 0, count, tensor.dtype)
-        elif rank == 0:  # whole on every rank; a buffer may change in a forward pass
-            constant = isinstance(tensor, torch.nn.Parameter)
-            yield tensor, Piece(0, tensor, 0, tensor.numel(), tensor.dtype, deferred=constant)
+                yield tensor, Piece(offset, tensor.ds_tensor, 0, count, tensor.dtype, "never")
+        elif rank == 0:  # whole on every rank
+            changes: Changes = "anytime"
+            if isinstance(tensor, torch.nn.Parameter):
+                changes = "at_step" if tensor.requires_grad else "never"
+            yield tensor, Piece(0, tensor, 0, tensor.numel(), tensor.dtype, changes)
 
 
 Slice = tuple[torch.Tensor, int, torch.Tensor, int, int]  # weight, from, master, from, elements

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
@@ -21,6 +21,9 @@ from .storage import BLOCK, CHUNK, DigestingFile, Storage, digest_of, sizes_unde
 DERIVED = "keepstep_derived"  # in DeepSpeed's model states: names of parameters not stored there
 
 
+Changes = Literal["anytime", "at_step", "never"]
+
+
 @dataclass(frozen=True)
 class Piece:
     """Elements of one tensor of a joint file that this rank stores.
@@ -31,7 +34,7 @@ class Piece:
         first: the first element taken from `source`, flattened.
         count: elements.
         dtype: in the file.
-        deferred: nothing changes `source` before the next optimizer step.
+        changes: when `source` may: at an optimizer step, at any time (a buffer), or never.
     """
 
     offset: int
@@ -39,7 +42,7 @@ class Piece:
     first: int
     count: int
     dtype: torch.dtype
-    deferred: bool = True
+    changes: Changes = "at_step"
 
 
 @dataclass
@@ -77,8 +80,8 @@ class Report:
 class Part:
     """What this rank writes of one checkpoint.
 
-    With an arena, `save`, `write` and `weights` only take what is to be written; `finish()` writes
-    it, in whichever thread calls it. Without one they write at once.
+    What is to be written is taken at once, and written by `finish()`, in whichever thread calls it.
+    (Without an arena there is no room to take a state dict: `save` writes it at once.)
 
     A disk error is kept, not raised: the other ranks are on their way to the next collective, and
     would wait there for this one. After the first error nothing more is written.
@@ -99,7 +102,8 @@ class Part:
         self._arena = arena
         self._later: list[Callable[[], None]] = []
         self._unsynced: list[Path] = []
-        self._places: dict[Memory, torch.Tensor] = {}  # of a live tensor → its snapshot
+        # A live tensor's memory → its snapshot, and the tensor: it must not be freed and reused.
+        self._places: dict[Memory, tuple[torch.Tensor, torch.Tensor]] = {}
         if arena is not None:
             arena.start()
 
@@ -139,7 +143,8 @@ class Part:
         """
         if self._arena is not None:
             for piece in pieces:
-                self._place(piece.source, piece.deferred)
+                if piece.changes != "never":
+                    self._place(piece.source, piece.changes == "at_step")
         self._afterwards(lambda: self._store_pieces(name, size, header, pieces))
 
     def adopt(self, *names: str) -> None:
@@ -197,10 +202,10 @@ class Part:
         assert self._arena is not None
         if tensor.numel() == 0:
             return torch.empty(tensor.shape, dtype=tensor.dtype)
-        known = self._places.get(memory_of(tensor))
-        if known is None:
-            known = self._places[memory_of(tensor)] = self._arena.put(tensor, deferred)
-        return known.view(tensor.shape)
+        key = memory_of(tensor)
+        if key not in self._places:
+            self._places[key] = self._arena.put(tensor, deferred), tensor
+        return self._places[key][0].view(tensor.shape)
 
     def _store(self, name: str, write: Callable[[DigestingFile], object]) -> None:
         path = self.folder / name
@@ -220,7 +225,7 @@ class Part:
                 extents.append((0, len(header)))
                 yield 0, memoryview(header)
             for piece in sorted(pieces, key=lambda piece: piece.offset):
-                source = self._places.get(memory_of(piece.source), piece.source)
+                source, _ = self._places.get(memory_of(piece.source), (piece.source, None))
                 for offset, content in _cast(piece, source, bounce):
                     extents.append((offset, content.nbytes))
                     yield offset, content
@@ -248,15 +253,15 @@ class SnapshotCheckpointEngine(CheckpointEngine):  # type: ignore[misc]  # DeepS
         part: of the checkpoint that is being saved, None between saves.
         derivable: addresses of the 16-bit parameters that a load makes anew from the fp32 masters
             (ZeRO-1 and 2): they are not stored beside them.
-        current: gives the module's state dict at a load, for what was not stored.
+        engine: DeepSpeed's, which saves and loads through this.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Any) -> None:
         super().__init__()
         self.name = "keepstep"
+        self.engine = engine
         self.part: Part | None = None
         self.derivable: set[int] = set()
-        self.current: Callable[[], dict[str, Any]] = dict
 
     def create(self, info: Any) -> None:
         """A save begins; the staging folder is there already."""
@@ -273,7 +278,7 @@ class SnapshotCheckpointEngine(CheckpointEngine):  # type: ignore[misc]  # DeepS
         module = state_dict.get("module")
         if module and self.derivable:
             left_out = [n for n, t in module.items() if t.data_ptr() in self.derivable]
-            kept = type(module)((n, t) for n, t in module.items() if n not in left_out)
+            kept = type(module)((n, t) for n, t in module.items() if n not in set(left_out))
             state_dict = {**state_dict, "module": kept, DERIVED: left_out}
         name = Path(path).relative_to(self.part.folder).as_posix()
         # The module's buffers may change in a forward pass, the optimizer's state does not.
@@ -285,7 +290,13 @@ class SnapshotCheckpointEngine(CheckpointEngine):  # type: ignore[misc]  # DeepS
         state = torch.load(path, map_location=map_location, weights_only=False)
         left_out = state.pop(DERIVED, [])
         if left_out:  # loaded onto themselves, and made from the masters afterwards
-            current = self.current()
+            if not self.engine.zero_load_from_fp32_weights():
+                raise ValueError(
+                    f"{Path(path).name} holds no 16-bit weights beside the fp32 masters, and "
+                    "load_from_fp32_weights: false leaves nothing to load\n"
+                    "    Hint: set zero_optimization.load_from_fp32_weights to true"
+                )
+            current = self.engine.module_state_dict()
             state["module"] |= {name: current[name] for name in left_out}
         return state
 
