@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from keepstep import distributed, train
+from keepstep import contents, distributed, train
 from keepstep.checkpoint import saver
 from keepstep.checkpoint.storage import Storage
+from keepstep.checkpoint.weights import LayoutError
 from keepstep.checkpoint.writer import Part
 
 FAULT, *ARGV = sys.argv[1:]
@@ -51,6 +52,10 @@ def speechless(self: Storage, path: Path, content: bytes) -> None:
     replace(self, path, content)
 
 
+def unknown_layout(model: Any) -> Any:
+    raise LayoutError("save_pretrained makes experts from other weights")
+
+
 if FAULT in ("slow", "stuck", "dies"):
     Part.finish = globals()[FAULT]  # type: ignore[method-assign]
 elif FAULT == "full":
@@ -59,4 +64,6 @@ elif FAULT == "speechless":
     Storage.replace = speechless  # type: ignore[method-assign]
 elif FAULT == "little-memory":
     saver.free_host_memory = lambda: 5_000_000
+elif FAULT == "gather":
+    contents.ask = unknown_layout
 sys.exit(train.main(ARGV))

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from keepstep.checkpoint.runfolder import RunFolder
 from tests.helpers.ranks import Ranks
@@ -35,8 +37,8 @@ def saves(run: Path) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize(
     ("strategy", "fields"),
-    [("cpu_zero3", {}), ("cpu_zero2", {}), ("ddp", LORA)],
-    ids=["zero3", "zero2", "ddp-lora"],
+    [("cpu_zero3", {}), ("cpu_zero2", {}), ("ddp", LORA), ("ddp", {"optim": "adafactor"})],
+    ids=["zero3", "zero2", "ddp-lora", "ddp-adafactor"],
 )
 def test_checkpoints_are_the_same_in_every_mode(
     ranks: Ranks, demo: Path, tmp_path: Path, strategy: str, fields: dict[str, object]
@@ -109,6 +111,9 @@ def test_a_writer_that_is_stuck(ranks: Ranks, demo: Path, tmp_path: Path) -> Non
     kept = [c.step for c in folder.checkpoints()]
     assert 4 not in kept
     assert kept[-1] == 60
+    assert list(folder.staging.iterdir()) == [], "what it wrote when it came back is gone"
+    lines = folder.events.read_text().splitlines()
+    assert sum('"save_failed", "step": 4' in line for line in lines) == 1
     assert all(folder.faults(c, deep=True) == [] for c in folder.checkpoints())
 
 
@@ -141,3 +146,35 @@ def test_bytes_of_a_checkpoint(
     )
     assert checkpoint.manifest.total_bytes - fixed <= 1.02 * 853_120 * (12 + weights)
     assert fixed < 600_000, "none of these has the weights in it"
+
+
+@pytest.mark.parametrize("strategy", ["cpu_zero2", "cpu_zero3"])
+def test_weights_that_have_to_be_gathered(
+    ranks: Ranks, demo: Path, tmp_path: Path, strategy: str
+) -> None:
+    ranks.run(argv(demo, tmp_path / "slices", max_steps=4), strategy=strategy)
+    command = ["gather", *argv(demo, tmp_path / "gathered", max_steps=4)]
+    run = ranks.run(command, strategy=strategy, script=SHIM)
+    assert run.output.count("every save gathers the weights on one rank: save_pretrained") == 1
+    weights = [
+        load_file(tmp_path / name / "checkpoint-4/model.safetensors")
+        for name in ("slices", "gathered")
+    ]
+    assert weights[0].keys() <= weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    folder = RunFolder(tmp_path / "gathered")
+    assert folder.faults(folder.checkpoint(4), deep=True) == []
+
+
+@pytest.mark.parametrize("strategy", ["cpu_zero2", "cpu_zero3", "ddp"])
+def test_the_best_is_loaded_at_the_end(
+    ranks: Ranks, demo: Path, tmp_path: Path, strategy: str
+) -> None:
+    """After the last save has arrived, and under ZeRO-2 without the 16-bit weights in the file."""
+    # The loss falls, so with the sign turned round the first checkpoint is the best.
+    fields = {"load_best_model_at_end": True, "greater_is_better": True}
+    script = Path(__file__).parent / "load_best.py"
+    run = ranks.run(argv(demo, tmp_path, **fields), strategy=strategy, script=script)
+    told = re.search(r"best (\d+) of 12, loaded: True", run.output)
+    assert told is not None, run.output
+    assert int(told[1]) == 4

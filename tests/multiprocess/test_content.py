@@ -20,6 +20,8 @@ CASES = {
     "zero3-bf16": ("cpu_zero3", BF16),
     "zero2": ("cpu_zero2", {}),
     "zero2-bf16": ("cpu_zero2", BF16),
+    "zero3-three-ranks": ("cpu_zero3", {}),
+    "zero2-three-ranks": ("cpu_zero2", BF16),
     "ddp": ("ddp", {}),
     "zero3-frozen": ("cpu_zero3", {}),
     "zero2-frozen": ("cpu_zero2", {}),
@@ -57,7 +59,9 @@ def test_every_tensor_and_object_is_as_the_stock_trainer_stores_it(
     strategy, fields = CASES[case]
     command = argv(demo, tmp_path / "run", max_steps=2, save_steps=2, eval_steps=2, **fields)
     script = Path(__file__).parent / "both_saves.py"
-    ranks.run([str(tmp_path / case), *command], strategy=strategy, script=script)
+    processes = 3 if "three" in case else 2
+    command = [str(tmp_path / case), *command]
+    ranks.run(command, strategy=strategy, script=script, processes=processes)
     plain, ours = tmp_path / case / "checkpoint-2", tmp_path / "run/checkpoint-2"
     states = [p.relative_to(plain) for p in plain.rglob("*.p*") if p.suffix in (".pt", ".pth")]
     assert len(states) >= 4

@@ -175,6 +175,8 @@ def ask(model: Any) -> Probe:
         # Anything that splits, joins or reshapes weights shows in a tensor of equal numbers.
         if number.shape != (PROBE,) or bool((number != number[0]).any()):
             raise LayoutError(f"save_pretrained makes {name} from other weights")
+    if foreign := [name for name, n in stored.items() if not 0 <= int(n[0]) < len(names)]:
+        raise LayoutError(f"save_pretrained adds {foreign[0]}")
     sources = {name: names[int(number[0])] for name, number in stored.items()}
     if len(set(sources.values())) != len(sources):
         raise LayoutError("save_pretrained stores a weight under two names")
