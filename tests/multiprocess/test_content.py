@@ -79,6 +79,9 @@ def test_every_tensor_and_object_is_as_the_stock_trainer_stores_it(
     if "lm_head.weight" in stock.keys() - stored.keys():  # cloned, so the stock one misses the tie
         assert torch.equal(stock.pop("lm_head.weight"), stored["model.embed_tokens.weight"])
     assert differences(stock, stored, weights) == []
+    texts = [p.name for p in plain.glob("*.json") if p.name != "trainer_state.json"]
+    assert len(texts) >= 3
+    assert [n for n in texts if (plain / n).read_bytes() != (ours / n).read_bytes()] == []
     stock_names = {p.relative_to(plain).as_posix() for p in plain.rglob("*") if p.is_file()}
     our_names = {p.relative_to(ours).as_posix() for p in ours.rglob("*") if p.is_file()}
     # Left out on purpose: docs/decisions.md.
