@@ -168,15 +168,15 @@ class Contents:
         """What this rank copies of a checkpoint, at most: for each trained element its master and
         two moments, as Adam has them. What should not fit after all is copied slower."""
         parameters = list(self.trainer.model.parameters())
-        trained = [p for p in parameters if p.requires_grad]
+        changing = [p for p in parameters if p.requires_grad]
         frozen = [] if isinstance(self.trainer.model, PeftModel) else parameters
         frozen = [getattr(p, "ds_tensor", p) for p in frozen if not p.requires_grad]
         if self.engine is not None:
             with contextlib.suppress(LayoutError):
-                trained = masters(self.engine)
+                changing = masters(self.engine)
         elif not distributed.is_main():
-            trained, frozen = [], []
-        sizes = [3 * _bytes(t) for t in trained] + [_bytes(t) for t in frozen]
+            changing, frozen = [], []
+        sizes = [3 * t.nbytes for t in changing] + [t.nbytes for t in frozen]
         return sum(sizes) + 3 * len(sizes) * BLOCK + SLACK
 
     def may_be_lazy(self) -> bool:
@@ -200,7 +200,3 @@ class Contents:
             if optimizer is None:
                 return None
         return optimizer
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

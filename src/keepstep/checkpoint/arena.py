@@ -63,7 +63,7 @@ class Arena:
 
         Its content is copied now or, `deferred`, by `copy()`.
         """
-        size = tensor.numel() * tensor.element_size()
+        size = tensor.nbytes
         begin, end = self._used, self._used + size
         if size == 0 or end > self.size:  # cold memory: slower, as right
             place = torch.empty(tensor.shape, dtype=tensor.dtype)

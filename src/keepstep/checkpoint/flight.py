@@ -2,7 +2,7 @@
 
 Every rank's thread writes its part and reports in a file of the staging area. The main process's
 thread waits for all reports, then commits. Training goes on meanwhile; what came of it is collected
-by the main threads, together (`CheckpointManager.settle`).
+by the main threads, together (`Saver.settle`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ decides or changes in the run folder, the main process does (`RunWriter`) and th
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +22,6 @@ from .runwriter import RunWriter
 from .saver import Mode, Saver
 from .selection import Choice, SelectionError
 from .storage import Storage, sizes_of
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Depth = Literal["auto", "digests", "sizes", "off"]

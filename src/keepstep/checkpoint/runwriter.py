@@ -101,10 +101,9 @@ class RunWriter:
 
     def stage(self, step: int) -> Path:
         """An empty staging folder for the checkpoint of `step`, and one for its reports."""
+        self.discard(step)
         folder = self.run.staging / folder_name(step)
         for place in (self.reports(step), folder):
-            if place.exists():
-                self.storage.remove(place)
             self.storage.make_folder(place)
         return folder
 

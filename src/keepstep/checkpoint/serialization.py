@@ -31,8 +31,7 @@ class Recorder:
         self._snapshots: dict[int, memoryview] = {}
 
     def expect(self, tensor: torch.Tensor) -> None:
-        if tensor.numel():
-            self._snapshots[tensor.data_ptr()] = bytes_of(tensor)
+        self._snapshots[tensor.data_ptr()] = bytes_of(tensor)
 
     def write(self, data: memoryview) -> int:
         view = memoryview(data).cast("B")
@@ -52,9 +51,12 @@ class Recorder:
 
 
 def with_tensors(state: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The same structure of dicts, lists and tuples, with every tensor changed."""
+    """The same structure of dicts, lists and tuples, with every tensor changed.
+
+    An empty one is made anew: it may be what is left of a larger storage.
+    """
     if type(state) in (torch.Tensor, torch.nn.Parameter):  # others have an inner life: torch's own
-        return change(state)
+        return change(state) if state.numel() else torch.empty(state.shape, dtype=state.dtype)
     if isinstance(state, dict):
         changed = copy.copy(state)
         changed.update((name, with_tensors(value, change)) for name, value in state.items())
@@ -72,8 +74,6 @@ def owned(state: Any) -> Any:
     known: dict[Memory, torch.Tensor] = {}
 
     def own(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.numel() == 0:  # it may be what is left of a larger one
-            return torch.empty(tensor.shape, dtype=tensor.dtype)
         key = memory_of(tensor)
         if key not in known:
             known[key] = _with_own_storage(tensor.detach().contiguous())
@@ -90,7 +90,7 @@ def memory_of(tensor: torch.Tensor) -> Memory:
 
 def _with_own_storage(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_cuda:
-        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        whole = tensor.untyped_storage().nbytes() == tensor.nbytes
         return tensor if whole else tensor.clone()
     # The same memory, seen as a storage that ends where the tensor ends.
     return torch.from_numpy(tensor.reshape(-1).view(torch.uint8).numpy()).view(tensor.dtype)

@@ -200,8 +200,6 @@ class Part:
     def _place(self, tensor: torch.Tensor, deferred: bool) -> torch.Tensor:
         """The snapshot of a live tensor: one for the same memory, however often it is met."""
         assert self._arena is not None
-        if tensor.numel() == 0:
-            return torch.empty(tensor.shape, dtype=tensor.dtype)
         key = memory_of(tensor)
         if key not in self._places:
             self._places[key] = self._arena.put(tensor, deferred), tensor
@@ -277,8 +275,9 @@ class SnapshotCheckpointEngine(CheckpointEngine):  # type: ignore[misc]  # DeepS
             raise RuntimeError("DeepSpeed was asked to save outside of KeepstepTrainer's save path")
         module = state_dict.get("module")
         if module and self.derivable:
-            left_out = [n for n, t in module.items() if t.data_ptr() in self.derivable]
-            kept = type(module)((n, t) for n, t in module.items() if n not in set(left_out))
+            stored = ((n, t) for n, t in module.items() if t.data_ptr() not in self.derivable)
+            kept = type(module)(stored)
+            left_out = [name for name in module if name not in kept]
             state_dict = {**state_dict, "module": kept, DERIVED: left_out}
         name = Path(path).relative_to(self.part.folder).as_posix()
         # The module's buffers may change in a forward pass, the optimizer's state does not.
