@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from trl import SFTTrainer
@@ -9,17 +10,22 @@ from trl import SFTTrainer
 from keepstep import distributed, model, train
 from keepstep.parsing import parse_recipe
 
-CHECKPOINT, *ARGV = sys.argv[1:]
-recipe = parse_recipe(ARGV)
-inputs, _, _ = train.gather_inputs(recipe)
-trainer = SFTTrainer(
-    args=recipe.training, **inputs, **model.trainer_arguments(recipe.model, recipe.training, None)
-)
-try:
-    trainer.train(resume_from_checkpoint=CHECKPOINT)
-    for entry in trainer.state.log_history:
-        if distributed.is_main() and "loss" in entry:
-            print(f"stock {entry['step']} {entry['loss']}", flush=True)
-except RuntimeError as error:
-    print(f"stock refuses: {str(error)[:200]}", flush=True)
+
+def resume(checkpoint: str, argv: list[str]) -> None:
+    """The trainer is gone when this returns: DDP must not outlive its process group."""
+    recipe = parse_recipe(argv)
+    inputs, _, _ = train.gather_inputs(recipe)
+    arguments = model.trainer_arguments(recipe.model, recipe.training, None)
+    trainer = SFTTrainer(args=recipe.training, **inputs, **arguments)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        for entry in trainer.state.log_history:
+            if distributed.is_main() and "loss" in entry:
+                print(f"stock {entry['step']} {entry['loss']}", flush=True)
+    except RuntimeError as error:
+        print(f"stock refuses: {str(error)[:200]}", flush=True)
+
+
+resume(sys.argv[1], sys.argv[2:])
+gc.collect()
 distributed.leave()
