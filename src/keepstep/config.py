@@ -8,8 +8,11 @@ from enum import Enum
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import DeepSpeedPlugin
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
+from .checkpoint.batch import Batch
 from .checkpoint.retention import Policy, parse_bytes
 from .checkpoint.saver import Mode
 
@@ -23,6 +26,9 @@ TRAJECTORY_MODEL = (
     *("dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
     *("lora_modules_to_save", "use_rslora", "use_dora"),
 )
+
+
+RESHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")  # `optim`, as tested
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,13 @@ class KeepstepConfig(SFTConfig):
     allow_drift: list[str] = field(
         default_factory=list,
         metadata={"help": "Settings that may differ from those the checkpoint was made with."},
+    )
+    allow_batch_change: bool = field(
+        default=False,
+        metadata={
+            "help": "Where these processes cannot share out the rows of a step evenly: go on with "
+            "the nearest number that they can."
+        },
     )
     max_attempts_without_progress: int = field(
         default=3,
@@ -206,10 +219,37 @@ class KeepstepConfig(SFTConfig):
         return int(self.deepspeed_plugin.zero_stage) if self.deepspeed_plugin else 0
 
     @property
-    def rows_per_step(self) -> int:
-        """Rows that one optimizer step consumes, over all processes."""
-        per_process = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        return int(per_process * self.world_size)
+    def batch(self) -> Batch:
+        """How the rows of one optimizer step are shared out."""
+        per_device, times = self.per_device_train_batch_size, self.gradient_accumulation_steps
+        return Batch(per_device, times, self.world_size)
+
+    def take(self, batch: Batch) -> None:
+        """Share out the rows of a step in this way; before a trainer is built."""
+        self.per_device_train_batch_size = batch.per_device
+        self.gradient_accumulation_steps = batch.accumulation
+        if self.deepspeed:  # its values were filled in from the old ones
+            self.hf_deepspeed_config = HfTrainerDeepSpeedConfig(self.deepspeed)
+            self.hf_deepspeed_config.trainer_config_process(self)
+            self.deepspeed_plugin = DeepSpeedPlugin(hf_ds_config=self.hf_deepspeed_config)
+
+    @property
+    def rigid(self) -> str | None:
+        """Why this attempt can only resume what as many processes with its ZeRO stage have written;
+        None: it can resume any."""
+        plugin = self.deepspeed_plugin
+        settings = plugin.deepspeed_config if plugin else {}
+        zero = settings.get("zero_optimization", {})
+        devices = [zero.get(f"offload_{what}", {}).get("device") for what in ("optimizer", "param")]
+        if "nvme" in devices:
+            return "an optimizer or parameters on NVMe are not resharded"
+        if settings.get("tensor_parallel", {}).get("autotp_size", 0) > 1:
+            return "tensor parallelism is not resharded"
+        if plugin and _word(self.optim) not in RESHARDED_OPTIMIZERS:
+            return f"optim: {_word(self.optim)} has not been tested with another number"
+        if _word(self.train_sampling_strategy) == "batch_rebalance":
+            return "train_sampling_strategy: batch_rebalance deals out rows by that number"
+        return None
 
 
 @dataclass
@@ -230,10 +270,14 @@ class Recipe:
         model = {name: getattr(self.model, name) for name in TRAJECTORY_MODEL}
         if not self.model.use_peft:
             model = {name: value for name, value in model.items() if "ora" not in name}
-        rows = {"rows_per_step": self.training.rows_per_step}
+        rows = {"rows_per_step": self.training.batch.rows}
         return {n: _plain(v) for n, v in (training | model | rows).items()}
 
 
 def _plain(value: Any) -> Any:
     """An enumeration's value; JSON cannot hold the member."""
     return value.value if isinstance(value, Enum) else value
+
+
+def _word(value: Any) -> str:
+    return str(_plain(value))

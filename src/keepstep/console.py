@@ -12,12 +12,14 @@ from transformers import TrainerCallback
 
 from . import __version__, distributed
 from .checkpoint.manager import CheckpointManager
+from .checkpoint.manifest import strategy_name
 from .checkpoint.runfolder import Committed
 from .checkpoint.runwriter import Saved
 from .checkpoint.selection import Choice
 from .config import Recipe
 from .outcome import Outcome
-from .report import human_bytes, strategy_name
+from .report import human_bytes
+from .restore import Resharded
 from .trainer import KeepstepTrainer
 
 WAIT_WORTH_TELLING = 0.05  # seconds
@@ -53,8 +55,10 @@ def introduce(
     )
     say(
         f"{recipe.model.model_name_or_path}: {sum(sizes.values()):,} parameters, "
-        f"{trained:,} trained; {args.rows_per_step} rows a step"
+        f"{trained:,} trained; {args.batch}"
     )
+    if trainer.asked.rows != args.batch.rows:
+        say(f"(the recipe says {trainer.asked}; the run goes on with as many rows as before)")
     for step, why in choice.passed_by.items():
         say(f"checkpoint-{step} is passed by: {why}")
     if choice.under_way:
@@ -100,6 +104,15 @@ def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
     say(f"Checkpoints: keepstep ls {folder}")
 
 
+def _told(resharded: Resharded) -> str:
+    before = f"{resharded.from_processes} x {strategy_name(resharded.from_stage)}"
+    now = f"{resharded.to_processes} x {strategy_name(resharded.to_stage)}"
+    return (
+        f"resharded checkpoint-{resharded.step}: {before} → {now}, {human_bytes(resharded.bytes)} "
+        f"in {resharded.seconds:.2f} s ({resharded.gb_per_s:.2f} GB/s)"
+    )
+
+
 class RunReporter(TrainerCallback):
     """The progress bar and the lines above it; silent on other ranks than the main one."""
 
@@ -110,6 +123,8 @@ class RunReporter(TrainerCallback):
         self.task = TaskID(0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.resharded is not None:
+            say(_told(self.trainer.resharded))
         if not console.is_terminal or not distributed.is_main():
             return
         self.progress = Progress(

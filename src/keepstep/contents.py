@@ -16,8 +16,10 @@ from peft import PeftModel
 from transformers.trainer_callback import ExportableState
 
 from . import distributed
+from .checkpoint.layout import LayoutError, groups, is_stage3, masters
+from .checkpoint.sources import NAMES_FILE, ReshardError
 from .checkpoint.storage import BLOCK
-from .checkpoint.weights import LayoutError, Probe, WeightsFile, ask, captured, masters, trained
+from .checkpoint.weights import Probe, WeightsFile, ask, captured, trained
 from .checkpoint.writer import Part, Piece, SnapshotCheckpointEngine
 
 if TYPE_CHECKING:
@@ -125,6 +127,7 @@ class Contents:
             self._write_engine(part, self.engine)
         elif main:
             part.attempt(lambda: part.save("optimizer.pt", trainer.optimizer.state_dict(), True))
+            part.write(NAMES_FILE, json.dumps(self.group_names()).encode())
         if main:
             part.attempt(lambda: part.save("scheduler.pt", trainer.lr_scheduler.state_dict()))
         scaler = trainer.accelerator.scaler
@@ -163,6 +166,30 @@ class Contents:
                 else:
                     self.trainer.state.stateful_callbacks[name] = state
         return json.dumps(vars(self.trainer.state), indent=2, sort_keys=True).encode() + b"\n"
+
+    def group_names(self) -> list[list[str]]:
+        """Names of the trained parameters, group by group, as the Trainer has built them."""
+        names = {parameter: name for name, parameter in self.trainer.model.named_parameters()}
+        if self.engine is None:
+            optimizer = self.trainer.optimizer
+            return [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+        zero = self.engine.optimizer
+        if not is_stage3(self.engine):
+            return [[names[p] for p in group] for group in zero.bit16_groups]
+        merged: dict[int, list[str]] = {}
+        for i, group in enumerate(groups(self.engine)):
+            merged.setdefault(zero.sub_group_to_group_id[i], []).extend(names[p] for p in group)
+        return [merged[number] for number in sorted(merged)]
+
+    def stored_names(self) -> dict[str, str]:
+        """Of the weights file, after `plan()`: name there → name in the model.
+
+        Raises:
+            ReshardError: it stores the weights under other shapes than the model has.
+        """
+        if self._weights is None:
+            raise ReshardError("the weights are not stored as the model has them in memory")
+        return self._weights.names
 
     def snapshot_bytes(self) -> int:
         """What this rank copies of a checkpoint, at most: for each trained element its master and

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from .checkpoint.manifest import strategy_name
 from .checkpoint.retention import Record, best_step
 from .checkpoint.runfolder import RunFolder
 from .checkpoint.selection import PATIENCE, SelectionError, choose
@@ -24,10 +25,6 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
-
-
-def strategy_name(zero_stage: int) -> str:
-    return f"ZeRO-{zero_stage}" if zero_stage else "DDP"
 
 
 def checkpoint_rows(run: RunFolder) -> list[dict[str, Any]]:

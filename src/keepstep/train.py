@@ -22,7 +22,8 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 from . import data, distributed, model
 from .checkpoint.manager import CheckpointManager, DriftError, Resume
 from .checkpoint.runfolder import Committed
-from .checkpoint.selection import NoProgressError, SelectionError
+from .checkpoint.selection import Choice, NoProgressError, SelectionError
+from .checkpoint.sources import ReshardError
 from .config import ConfigError, Problem, Recipe
 from .console import RunReporter, farewell, introduce, say, show_library_bars
 from .outcome import CONFIG_EXIT_STATUS, EXIT_STATUS, Outcome, ended
@@ -64,19 +65,12 @@ def attempt(recipe: Recipe) -> Outcome:
     manager.start()
     try:
         checkpoint, choice = manager.choose(resume_of(recipe, settings))
-        trainer = build_trainer(
-            recipe,
-            checkpoint,
-            choice.weights_only,
-            manager=manager,
-            settings=settings,
-            **inputs,
-        )
+        trainer = build_trainer(recipe, checkpoint, choice, manager, settings, inputs)
         introduce(trainer, recipe, checkpoint, choice)
-        outcome = carry_on(trainer, None if choice.weights_only else checkpoint)
+        outcome = carry_on(trainer)
     except NoProgressError as error:
         outcome = ended("no_progress", reason=str(error))
-    except (SelectionError, DriftError) as error:
+    except (SelectionError, DriftError, ReshardError) as error:
         manager.end(Outcome("failed", str(error), exit=CONFIG_EXIT_STATUS))
         raise ConfigError([Problem(str(error))]) from error
     except Exception as error:
@@ -126,21 +120,38 @@ def resume_of(recipe: Recipe, settings: dict[str, Any]) -> Resume:
         verify=training.verify_on_resume,
         patience=training.max_attempts_without_progress,
         weights_only=training.resume_weights_only,
-        world_size=training.world_size,
+        batch=training.batch,
+        allow_batch_change=training.allow_batch_change,
         zero_stage=training.zero_stage,
+        rigid=training.rigid,
     )
 
 
 def build_trainer(
-    recipe: Recipe, checkpoint: Committed | None, weights_only: bool, **parts: Any
+    recipe: Recipe,
+    checkpoint: Committed | None,
+    choice: Choice,
+    manager: CheckpointManager,
+    settings: dict[str, Any],
+    inputs: dict[str, Any],
 ) -> KeepstepTrainer:
     """The trainer, with the model that it will train. Ranks: all (collective under ZeRO-3)."""
-    training = recipe.training
-    if checkpoint is not None and not weights_only:
+    training, asked = recipe.training, recipe.training.batch
+    training.take(choice.batch or asked)
+    whole_state = checkpoint is not None and not choice.weights_only
+    if whole_state:
         training.eval_on_start = False  # this step has been evaluated
-    weights = checkpoint.path if checkpoint and weights_only else None
+    weights = checkpoint.path if checkpoint and choice.weights_only else None
     arguments = model.trainer_arguments(recipe.model, training, weights)
-    trainer = KeepstepTrainer(args=training, **parts, **arguments)
+    trainer = KeepstepTrainer(
+        args=training,
+        manager=manager,
+        settings=settings | {"rows_per_step": training.batch.rows},
+        start=checkpoint if whole_state else None,
+        asked=asked,
+        **inputs,
+        **arguments,
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunReporter(trainer))
     if training.early_stopping_patience is not None:
@@ -148,13 +159,14 @@ def build_trainer(
     return trainer
 
 
-def carry_on(trainer: KeepstepTrainer, checkpoint: Committed | None) -> Outcome:
-    """Train from the checkpoint (None: the beginning) to the end. Ranks: all (collective)."""
-    step, planned = checkpoint.step if checkpoint else 0, trainer.planned_steps()
-    if step >= planned or trainer.manager.was_finished_at(checkpoint, planned):
+def carry_on(trainer: KeepstepTrainer) -> Outcome:
+    """Train from its start to the end. Ranks: all (collective)."""
+    start, planned = trainer.start, trainer.planned_steps()
+    step = start.step if start else 0
+    if step >= planned or trainer.manager.was_finished_at(start, planned):
         say(f"This run is finished, at step {step} of {planned}: there is nothing to train.")
     else:
-        trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(start.path) if start else None)
         step = trainer.state.global_step
     best = trainer.manager.best()
     facts: dict[str, Any] = {"global_step": step, "best_step": best.step if best else None}

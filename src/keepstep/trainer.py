@@ -3,9 +3,12 @@
 What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
 - `_save_checkpoint`: Trainer writes straight into `checkpoint-N`, and rotates by age.
 - `_save`: Trainer stores its arguments, absolute paths and Hub token included, every time.
+- `get_train_dataloader`, `_init_training_state`, `set_initial_training_values`: which rows a step
+  has, and where a run goes on, does not depend on the number of processes.
+- `_prepare_for_training`, `_load_rng_state`: what other processes wrote is given to these.
 - `_prepare_for_training`: DeepSpeed saves and loads through our checkpoint engine.
 - `_finalize_training`: what is on its way to the disk has to arrive before the best is chosen.
-- `_load_best_model`: weights that were not stored twice are made from the fp32 masters.
+- `_load_best_model`: the best checkpoint may have been written by other processes.
 - `_determine_best_metric`: given the metrics of each evaluation; an infinite one must not win.
 """
 
@@ -20,15 +23,20 @@ from typing import Any
 
 from peft import PeftModel
 from transformers import TrainerCallback
-from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import has_length
 from trl import SFTTrainer
 
 from . import distributed, preemption
+from .checkpoint.batch import Batch, Course, Dealt
 from .checkpoint.flight import SaveError
 from .checkpoint.manager import CheckpointManager
 from .checkpoint.manifest import Manifest, finite_metrics
+from .checkpoint.runfolder import Committed
 from .checkpoint.runwriter import Saved
 from .contents import Contents
+from .restore import Resharded, derive_rng, restore
+from .sampling import StepSampler, step_loader
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +50,9 @@ class KeepstepTrainer(SFTTrainer):
     """SFTTrainer whose checkpoints are committed by a `CheckpointManager`.
 
     Attributes:
+        start: the checkpoint whose state training goes on with, None for the beginning.
+        asked: how the recipe shares out the rows of a step; `args.batch` is how it is done.
+        resharded: what had to be done to give the state of `start` to these processes, or None.
         preempted: why training stopped before its end, None when it did not.
         last_saved: the newest commit of this attempt, None before the first.
     """
@@ -51,11 +62,16 @@ class KeepstepTrainer(SFTTrainer):
         *args: Any,
         manager: CheckpointManager,
         settings: dict[str, Any] | None = None,
+        start: Committed | None = None,
+        asked: Batch | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.manager = manager
         self.settings = settings or {}
+        self.start = start
+        self.asked: Batch = asked or self.args.batch
+        self.resharded: Resharded | None = None
         self.preempted: str | None = None
         self.last_saved: Saved | None = None
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
@@ -66,6 +82,66 @@ class KeepstepTrainer(SFTTrainer):
         # Retention is the manager's: with a limit of 1, Trainer deletes folders at the end.
         self.args.save_total_limit = None
         self.add_callback(_EveryStep(self))
+
+    @property
+    def course(self) -> Course | None:
+        """Which rows each step has; None of streams and rebalanced batches, which Trainer deals."""
+        if self.args.train_sampling_strategy == "batch_rebalance" or not has_length(
+            self.train_dataset
+        ):
+            return None
+        rows = len(self.train_dataset)
+        return Course(rows, self.args.batch.rows, self.args.dataloader_drop_last)
+
+    def drawn(self) -> int:
+        """Rows drawn before this attempt."""
+        known = self.start.manifest.samples if self.start else 0
+        if known is not None:
+            return known
+        return self.course.after(0, self.start.step) if self.course and self.start else 0
+
+    def lead(self) -> int:
+        """Steps of today's size that the rows drawn would have made, less those that they made:
+        0, unless the rows a step were changed (`allow_batch_change`)."""
+        if self.course is None or self.start is None:
+            return 0
+        epoch, done, _ = self.course.start(self.drawn())
+        return epoch * self.course.steps_per_epoch + done - self.start.step
+
+    def get_train_dataloader(self) -> Any:
+        loader, course = super().get_train_dataloader(), self.course
+        if course is None:
+            return loader
+        order = self._get_train_sampler()
+        if isinstance(order, LengthGroupedSampler):
+            order.batch_size = course.per_step
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        batch, rank = self.args.batch, distributed.rank()
+        return step_loader(loader, StepSampler(course, batch, rank, seed, order, self.drawn()))
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        epochs, per_epoch, *others, max_steps = super().set_initial_training_values(
+            args, dataloader
+        )
+        lead = self.lead()
+        if lead:
+            max_steps -= 0 if args.max_steps > 0 else lead
+            epochs = math.ceil((max_steps + lead) / per_epoch)
+        return epochs, per_epoch, *others, max_steps
+
+    def _init_training_state(self, max_steps: int, per_epoch: int, *args: Any) -> Any:
+        epochs, batches = super()._init_training_state(max_steps, per_epoch, *args)
+        if self.lead():
+            epochs, steps = divmod(self.state.global_step + self.lead(), per_epoch)
+            batches = steps * self.args.gradient_accumulation_steps
+        return epochs, batches
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        written_by = self.start.manifest.world_size if self.start else self.args.world_size
+        if written_by == self.args.world_size:
+            super()._load_rng_state(checkpoint)
+        else:
+            derive_rng(self.args.seed, self.state.global_step, distributed.rank())
 
     def planned_steps(self) -> int:
         """How many optimizer steps the whole run has. Ranks: all."""
@@ -84,8 +160,13 @@ class KeepstepTrainer(SFTTrainer):
     ) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         self.contents.attach()
-        if resume_from_checkpoint is not None:
-            self._restore(resume_from_checkpoint)
+        if self.start is not None:
+            self.resharded = restore(self, self.start)
+        if self.resharded is not None:
+            facts = self.resharded.as_json()
+            self.manager.saver.on_main(
+                "recording", lambda writer: writer.record("reshard", **facts)
+            )
         self._prepare_saves()
         return prepared
 
@@ -105,24 +186,12 @@ class KeepstepTrainer(SFTTrainer):
         if reason is not None and distributed.is_main():
             logger.warning("%s: checkpoints are written in the foreground.", reason)
 
-    def _restore(self, checkpoint: str) -> None:
-        """As `Trainer._prepare_for_training` resumes. Ranks: all (collective)."""
-        if self.is_deepspeed_enabled:
-            strict = not isinstance(self.model, PeftModel)
-            deepspeed_load_checkpoint(self.deepspeed, checkpoint, load_module_strict=strict)
-            self._derive_weights()
-        self._load_optimizer_and_scheduler(checkpoint)
-        self._load_scaler(checkpoint)
-
-    def _derive_weights(self) -> None:
-        """ZeRO-1 and 2: the parameters from the fp32 masters. Ranks: all (collective)."""
-        if self.args.zero_stage in (1, 2):
-            self.deepspeed.optimizer.update_lp_params()
-
     def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if self.is_deepspeed_enabled:
-            self._derive_weights()
+        best = self.manager.best()
+        if self.is_deepspeed_enabled and best is not None:
+            restore(self, best)  # it may be other processes that wrote it
+        else:
+            super()._load_best_model()
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self.hear()
@@ -164,13 +233,14 @@ class KeepstepTrainer(SFTTrainer):
 
     def _describe(self) -> Manifest:
         step, metrics = self._evaluated
+        course = self.course
         return Manifest(
             run_id="",
             attempt=0,
             parent=None,
             global_step=self.state.global_step,
             epoch=round(self.state.epoch or 0.0, 6),
-            samples=self._samples_consumed(),
+            samples=self._samples(),
             metrics=metrics if step == self.state.global_step else {},
             world_size=self.args.world_size,
             zero_stage=self.args.zero_stage,
@@ -182,6 +252,7 @@ class KeepstepTrainer(SFTTrainer):
             versions=VERSIONS,
             saved_at="",
             save_seconds=0.0,
+            dealt=Dealt(self.args.batch, self.asked, course.rows if course else None).as_json(),
         )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -198,14 +269,12 @@ class KeepstepTrainer(SFTTrainer):
         finite = bool(self._finite) and all(map(math.isfinite, self._logged.values()))
         return {"finite": finite, **finite_metrics(self._logged)}
 
-    def _samples_consumed(self) -> int:
-        batch = self.args.rows_per_step
-        try:
-            rows = len(self.train_dataset)
-        except TypeError:  # streamed: the length is not known
-            return int(self.state.global_step * batch)
-        epochs, steps = divmod(self.state.global_step, math.ceil(rows / batch))
-        return int(epochs * rows + min(steps * batch, rows))
+    def _samples(self) -> int:
+        """Rows drawn since the start of the run."""
+        made = self.state.global_step - (self.start.step if self.start else 0)
+        if self.course is None:
+            return self.drawn() + made * int(self.args.batch.rows)
+        return self.course.after(self.drawn(), made)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Weights, configuration and tokenizer in Hugging Face layout; no training_args.bin."""

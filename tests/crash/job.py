@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from keepstep import distributed
+from keepstep.checkpoint.batch import Batch
 from keepstep.checkpoint.manager import CheckpointManager, Resume
 from keepstep.checkpoint.retention import Policy
 from keepstep.checkpoint.storage import Storage
@@ -79,7 +80,9 @@ def main() -> None:
     policy = Policy(int(LIMIT), "metric" if int(LIMIT) > 1 else "recency", "eval_loss")
     manager = CheckpointManager(RUN, policy, Storage(before=crash), mode=MODE)
     manager.start()
-    chosen, choice = manager.choose(Resume(REQUEST, world_size=world, zero_stage=3, patience=10**6))
+    chosen, choice = manager.choose(
+        Resume(REQUEST, batch=Batch(1, 1, world), zero_stage=3, patience=10**6)
+    )
     if MODE != "off":
         assert manager.saver.reserve(1 << 20) is None
     begin = 0

@@ -16,17 +16,25 @@ SOURCE = ROOT / "src/keepstep"
 LEVELS = [
     {"__init__", "checkpoint.__init__"},
     {
-        *("checkpoint.manifest", "checkpoint.retention", "checkpoint.selection"),
+        *(
+            "checkpoint.batch",
+            "checkpoint.manifest",
+            "checkpoint.retention",
+            "checkpoint.selection",
+        ),
         *("checkpoint.lineage", "noise", "preemption"),
     },
-    {"checkpoint.storage", "checkpoint.arena", "distributed", "outcome"},
-    {"checkpoint.runfolder", "checkpoint.joint", "checkpoint.serialization"},
-    {"checkpoint.runwriter", "checkpoint.writer", "report"},
+    {"checkpoint.storage", "checkpoint.arena", "checkpoint.layout", "distributed", "outcome"},
+    {
+        *("checkpoint.runfolder", "checkpoint.joint", "checkpoint.serialization"),
+        *("checkpoint.sources", "sampling"),
+    },
+    {"checkpoint.runwriter", "checkpoint.writer", "checkpoint.reshard", "report"},
     {"checkpoint.flight", "checkpoint.weights"},
     {"checkpoint.saver"},
     {"checkpoint.manager"},
     {"config"},
-    {"parsing", "preflight", "data", "model", "contents", "trainer"},
+    {"parsing", "preflight", "data", "model", "contents", "restore", "trainer"},
     {"console"},
     {"train", "cli"},
 ]

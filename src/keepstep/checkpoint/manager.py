@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .. import distributed
 from ..outcome import Outcome
+from .batch import Batch, BatchError, Dealt, agree
 from .lineage import Attempt
-from .manifest import differences, drift, missing_state
+from .manifest import differences, drift, missing_state, not_reshardable, strategy_name
 from .retention import Policy
 from .runfolder import Committed, RunFolder
 from .runwriter import RunWriter
@@ -24,6 +25,7 @@ from .selection import Choice, SelectionError
 from .storage import Storage, sizes_of
 
 T = TypeVar("T")
+ROWS = "rows_per_step"  # the setting that `Batch` decides
 Depth = Literal["auto", "digests", "sizes", "off"]
 
 
@@ -42,8 +44,11 @@ class Resume:
         verify: how the files are compared with the manifest before anything is loaded.
         patience: how often a checkpoint may be resumed without progress.
         weights_only: take the weights and start at step 0 with a new optimizer.
-        world_size: processes of this attempt.
+        batch: how the recipe shares out the rows of a step among this attempt's processes.
+        allow_batch_change: accept other rows a step where those processes cannot share them out.
         zero_stage: DeepSpeed's ZeRO stage of this attempt, 0 for DDP or a single process.
+        rigid: why this attempt can only resume what was written by as many processes with the
+            same stage; None: any.
     """
 
     request: str = "auto"
@@ -52,8 +57,10 @@ class Resume:
     verify: Depth = "auto"
     patience: int = 3
     weights_only: bool = False
-    world_size: int = 1
+    batch: Batch = field(default_factory=lambda: Batch(1, 1, 1))
+    allow_batch_change: bool = False
     zero_stage: int = 0
+    rigid: str | None = None
 
 
 class CheckpointManager:
@@ -162,9 +169,7 @@ class CheckpointManager:
         weights_only = resume.weights_only and not choice.under_way
         if chosen is not None and not weights_only:
             _check_state(chosen, resume)
-            changed = drift(chosen.manifest.settings, resume.settings or {}, resume.allow_drift)
-            if changed:
-                raise DriftError(_drift_report(chosen, changed))
+            choice = replace(choice, batch=_agreed_batch(chosen, resume))
         choice = replace(choice, weights_only=weights_only)
         self.writer.record_resume(resume.request, resume.weights_only, chosen, choice)
         return chosen, choice
@@ -201,14 +206,34 @@ def _check_state(checkpoint: Committed, resume: Resume) -> None:
             f"{name} holds weights, not the state to go on from: it has no {', '.join(missing)}\n"
             "    Hint: resume_weights_only: true starts anew with its weights."
         )
+    reason = resume.rigid or not_reshardable(manifest.files)
     written = (manifest.world_size, manifest.zero_stage)
-    here = (resume.world_size, resume.zero_stage)
-    if written != here:
+    here = (resume.batch.world_size, resume.zero_stage)
+    if written != here and reason:
         raise SelectionError(
-            f"{name} was written by {written[0]} processes with ZeRO stage {written[1]}; this "
-            f"attempt has {here[0]} with stage {here[1]} (0: DDP)\n"
+            f"{name} was written by {_processes(*written)}; this attempt has {_processes(*here)}, "
+            f"and {reason}\n"
             f"    Hint: launch {written[0]} processes with the config that the run began with."
         )
+
+
+def _agreed_batch(checkpoint: Committed, resume: Resume) -> Batch:
+    """How the rows of a step are shared out from here on; anything else must not have changed."""
+    manifest = checkpoint.manifest
+    try:
+        batch = agree(Dealt.from_json(manifest.dealt), resume.batch, resume.allow_batch_change)
+    except BatchError as error:
+        raise SelectionError(f"{checkpoint.path.name}: {error}") from error
+    accepted = [*resume.allow_drift, *([ROWS] if resume.allow_batch_change else [])]
+    now = {**(resume.settings or {}), ROWS: batch.rows}
+    changed = drift(manifest.settings, now, accepted)
+    if changed:
+        raise DriftError(_drift_report(checkpoint, changed))
+    return batch
+
+
+def _processes(count: int, zero_stage: int) -> str:
+    return f"{count} x {strategy_name(zero_stage)}"
 
 
 def _drift_report(checkpoint: Committed, changed: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ class Manifest:
         parent: the step of the checkpoint that this attempt resumed from; None: from the start.
         global_step: optimizer steps completed.
         epoch: passes over the training data completed, a fraction.
-        samples: training rows consumed, over all ranks, since the start of the run.
+        samples: training rows drawn, over all ranks, since the start of the run; None: not known.
         metrics: the evaluation at this step (`eval_loss`, …); empty when none was made here.
         world_size: processes that wrote it.
         zero_stage: DeepSpeed's ZeRO stage, 0 for DDP or a single process.
@@ -51,6 +51,7 @@ class Manifest:
         saved_at: UTC, ISO 8601.
         save_seconds: how long training stood still for it.
         files: path relative to the checkpoint → `FileEntry`; the manifest itself is not in it.
+        dealt: how the rows of a step were shared out (`Dealt`); empty: not known.
     """
 
     run_id: str
@@ -58,7 +59,7 @@ class Manifest:
     parent: int | None
     global_step: int
     epoch: float
-    samples: int
+    samples: int | None
     metrics: dict[str, float]
     world_size: int
     zero_stage: int
@@ -71,6 +72,7 @@ class Manifest:
     saved_at: str
     save_seconds: float
     files: dict[str, FileEntry] = field(default_factory=dict)
+    dealt: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property
@@ -151,6 +153,25 @@ def missing_state(manifest: Manifest) -> list[str]:
         if not any(name.endswith(shard) for name in manifest.files):
             missing.append(shard)
     return missing
+
+
+def not_reshardable(names: Iterable[str]) -> str | None:
+    """Why files of these names cannot be given to other processes; None when they can."""
+    kinds = {
+        r"expert": "mixture of experts",
+        r"(^|/)layer_\d+": "pipeline parallelism",
+        r"_?mp_rank_(?!00)\d+": "tensor parallelism",
+        r"(^|/)offloaded_tensors/": "an optimizer on NVMe",
+    }
+    for name in names:
+        for pattern, kind in kinds.items():
+            if re.search(pattern, name):
+                return f"{kind} is not resharded"
+    return None
+
+
+def strategy_name(zero_stage: int) -> str:
+    return f"ZeRO-{zero_stage}" if zero_stage else "DDP"
 
 
 def drift(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from .batch import Batch
+
 WORDS = ("auto", "latest", "best", "never")
 PATIENCE = 3  # resumes of one checkpoint without progress, unless the recipe says otherwise
 SHOWN = 5  # of a list that may have thousands of lines
@@ -58,6 +60,7 @@ class Choice:
 
     `invalid` are those whose files are not what was written: they belong in quarantine.
     `under_way`: the request was carried out by an earlier attempt; this one carries on from there.
+    `batch`: how the rows of a step are shared out from there on; None: as the recipe says.
     """
 
     step: int | None
@@ -65,6 +68,7 @@ class Choice:
     invalid: Mapping[int, str] = field(default_factory=dict)
     under_way: bool = False
     weights_only: bool = False
+    batch: Batch | None = None
 
 
 def choose(request: str, situation: Situation) -> Choice:

@@ -4,10 +4,6 @@ Which names the file has is asked of the library: `save_pretrained` is given a s
 tensors hold nothing but a number, and the numbers that come back say which weight went where.
 Each rank then stores the slices that it owns: of the fp32 masters under ZeRO, cast to the weight's
 type.
-
-Layouts (deepspeed 0.19.8): stage 3 (zero/stage3.py) cuts every parameter into `world_size` slices
-of ceil(n / world_size) elements, one after the other in each sub-group's flat buffer; stages 1 and
-2 (zero/stage_1_and_2.py) lay a group's parameters out in one flat buffer, cut into equal parts.
 """
 
 from __future__ import annotations
@@ -24,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from .layout import LayoutError, masters, slices
 from .storage import BLOCK
 from .writer import Changes, Part, Piece
 
@@ -45,10 +42,6 @@ SAFETENSORS_TYPES = {
 PROBE = 7  # elements; a prime, so that nothing can share them out
 
 
-class LayoutError(ValueError):
-    """Weights that cannot be written slice by slice: the model has to be gathered."""
-
-
 # Of the weights file: its name, the files beside it, and the name in the file → in the model.
 Probe = tuple[str, dict[str, bytes], dict[str, str]]
 
@@ -60,6 +53,7 @@ class WeightsFile:
         name: of the file.
         size: in bytes.
         companions: the other files (configuration, …), name → content.
+        names: of the weights in the file → in the model.
     """
 
     def __init__(self, model: Any, probe: Probe) -> None:
@@ -70,6 +64,7 @@ class WeightsFile:
         """
         live = _live(model)
         self.name, self.companions, sources = probe
+        self.names = sources
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         position = 0
         self._offsets: dict[str, int] = {}  # of a weight's name in the model, behind the header
@@ -124,21 +119,6 @@ def captured(save: Callable[[str], object]) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory(prefix="keepstep-") as folder:
         save(folder)
         return _contents(Path(folder))
-
-
-def masters(engine: Any) -> list[torch.Tensor]:
-    """This rank's flat fp32 masters, one per parameter group or sub-group, without padding.
-
-    Raises:
-        LayoutError: the optimizer is none of DeepSpeed's ZeRO-1, 2 or 3.
-    """
-    optimizer = engine.optimizer
-    if hasattr(optimizer, "fp32_partitioned_groups_flat"):
-        return list(optimizer.fp32_partitioned_groups_flat)
-    if hasattr(optimizer, "single_partition_of_fp32_groups"):
-        flats = optimizer.single_partition_of_fp32_groups
-        return [f[: f.numel() - p] for f, p in zip(flats, optimizer.groups_padding, strict=True)]
-    raise LayoutError(f"{type(optimizer).__name__} keeps no fp32 masters that keepstep knows")
 
 
 def trained(engine: Any) -> Iterator[torch.nn.Parameter]:
@@ -211,12 +191,12 @@ def _pieces(
     """(weight, what this rank has of it, with the offset from the weight's beginning in bytes)."""
     done: set[int] = set()
     if engine is not None:
-        slices = _stage3 if hasattr(engine.optimizer, "fp32_partitioned_groups_flat") else _stage12
-        for parameter, begin, source, first, count in slices(engine, rank, world_size):
+        sources = masters(engine)
+        for parameter, begin, group, first, count in slices(engine, rank, world_size):
             done.add(id(parameter))
             if count:
                 offset = begin * parameter.element_size()
-                yield parameter, Piece(offset, source, first, count, parameter.dtype)
+                yield parameter, Piece(offset, sources[group], first, count, parameter.dtype)
     for tensor in tensors:
         if id(tensor) in done:
             continue
@@ -234,35 +214,3 @@ def _pieces(
             if isinstance(tensor, torch.nn.Parameter):
                 changes = "at_step" if tensor.requires_grad else "never"
             yield tensor, Piece(0, tensor, 0, tensor.numel(), tensor.dtype, changes)
-
-
-Slice = tuple[torch.Tensor, int, torch.Tensor, int, int]  # weight, from, master, from, elements
-
-
-def _stage3(engine: Any, rank: int, world_size: int) -> Iterator[Slice]:
-    optimizer = engine.optimizer
-    for group, flat in zip(optimizer.fp16_groups, masters(engine), strict=True):
-        position = 0
-        for parameter in group:
-            size = parameter.partition_numel()
-            if size != -(-parameter.ds_numel // world_size):
-                raise LayoutError("parameters are partitioned among a part of the ranks")
-            begin = rank * size
-            count = max(0, min(size, parameter.ds_numel - begin))
-            yield parameter, begin, flat, position, count
-            position += size
-        if position != flat.numel():
-            raise LayoutError("the fp32 masters are not in host or device memory")
-
-
-def _stage12(engine: Any, rank: int, world_size: int) -> Iterator[Slice]:
-    optimizer = engine.optimizer
-    groups, offsets = optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets
-    for i, flat in enumerate(masters(engine)):
-        size = optimizer.partition_size[i]
-        if size * world_size != len(optimizer.bit16_groups_flat[i]):
-            raise LayoutError("parameters are partitioned among a part of the ranks")
-        low, high = rank * size, rank * size + flat.numel()
-        for parameter, offset in zip(groups[i], offsets[i], strict=True):
-            begin, end = max(low, offset), min(high, offset + parameter.numel())
-            yield parameter, begin - offset, flat, begin - low, max(0, end - begin)

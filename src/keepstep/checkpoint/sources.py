@@ -1,0 +1,317 @@
+"""What a stored checkpoint holds of each parameter, by name: any slice, read where it lies.
+
+Files are mapped, not read: a rank touches only the pages of the slices that it asks for. The
+layouts are those of layout.py; here they are taken from what the files say of themselves
+(deepspeed 0.19.8: `param_shapes`, `param_slice_mappings`, `param_groups`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from safetensors import safe_open
+
+MASTER = "fp32"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+NAMES_FILE = "optimizer_names.json"  # beside optimizer.pt, which knows its parameters by number
+
+
+class ReshardError(ValueError):
+    """A checkpoint that cannot be given to other processes; says what is not supported."""
+
+
+class Piece(NamedTuple):
+    """Elements `begin` to `end` of a parameter: those of `flat()` from `first`."""
+
+    begin: int
+    end: int
+    flat: Callable[[], torch.Tensor]  # its file is opened only when something in it is wanted
+    first: int
+
+
+class Source(Protocol):
+    """The state of a run, by parameter name. Reading may be done by each rank for itself.
+
+    Attributes:
+        sizes: trained parameters → elements.
+        groups: their names, flat buffer by flat buffer (or group by group).
+        moments: what the optimizer keeps for each, beside its step; empty before its first step.
+        buffers: the model's persistent buffers.
+        counters: of DeepSpeed: `global_steps`, `global_samples`, `skipped_steps`.
+        scaler: DeepSpeed's loss scaler, None without.
+        bytes_read: so far.
+    """
+
+    sizes: dict[str, int]
+    groups: list[list[str]]
+    moments: tuple[str, ...]
+    buffers: dict[str, torch.Tensor]
+    counters: dict[str, int]
+    scaler: Any
+    bytes_read: int
+
+    def pieces(self, name: str, key: str) -> Iterator[Piece]:
+        """The stored pieces of a parameter's master or moment, in rising order."""
+
+    def frozen(self, name: str) -> Iterator[Piece]:
+        """The same of a parameter that is not trained; none where it is not stored."""
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The hyper-parameters of the group that a parameter belongs to."""
+
+    def step(self, name: str) -> Any:
+        """The optimizer's steps with a parameter: a number or a tensor, as it was stored."""
+
+
+def copy_slice(source: Source, pieces: Iterator[Piece], begin: int, out: torch.Tensor) -> None:
+    """Fill `out` with a parameter's elements from `begin`, cast to its type.
+
+    Raises:
+        ReshardError: they are not all there.
+    """
+    position, end = begin, begin + out.numel()
+    for piece in pieces:
+        low, high = max(position, piece.begin), min(end, piece.end)
+        if low != position or low >= high:
+            continue
+        stored = piece.flat()[piece.first + low - piece.begin :][: high - low]
+        out[low - begin : high - begin].copy_(stored)
+        source.bytes_read += stored.nbytes
+        position = high
+    if position != end:
+        raise ReshardError(f"elements {position} to {end} of a parameter are not in the files")
+
+
+class _Stored:
+    """What the sources have in common."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+        self.groups: list[list[str]] = []
+        self.moments: tuple[str, ...] = ()
+        self.buffers: dict[str, torch.Tensor] = {}
+        self.counters: dict[str, int] = {}
+        self.scaler: Any = None
+        self.bytes_read = 0
+
+    def frozen(self, name: str) -> Iterator[Piece]:
+        yield from ()
+
+    def _take_moments(self, state: Mapping[str, Any]) -> None:
+        """The names of an optimizer's state of one parameter: those of Adam, or none yet."""
+        names = tuple(name for name in state if name != "step")
+        if names and names != MOMENTS:
+            raise ReshardError(f"the optimizer keeps {', '.join(names)}; tested are: Adam's")
+        self.moments = names
+
+
+class _ZeroStored(_Stored):
+    """Shards of DeepSpeed's ZeRO: one optimizer file per rank."""
+
+    _masters = _optimizer = ""  # their names in a shard
+
+    def __init__(self, folder: Path, model_file: str) -> None:
+        super().__init__()
+        self._folder = folder
+        states = self._model_states = load(folder / model_file)
+        if states["mp_world_size"] != 1 or "num_experts" in states:
+            raise ReshardError("mixture of experts, tensor or pipeline parallel: not supported")
+        self.groups = [list(group) for group in states["param_shapes"]]
+        for group in states["param_shapes"]:
+            self.sizes |= {name: math.prod(shape) for name, shape in group.items()}
+        self.buffers = {name: states["module"][name] for name in states["buffer_names"]}
+        names = ("global_steps", "global_samples", "skipped_steps")
+        self.counters = {name: states[name] for name in names}
+        self.world_size = int(states["dp_world_size"])
+        self._files = sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"), key=_rank_of)
+        if [_rank_of(file) for file in self._files] != list(range(self.world_size)):
+            raise ReshardError(f"{folder.name} does not hold the shards of {self.world_size} ranks")
+        self._shards: dict[int, Any] = {}
+        self.scaler = self._shard(0)["loss_scaler"]
+        base = self._shard(0)[self._optimizer]
+        if not isinstance(base, dict):
+            raise ReshardError("shards written with elastic_checkpoint: true are not supported")
+        # Flat buffers are numbered as they come, parameter group by parameter group.
+        self._settings_of = {i: group for group in base["param_groups"] for i in group["params"]}
+        self._group_of = {name: i for i, group in enumerate(self.groups) for name in group}
+        self._take_moments(next(iter(base["state"].values()), {}))
+
+    def settings(self, name: str) -> dict[str, Any]:
+        return dict(self._settings_of[self._group_of[name]])
+
+    def step(self, name: str) -> Any:
+        return self._shard(0)[self._optimizer]["state"][self._group_of[name]]["step"]
+
+    def _shard(self, rank: int) -> Any:
+        if rank not in self._shards:
+            self._shards[rank] = load(self._files[rank])["optimizer_state_dict"]
+        return self._shards[rank]
+
+    def _flat(self, rank: int, key: str, group: int) -> torch.Tensor:
+        """A rank's flat buffer of a group: of the masters or of a moment."""
+        shard = self._shard(rank)
+        if key == MASTER:
+            flat: torch.Tensor = shard[self._masters][group]
+        else:
+            flat = shard[self._optimizer]["state"][group][key]
+        return flat.reshape(-1)
+
+
+class Zero3Source(_ZeroStored):
+    """Shards of stage 3."""
+
+    _masters, _optimizer = "fp32_flat_groups", "optimizer_state_dict"
+
+    def __init__(self, folder: Path) -> None:
+        (first,) = folder.glob("*zero_pp_rank_0_mp_rank_00_model_states.pt")
+        super().__init__(folder, first.name)
+        self._first: dict[str, int] = {}  # name → where it begins in its sub-group's flat buffer
+        for group in self.groups:
+            position = 0
+            for name in group:
+                self._first[name] = position
+                position += self._share(self.sizes[name])
+
+    def pieces(self, name: str, key: str) -> Iterator[Piece]:
+        group, total, share = self._group_of[name], self.sizes[name], self._share(self.sizes[name])
+        for rank in range(self.world_size):
+            begin, end = rank * share, min((rank + 1) * share, total)
+            yield Piece(begin, end, partial(self._flat, rank, key, group), self._first[name])
+
+    def frozen(self, name: str) -> Iterator[Piece]:
+        shapes = self._model_states["frozen_param_shapes"] or {}
+        if name in shapes:
+            total = math.prod(shapes[name])
+            share = self._share(total)
+            for rank in range(self.world_size):
+                begin, end = rank * share, min((rank + 1) * share, total)
+                yield Piece(begin, end, partial(self._frozen_part, rank, name), 0)
+
+    def _frozen_part(self, rank: int, name: str) -> torch.Tensor:
+        (path,) = self._folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
+        part: torch.Tensor = load(path)["frozen_param_fragments"][name]
+        return part.reshape(-1)
+
+    def _share(self, elements: int) -> int:
+        return -(-elements // self.world_size)
+
+
+class Zero12Source(_ZeroStored):
+    """Shards of stages 1 and 2."""
+
+    _masters, _optimizer = "single_partition_of_fp32_groups", "base_optimizer_state"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "mp_rank_00_model_states.pt")
+        shard = self._shard(0)
+        self._part = [  # elements of a rank's part of each group, padding included
+            flat.numel() + padding
+            for flat, padding in zip(shard[self._masters], shard["group_paddings"], strict=True)
+        ]
+        paddings = shard.get("param_alignment_paddings") or [[0] * len(g) for g in self.groups]
+        self._offset: dict[str, int] = {}  # name → where it begins in its group
+        for group, behind in zip(self.groups, paddings, strict=True):
+            position = 0
+            for name, padding in zip(group, behind, strict=True):
+                self._offset[name] = position
+                position += self.sizes[name] + padding
+
+    def pieces(self, name: str, key: str) -> Iterator[Piece]:
+        group, offset = self._group_of[name], self._offset[name]
+        part, end = self._part[group], offset + self.sizes[name]
+        for rank in range(offset // part, -(-end // part)):
+            low, high = max(offset, rank * part), min(end, (rank + 1) * part)
+            flat = partial(self._flat, rank, key, group)
+            yield Piece(low - offset, high - offset, flat, low - rank * part)
+
+    def frozen(self, name: str) -> Iterator[Piece]:
+        stored = self._model_states["module"].get(name)
+        if stored is not None:
+            yield Piece(0, stored.numel(), lambda: stored.reshape(-1), 0)
+
+
+class TorchSource(_Stored):
+    """A checkpoint of DDP or a single process: optimizer.pt, and the weights themselves."""
+
+    def __init__(
+        self, folder: Path, groups: Sequence[Sequence[str]], weights: Mapping[str, str], step: int
+    ) -> None:
+        """
+        Args:
+            folder: the checkpoint.
+            groups: names of the parameters that optimizer.pt numbers, group by group.
+            weights: of the weights file(s): name there → name in the model.
+            step: the checkpoint's.
+        """
+        super().__init__()
+        self.groups = [list(group) for group in groups if group]
+        self._weights = dict(_stored_weights(folder, weights))
+        self.buffers = self._weights
+        self.counters = {"global_steps": step, "skipped_steps": 0}
+        saved = load(folder / "optimizer.pt")
+        self._state: dict[str, Any] = {}
+        self._param_groups: dict[str, Any] = {}
+        stored = [group for group in saved["param_groups"] if group["params"]]
+        if [len(group["params"]) for group in stored] != list(map(len, self.groups)):
+            raise ReshardError("optimizer.pt was written for other parameter groups")
+        for group, names in zip(stored, self.groups, strict=True):
+            for number, name in zip(group["params"], names, strict=True):
+                if name not in self._weights:
+                    raise ReshardError(f"the weights file does not hold {name}")
+                self._param_groups[name] = group
+                self._state[name] = saved["state"].get(number, {})
+                self.sizes[name] = self._weights[name].numel()
+        self._take_moments(next(iter(self._state.values()), {}))
+
+    def pieces(self, name: str, key: str) -> Iterator[Piece]:
+        stored = self._weights[name] if key == MASTER else self._state[name][key]
+        yield Piece(0, stored.numel(), lambda: stored.reshape(-1), 0)
+
+    def frozen(self, name: str) -> Iterator[Piece]:
+        if name in self._weights:
+            yield from self.pieces(name, MASTER)
+
+    def settings(self, name: str) -> dict[str, Any]:
+        return dict(self._param_groups[name])
+
+    def step(self, name: str) -> Any:
+        return self._state[name]["step"]
+
+
+def zero_source(checkpoint: Path) -> Zero3Source | Zero12Source | None:
+    """The shards in a checkpoint; None when DeepSpeed has not written it.
+
+    Raises:
+        ReshardError: they are not all there, or of a kind that is not supported.
+    """
+    tag = checkpoint / "latest"
+    if not tag.is_file():
+        return None
+    folder = checkpoint / tag.read_text().strip()
+    stage3 = any(folder.glob("*zero_pp_rank_0_mp_rank_00_model_states.pt"))
+    return Zero3Source(folder) if stage3 else Zero12Source(folder)
+
+
+def load(path: Path) -> Any:
+    """A torch file, its tensors mapped. DeepSpeed stores classes of its own beside the tensors, so
+    weights_only cannot be used: the files are the run's own, compared with their manifest."""
+    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+
+
+def _rank_of(path: Path) -> int:
+    (number,) = re.findall(r"zero_pp_rank_(\d+)_mp_rank_00", path.name) or [-1]
+    return int(number)
+
+
+def _stored_weights(folder: Path, names: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # not a dict
+                if name in names:
+                    yield names[name], file.get_tensor(name)

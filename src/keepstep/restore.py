@@ -1,0 +1,156 @@
+"""Gives a checkpoint's state back to the Trainer, whichever processes wrote it.
+
+The counterpart of contents.py. A checkpoint of the same layout goes through DeepSpeed's (or
+torch's) own loader as it is; any other is resharded on the way (checkpoint/reshard.py).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import xxhash
+from peft import PeftModel
+from transformers import set_seed
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+
+from . import distributed
+from .checkpoint.reshard import fits, load_shard, restore_torch, shard_for
+from .checkpoint.runfolder import Committed
+from .checkpoint.sources import NAMES_FILE, ReshardError, Source, TorchSource, zero_source
+
+if TYPE_CHECKING:
+    from .trainer import KeepstepTrainer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Resharded:
+    """A checkpoint's state, given to other processes than wrote it.
+
+    Attributes:
+        step: of the checkpoint.
+        from_processes, from_stage: that wrote it (stage 0: DDP or a single process).
+        to_processes, to_stage: that have it now.
+        bytes: read by all ranks together.
+        seconds: from the first file opened to the state loaded, on the slowest rank.
+    """
+
+    step: int
+    from_processes: int
+    from_stage: int
+    to_processes: int
+    to_stage: int
+    bytes: int
+    seconds: float
+
+    @property
+    def gb_per_s(self) -> float:
+        return round(self.bytes / max(self.seconds, 1e-9) / 1e9, 3)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"gb_per_s": self.gb_per_s}
+
+
+def restore(trainer: KeepstepTrainer, checkpoint: Committed) -> Resharded | None:
+    """Load weights, optimizer, scheduler and loss scaler. Ranks: all (collective).
+
+    Returns: what was resharded; None when the checkpoint's layout was this attempt's.
+
+    Raises:
+        ReshardError: on every rank: the state cannot be given to these processes.
+    """
+    started = time.perf_counter()
+    if checkpoint.manifest.zero_stage == 0 != trainer.args.zero_stage:
+        trainer.contents.plan()  # collective: which weight of the file is which of the model
+    source = together(lambda: _foreign_source(trainer, checkpoint))
+    if source is None and trainer.is_deepspeed_enabled:
+        _load_shards_as_they_are(trainer, checkpoint)
+    elif source is not None and trainer.is_deepspeed_enabled:
+        shard = together(lambda: shard_for(trainer.deepspeed, source))
+        load_shard(trainer.deepspeed, shard, source.counters)
+    elif source is not None:
+        together(lambda: restore_torch(trainer.model, trainer.optimizer, source))
+    _load_schedule(trainer, checkpoint, source)
+    if source is None:
+        return None
+    seconds = time.perf_counter() - started
+    reports = distributed.gather((source.bytes_read, seconds))
+    return Resharded(
+        step=checkpoint.step,
+        from_processes=checkpoint.manifest.world_size,
+        from_stage=checkpoint.manifest.zero_stage,
+        to_processes=trainer.args.world_size,
+        to_stage=trainer.args.zero_stage,
+        bytes=sum(count for count, _ in reports),
+        seconds=round(max(seconds for _, seconds in reports), 4),
+    )
+
+
+def together(action: Callable[[], T]) -> T:
+    """Run `action` on every rank; if one fails, all do. Ranks: all (collective)."""
+    value: T | None = None
+    error: Exception | None = None
+    try:
+        value = action()
+    except Exception as caught:
+        error = caught
+    told = error if error is None or isinstance(error, ReshardError) else repr(error)
+    failures = [(r, e) for r, e in enumerate(distributed.gather(told)) if e is not None]
+    if failures:
+        rank, failure = failures[0]
+        raise ReshardError(f"rank {rank}: {failure}") from error
+    return value  # type: ignore[return-value]
+
+
+def derive_rng(seed: int, step: int, rank: int) -> None:
+    """Seed this rank's random generators (Python's, numpy's, torch's) from (seed, step, rank):
+    after a change of the number of processes no rank has a stream of its own to go on with."""
+    set_seed(xxhash.xxh32_intdigest(f"{seed} {step} {rank}".encode()))
+
+
+def _foreign_source(trainer: KeepstepTrainer, checkpoint: Committed) -> Source | None:
+    """What the checkpoint holds; None when these processes can load it as it is. Ranks: any."""
+    manifest, args = checkpoint.manifest, trainer.args
+    if manifest.zero_stage == args.zero_stage == 0:
+        return None  # whole on every rank, however many there are
+    if manifest.zero_stage == 0:
+        return _torch_source(trainer, checkpoint)
+    source = zero_source(checkpoint.path)
+    same = (manifest.world_size, manifest.zero_stage) == (args.world_size, args.zero_stage)
+    if source is None:
+        raise ReshardError(f"{checkpoint.path.name} holds no shards of DeepSpeed")
+    return None if same and fits(trainer.deepspeed, source) else source
+
+
+def _torch_source(trainer: KeepstepTrainer, checkpoint: Committed) -> TorchSource:
+    names = checkpoint.path / NAMES_FILE
+    groups = json.loads(names.read_text()) if names.is_file() else trainer.contents.group_names()
+    weights = trainer.contents.stored_names()
+    return TorchSource(checkpoint.path, groups, weights, checkpoint.step)
+
+
+def _load_shards_as_they_are(trainer: KeepstepTrainer, checkpoint: Committed) -> None:
+    """As `Trainer._prepare_for_training` resumes. Ranks: all (collective)."""
+    strict = not isinstance(trainer.model, PeftModel)
+    deepspeed_load_checkpoint(trainer.deepspeed, str(checkpoint.path), load_module_strict=strict)
+    if trainer.args.zero_stage in (1, 2):  # 16-bit weights are not stored beside the masters
+        trainer.deepspeed.optimizer.update_lp_params()
+
+
+def _load_schedule(trainer: KeepstepTrainer, checkpoint: Committed, source: Source | None) -> None:
+    """The scheduler; without DeepSpeed loss scaler and, as it is, optimizer. Ranks: any."""
+    trainer._load_scaler(str(checkpoint.path))
+    if source is None or trainer.is_deepspeed_enabled:
+        trainer._load_optimizer_and_scheduler(str(checkpoint.path))
+        return
+    path = checkpoint.path / "scheduler.pt"
+    trainer.lr_scheduler.load_state_dict(torch.load(path, weights_only=True))
+    scaler = trainer.accelerator.scaler
+    if scaler is not None and source.scaler is not None:
+        scaler.load_state_dict(scaler.state_dict() | {"scale": source.scaler.cur_scale})
