@@ -21,6 +21,10 @@ LOGS = (
     ("DeepSpeed", "Setting accelerator to CPU"),
     # Tied weights are stored once; Trainer's loader of plain checkpoints misses their second name.
     ("transformers.trainer", "missing keys in the checkpoint model loaded: ['lm_head.weight']"),
+    # Settings that make a difference are compared by keepstep, and accepted by name.
+    ("transformers.trainer_utils", "do not match the ones in the `trainer_state.json`"),
+    # Trainer accumulates by itself, and tells Accelerate 1.
+    ("accelerate.accelerator", "Gradient accumulation steps mismatch"),
 )
 # Read by the libraries at import.
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DATASETS_VERBOSITY": "error"}

@@ -75,7 +75,7 @@ def restore(trainer: KeepstepTrainer, checkpoint: Committed) -> Resharded | None
         shard = together(lambda: shard_for(trainer.deepspeed, source))
         load_shard(trainer.deepspeed, shard, source.counters)
     elif source is not None:
-        together(lambda: restore_torch(trainer.model, trainer.optimizer, source))
+        together(lambda: restore_torch(trainer.model, trainer.contents.optimizer(), source))
     _load_schedule(trainer, checkpoint, source)
     if source is None:
         return None
@@ -146,11 +146,29 @@ def _load_shards_as_they_are(trainer: KeepstepTrainer, checkpoint: Committed) ->
 def _load_schedule(trainer: KeepstepTrainer, checkpoint: Committed, source: Source | None) -> None:
     """The scheduler; without DeepSpeed loss scaler and, as it is, optimizer. Ranks: any."""
     trainer._load_scaler(str(checkpoint.path))
-    if source is None or trainer.is_deepspeed_enabled:
+    if source is None:
         trainer._load_optimizer_and_scheduler(str(checkpoint.path))
         return
-    path = checkpoint.path / "scheduler.pt"
-    trainer.lr_scheduler.load_state_dict(torch.load(path, weights_only=True))
+    stored = torch.load(checkpoint.path / "scheduler.pt", weights_only=True)
+    groups = len(trainer.lr_scheduler.optimizer.param_groups)
+    trainer.lr_scheduler.load_state_dict(schedule_for(groups, stored))
     scaler = trainer.accelerator.scaler
     if scaler is not None and source.scaler is not None:
         scaler.load_state_dict(scaler.state_dict() | {"scale": source.scaler.cur_scale})
+
+
+def schedule_for(groups: int, stored: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's state for as many parameter groups: DeepSpeed drops those that are empty.
+
+    Raises:
+        ReshardError: the groups' schedules differ, so that it is not known which is whose.
+    """
+    state = dict(stored)
+    for name in ("base_lrs", "_last_lr", "lr_lambdas"):
+        values = state.get(name)
+        if values is None or len(values) == groups:
+            continue
+        if any(value != values[0] for value in values):
+            raise ReshardError(f"{len(values)} parameter groups of different schedules are stored")
+        state[name] = values[:1] * groups
+    return state

@@ -30,10 +30,8 @@ class Batch:
         return self.per_device * self.accumulation * self.world_size
 
     def __str__(self) -> str:
-        return (
-            f"{self.rows} rows a step: {self.world_size} x {self.per_device} rows, "
-            f"{self.accumulation} times"
-        )
+        parts = f"{self.world_size} x {self.per_device}"
+        return f"{self.rows} rows a step ({parts}, {self.accumulation} accumulated)"
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,8 @@ def agree(before: Dealt | None, asked: Batch, allow_change: bool = False) -> Bat
         return nearest
     raise BatchError(
         f"a step of {rows} rows cannot be shared out evenly among {asked.world_size} processes\n"
-        f"    Hint: launch {_or(process_counts(rows))} processes; or accept another batch "
-        f"({nearest}): allow_batch_change: true"
+        f"    Hint: launch {_or(process_counts(rows))} processes; or accept "
+        f"{nearest}: allow_batch_change: true"
     )
 
 
