@@ -30,8 +30,18 @@ def ranks(workspace: Path) -> Iterator[Ranks]:
 @pytest.fixture(scope="session")
 def demo(workspace: Path) -> Path:
     """The demo's model (with attention dropout, so that the RNG matters) and data."""
+    return make(workspace / "demo", dropout=0.1)
+
+
+@pytest.fixture(scope="session")
+def still_demo(workspace: Path) -> Path:
+    """The same without dropout: nothing depends on the RNG."""
+    return make(workspace / "still-demo", dropout=0.0)
+
+
+def make(folder: Path, dropout: float) -> Path:
     sys.path.insert(0, str(ROOT / "launch/examples"))
     import make_demo
 
-    make_demo.make(workspace / "demo", dropout=0.1)
-    return workspace / "demo"
+    make_demo.make(folder, dropout=dropout)
+    return folder
