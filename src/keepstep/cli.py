@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -112,22 +113,78 @@ def which(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a resume would take, what that choice loses, and why not the other checkpoints."""
+    """What a resume would take, what that choice loses, and why not the other checkpoints; with
+    --num_processes, how so many would share out the rows of a step."""
     folder = _run_folder(run)
     if request not in ("", *WORDS) and not request.isdecimal():
         _fail(f"{request!r} is none of {', '.join(WORDS)}, and no step")
-    answers = [resume_answer(folder, asked) for asked in ([request] if request else WORDS[:3])]
+    requests = [request] if request else WORDS[:3]
+    answers = [resume_answer(folder, asked, num_processes) for asked in requests]
     if as_json:
         typer.echo(json.dumps(answers, indent=1))
     else:
         for answer in answers:
             console.print(tell_answer(answer), highlight=False, markup=False)
-    for answer in answers:
-        written = answer["world_size"]
-        if num_processes and written and num_processes != written:
-            _fail(f"checkpoint-{answer['step']} needs {written} processes, not {num_processes}")
-    if any(answer["error"] for answer in answers):
+    if any(answer["error"] or answer["refused"] for answer in answers):
         raise typer.Exit(1)
+
+
+@app.command()
+def reshard(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint-N.")],
+    into: Annotated[Path, typer.Option("--to", metavar="DIR", help="Another run folder.")],
+    num_processes: Annotated[int, typer.Option("--num_processes", min=1, help="To write for.")],
+) -> None:
+    """Write a checkpoint's shards anew for another number of processes. (A resume needs no such
+    step: it reshards by itself.)"""
+    from .checkpoint.batch import BatchError
+    from .checkpoint.offline import reshard as write_for  # torch: seconds to import
+    from .checkpoint.sources import ReshardError
+
+    folder, found = _checkpoints_at(checkpoint)
+    if len(found) != 1 or found[0].path != checkpoint.resolve():
+        _fail(f"{checkpoint} is no committed checkpoint")
+    faults = folder.faults(found[0], deep=None)
+    if faults:
+        _fail(f"{checkpoint} is damaged: {faults[0]}")
+    try:
+        made = write_for(found[0], RunFolder(into), num_processes)
+    except (BatchError, ReshardError) as error:
+        _fail(str(error))
+    console.print(
+        f"{into / made.path.name}: {human_bytes(made.manifest.total_bytes)}, for {num_processes} "
+        f"processes (it was written by {found[0].manifest.world_size})",
+        highlight=False,
+    )
+
+
+@app.command()
+def adopt(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A stock Trainer's checkpoint-N, or a universal checkpoint."
+        ),
+    ],
+    into: Annotated[Path, typer.Option("--into", metavar="RUN", help="The run folder.")],
+) -> None:
+    """Copy a checkpoint that keepstep did not write into a run, verify it, and commit it."""
+    from .checkpoint.adopt import AdoptError
+    from .checkpoint.adopt import adopt as take_in  # torch: seconds to import
+
+    _run_folder(path)
+    try:
+        adopted = take_in(path, RunFolder(into))
+    except AdoptError as error:
+        _fail(str(error))
+    manifest = adopted.checkpoint.manifest
+    console.print(
+        f"{into / adopted.checkpoint.path.name}: {manifest.origin}, {len(manifest.files)} files, "
+        f"{human_bytes(manifest.total_bytes)}, committed.\nNot checked:",
+        highlight=False,
+    )
+    for sentence in adopted.unchecked:
+        console.print(f"  - {sentence}", highlight=False)
 
 
 @app.command()
@@ -197,4 +254,5 @@ def _checkpoints_at(path: Path) -> tuple[RunFolder, list[Committed]]:
 
 def main() -> None:
     """The console script."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed only unpickles its classes here
     app()

@@ -71,7 +71,7 @@ def introduce(
 
 def _planned(trainer: KeepstepTrainer, checkpoint: Committed) -> str:
     before, planned = checkpoint.manifest.planned_steps, trainer.planned_steps()
-    if before == planned:
+    if before in (planned, 0):  # 0: not known, of one that was adopted
         return ""
     return f"; {planned} steps are planned now, not {before}: the learning rate's curve changes"
 

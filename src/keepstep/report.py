@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
 
-from .checkpoint.manifest import strategy_name
+from .checkpoint.batch import BatchError, Dealt, agree
+from .checkpoint.manifest import Manifest, not_reshardable, strategy_name
 from .checkpoint.retention import Record, best_step
 from .checkpoint.runfolder import RunFolder
 from .checkpoint.selection import PATIENCE, SelectionError, choose
@@ -33,6 +35,7 @@ def checkpoint_rows(run: RunFolder) -> list[dict[str, Any]]:
     saves = run.saves()
     metric = run.policy().metric
     abandoned = {record.step for record in run.records(metric) if record.abandoned}
+    resharded = {attempt.number: attempt.resharded for attempt in run.attempts()}
     return [
         {
             "step": c.step,
@@ -44,6 +47,8 @@ def checkpoint_rows(run: RunFolder) -> list[dict[str, Any]]:
             "saved_at": c.manifest.saved_at,
             "attempt": c.manifest.attempt,
             "parent": c.manifest.parent,
+            "resharded_from": resharded.get(c.manifest.attempt),
+            "origin": c.manifest.origin,
             "abandoned": c.step in abandoned,
             "finite": c.manifest.health.get("finite", True),
             "faults": run.faults(c),
@@ -72,11 +77,21 @@ def checkpoint_table(run: RunFolder) -> Table:
             human_bytes(row["bytes"]),
             f"{row['world_size']} x {strategy_name(row['zero_stage'])}",
             row["saved_at"][:19].replace("T", " "),
-            f"attempt {row['attempt']}" + (f" from {row['parent']}" if row["parent"] else ""),
+            _lineage(row),
             state,
             row["reason"] if row["keep"] else f"to be pruned: {row['reason']}",
         )
     return table
+
+
+def _lineage(row: dict[str, Any]) -> str:
+    text = "adopted" if row["origin"] else f"attempt {row['attempt']}"
+    if row["parent"]:
+        text += f" from {row['parent']}"
+    if row["resharded_from"]:
+        processes, stage = row["resharded_from"]
+        text += f", resharded ({processes} x {strategy_name(stage)})"
+    return text
 
 
 def save_table(run: RunFolder) -> Table:
@@ -92,17 +107,19 @@ def save_table(run: RunFolder) -> Table:
     return table
 
 
-def resume_answer(run: RunFolder, request: str) -> dict[str, Any]:
+def resume_answer(run: RunFolder, request: str, num_processes: int | None = None) -> dict[str, Any]:
     """What `resume_from_checkpoint: request` would take, compared with the newest and the best.
 
     `loses_steps`: to be trained again, against the newest checkpoint; `loses_metric`: how much
-    worse than the best one, in the metric's own unit.
+    worse than the best one, in the metric's own unit. `batch`: how `num_processes` would share out
+    the rows of a step; `refused`: why they cannot.
     """
     policy = run.policy()
     records = {record.step: record for record in run.records(policy.metric)}
     alive = [record for record in records.values() if not record.abandoned]
     answer: dict[str, Any] = {"request": request, "step": None, "world_size": None, "error": None}
     answer |= {"metric": policy.metric, "value": None, "loses_steps": None, "loses_metric": None}
+    answer |= {"num_processes": num_processes, "batch": None, "refused": None}
     situation = run.situation(
         request, policy, lambda step: run.faults(run.checkpoint(step), deep=None), PATIENCE
     )
@@ -113,7 +130,10 @@ def resume_answer(run: RunFolder, request: str) -> dict[str, Any]:
     newest, best = max((r.step for r in alive), default=0), best_step(alive, policy)
     if choice.step is not None:
         chosen = records[choice.step]
-        answer["world_size"] = run.checkpoint(choice.step).manifest.world_size
+        manifest = run.checkpoint(choice.step).manifest
+        answer["world_size"] = manifest.world_size
+        if num_processes is not None:
+            answer |= _shared_out(manifest, num_processes)
         answer["value"] = chosen.value
         if best is not None and chosen.value is not None:
             answer["loses_metric"] = round(abs(chosen.value - (records[best].value or 0.0)), 6)
@@ -131,6 +151,20 @@ def resume_answer(run: RunFolder, request: str) -> dict[str, Any]:
     }
 
 
+def _shared_out(manifest: Manifest, num_processes: int) -> dict[str, str | None]:
+    """What becomes of the rows of a step on so many processes, if the recipe stays as it is."""
+    reason = not_reshardable(manifest.files)
+    if reason and num_processes != manifest.world_size:
+        return {"refused": f"it was written by {manifest.world_size} processes, and {reason}"}
+    before = Dealt.from_json(manifest.dealt)
+    if before is None:
+        return {"batch": "the recipe's batch (what it was is not known)"}
+    try:
+        return {"batch": str(agree(before, replace(before.asked, world_size=num_processes)))}
+    except BatchError as error:
+        return {"refused": str(error)}
+
+
 def tell_answer(answer: dict[str, Any]) -> str:
     """A resume's answer in words."""
     if answer["error"]:
@@ -146,6 +180,9 @@ def tell_answer(answer: dict[str, Any]) -> str:
         parts.append(f"{worse:.4f} worse than the best" if worse else "the best there is")
     lines = [": ".join([parts[0], ", ".join(parts[1:])])]
     lines += ["  (an earlier attempt has gone back already)"] if answer["under_way"] else []
+    if answer["num_processes"] is not None and answer["step"] is not None:
+        told = answer["batch"] or f"not possible: {answer['refused']}"
+        lines.append(f"  on {answer['num_processes']} processes: {told}")
     lines += [f"  not checkpoint-{step}: {why}" for step, why in answer["others"].items()]
     return "\n".join(lines)
 

@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-import xxhash
 from peft import PeftModel
-from transformers import set_seed
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from . import distributed
@@ -75,7 +73,9 @@ def restore(trainer: KeepstepTrainer, checkpoint: Committed) -> Resharded | None
         shard = together(lambda: shard_for(trainer.deepspeed, source))
         load_shard(trainer.deepspeed, shard, source.counters)
     elif source is not None:
-        together(lambda: restore_torch(trainer.model, trainer.contents.optimizer(), source))
+        optimizer = trainer.contents.optimizer()
+        assert optimizer is not None  # the Trainer has made it
+        together(lambda: restore_torch(trainer.model, optimizer, source))
     _load_schedule(trainer, checkpoint, source)
     if source is None:
         return None
@@ -106,12 +106,6 @@ def together(action: Callable[[], T]) -> T:
         rank, failure = failures[0]
         raise ReshardError(f"rank {rank}: {failure}") from error
     return value  # type: ignore[return-value]
-
-
-def derive_rng(seed: int, step: int, rank: int) -> None:
-    """Seed this rank's random generators (Python's, numpy's, torch's) from (seed, step, rank):
-    after a change of the number of processes no rank has a stream of its own to go on with."""
-    set_seed(xxhash.xxh32_intdigest(f"{seed} {step} {rank}".encode()))
 
 
 def _foreign_source(trainer: KeepstepTrainer, checkpoint: Committed) -> Source | None:
@@ -146,15 +140,27 @@ def _load_shards_as_they_are(trainer: KeepstepTrainer, checkpoint: Committed) ->
 def _load_schedule(trainer: KeepstepTrainer, checkpoint: Committed, source: Source | None) -> None:
     """The scheduler; without DeepSpeed loss scaler and, as it is, optimizer. Ranks: any."""
     trainer._load_scaler(str(checkpoint.path))
+    schedule, scaler = trainer.lr_scheduler, trainer.accelerator.scaler
     if source is None:
         trainer._load_optimizer_and_scheduler(str(checkpoint.path))
-        return
-    stored = torch.load(checkpoint.path / "scheduler.pt", weights_only=True)
-    groups = len(trainer.lr_scheduler.optimizer.param_groups)
-    trainer.lr_scheduler.load_state_dict(schedule_for(groups, stored))
-    scaler = trainer.accelerator.scaler
-    if scaler is not None and source.scaler is not None:
+    else:
+        stored = torch.load(checkpoint.path / "scheduler.pt", weights_only=True)
+        groups = len(schedule.optimizer.param_groups)
+        schedule.load_state_dict(schedule_for(groups, stored))
+    if source is not None and source.scaler is not None and scaler is not None:
         scaler.load_state_dict(scaler.state_dict() | {"scale": source.scaler.cur_scale})
+    before = checkpoint.manifest.settings.get("learning_rate")
+    if before and before != trainer.args.learning_rate:
+        _rescale(schedule, trainer.args.learning_rate / before)
+
+
+def _rescale(schedule: Any, factor: float) -> None:
+    """A changed learning rate that was accepted: without this, the stored one would go on."""
+    for name in ("base_lrs", "_last_lr"):
+        setattr(schedule, name, [rate * factor for rate in getattr(schedule, name)])
+    for group in schedule.optimizer.param_groups:
+        group["lr"] *= factor
+        group["initial_lr"] *= factor
 
 
 def schedule_for(groups: int, stored: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 from trl import SFTTrainer
@@ -32,10 +32,11 @@ from .checkpoint.batch import Batch, Course, Dealt
 from .checkpoint.flight import SaveError
 from .checkpoint.manager import CheckpointManager
 from .checkpoint.manifest import Manifest, finite_metrics
+from .checkpoint.reshard import rng_seed
 from .checkpoint.runfolder import Committed
 from .checkpoint.runwriter import Saved
 from .contents import Contents
-from .restore import Resharded, derive_rng, restore
+from .restore import Resharded, restore
 from .sampling import StepSampler, step_loader
 
 logger = logging.getLogger(__name__)
@@ -131,17 +132,21 @@ class KeepstepTrainer(SFTTrainer):
 
     def _init_training_state(self, max_steps: int, per_epoch: int, *args: Any) -> Any:
         epochs, batches = super()._init_training_state(max_steps, per_epoch, *args)
+        # Loaded from trainer_state.json are the intervals of the attempt that wrote it.
+        self.state.compute_steps(self.args, max_steps)
         if self.lead():
             epochs, steps = divmod(self.state.global_step + self.lead(), per_epoch)
             batches = steps * self.args.gradient_accumulation_steps
         return epochs, batches
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        written_by = self.start.manifest.world_size if self.start else self.args.world_size
-        if written_by == self.args.world_size:
+        world_size = self.args.world_size
+        file = "rng_state.pth" if world_size == 1 else f"rng_state_{distributed.rank()}.pth"
+        manifest = self.start.manifest if self.start else None
+        if manifest and manifest.world_size == world_size and file in manifest.files:
             super()._load_rng_state(checkpoint)
         else:
-            derive_rng(self.args.seed, self.state.global_step, distributed.rank())
+            set_seed(rng_seed(self.args.seed, self.state.global_step, distributed.rank()))
 
     def planned_steps(self) -> int:
         """How many optimizer steps the whole run has. Ranks: all."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +168,168 @@ def test_other_contents(ranks: Ranks, still_demo: Path, tmp_path: Path, case: st
     chain.launch("cpu_zero2", 1, stop=8)
     chain.launch("cpu_zero3", 3)
     compare(chain, straight, {"bf16": 1e-2, "fp16": 1e-2}.get(case, ROUNDING))
+
+
+def test_rows_that_cannot_be_shared_out(ranks: Ranks, still_demo: Path, tmp_path: Path) -> None:
+    fields = {"per_device_train_batch_size": 5, "max_steps": -1, "num_train_epochs": 3}
+    chain = Chain(ranks, still_demo, tmp_path, **fields)
+    chain.launch("cpu_zero3", 2, stop=9)  # of 10 rows; an epoch has 7 of them, the run 21
+    refused = ranks.start(chain.command, processes=3)
+    assert refused.wait() == [2, 2, 2]
+    assert "a step of 10 rows cannot be shared out evenly among 3 processes" in refused.output
+    assert "launch 1, 2, 5 or 10 processes; or accept 9 rows a step" in refused.output
+
+    chain.command += ["--allow_batch_change", "true"]
+    log = chain.launch("cpu_zero3", 3, stop=16)
+    assert "9 rows a step (3 x 3, 1 accumulated)" in log
+    assert "22 steps are planned now, not 21" in log
+    chain.launch("cpu_zero3", 3)
+    rows = chain.rows()
+    assert [len(rows[step]) for step in range(8, 15)] == [10, 10, 9, 9, 9, 9, 8]
+    for first, last in ((1, 7), (8, 14), (15, 22)):
+        drawn = [row for step in range(first, last + 1) for row in rows[step]]
+        assert len(drawn) == len(set(drawn)) == ROWS
+    assert max(rows) == 22
+
+
+def test_killed_while_resharding(
+    ranks: Ranks, still_demo: Path, tmp_path: Path, straight: dict
+) -> None:
+    chain = Chain(ranks, still_demo, tmp_path)
+    chain.launch("cpu_zero3", 2, stop=4)
+    for strategy, processes in (("cpu_zero3", 3), ("cpu_zero2", 3)):
+        killed = ranks.start(
+            [str(chain.watch), "killed", *chain.command],
+            strategy=strategy,
+            processes=processes,
+            script=SCRIPT,
+        )
+        codes = killed.wait()
+        assert codes[-1] == -9
+        assert 0 not in codes
+        assert (
+            RunFolder(chain.output_dir).faults(RunFolder(chain.output_dir).checkpoint(4), deep=True)
+            == []
+        )
+    chain.launch("cpu_zero3", 1)
+    compare(chain, straight["full"])
+
+
+def test_a_corrupted_shard_is_found_before_resharding(
+    ranks: Ranks, still_demo: Path, tmp_path: Path, straight: dict
+) -> None:
+    chain = Chain(ranks, still_demo, tmp_path)
+    chain.launch("cpu_zero3", 2, stop=3)
+    chain.launch("cpu_zero3", 2, stop=5)
+    (shard,) = chain.output_dir.glob("checkpoint-5/global_step5/*_rank_1_*optim_states.pt")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    log = chain.launch("cpu_zero3", 1)
+    assert f"checkpoint-5 is passed by: global_step5/{shard.name}: content has changed" in log
+    assert "resharded checkpoint-3: 2 x ZeRO-3" in log
+    found, expected = chain.curve(), straight["full"].curve()
+    assert {step: loss for step, (loss, *_) in found.items()} == {
+        step: pytest.approx(loss, abs=ROUNDING) for step, (loss, *_) in expected.items()
+    }
+
+
+def test_the_best_is_loaded_whoever_wrote_it(
+    ranks: Ranks, still_demo: Path, tmp_path: Path
+) -> None:
+    fields = FIELDS | {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "eval_strategy": "steps"}
+    command = argv(still_demo, tmp_path / "run", **fields | {"keep_ranking": "metric"})
+    command += ["--load_best_model_at_end", "true"]
+    script = SCRIPT.with_name("load_best.py")
+    ranks.run(command, script=script)
+    worse = [
+        *command,
+        "--max_steps",
+        "6",
+        "--learning_rate",
+        "3",
+        "--lr_scheduler_type",
+        "constant",
+    ]
+    worse += ["--allow_drift", "learning_rate", "lr_scheduler_type"]
+    run = ranks.run(worse, script=script, processes=1)
+    assert "resharded checkpoint-4: 2 x ZeRO-3 → 1 x ZeRO-3" in run.output
+    assert "best 4 of 6, loaded: True" in run.output, run.output
+
+
+@pytest.mark.parametrize("strategy", ["cpu_zero2", "cpu_zero3"])
+def test_shards_written_offline_are_loaded_as_they_are(
+    ranks: Ranks, still_demo: Path, tmp_path: Path, straight: dict, strategy: str
+) -> None:
+    chain = Chain(ranks, still_demo, tmp_path)
+    chain.launch(strategy, 2, stop=4)
+    elsewhere = tmp_path / "elsewhere"
+    command = ["reshard", str(chain.output_dir / "checkpoint-4"), "--to", str(elsewhere)]
+    told = keepstep(*command, "--num_processes", "3")
+    assert "for 3 processes (it was written by 2)" in told
+    chain.command = [str(elsewhere) if w == str(chain.output_dir) else w for w in chain.command]
+    chain.output_dir = elsewhere
+    log = chain.launch(strategy, 3)
+    assert "carrying on from checkpoint-4" in log
+    assert "resharded" not in log
+    compare(chain, straight["full"])
+
+
+ADOPTED = {
+    "stock-zero2": ("cpu_zero2", False),
+    "stock-zero3": ("cpu_zero3", False),
+    "stock-ddp": ("ddp", False),
+    "stock-universal-zero2": ("cpu_zero2", True),
+    "stock-universal-zero3": ("cpu_zero3", True),
+}
+
+
+@pytest.mark.parametrize("case", ADOPTED)
+def test_adopted_checkpoints_go_on(
+    ranks: Ranks, still_demo: Path, tmp_path: Path, straight: dict, case: str
+) -> None:
+    """What the stock Trainer stores, and what DeepSpeed's converter makes of it."""
+    strategy, universal = ADOPTED[case]
+    chain = Chain(ranks, still_demo, tmp_path / case)
+    chain.launch(strategy, 2, stop=4)
+    stock = chain.watch / "checkpoint-4"
+    if universal:
+        convert = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+        convert += ["--input_folder", str(stock / "global_step4"), "--inject_missing_state"]
+        stock = chain.watch / "universal"
+        subprocess.run([*convert, "--output_folder", str(stock)], check=True, capture_output=True)
+    adopted = tmp_path / "adopted"
+    told = keepstep("adopt", str(stock), "--into", str(adopted))
+    assert "committed" in told
+    assert "nobody took their digests" in told
+    chain.command = [str(adopted) if w == str(chain.output_dir) else w for w in chain.command]
+    chain.output_dir = adopted
+    log = chain.launch("cpu_zero3", 1) if universal else chain.launch(strategy, 2)
+    assert "carrying on from checkpoint-4" in log
+    found, expected = chain.curve(), straight["full"].curve()
+    for step in range(5, STEPS + 1):
+        assert found[step][:2] == pytest.approx(expected[step][:2], abs=ROUNDING)
+    assert not (adopted / "checkpoint-4/training_args.bin").exists()
+
+
+def test_what_is_not_supported_is_refused_by_name(
+    ranks: Ranks, still_demo: Path, tmp_path: Path
+) -> None:
+    chain = Chain(ranks, still_demo, tmp_path, optim="sgd", max_steps=4)
+    ranks.run([*chain.command], strategy="cpu_zero2")
+    more = [*chain.command, "--max_steps", "6"]
+    refused = ranks.start(more, strategy="cpu_zero2", processes=1)
+    assert refused.wait() == [2]
+    assert "checkpoint-4 was written by 2 x ZeRO-2; this attempt has 1 x ZeRO-2, and" in (
+        refused.output
+    )
+    assert "optim: sgd has not been tested with another number" in refused.output
+    assert "carrying on" in ranks.run(more, strategy="cpu_zero2").output
+
+
+def keepstep(*arguments: str) -> str:
+    """The command, in a process of its own."""
+    command = [sys.executable, "-c", "import keepstep.cli; keepstep.cli.main()", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from keepstep.checkpoint.batch import Batch, Dealt
 from keepstep.cli import app
 from tests.helpers.folders import commit, identify
 
@@ -88,9 +89,20 @@ def test_which_says_what_cannot_be_had(run: Path) -> None:
     assert result.exit_code == 1
     assert "15 cannot be had; there are checkpoints at: 30, 20, 10" in result.stdout
     assert runner.invoke(app, ["which", str(run), "sometimes"]).exit_code == 2
-    refused = runner.invoke(app, ["which", str(run), "auto", "--num_processes", "3"])
-    assert refused.exit_code == 2
-    assert "checkpoint-30 needs 2 processes, not 3" in refused.stdout
+
+
+def test_which_says_how_so_many_processes_share_out_a_step(run: Path) -> None:
+    asked = ["which", str(run), "auto", "--num_processes"]
+    assert "what it was is not known" in runner.invoke(app, [*asked, "3"]).stdout
+    batch = Batch(6, 1, 2)
+    commit(run, 40, dealt=Dealt(batch, batch, 64).as_json())
+    three = runner.invoke(app, [*asked, "3"])
+    assert three.exit_code == 0
+    assert "on 3 processes: 12 rows a step (3 x 4, 1 accumulated)" in three.stdout
+    five = runner.invoke(app, [*asked, "5"])
+    assert five.exit_code == 1
+    assert "launch 1, 2, 3, 4, 6 or 12 processes" in five.stdout
+    assert "accept 10 rows a step (5 x 2, 1 accumulated): allow_batch_change: true" in five.stdout
 
 
 def test_pin_unpin_and_prune(run: Path) -> None:

@@ -30,7 +30,7 @@ LEVELS = [
         *("checkpoint.sources", "sampling"),
     },
     {"checkpoint.runwriter", "checkpoint.writer", "checkpoint.reshard", "report"},
-    {"checkpoint.flight", "checkpoint.weights"},
+    {"checkpoint.adopt", "checkpoint.flight", "checkpoint.offline", "checkpoint.weights"},
     {"checkpoint.saver"},
     {"checkpoint.manager"},
     {"config"},

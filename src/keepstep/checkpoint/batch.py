@@ -82,10 +82,8 @@ def agree(before: Dealt | None, asked: Batch, allow_change: bool = False) -> Bat
     rows = before.batch.rows
     share, rest = divmod(rows, asked.world_size)
     if not rest:
-        per_device = max(n for n in range(1, asked.per_device + 1) if share % n == 0)
-        return Batch(per_device, share // per_device, asked.world_size)
-    times = max(1, round(rows / (asked.per_device * asked.world_size)))
-    nearest = replace(asked, accumulation=times)
+        return _shared(share, asked)
+    nearest = _shared(max(1, round(rows / asked.world_size)), asked)
     if allow_change:
         return nearest
     raise BatchError(
@@ -93,6 +91,11 @@ def agree(before: Dealt | None, asked: Batch, allow_change: bool = False) -> Bat
         f"    Hint: launch {_or(process_counts(rows))} processes; or accept "
         f"{nearest}: allow_batch_change: true"
     )
+
+
+def _shared(share: int, asked: Batch) -> Batch:
+    per_device = max(n for n in range(1, asked.per_device + 1) if share % n == 0)
+    return Batch(per_device, share // per_device, asked.world_size)
 
 
 @dataclass(frozen=True)

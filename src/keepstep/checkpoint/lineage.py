@@ -28,6 +28,7 @@ class Attempt:
         commits: checkpoints that it committed.
         outcome: finished, preempted, failed, …; None: killed, or still at work.
         reached: the step at which it ended, None unless it said so.
+        resharded: (processes, ZeRO stage) that wrote what it resumed from, if not the same as its.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Attempt:
     commits: int = 0
     outcome: str | None = None
     reached: int | None = None
+    resharded: tuple[int, int] | None = None
 
 
 def abandoned_steps(nodes: Iterable[Node], attempts: Iterable[Attempt] = ()) -> set[int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+UNIVERSAL = "/zero/optimizer_state.pt"  # in a universal checkpoint of DeepSpeed
 FOLDER_PATTERN = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
@@ -43,7 +44,7 @@ class Manifest:
         zero_stage: DeepSpeed's ZeRO stage, 0 for DDP or a single process.
         dtype: the weights' type, as in `float32`.
         adapter: True when only an adapter (LoRA) is stored, not the base model.
-        planned_steps: how many optimizer steps the run was to have.
+        planned_steps: how many optimizer steps the run was to have; 0: not known.
         settings: what determines the trajectory (learning rate, seed, data, …), to find drift.
         health: `finite`: no loss or gradient norm of this attempt was NaN or infinite; the last
             `loss` and `grad_norm` logged.
@@ -51,6 +52,7 @@ class Manifest:
         saved_at: UTC, ISO 8601.
         save_seconds: how long training stood still for it.
         files: path relative to the checkpoint → `FileEntry`; the manifest itself is not in it.
+        origin: where it came from, if not from a run of keepstep (`keepstep adopt`).
         dealt: how the rows of a step were shared out (`Dealt`); empty: not known.
     """
 
@@ -72,6 +74,7 @@ class Manifest:
     saved_at: str
     save_seconds: float
     files: dict[str, FileEntry] = field(default_factory=dict)
+    origin: str = ""
     dealt: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -144,12 +147,14 @@ def missing_state(manifest: Manifest) -> list[str]:
     """
     needed = ["trainer_state.json", "scheduler.pt"]
     world = range(manifest.world_size)
-    needed += [f"rng_state_{r}.pth" for r in world] if len(world) > 1 else ["rng_state.pth"]
+    if not manifest.origin:  # else a stream is derived where none is stored
+        needed += [f"rng_state_{r}.pth" for r in world] if len(world) > 1 else ["rng_state.pth"]
     if manifest.zero_stage == 0:
         needed.append("optimizer.pt")
     missing = [name for name in needed if name not in manifest.files]
     shards = [f"zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in world]
-    for shard in shards if manifest.zero_stage else []:
+    universal = any(name.endswith(UNIVERSAL) for name in manifest.files)
+    for shard in shards if manifest.zero_stage and not universal else []:
         if not any(name.endswith(shard) for name in manifest.files):
             missing.append(shard)
     return missing

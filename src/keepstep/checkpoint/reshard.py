@@ -12,15 +12,22 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+import xxhash
 
 from .. import distributed
 from .layout import flats, groups, is_stage3, masters, slices
-from .sources import MASTER, ReshardError, Source, copy_slice
+from .sources import MASTER, ReshardError, Source, UniversalSource, copy_slice
 
 # Of what optimizers these are the state: step, exp_avg, exp_avg_sq.
 TESTED = ("Adam", "AdamW", "DeepSpeedCPUAdam")
 # How an optimizer computes, not what: those of the live one stay.
 IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable", "params")
+
+
+def rng_seed(seed: int, step: int, rank: int) -> int:
+    """What a rank's random generators are seeded with after a change of the number of processes:
+    then no rank has a stream of its own to go on with."""
+    return int(xxhash.xxh32_intdigest(f"{seed} {step} {rank}".encode()))
 
 
 def fits(engine: Any, source: Source) -> bool:
@@ -29,7 +36,7 @@ def fits(engine: Any, source: Source) -> bool:
     (Sub-groups depend on sizes in DeepSpeed's configuration, the optimizer's state on offloading.)
     """
     names = [[engine.param_names[p] for p in group] for group in groups(engine)]
-    if names != source.groups:
+    if names != source.groups or isinstance(source, UniversalSource):
         return False
     first = next((name for group in names for name in group), None)
     if first is None or not source.moments:

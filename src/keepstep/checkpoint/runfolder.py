@@ -135,6 +135,9 @@ class RunFolder:
                 attempt = replace(
                     attempt, request=event.get("request"), resumed_from=event.get("step") or 0
                 )
+            elif kind == "reshard":
+                written_by = (event.get("from_processes", 0), event.get("from_stage", 0))
+                attempt = replace(attempt, resharded=written_by)
             elif kind == "commit":
                 attempt = replace(attempt, commits=attempt.commits + 1)
             elif kind == "end":

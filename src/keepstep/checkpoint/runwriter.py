@@ -72,11 +72,16 @@ class RunWriter:
             if leftover.exists():
                 self.storage.remove(leftover)
             self.storage.make_folder(leftover)
-        identity = {"run_id": self.run_id, "policy": asdict(self.policy)}
-        self.storage.replace(self.run.identity, _json(identity))
+        self.identify()
         self.storage.remove(self.run.status)  # it told how the attempt before this one ended
         self.record("attempt")
         self.point()
+
+    def identify(self) -> None:
+        """Write down the run's name and its retention policy."""
+        self.storage.make_folder(self.run.private)
+        identity = {"run_id": self.run_id, "policy": asdict(self.policy)}
+        self.storage.replace(self.run.identity, _json(identity))
 
     def select(
         self, request: str, verify: Verify, patience: int, weights_only: bool = False

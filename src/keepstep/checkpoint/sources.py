@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors import safe_open
 
 MASTER = "fp32"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 NAMES_FILE = "optimizer_names.json"  # beside optimizer.pt, which knows its parameters by number
 
 
@@ -39,6 +41,7 @@ class Source(Protocol):
     """The state of a run, by parameter name. Reading may be done by each rank for itself.
 
     Attributes:
+        stage: ZeRO's; 0: torch's.
         sizes: trained parameters → elements.
         groups: their names, flat buffer by flat buffer (or group by group).
         moments: what the optimizer keeps for each, beside its step; empty before its first step.
@@ -48,6 +51,7 @@ class Source(Protocol):
         bytes_read: so far.
     """
 
+    stage: int
     sizes: dict[str, int]
     groups: list[list[str]]
     moments: tuple[str, ...]
@@ -92,6 +96,7 @@ class _Stored:
     """What the sources have in common."""
 
     def __init__(self) -> None:
+        self.stage = 0
         self.sizes: dict[str, int] = {}
         self.groups: list[list[str]] = []
         self.moments: tuple[str, ...] = ()
@@ -111,29 +116,36 @@ class _Stored:
         self.moments = names
 
 
-class _ZeroStored(_Stored):
-    """Shards of DeepSpeed's ZeRO: one optimizer file per rank."""
+class ZeroStored(_Stored):
+    """Shards of DeepSpeed's ZeRO: one optimizer file per rank.
+
+    Attributes:
+        folder: of the shards.
+        prefix: of the optimizer files' names.
+        model_states, first_file: what rank 0 stored of the model and of the optimizer.
+    """
 
     _masters = _optimizer = ""  # their names in a shard
 
     def __init__(self, folder: Path, model_file: str) -> None:
         super().__init__()
-        self._folder = folder
-        states = self._model_states = load(folder / model_file)
+        self.folder = folder
+        states = self.model_states = load(folder / model_file)
         if states["mp_world_size"] != 1 or "num_experts" in states:
             raise ReshardError("mixture of experts, tensor or pipeline parallel: not supported")
         self.groups = [list(group) for group in states["param_shapes"]]
         for group in states["param_shapes"]:
             self.sizes |= {name: math.prod(shape) for name, shape in group.items()}
         self.buffers = {name: states["module"][name] for name in states["buffer_names"]}
-        names = ("global_steps", "global_samples", "skipped_steps")
-        self.counters = {name: states[name] for name in names}
+        self.counters = {name: states[name] for name in COUNTERS}
         self.world_size = int(states["dp_world_size"])
         self._files = sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"), key=_rank_of)
         if [_rank_of(file) for file in self._files] != list(range(self.world_size)):
             raise ReshardError(f"{folder.name} does not hold the shards of {self.world_size} ranks")
-        self._shards: dict[int, Any] = {}
-        self.scaler = self._shard(0)["loss_scaler"]
+        self.prefix = self._files[0].name.split("zero_pp_rank_")[0]
+        self.first_file = load(self._files[0])
+        self._shards: dict[int, Any] = {0: self.first_file["optimizer_state_dict"]}
+        self.scaler, self.stage = self._shard(0)["loss_scaler"], int(self._shard(0)["zero_stage"])
         base = self._shard(0)[self._optimizer]
         if not isinstance(base, dict):
             raise ReshardError("shards written with elastic_checkpoint: true are not supported")
@@ -163,7 +175,7 @@ class _ZeroStored(_Stored):
         return flat.reshape(-1)
 
 
-class Zero3Source(_ZeroStored):
+class Zero3Source(ZeroStored):
     """Shards of stage 3."""
 
     _masters, _optimizer = "fp32_flat_groups", "optimizer_state_dict"
@@ -185,7 +197,7 @@ class Zero3Source(_ZeroStored):
             yield Piece(begin, end, partial(self._flat, rank, key, group), self._first[name])
 
     def frozen(self, name: str) -> Iterator[Piece]:
-        shapes = self._model_states["frozen_param_shapes"] or {}
+        shapes = self.model_states["frozen_param_shapes"] or {}
         if name in shapes:
             total = math.prod(shapes[name])
             share = self._share(total)
@@ -194,7 +206,7 @@ class Zero3Source(_ZeroStored):
                 yield Piece(begin, end, partial(self._frozen_part, rank, name), 0)
 
     def _frozen_part(self, rank: int, name: str) -> torch.Tensor:
-        (path,) = self._folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
+        (path,) = self.folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
         part: torch.Tensor = load(path)["frozen_param_fragments"][name]
         return part.reshape(-1)
 
@@ -202,8 +214,13 @@ class Zero3Source(_ZeroStored):
         return -(-elements // self.world_size)
 
 
-class Zero12Source(_ZeroStored):
-    """Shards of stages 1 and 2."""
+class Zero12Source(ZeroStored):
+    """Shards of stages 1 and 2.
+
+    Attributes:
+        totals: elements of each group, with what aligns its parameters.
+        offsets: name → where the parameter begins in its group.
+    """
 
     _masters, _optimizer = "single_partition_of_fp32_groups", "base_optimizer_state"
 
@@ -215,15 +232,17 @@ class Zero12Source(_ZeroStored):
             for flat, padding in zip(shard[self._masters], shard["group_paddings"], strict=True)
         ]
         paddings = shard.get("param_alignment_paddings") or [[0] * len(g) for g in self.groups]
-        self._offset: dict[str, int] = {}  # name → where it begins in its group
+        self.totals: list[int] = []
+        self.offsets: dict[str, int] = {}
         for group, behind in zip(self.groups, paddings, strict=True):
             position = 0
             for name, padding in zip(group, behind, strict=True):
-                self._offset[name] = position
+                self.offsets[name] = position
                 position += self.sizes[name] + padding
+            self.totals.append(position)
 
     def pieces(self, name: str, key: str) -> Iterator[Piece]:
-        group, offset = self._group_of[name], self._offset[name]
+        group, offset = self._group_of[name], self.offsets[name]
         part, end = self._part[group], offset + self.sizes[name]
         for rank in range(offset // part, -(-end // part)):
             low, high = max(offset, rank * part), min(end, (rank + 1) * part)
@@ -231,9 +250,50 @@ class Zero12Source(_ZeroStored):
             yield Piece(low - offset, high - offset, flat, low - rank * part)
 
     def frozen(self, name: str) -> Iterator[Piece]:
-        stored = self._model_states["module"].get(name)
+        stored = self.model_states["module"].get(name)
         if stored is not None:
             yield Piece(0, stored.numel(), lambda: stored.reshape(-1), 0)
+
+
+class UniversalSource(_Stored):
+    """What DeepSpeed's `ds_to_universal` makes of shards: a folder per parameter."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder / "zero"
+        states = load(next(iter(sorted(folder.glob("*mp_rank_00_model_states.pt")))))
+        common = load(self._folder / "optimizer_state.pt")
+        self.groups = [list(group) for group in states["param_shapes"]]
+        for group in states["param_shapes"]:
+            self.sizes |= {name: math.prod(shape) for name, shape in group.items()}
+        self.buffers = {name: states["module"][name] for name in states["buffer_names"]}
+        self.counters = {name: states[name] for name in COUNTERS}
+        self.scaler, self.stage = common["loss_scaler"], int(common["zero_stage"])
+        self._group_of = {name: i for i, group in enumerate(self.groups) for name in group}
+        self._settings_of = {i: group for group in common["param_groups"] for i in group["params"]}
+        self._common = common.get("optimizer_state_dict", {}).get("state", {})
+        self._take_moments(dict.fromkeys(MOMENTS))
+        for name in self.sizes:
+            for key in (MASTER, *MOMENTS):
+                if not (self._folder / name / f"{key}.pt").is_file():
+                    raise ReshardError(f"{folder.name} holds no {key} of {name}")
+
+    def pieces(self, name: str, key: str) -> Iterator[Piece]:
+        stored = self._load(name, key)
+        yield Piece(0, stored.numel(), lambda: stored.reshape(-1), 0)
+
+    def settings(self, name: str) -> dict[str, Any]:
+        return dict(self._settings_of[self._group_of[name]])
+
+    def step(self, name: str) -> Any:
+        if self._common:
+            return next(iter(self._common.values()))["step"]
+        return self._load(name, "step")
+
+    def _load(self, name: str, key: str) -> torch.Tensor:
+        stored = load(self._folder / name / f"{key}.pt")
+        tensor: torch.Tensor = stored["param"] if isinstance(stored, dict) else stored
+        return tensor
 
 
 class TorchSource(_Stored):
@@ -284,24 +344,29 @@ class TorchSource(_Stored):
         return self._state[name]["step"]
 
 
-def zero_source(checkpoint: Path) -> Zero3Source | Zero12Source | None:
-    """The shards in a checkpoint; None when DeepSpeed has not written it.
+def zero_source(checkpoint: Path) -> Zero3Source | Zero12Source | UniversalSource | None:
+    """What DeepSpeed has stored in a checkpoint; None when it has stored nothing.
 
     Raises:
-        ReshardError: they are not all there, or of a kind that is not supported.
+        ReshardError: it is not all there, or of a kind that is not supported.
     """
-    tag = checkpoint / "latest"
-    if not tag.is_file():
-        return None
-    folder = checkpoint / tag.read_text().strip()
-    stage3 = any(folder.glob("*zero_pp_rank_0_mp_rank_00_model_states.pt"))
-    return Zero3Source(folder) if stage3 else Zero12Source(folder)
+    for tag in ("latest", "latest_universal"):
+        if not (checkpoint / tag).is_file():
+            continue
+        folder = checkpoint / (checkpoint / tag).read_text().strip()
+        if (folder / "zero" / "optimizer_state.pt").is_file():
+            return UniversalSource(folder)
+        stage3 = any(folder.glob("*zero_pp_rank_0_mp_rank_00_model_states.pt"))
+        return Zero3Source(folder) if stage3 else Zero12Source(folder)
+    return None
 
 
 def load(path: Path) -> Any:
-    """A torch file, its tensors mapped. DeepSpeed stores classes of its own beside the tensors, so
-    weights_only cannot be used: the files are the run's own, compared with their manifest."""
-    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    """A torch file, its tensors mapped (read, if it is of the old kind that the stock Trainer has
+    DeepSpeed write). DeepSpeed stores classes of its own beside the tensors, so weights_only cannot
+    be used: the files are the run's own, compared with their manifest."""
+    mapped = zipfile.is_zipfile(path)
+    return torch.load(path, map_location="cpu", weights_only=False, mmap=mapped)
 
 
 def _rank_of(path: Path) -> int:

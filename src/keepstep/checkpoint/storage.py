@@ -156,6 +156,13 @@ class Storage:
             file.write(content)
         return file
 
+    def copy(self, source: Path, path: Path) -> DigestingFile:
+        """Copy a whole file; the returned (closed) file knows its size and digest."""
+        with self.create(path) as file:
+            for block in read_blocks(source):
+                file.write(block)
+        return file
+
     def write_at(self, path: Path, size: int, extents: Iterable[tuple[int, memoryview]]) -> str:
         """Write this process's extents (offset, content) of a file that several processes share.
 
