@@ -135,7 +135,7 @@ def load_or_save(arguments: argparse.Namespace) -> dict[str, float]:
     from deepspeed import comm
 
     from keepstep.checkpoint.reshard import load_shard, shard_for
-    from keepstep.checkpoint.sources import zero_source
+    from keepstep.checkpoint.shards import zero_source
 
     torch.set_num_threads(1)
     deepspeed.init_distributed("gloo")

@@ -19,7 +19,8 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from . import distributed
 from .checkpoint.reshard import fits, load_shard, restore_torch, shard_for
 from .checkpoint.runfolder import Committed
-from .checkpoint.sources import NAMES_FILE, ReshardError, Source, TorchSource, zero_source
+from .checkpoint.shards import zero_source
+from .checkpoint.sources import NAMES_FILE, ReshardError, Source, TorchSource
 
 if TYPE_CHECKING:
     from .trainer import KeepstepTrainer

@@ -8,12 +8,16 @@ what a step consists of then depends on who computes it. Here a step's rows are 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import has_length
 
-from .checkpoint.batch import Batch, Course
+from .checkpoint.batch import Batch, Course, Dealt
+from .checkpoint.manifest import Manifest
 
 IGNORED = -100  # the label of a token that is not trained on, by torch's convention
 
@@ -83,6 +87,72 @@ class Collate:
             if name in batch:
                 batch[name] = torch.full_like(batch[name], IGNORED)
         return batch
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Which rows the steps of an attempt have, and where in the data it goes on.
+
+    Attributes:
+        course: the rows of each step; None where the Trainer deals them: streams, and batches that
+            are balanced by length.
+        batch: how the rows of a step are shared out.
+        seed: of the epochs' orders.
+        step: that the attempt starts at.
+        samples: rows drawn before it.
+    """
+
+    course: Course | None
+    batch: Batch
+    seed: int
+    step: int
+    samples: int
+
+    @property
+    def lead(self) -> int:
+        """Steps of today's size that the rows drawn would have made, less those that they made:
+        0, unless the rows a step were changed on the way (`allow_batch_change`)."""
+        if self.course is None:
+            return 0
+        epoch, done, _ = self.course.start(self.samples)
+        return epoch * self.course.steps_per_epoch + done - self.step
+
+    def samples_at(self, step: int) -> int:
+        """Rows drawn since the start of the run, once `step` is done."""
+        if self.course is None:
+            return self.samples + (step - self.step) * self.batch.rows
+        return self.course.after(self.samples, step - self.step)
+
+    def dealing(self, loader: DataLoader[Any], order: Any, rank: int) -> DataLoader[Any]:
+        """A rank's loader: `loader` with the rows dealt by this plan, in the given order."""
+        if self.course is None:
+            return loader
+        if isinstance(order, LengthGroupedSampler):
+            order.batch_size = self.batch.rows  # it orders by a step's rows, whoever has them
+        sampler = StepSampler(self.course, self.batch, rank, self.seed, order, self.samples)
+        return step_loader(loader, sampler)
+
+
+def plan_rows(rows: Any, args: Any, start: Manifest | None) -> RowPlan:
+    """The plan of an attempt.
+
+    Args:
+        rows: the training data, as it is trained on (packed, say).
+        args: `KeepstepConfig`.
+        start: of the checkpoint that the attempt goes on from.
+    """
+    seed = args.seed if args.data_seed is None else args.data_seed
+    course, step, samples = None, start.global_step if start else 0, None
+    if has_length(rows) and args.train_sampling_strategy != "batch_rebalance":
+        course = Course(len(rows), args.batch.rows, args.dataloader_drop_last)
+    if start is not None:
+        before = Dealt.from_json(start.dealt)
+        # A place among other rows means nothing: then, as Trainer does, the steps are counted.
+        if before is None or course is None or before.rows == course.rows:
+            samples = start.samples
+    if samples is None:
+        samples = course.after(0, step) if course else step * args.batch.rows
+    return RowPlan(course, args.batch, seed, step, samples)
 
 
 def step_loader(loader: DataLoader[Any], sampler: StepSampler) -> RowLoader:

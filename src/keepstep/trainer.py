@@ -23,12 +23,10 @@ from typing import Any
 
 from peft import PeftModel
 from transformers import TrainerCallback, set_seed
-from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import has_length
 from trl import SFTTrainer
 
 from . import distributed, preemption
-from .checkpoint.batch import Batch, Course, Dealt
+from .checkpoint.batch import Batch, Dealt
 from .checkpoint.flight import SaveError
 from .checkpoint.manager import CheckpointManager
 from .checkpoint.manifest import Manifest, finite_metrics
@@ -37,7 +35,7 @@ from .checkpoint.runfolder import Committed
 from .checkpoint.runwriter import Saved
 from .contents import Contents
 from .restore import Resharded, restore
-from .sampling import StepSampler, step_loader
+from .sampling import plan_rows
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +51,7 @@ class KeepstepTrainer(SFTTrainer):
     Attributes:
         start: the checkpoint whose state training goes on with, None for the beginning.
         asked: how the recipe shares out the rows of a step; `args.batch` is how it is done.
+        rows: which rows the steps have.
         resharded: what had to be done to give the state of `start` to these processes, or None.
         preempted: why training stopped before its end, None when it did not.
         last_saved: the newest commit of this attempt, None before the first.
@@ -72,6 +71,7 @@ class KeepstepTrainer(SFTTrainer):
         self.settings = settings or {}
         self.start = start
         self.asked: Batch = asked or self.args.batch
+        self.rows = plan_rows(self.train_dataset, self.args, start.manifest if start else None)
         self.resharded: Resharded | None = None
         self.preempted: str | None = None
         self.last_saved: Saved | None = None
@@ -84,47 +84,15 @@ class KeepstepTrainer(SFTTrainer):
         self.args.save_total_limit = None
         self.add_callback(_EveryStep(self))
 
-    @property
-    def course(self) -> Course | None:
-        """Which rows each step has; None of streams and rebalanced batches, which Trainer deals."""
-        if self.args.train_sampling_strategy == "batch_rebalance" or not has_length(
-            self.train_dataset
-        ):
-            return None
-        rows = len(self.train_dataset)
-        return Course(rows, self.args.batch.rows, self.args.dataloader_drop_last)
-
-    def drawn(self) -> int:
-        """Rows drawn before this attempt."""
-        known = self.start.manifest.samples if self.start else 0
-        if known is not None:
-            return known
-        return self.course.after(0, self.start.step) if self.course and self.start else 0
-
-    def lead(self) -> int:
-        """Steps of today's size that the rows drawn would have made, less those that they made:
-        0, unless the rows a step were changed (`allow_batch_change`)."""
-        if self.course is None or self.start is None:
-            return 0
-        epoch, done, _ = self.course.start(self.drawn())
-        return epoch * self.course.steps_per_epoch + done - self.start.step
-
     def get_train_dataloader(self) -> Any:
-        loader, course = super().get_train_dataloader(), self.course
-        if course is None:
-            return loader
-        order = self._get_train_sampler()
-        if isinstance(order, LengthGroupedSampler):
-            order.batch_size = course.per_step
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        batch, rank = self.args.batch, distributed.rank()
-        return step_loader(loader, StepSampler(course, batch, rank, seed, order, self.drawn()))
+        loader, order = super().get_train_dataloader(), self._get_train_sampler()
+        return self.rows.dealing(loader, order, distributed.rank())
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
         epochs, per_epoch, *others, max_steps = super().set_initial_training_values(
             args, dataloader
         )
-        lead = self.lead()
+        lead = self.rows.lead
         if lead:
             max_steps -= 0 if args.max_steps > 0 else lead
             epochs = math.ceil((max_steps + lead) / per_epoch)
@@ -134,8 +102,8 @@ class KeepstepTrainer(SFTTrainer):
         epochs, batches = super()._init_training_state(max_steps, per_epoch, *args)
         # Loaded from trainer_state.json are the intervals of the attempt that wrote it.
         self.state.compute_steps(self.args, max_steps)
-        if self.lead():
-            epochs, steps = divmod(self.state.global_step + self.lead(), per_epoch)
+        if self.rows.lead:
+            epochs, steps = divmod(self.state.global_step + self.rows.lead, per_epoch)
             batches = steps * self.args.gradient_accumulation_steps
         return epochs, batches
 
@@ -238,14 +206,14 @@ class KeepstepTrainer(SFTTrainer):
 
     def _describe(self) -> Manifest:
         step, metrics = self._evaluated
-        course = self.course
+        course = self.rows.course
         return Manifest(
             run_id="",
             attempt=0,
             parent=None,
             global_step=self.state.global_step,
             epoch=round(self.state.epoch or 0.0, 6),
-            samples=self._samples(),
+            samples=self.rows.samples_at(self.state.global_step),
             metrics=metrics if step == self.state.global_step else {},
             world_size=self.args.world_size,
             zero_stage=self.args.zero_stage,
@@ -273,13 +241,6 @@ class KeepstepTrainer(SFTTrainer):
         """Whether every loss of this attempt was finite here, and what was logged last."""
         finite = bool(self._finite) and all(map(math.isfinite, self._logged.values()))
         return {"finite": finite, **finite_metrics(self._logged)}
-
-    def _samples(self) -> int:
-        """Rows drawn since the start of the run."""
-        made = self.state.global_step - (self.start.step if self.start else 0)
-        if self.course is None:
-            return self.drawn() + made * int(self.args.batch.rows)
-        return self.course.after(self.drawn(), made)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Weights, configuration and tokenizer in Hugging Face layout; no training_args.bin."""

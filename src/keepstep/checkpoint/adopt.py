@@ -29,7 +29,8 @@ from .manifest import (
 )
 from .runfolder import Committed, RunFolder
 from .runwriter import RunWriter
-from .sources import MASTER, ReshardError, Source, UniversalSource, load, zero_source
+from .shards import UniversalSource, zero_source
+from .sources import MASTER, ReshardError, Source, load
 from .storage import Storage, sizes_under
 
 # Left where they are: a pickle of all arguments, secrets among them, and copies of programs.

@@ -23,15 +23,8 @@ from .reshard import rng_seed
 from .runfolder import Committed, RunFolder
 from .runwriter import RunWriter
 from .serialization import torch_save
-from .sources import (
-    MASTER,
-    ReshardError,
-    Zero3Source,
-    Zero12Source,
-    ZeroStored,
-    copy_slice,
-    zero_source,
-)
+from .shards import Zero3Source, Zero12Source, ZeroStored, zero_source
+from .sources import MASTER, ReshardError, copy_slice
 from .storage import Storage
 
 REMADE = re.compile(r"(zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt|rng_state")

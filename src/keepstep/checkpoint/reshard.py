@@ -16,7 +16,8 @@ import xxhash
 
 from .. import distributed
 from .layout import flats, groups, is_stage3, masters, slices
-from .sources import MASTER, ReshardError, Source, UniversalSource, copy_slice
+from .shards import UniversalSource
+from .sources import MASTER, ReshardError, Source, copy_slice
 
 # Of what optimizers these are the state: step, exp_avg, exp_avg_sq.
 TESTED = ("Adam", "AdamW", "DeepSpeedCPUAdam")
