@@ -19,9 +19,14 @@ DOCUMENTS = [
     "CHANGELOG.md",
     "docs/decisions.md",
     "docs/checkpoints.md",
+    "docs/elastic.md",
     "docs/performance.md",
 ]
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+BLOCKS = [
+    block
+    for document in ("README.md", "docs/elastic.md")
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+]
 COMMANDS = [
     words
     for line in "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
