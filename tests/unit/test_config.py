@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from keepstep.checkpoint.batch import Batch
 from keepstep.config import ConfigError
 from keepstep.parsing import parse_recipe
 from keepstep.preflight import validate
@@ -120,3 +121,45 @@ def test_preflight(fields: dict[str, object], expected: str) -> None:
 )
 def test_preflight_stays_silent(fields: dict[str, object]) -> None:
     assert problems(flags(**fields)) == []
+
+
+class FakePlugin:
+    """Stands for Accelerate's plugin: what the launcher's environment would make of a config."""
+
+    def __init__(self, **settings: object) -> None:
+        self.deepspeed_config = settings
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "reason"),
+    [
+        ({}, {"zero_optimization": {"stage": 3}}, None),
+        ({"optim": "sgd"}, None, None),
+        ({"optim": "sgd"}, {}, "optim: sgd has not been tested"),
+        (
+            {},
+            {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
+            "an optimizer or parameters on NVMe are not resharded",
+        ),
+        ({}, {"tensor_parallel": {"autotp_size": 2}}, "tensor parallelism is not resharded"),
+        (
+            {"train_sampling_strategy": "batch_rebalance"},
+            None,
+            "train_sampling_strategy: batch_rebalance deals out rows by that number",
+        ),
+    ],
+)
+def test_what_is_not_resharded_is_known_before_a_model_is_loaded(
+    fields: dict[str, object], settings: dict | None, reason: str | None
+) -> None:
+    training = parse_recipe(flags(**fields)).training
+    training.deepspeed_plugin = None if settings is None else FakePlugin(**settings)
+    found = training.rigid
+    assert found is None if reason is None else reason in (found or "")
+
+
+def test_a_batch_is_taken() -> None:
+    training = parse_recipe(flags(per_device_train_batch_size=4)).training
+    training.take(Batch(2, 6, 1))
+    assert training.batch == Batch(2, 6, 1)
+    assert training.train_batch_size == 2

@@ -10,6 +10,8 @@ from keepstep.checkpoint.manifest import (
     ManifestError,
     differences,
     finite_metrics,
+    missing_state,
+    not_reshardable,
     step_of,
 )
 from tests.helpers.folders import manifest
@@ -67,3 +69,32 @@ def test_names_that_are_checkpoints(name: str, step: int | None) -> None:
 def test_only_finite_numbers_are_metrics() -> None:
     report = {"a": 1, "b": 2.5, "nan": math.nan, "inf": math.inf, "text": "x", "flag": True}
     assert finite_metrics(report) == {"a": 1.0, "b": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("global_step4/zero_pp_rank_1_mp_rank_00_optim_states.pt", None),
+        ("global_step4/bf16_zero_pp_rank_10_mp_rank_00_optim_states.pt", None),
+        ("universal/zero/model.layers.1.mlp.gate_proj.weight/fp32.pt", None),
+        ("global_step4/mp_rank_01_model_states.pt", "tensor parallelism"),
+        ("global_step4/zero_pp_rank_0_mp_rank_13_optim_states.pt", "tensor parallelism"),
+        ("global_step4/layer_00-model_states.pt", "pipeline parallelism"),
+        ("global_step4/layer_0_expert_3_mp_rank_00_model_states.pt", "mixture of experts"),
+        ("global_step4/offloaded_tensors/rank_0/a.swp", "an optimizer on NVMe"),
+    ],
+)
+def test_files_that_are_not_resharded(name: str, reason: str | None) -> None:
+    found = not_reshardable(["latest", name])
+    assert found == (reason and f"{reason} is not resharded")
+
+
+def test_an_adopted_checkpoint_may_lack_rng_states() -> None:
+    files = {
+        "trainer_state.json": FileEntry(0, 1, ""),
+        "scheduler.pt": FileEntry(0, 1, ""),
+        "universal/zero/optimizer_state.pt": FileEntry(0, 1, ""),
+    }
+    known = manifest(5, files=files, world_size=1, zero_stage=3)
+    assert missing_state(known) == ["rng_state.pth"]
+    assert missing_state(manifest(5, files=files, world_size=1, zero_stage=3, origin="x")) == []

@@ -6,6 +6,7 @@ and committed like any other. What nobody has written down cannot be checked; th
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -30,7 +31,7 @@ from .manifest import (
 from .runfolder import Committed, RunFolder
 from .runwriter import RunWriter
 from .shards import UniversalSource, zero_source
-from .sources import MASTER, ReshardError, Source, load
+from .sources import MASTER, Source, load
 from .storage import Storage, sizes_under
 
 # Left where they are: a pickle of all arguments, secrets among them, and copies of programs.
@@ -90,16 +91,23 @@ def adopt(path: Path, run: RunFolder, storage: Storage | None = None) -> Adopted
 
 def _open(path: Path) -> Source | None:
     """What DeepSpeed has stored at `path`; None when torch has stored the optimizer."""
-    try:
+    with _naming(path):
         source = UniversalSource(path) if (path / "zero").is_dir() else zero_source(path)
-    except (OSError, RuntimeError, KeyError, StopIteration, ReshardError) as error:
-        raise AdoptError(f"{path}: {error!r}") from error
     if source is None and not (path / "optimizer.pt").is_file():
         raise AdoptError(
             f"{path} is no checkpoint: it holds neither shards of DeepSpeed (with `latest` or "
             "`latest_universal` beside them), nor optimizer.pt, nor a universal checkpoint's zero/"
         )
     return source
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What torch and pickle raise of a damaged file, a dozen types, says nothing of which one."""
+    try:
+        yield
+    except Exception as error:
+        raise AdoptError(f"{path} cannot be read: {error}") from error
 
 
 def _trainer_state(path: Path, source: Source | None) -> dict[str, Any]:
@@ -211,7 +219,8 @@ def _check(staged: Path) -> None:
     """Open the copy as a resume would: every element has its place in a file that can be read."""
     source = zero_source(staged)
     if source is None:
-        load(staged / "optimizer.pt")
+        with _naming(Path("optimizer.pt")):
+            load(staged / "optimizer.pt")
         return
     for name, elements in source.sizes.items():
         for key in (MASTER, *source.moments):
