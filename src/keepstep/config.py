@@ -8,8 +8,6 @@ from enum import Enum
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import DeepSpeedPlugin
-from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from .checkpoint.batch import Batch
@@ -21,6 +19,7 @@ TRAJECTORY_TRAINING = (
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed"),
     *("data_seed", "bf16", "fp16", "max_length", "packing", "shuffle_dataset"),
     *("completion_only_loss", "assistant_only_loss", "neftune_noise_alpha"),
+    "average_tokens_across_devices",
 )
 TRAJECTORY_MODEL = (
     *("dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
@@ -228,10 +227,25 @@ class KeepstepConfig(SFTConfig):
         """Share out the rows of a step in this way; before a trainer is built."""
         self.per_device_train_batch_size = batch.per_device
         self.gradient_accumulation_steps = batch.accumulation
-        if self.deepspeed:  # its values were filled in from the old ones
-            self.hf_deepspeed_config = HfTrainerDeepSpeedConfig(self.deepspeed)
-            self.hf_deepspeed_config.trainer_config_process(self)
-            self.deepspeed_plugin = DeepSpeedPlugin(hf_ds_config=self.hf_deepspeed_config)
+        settings = self.deepspeed_plugin.deepspeed_config if self.deepspeed_plugin else {}
+        for name, value in (
+            ("train_micro_batch_size_per_gpu", batch.per_device),
+            ("gradient_accumulation_steps", batch.accumulation),
+            ("train_batch_size", batch.rows),
+        ):
+            if isinstance(settings.get(name), int):  # `auto` is filled in by the Trainer
+                settings[name] = value
+
+    @property
+    def rows_are_dealt(self) -> bool:
+        """Whether keepstep deals the rows of a step; else the Trainer's sampler does."""
+        rebalanced = _word(self.train_sampling_strategy) == "batch_rebalance"
+        return not (rebalanced or self.parallelism_config or self._autotp_size > 1)
+
+    @property
+    def _autotp_size(self) -> int:
+        settings = self.deepspeed_plugin.deepspeed_config if self.deepspeed_plugin else {}
+        return int(settings.get("tensor_parallel", {}).get("autotp_size", 0))
 
     @property
     def rigid(self) -> str | None:
@@ -243,8 +257,10 @@ class KeepstepConfig(SFTConfig):
         devices = [zero.get(f"offload_{what}", {}).get("device") for what in ("optimizer", "param")]
         if "nvme" in devices:
             return "an optimizer or parameters on NVMe are not resharded"
-        if settings.get("tensor_parallel", {}).get("autotp_size", 0) > 1:
-            return "tensor parallelism is not resharded"
+        if self._autotp_size > 1 or self.parallelism_config:
+            return "tensor, context or sequence parallelism is not resharded"
+        if not self.average_tokens_across_devices:
+            return "average_tokens_across_devices: false makes the loss depend on that number"
         if plugin and _word(self.optim) not in RESHARDED_OPTIMIZERS:
             return f"optim: {_word(self.optim)} has not been tested with another number"
         if _word(self.train_sampling_strategy) == "batch_rebalance":

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from transformers import TrainerCallback
 
 from . import __version__, distributed
+from .checkpoint.batch import Dealt
 from .checkpoint.manager import CheckpointManager
 from .checkpoint.manifest import strategy_name
 from .checkpoint.runfolder import Committed
@@ -57,8 +58,11 @@ def introduce(
         f"{recipe.model.model_name_or_path}: {sum(sizes.values()):,} parameters, "
         f"{trained:,} trained; {args.batch}"
     )
-    if trainer.asked.rows != args.batch.rows:
-        say(f"(the recipe says {trainer.asked}; the run goes on with as many rows as before)")
+    before = Dealt.from_json(trainer.start.manifest.dealt) if trainer.start else None
+    if trainer.asked != args.batch and before is not None:
+        kept = before.batch.rows == args.batch.rows
+        reason = "as many rows as before" if kept else f"not {before.batch.rows}, as before"
+        say(f"(the recipe says {trainer.asked}; {reason})")
     for step, why in choice.passed_by.items():
         say(f"checkpoint-{step} is passed by: {why}")
     if choice.under_way:

@@ -23,6 +23,11 @@ def is_grouped() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def is_gloo() -> bool:
+    """Whether ranks talk over gloo: processes on CPU."""
+    return is_grouped() and dist.get_backend() == "gloo"
+
+
 def rank() -> int:
     """This process's number; before the group exists, what the launcher said."""
     return dist.get_rank() if is_grouped() else int(os.environ.get("RANK", "0"))
@@ -79,7 +84,7 @@ def any_rank(*flags: bool) -> list[bool]:
     """For each flag, whether it is true on one rank. Ranks: all (collective), a few bytes."""
     if not is_grouped():
         return list(flags)
-    device = "cpu" if dist.get_backend() == "gloo" else torch.accelerator.current_accelerator()
+    device = "cpu" if is_gloo() else torch.accelerator.current_accelerator()
     total = torch.tensor(flags, dtype=torch.int32, device=device)
     dist.all_reduce(total, op=dist.ReduceOp.MAX)
     return [bool(flag) for flag in total.tolist()]

@@ -12,7 +12,7 @@ from .config import Problem, Recipe
 
 def validate(recipe: Recipe) -> list[Problem]:
     """Every problem that can be seen without loading data or model. Ranks: any."""
-    checks = (_run_folder, _sources, _retention, _saving, _secrets)
+    checks = (_run_folder, _sources, _retention, _saving, _batch, _secrets)
     return [problem for check in checks for problem in check(recipe)]
 
 
@@ -135,6 +135,25 @@ def _saving(recipe: Recipe) -> list[Problem]:
             "raise ddp_timeout with it",
         )
     ]
+
+
+def _batch(recipe: Recipe) -> list[Problem]:
+    training, found = recipe.training, []
+    if training.auto_find_batch_size:
+        found.append(
+            Problem(
+                "auto_find_batch_size would change the rows of a step in mid-run",
+                "set per_device_train_batch_size, and gradient_accumulation_steps",
+            )
+        )
+    if training.n_gpu > 1:
+        found.append(
+            Problem(
+                f"one process sees {training.n_gpu} GPUs: Trainer would use all, by DataParallel",
+                "launch a process for each: --num_processes, or set CUDA_VISIBLE_DEVICES",
+            )
+        )
+    return found
 
 
 def _word(strategy: str) -> str:

@@ -68,6 +68,8 @@ def restore(trainer: KeepstepTrainer, checkpoint: Committed) -> Resharded | None
     if checkpoint.manifest.zero_stage == 0 != trainer.args.zero_stage:
         trainer.contents.plan()  # collective: which weight of the file is which of the model
     source = together(lambda: _foreign_source(trainer, checkpoint))
+    if len(set(distributed.gather(source is None))) > 1:
+        raise ReshardError(f"{checkpoint.path.name} is not the same for every rank")
     if source is None and trainer.is_deepspeed_enabled:
         _load_shards_as_they_are(trainer, checkpoint)
     elif source is not None and trainer.is_deepspeed_enabled:
@@ -77,7 +79,7 @@ def restore(trainer: KeepstepTrainer, checkpoint: Committed) -> Resharded | None
         optimizer = trainer.contents.optimizer()
         assert optimizer is not None  # the Trainer has made it
         together(lambda: restore_torch(trainer.model, optimizer, source))
-    _load_schedule(trainer, checkpoint, source)
+    together(lambda: _load_schedule(trainer, checkpoint, source))
     if source is None:
         return None
     seconds = time.perf_counter() - started
@@ -116,8 +118,10 @@ def _foreign_source(trainer: KeepstepTrainer, checkpoint: Committed) -> Source |
         return None  # whole on every rank, however many there are
     if manifest.zero_stage == 0:
         return _torch_source(trainer, checkpoint)
-    source = zero_source(checkpoint.path)
     same = (manifest.world_size, manifest.zero_stage) == (args.world_size, args.zero_stage)
+    if same and args.rigid:
+        return None  # DeepSpeed may know more than the resharder does
+    source = zero_source(checkpoint.path)
     if source is None:
         raise ReshardError(f"{checkpoint.path.name} holds no shards of DeepSpeed")
     return None if same and fits(trainer.deepspeed, source) else source
@@ -140,16 +144,17 @@ def _load_shards_as_they_are(trainer: KeepstepTrainer, checkpoint: Committed) ->
 
 def _load_schedule(trainer: KeepstepTrainer, checkpoint: Committed, source: Source | None) -> None:
     """The scheduler; without DeepSpeed loss scaler and, as it is, optimizer. Ranks: any."""
-    trainer._load_scaler(str(checkpoint.path))
     schedule, scaler = trainer.lr_scheduler, trainer.accelerator.scaler
+    if scaler is not None:  # DeepSpeed has one of its own
+        trainer._load_scaler(str(checkpoint.path))
     if source is None:
         trainer._load_optimizer_and_scheduler(str(checkpoint.path))
     else:
         stored = torch.load(checkpoint.path / "scheduler.pt", weights_only=True)
         groups = len(schedule.optimizer.param_groups)
         schedule.load_state_dict(schedule_for(groups, stored))
-    if source is not None and source.scaler is not None and scaler is not None:
-        scaler.load_state_dict(scaler.state_dict() | {"scale": source.scaler.cur_scale})
+    if source is not None and source.loss_scale is not None and scaler is not None:
+        scaler.load_state_dict(scaler.state_dict() | {"scale": source.loss_scale})
     before = checkpoint.manifest.settings.get("learning_rate")
     if before and before != trainer.args.learning_rate:
         _rescale(schedule, trainer.args.learning_rate / before)
@@ -158,10 +163,11 @@ def _load_schedule(trainer: KeepstepTrainer, checkpoint: Committed, source: Sour
 def _rescale(schedule: Any, factor: float) -> None:
     """A changed learning rate that was accepted: without this, the stored one would go on."""
     for name in ("base_lrs", "_last_lr"):
-        setattr(schedule, name, [rate * factor for rate in getattr(schedule, name)])
+        rates = getattr(schedule, name, [])  # a plateau's schedule has no base
+        setattr(schedule, name, [rate * factor for rate in rates])
     for group in schedule.optimizer.param_groups:
-        group["lr"] *= factor
-        group["initial_lr"] *= factor
+        for name in {"lr", "initial_lr"} & group.keys():
+            group[name] *= factor
 
 
 def schedule_for(groups: int, stored: dict[str, Any]) -> dict[str, Any]:

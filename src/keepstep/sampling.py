@@ -18,6 +18,7 @@ from transformers.trainer_utils import has_length
 
 from .checkpoint.batch import Batch, Course, Dealt
 from .checkpoint.manifest import Manifest
+from .checkpoint.sources import ReshardError
 
 IGNORED = -100  # the label of a token that is not trained on, by torch's convention
 
@@ -143,10 +144,15 @@ def plan_rows(rows: Any, args: Any, start: Manifest | None) -> RowPlan:
     """
     seed = args.seed if args.data_seed is None else args.data_seed
     course, step, samples = None, start.global_step if start else 0, None
-    if has_length(rows) and args.train_sampling_strategy != "batch_rebalance":
+    if has_length(rows) and args.rows_are_dealt:
         course = Course(len(rows), args.batch.rows, args.dataloader_drop_last)
     if start is not None:
         before = Dealt.from_json(start.dealt)
+        changed = before is not None and before.batch.rows != args.batch.rows
+        if changed and (course is None or args.train_sampling_strategy == "group_by_length"):
+            raise ReshardError(
+                "streamed rows, and rows grouped by length, need as many rows a step as before"
+            )
         # A place among other rows means nothing: then, as Trainer does, the steps are counted.
         if before is None or course is None or before.rows == course.rows:
             samples = start.samples
@@ -167,4 +173,5 @@ def step_loader(loader: DataLoader[Any], sampler: StepSampler) -> RowLoader:
         multiprocessing_context=loader.multiprocessing_context,
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,
+        in_order=loader.in_order,
     )

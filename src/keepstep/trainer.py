@@ -5,7 +5,9 @@ What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
 - `_save`: Trainer stores its arguments, absolute paths and Hub token included, every time.
 - `get_train_dataloader`, `_init_training_state`, `set_initial_training_values`: which rows a step
   has, and where a run goes on, does not depend on the number of processes.
-- `_prepare_for_training`, `_load_rng_state`: what other processes wrote is given to these.
+- `_prepare_for_training`, `_load_rng_state`, `_load_from_checkpoint`: what other processes wrote
+  is given to these.
+- `compute_loss`: a rank without rows computes one, and learns nothing from it.
 - `_prepare_for_training`: DeepSpeed saves and loads through our checkpoint engine.
 - `_finalize_training`: what is on its way to the disk has to arrive before the best is chosen.
 - `_load_best_model`: the best checkpoint may have been written by other processes.
@@ -35,7 +37,7 @@ from .checkpoint.runfolder import Committed
 from .checkpoint.runwriter import Saved
 from .contents import Contents
 from .restore import Resharded, restore
-from .sampling import plan_rows
+from .sampling import IGNORED, plan_rows
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +113,21 @@ class KeepstepTrainer(SFTTrainer):
         world_size = self.args.world_size
         file = "rng_state.pth" if world_size == 1 else f"rng_state_{distributed.rank()}.pth"
         manifest = self.start.manifest if self.start else None
+        set_seed(rng_seed(self.args.seed, self.state.global_step, distributed.rank()))
         if manifest and manifest.world_size == world_size and file in manifest.files:
             super()._load_rng_state(checkpoint)
-        else:
-            set_seed(rng_seed(self.args.seed, self.state.global_step, distributed.rank()))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.start is None or self.start.manifest.zero_stage == 0:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # Else `restore` takes the weights, too, from DeepSpeed's shards.
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        # A router's loss does not ask for labels, and a row that fills a place must teach nothing.
+        routed = self.aux_loss_enabled and self.model.training
+        filler = routed and bool((inputs["labels"] == IGNORED).all())
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        return loss * 0 if filler else loss
 
     def planned_steps(self) -> int:
         """How many optimizer steps the whole run has. Ranks: all."""

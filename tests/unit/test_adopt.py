@@ -48,7 +48,7 @@ def test_a_stock_checkpoint(tmp_path: Path) -> None:
     assert "the rows of a step: the recipe's are taken" in adopted.unchecked
     assert not (checkpoint.path / "training_args.bin").exists()
     assert "/home/me" not in (checkpoint.path / "trainer_state.json").read_text()
-    with pytest.raises(AdoptError, match="has a checkpoint-4 already"):
+    with pytest.raises(AdoptError, match="is a run already"):
         adopt(tmp_path / "checkpoint-4", run)
 
 

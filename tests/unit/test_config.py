@@ -141,7 +141,7 @@ class FakePlugin:
             {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
             "an optimizer or parameters on NVMe are not resharded",
         ),
-        ({}, {"tensor_parallel": {"autotp_size": 2}}, "tensor parallelism is not resharded"),
+        ({}, {"tensor_parallel": {"autotp_size": 2}}, "tensor, context or sequence parallelism"),
         (
             {"train_sampling_strategy": "batch_rebalance"},
             None,

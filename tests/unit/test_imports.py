@@ -27,9 +27,9 @@ LEVELS = [
     {"checkpoint.storage", "checkpoint.arena", "checkpoint.layout", "distributed", "outcome"},
     {
         *("checkpoint.runfolder", "checkpoint.joint", "checkpoint.serialization"),
-        *("checkpoint.sources", "sampling"),
+        "checkpoint.sources",
     },
-    {"checkpoint.runwriter", "checkpoint.writer", "checkpoint.shards", "report"},
+    {"checkpoint.runwriter", "checkpoint.writer", "checkpoint.shards", "report", "sampling"},
     {"checkpoint.adopt", "checkpoint.flight", "checkpoint.reshard", "checkpoint.weights"},
     {"checkpoint.offline", "checkpoint.saver"},
     {"checkpoint.manager"},

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,14 +26,14 @@ from .manifest import (
     FileEntry,
     Manifest,
     finite_metrics,
-    folder_name,
     missing_state,
 )
 from .runfolder import Committed, RunFolder
 from .runwriter import RunWriter
+from .serialization import torch_save
 from .shards import UniversalSource, zero_source
 from .sources import MASTER, Source, load
-from .storage import Storage, sizes_under
+from .storage import Storage
 
 # Left where they are: a pickle of all arguments, secrets among them, and copies of programs.
 LEFT_OUT = re.compile(r"training_args\.bin|zero_to_\w+\.py|trainer_state\.json")
@@ -59,14 +60,15 @@ def adopt(path: Path, run: RunFolder, storage: Storage | None = None) -> Adopted
     """
     if (path / MANIFEST_NAME).exists():
         raise AdoptError(f"{path} has a manifest: resume_from_checkpoint: {path} takes it as it is")
-    files = {name: path / name for name in sizes_under(path) if not LEFT_OUT.search(name)}
+    found = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file()}
+    files = {name: file for name, file in found.items() if not LEFT_OUT.search(name)}
     if (path / "zero").is_dir():  # a bare universal checkpoint: its own folder, and nothing else
         files = {f"universal/{name}": file for name, file in files.items()}
     source = _open(path)
     state = _trainer_state(path, source)
     step = int(state["global_step"])
-    if step in {c.step for c in run.checkpoints(any_run=True)}:
-        raise AdoptError(f"{run.path} has a {folder_name(step)} already")
+    if run.is_used():
+        raise AdoptError(f"{run.path} is a run already: name a new folder")
     writer = RunWriter(run, run.policy(), storage or Storage())
     writer.identify()
     staged = writer.stage(step)
@@ -151,7 +153,12 @@ def _made(path: Path, source: Source | None, state: dict[str, Any]) -> Iterator[
 
 def _take(storage: Storage, source: Path, target: Path) -> FileEntry:
     storage.make_folder(target.parent)
-    file = storage.copy(source, target)
+    if target.suffix == ".pt" and not zipfile.is_zipfile(source):
+        # Of the old kind, that DeepSpeed writes by default: it could not be mapped at a resume.
+        with _naming(source), storage.create(target) as file:
+            torch_save(load(source), file)
+    else:
+        file = storage.copy(source, target)
     numbers = re.findall(r"(?:zero_pp_rank|rng_state)_(\d+)", target.name)
     return FileEntry(int(numbers[0]) if numbers else 0, file.bytes, file.xxh3_128)
 

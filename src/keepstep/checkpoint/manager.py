@@ -220,8 +220,9 @@ def _check_state(checkpoint: Committed, resume: Resume) -> None:
 def _agreed_batch(checkpoint: Committed, resume: Resume) -> Batch:
     """How the rows of a step are shared out from here on; anything else must not have changed."""
     manifest = checkpoint.manifest
+    before = None if ROWS in resume.allow_drift else Dealt.from_json(manifest.dealt)
     try:
-        batch = agree(Dealt.from_json(manifest.dealt), resume.batch, resume.allow_batch_change)
+        batch = agree(before, resume.batch, resume.allow_batch_change)
     except BatchError as error:
         raise SelectionError(f"{checkpoint.path.name}: {error}") from error
     accepted = [*resume.allow_drift, *([ROWS] if resume.allow_batch_change else [])]

@@ -52,8 +52,8 @@ def reshard(
         asked = replace(before.asked, world_size=world_size)
         dealt = Dealt(agree(before, asked), asked, before.rows).as_json()
     writer = RunWriter(run, run.policy(), storage or Storage())
-    if checkpoint.step in {c.step for c in run.checkpoints(any_run=True)}:
-        raise ReshardError(f"{run.path} has a {checkpoint.path.name} already")
+    if run.is_used():
+        raise ReshardError(f"{run.path} is a run already: name a new folder")
     writer.identify()
     staged = writer.stage(checkpoint.step)
     try:
@@ -144,9 +144,10 @@ def _stage12(source: Zero12Source, rank: int, world_size: int) -> dict[str, Any]
     for i, group in enumerate(source.groups):
         total = source.totals[i]
         part = -(-total // (ALIGNMENT * world_size)) * ALIGNMENT
-        padding = part * world_size - total if rank == world_size - 1 else 0
+        low = rank * part
+        padding = min(part, max(0, low + part - total))
         flats = {key: torch.zeros(part) for key in (MASTER, *source.moments)}
-        low, found = rank * part, {}
+        found = {}
         for name in group:
             offset = source.offsets[name]
             begin, end = max(low, offset), min(low + part, offset + source.sizes[name])

@@ -74,6 +74,10 @@ def shard_for(engine: Any, source: Source) -> dict[str, Any]:
     }
     if is_stage3(engine):
         return shard | {"optimizer_state_dict": base, "fp32_flat_groups": flats(engine)}
+    if distributed.is_gloo():
+        for parameter, name in engine.param_names.items():
+            if name in source.sizes:
+                _fill(source, name, MASTER, parameter.data)
     return shard | {
         "base_optimizer_state": base,
         "single_partition_of_fp32_groups": masters(engine),
@@ -91,8 +95,10 @@ def load_shard(engine: Any, shard: dict[str, Any], counters: dict[str, int]) -> 
     optimizer.load_state_dict(shards, load_optimizer_states=True, load_from_fp32_weights=True)
     if is_stage3(engine):
         optimizer.checkpoint_event_epilogue()
-    else:
-        optimizer.update_lp_params()  # the 16-bit parameters, from the masters
+    elif not distributed.is_gloo():
+        # The 16-bit parameters, whole on every rank, from the masters; on CPU each rank has read
+        # them for itself: gloo gathers ten times slower than a mapped file is read.
+        optimizer.update_lp_params()
     for name, count in counters.items():
         setattr(engine, name, count)
 
@@ -107,13 +113,19 @@ def restore_torch(model: Any, optimizer: torch.optim.Optimizer, source: Source) 
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     _check(source, {names[p]: p.numel() for p in trained})
     _check_optimizer(optimizer)
+    halves = [names[p] for p in trained if p.dtype != torch.float32]
+    if halves and source.stage:
+        raise ReshardError(
+            "without DeepSpeed, parameters of half precision have no fp32 masters: launch with a "
+            "ZeRO config (on one process, too), or with dtype: float32"
+        )
     _restore_module(model, source)
     state: dict[int, dict[str, Any]] = {}
     for number, parameter in enumerate(trained):
         name = names[parameter]
         _fill(source, name, MASTER, parameter.data)
         if source.moments:
-            state[number] = {"step": _step(source, name, optimizer)}
+            state[number] = {"step": _step(source, [name], optimizer)}
         for key in source.moments:
             state[number][key] = torch.empty_like(parameter.data)
             _fill(source, name, key, state[number][key])
@@ -146,7 +158,7 @@ def _base_state(engine: Any, source: Source, names: Sequence[Sequence[str]]) -> 
     # Buffers are numbered as they come, group by group.
     members = [[n for i in group["params"] for n in names[i]] for group in live]
     state = {
-        i: {"step": _step(source, names[i][0], optimizer.optimizer), **moments[i]}
+        i: {"step": _step(source, names[i], optimizer.optimizer), **moments[i]}
         for i in range(len(whole))
         if source.moments
     }
@@ -185,6 +197,8 @@ def _restore_module(module: Any, source: Source) -> None:
         if not hasattr(parameter, "ds_tensor"):
             copy_slice(source, iter(pieces), 0, parameter.data.view(-1))
             continue
+        if not parameter.ds_tensor.is_floating_point():
+            raise ReshardError(f"{name} is frozen and quantized: not supported")
         size = parameter.ds_tensor.ds_numel
         begin = distributed.rank() * size
         count = max(0, min(size, parameter.ds_numel - begin))
@@ -224,11 +238,19 @@ def _counts_with_int(optimizer: torch.optim.Optimizer) -> bool:
     return type(optimizer).__name__ == "DeepSpeedCPUAdam"
 
 
-def _step(source: Source, name: str, optimizer: torch.optim.Optimizer) -> Any:
-    steps = float(source.step(name))
-    return int(steps) if _counts_with_int(optimizer) else torch.tensor(steps)
+def _step(source: Source, names: Sequence[str], optimizer: torch.optim.Optimizer) -> Any:
+    """The optimizer's steps with these parameters, in the form that it keeps them."""
+    steps = {float(source.step(name)) for name in names}
+    if len(steps) > 1:
+        raise ReshardError(f"parameters of one group were stored with different steps: {steps}")
+    (step,) = steps
+    return int(step) if _counts_with_int(optimizer) else torch.tensor(step)
 
 
 def _scaler(source: Source, live: Any) -> Any:
-    """The stored loss scaler, if it is of the live one's kind (fp16: a dynamic one)."""
-    return source.scaler if type(source.scaler) is type(live) else live
+    """The stored loss scaler, if it is of the live one's kind; at least its scale (fp16)."""
+    if type(source.scaler) is type(live):
+        return source.scaler
+    if live.dynamic and source.loss_scale is not None:
+        live.cur_scale = source.loss_scale
+    return live

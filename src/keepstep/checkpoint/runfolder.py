@@ -74,6 +74,10 @@ class RunFolder:
             found = [c for c in found if c.manifest.run_id == run_id]
         return sorted(found, key=lambda c: c.step)
 
+    def is_used(self) -> bool:
+        """Whether it has a history, that a checkpoint from elsewhere would not be a part of."""
+        return bool(self.attempts() or self.checkpoints(any_run=True))
+
     def checkpoint(self, step: int) -> Committed:
         """The committed checkpoint of a step.
 

@@ -49,7 +49,11 @@ class ZeroStored(Stored):
         self.prefix = self._files[0].name.split("zero_pp_rank_")[0]
         self.first_file = load(self._files[0])
         self._shards: dict[int, Any] = {0: self.first_file["optimizer_state_dict"]}
-        self.scaler, self.stage = self._shard(0)["loss_scaler"], int(self._shard(0)["zero_stage"])
+        shard = self._shard(0)
+        if "zero_stage" not in shard:
+            raise ReshardError("an optimizer of DeepSpeed's that is not ZeRO's is not supported")
+        self.scaler, self.stage = shard["loss_scaler"], int(shard["zero_stage"])
+        self.loss_scale = self.scaler.cur_scale if shard["dynamic_loss_scale"] else None
         base = self._shard(0)[self._optimizer]
         if not isinstance(base, dict):
             raise ReshardError("shards written with elastic_checkpoint: true are not supported")
@@ -87,6 +91,7 @@ class Zero3Source(ZeroStored):
     def __init__(self, folder: Path) -> None:
         (first,) = folder.glob("*zero_pp_rank_0_mp_rank_00_model_states.pt")
         super().__init__(folder, first.name)
+        self._frozen: dict[int, dict[str, torch.Tensor]] = {}  # rank → its slices
         self._first: dict[str, int] = {}  # name → where it begins in its sub-group's flat buffer
         for group in self.groups:
             position = 0
@@ -110,9 +115,10 @@ class Zero3Source(ZeroStored):
                 yield Piece(begin, end, partial(self._frozen_part, rank, name), 0)
 
     def _frozen_part(self, rank: int, name: str) -> torch.Tensor:
-        (path,) = self.folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
-        part: torch.Tensor = load(path)["frozen_param_fragments"][name]
-        return part.reshape(-1)
+        if rank not in self._frozen:
+            (path,) = self.folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
+            self._frozen[rank] = load(path)["frozen_param_fragments"]
+        return self._frozen[rank][name].reshape(-1)
 
     def _share(self, elements: int) -> int:
         return -(-elements // self.world_size)
@@ -173,6 +179,7 @@ class UniversalSource(Stored):
         self.buffers = {name: states["module"][name] for name in states["buffer_names"]}
         self.counters = {name: states[name] for name in COUNTERS}
         self.scaler, self.stage = common["loss_scaler"], int(common["zero_stage"])
+        self.loss_scale = self.scaler.cur_scale if common["dynamic_loss_scale"] else None
         self._group_of = {name: i for i, group in enumerate(self.groups) for name in group}
         self._settings_of = {i: group for group in common["param_groups"] for i in group["params"]}
         self._common = common.get("optimizer_state_dict", {}).get("state", {})

@@ -43,6 +43,7 @@ class Source(Protocol):
         buffers: the model's persistent buffers.
         counters: of DeepSpeed: `global_steps`, `global_samples`, `skipped_steps`.
         scaler: DeepSpeed's loss scaler, None without.
+        loss_scale: of fp16; None without.
         bytes_read: so far.
     """
 
@@ -53,6 +54,7 @@ class Source(Protocol):
     buffers: dict[str, torch.Tensor]
     counters: dict[str, int]
     scaler: Any
+    loss_scale: float | None
     bytes_read: int
 
     def pieces(self, name: str, key: str) -> Iterator[Piece]:
@@ -98,6 +100,7 @@ class Stored:
         self.buffers: dict[str, torch.Tensor] = {}
         self.counters: dict[str, int] = {}
         self.scaler: Any = None
+        self.loss_scale: float | None = None
         self.bytes_read = 0
 
     def frozen(self, name: str) -> Iterator[Piece]:
@@ -142,7 +145,11 @@ class TorchSource(Stored):
                 self._param_groups[name] = group
                 self._state[name] = saved["state"].get(number, {})
                 self.sizes[name] = self._weights[name].numel()
-        self.take_moments(next(iter(self._state.values()), {}))
+        self.take_moments(next((state for state in self._state.values() if state), {}))
+        if bare := [n for n, s in self._state.items() if self.moments and not s]:
+            raise ReshardError(f"optimizer.pt has no state of {bare[0]}: it never had a gradient")
+        if (folder / "scaler.pt").is_file():
+            self.loss_scale = float(load(folder / "scaler.pt")["scale"])
 
     def pieces(self, name: str, key: str) -> Iterator[Piece]:
         stored = self._weights[name] if key == MASTER else self._state[name][key]
