@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from . import distributed
+from .checkpoint.layout import LayoutError
 from .checkpoint.reshard import fits, load_shard, restore_torch, shard_for
 from .checkpoint.runfolder import Committed
 from .checkpoint.shards import zero_source
@@ -96,7 +97,12 @@ def restore(trainer: KeepstepTrainer, checkpoint: Committed) -> Resharded | None
 
 
 def together(action: Callable[[], T]) -> T:
-    """Run `action` on every rank; if one fails, all do. Ranks: all (collective)."""
+    """Run `action` on every rank; if one fails, all do. Ranks: all (collective).
+
+    Raises:
+        ReshardError: on every rank, what the first that failed raised.
+        RankError: likewise, of any other error.
+    """
     value: T | None = None
     error: Exception | None = None
     try:
@@ -105,9 +111,9 @@ def together(action: Callable[[], T]) -> T:
         error = caught
     told = error if error is None or isinstance(error, ReshardError) else repr(error)
     failures = [(r, e) for r, e in enumerate(distributed.gather(told)) if e is not None]
-    if failures:
-        rank, failure = failures[0]
-        raise ReshardError(f"rank {rank}: {failure}") from error
+    for rank, failure in failures:
+        kind = ReshardError if isinstance(failure, ReshardError) else distributed.RankError
+        raise kind(f"rank {rank}: {failure}") from error
     return value  # type: ignore[return-value]
 
 
@@ -119,12 +125,15 @@ def _foreign_source(trainer: KeepstepTrainer, checkpoint: Committed) -> Source |
     if manifest.zero_stage == 0:
         return _torch_source(trainer, checkpoint)
     same = (manifest.world_size, manifest.zero_stage) == (args.world_size, args.zero_stage)
-    if same and args.rigid:
-        return None  # DeepSpeed may know more than the resharder does
-    source = zero_source(checkpoint.path)
-    if source is None:
-        raise ReshardError(f"{checkpoint.path.name} holds no shards of DeepSpeed")
-    return None if same and fits(trainer.deepspeed, source) else source
+    try:
+        source = zero_source(checkpoint.path)
+        if source is None:
+            raise ReshardError(f"{checkpoint.path.name} holds no shards of DeepSpeed")
+        return None if same and fits(trainer.deepspeed, source) else source
+    except (ReshardError, LayoutError, KeyError, AttributeError):
+        if not same:
+            raise
+        return None  # of a kind that DeepSpeed knows, and the resharder does not
 
 
 def _torch_source(trainer: KeepstepTrainer, checkpoint: Committed) -> TorchSource:
