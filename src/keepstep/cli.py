@@ -158,6 +158,28 @@ def reshard(
     )
 
 
+@app.command("save-now")
+def save_now(run: RunArgument) -> None:
+    """Have the attempt that is at work save after the step that it is at."""
+    _ask(run, "save-now")
+
+
+@app.command()
+def stop(run: RunArgument) -> None:
+    """Have the attempt that is at work save, and end as preempted."""
+    _ask(run, "stop")
+
+
+def _ask(run: Path, request: str) -> None:
+    folder = _run_folder(run)
+    if not folder.attempts():
+        _fail(f"{run} is no run")
+    if folder.status.is_file():
+        _fail(f"{run}: its last attempt has ended, nobody is at work")
+    Storage().write(folder.request(request), b"")
+    console.print(f"asked for: it is done after the step that {run} is at", highlight=False)
+
+
 @app.command()
 def adopt(
     path: Annotated[

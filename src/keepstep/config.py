@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -10,9 +11,11 @@ from typing import Any, Literal
 import torch
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
+from . import preemption
 from .checkpoint.batch import Batch
 from .checkpoint.retention import Policy, parse_bytes
 from .checkpoint.saver import Mode
+from .checkpoint.schedule import Schedule, parse_duration, parse_moment
 
 TRAJECTORY_TRAINING = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim"),
@@ -154,6 +157,24 @@ class KeepstepConfig(SFTConfig):
             "`ddp_timeout`, for which the ranks would wait for each other."
         },
     )
+    save_interval_seconds: float | None = field(
+        default=None,
+        metadata={"help": "Save when so many seconds have passed since the last save, too."},
+    )
+    time_limit: str | None = field(
+        default=None,
+        metadata={
+            "help": "How long an attempt may take, as in `3h30m`; it saves and stops in time, as "
+            "preempted. In a Slurm job the job's end (SLURM_JOB_END_TIME) is known without it."
+        },
+    )
+    deadline: str | None = field(
+        default=None, metadata={"help": "The same as a moment: `2026-11-25T08:00`, local time."}
+    )
+    stop_margin_seconds: float = field(
+        default=30.0,
+        metadata={"help": "What is to be left of the time when the last save is committed."},
+    )
     on_save_error: Literal["continue", "stop"] = field(
         default="continue",
         metadata={"help": "What follows a save that failed (disk full, say): go on, or stop."},
@@ -190,6 +211,16 @@ class KeepstepConfig(SFTConfig):
         if self.eval_steps is None and self.eval_strategy == "steps":
             self.eval_steps = self.save_steps  # every checkpoint has its metric
         super().__post_init__()
+
+    def schedule(self) -> Schedule:
+        """When to save beside `save_steps`, and when to stop."""
+        moments = [float(end) for end in [os.environ.get("SLURM_JOB_END_TIME")] if end]
+        if self.time_limit:
+            moments.append(preemption.started() + parse_duration(str(self.time_limit)))
+        if self.deadline:
+            moments.append(parse_moment(str(self.deadline)))
+        end = min(moments) if moments else None
+        return Schedule(self.save_interval_seconds, end, self.stop_margin_seconds)
 
     def policy(self) -> Policy:
         """What retention is asked to do."""

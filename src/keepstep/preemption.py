@@ -11,6 +11,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 # Ctrl-C reaches a rank from the terminal and again from its launcher: that is one request.
 ONE_REQUEST_SECONDS = 2.0
 
+_started = time.time()
 _received: list[tuple[int, float]] = []
 
 
@@ -19,8 +20,15 @@ def install_handlers() -> None:
 
     Call it before the slow imports, in every rank: a signal that comes earlier ends the process.
     """
+    global _started
+    _started = time.time()
     for number in SIGNALS:
         signal.signal(number, _handle)
+
+
+def started() -> float:
+    """When this process began its work, in seconds since the epoch."""
+    return _started
 
 
 def requested() -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from .checkpoint.retention import parse_bytes
@@ -12,7 +13,7 @@ from .config import Problem, Recipe
 
 def validate(recipe: Recipe) -> list[Problem]:
     """Every problem that can be seen without loading data or model. Ranks: any."""
-    checks = (_run_folder, _sources, _retention, _saving, _batch, _secrets)
+    checks = (_run_folder, _sources, _retention, _saving, _times, _batch, _secrets)
     return [problem for check in checks for problem in check(recipe)]
 
 
@@ -121,6 +122,26 @@ def _retention(recipe: Recipe) -> list[Problem]:
                 "let the two meet: every save at a step that is evaluated",
             )
         )
+    return found
+
+
+def _times(recipe: Recipe) -> list[Problem]:
+    training, found = recipe.training, []
+    try:
+        end = training.schedule().deadline
+    except ValueError as error:
+        return [Problem(f"time_limit or deadline: {error}")]
+    if end is not None and end <= time.time() + training.stop_margin_seconds:
+        found.append(
+            Problem(
+                "the deadline is over before a step can be made and saved (stop_margin_seconds: "
+                f"{training.stop_margin_seconds:g})",
+                "set a later deadline, or a longer time_limit",
+            )
+        )
+    interval = training.save_interval_seconds
+    if interval is not None and interval <= 0:
+        found.append(Problem(f"save_interval_seconds: {interval:g} is not above 0"))
     return found
 
 

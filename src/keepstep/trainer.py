@@ -11,6 +11,7 @@ What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
 - `_prepare_for_training`: DeepSpeed saves and loads through our checkpoint engine.
 - `_finalize_training`: what is on its way to the disk has to arrive before the best is chosen.
 - `_load_best_model`: the best checkpoint may have been written by other processes.
+- `_evaluate`: a stop does not wait for the end of an evaluation.
 - `_determine_best_metric`: given the metrics of each evaluation; an infinite one must not win.
 """
 
@@ -24,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 from trl import SFTTrainer
 
-from . import distributed, preemption
+from . import distributed
 from .checkpoint.batch import Batch, Dealt
 from .checkpoint.flight import SaveError
 from .checkpoint.manager import CheckpointManager
@@ -36,6 +37,7 @@ from .checkpoint.reshard import rng_seed
 from .checkpoint.runfolder import Committed
 from .checkpoint.runwriter import Saved
 from .contents import Contents
+from .pacing import EvaluationStoppedError, EveryStep
 from .restore import Resharded, restore
 from .sampling import IGNORED, plan_rows
 
@@ -84,7 +86,8 @@ class KeepstepTrainer(SFTTrainer):
         self.contents = Contents(self)
         # Retention is the manager's: with a limit of 1, Trainer deletes folders at the end.
         self.args.save_total_limit = None
-        self.add_callback(_EveryStep(self))
+        self.every_step = EveryStep(self)
+        self.add_callback(self.every_step)
 
     def get_train_dataloader(self) -> Any:
         loader, order = super().get_train_dataloader(), self._get_train_sampler()
@@ -133,13 +136,21 @@ class KeepstepTrainer(SFTTrainer):
         """How many optimizer steps the whole run has. Ranks: all."""
         return int(self.set_initial_training_values(self.args, self.get_train_dataloader())[-1])
 
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        try:
+            return dict(super()._evaluate(*args, **kwargs))
+        except EvaluationStoppedError:
+            return {}
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        if self.preempted is not None:
+            return True  # save_strategy: best saves where this is true
         self._evaluated = (self.state.global_step, finite_metrics(metrics))
         name = self.manager.policy.metric
         is_best = False
         if name not in metrics or math.isfinite(metrics[name]):
             is_best = bool(super()._determine_best_metric(metrics, trial))
-        return is_best or self.preempted is not None  # save_strategy: best saves where this is true
+        return is_best
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
@@ -192,6 +203,8 @@ class KeepstepTrainer(SFTTrainer):
         self.hear()
         self.store_flos()
         self.state.best_model_checkpoint = None  # an absolute path: not for trainer_state.json
+        if self.every_step.pacer is not None:
+            self.every_step.pacer.save_begins(self.manager.storage)
         try:
             self.manager.saver.save(self._describe(), self.contents.store)
             self._begun = self.state.global_step
@@ -203,9 +216,13 @@ class KeepstepTrainer(SFTTrainer):
     def hear(self) -> None:
         """Wait for the save in flight, and for what came of it. Ranks: all (collective)."""
         try:
-            self.last_saved = self.manager.saver.settle() or self.last_saved
+            saved = self.manager.saver.settle()
         except SaveError as error:
             self._failed(error)
+            return
+        if saved is not None and self.every_step.pacer is not None:
+            self.every_step.pacer.save_ended(saved.facts)
+        self.last_saved = saved or self.last_saved
 
     def _failed(self, error: SaveError) -> None:
         if self.args.on_save_error == "stop":
@@ -269,20 +286,3 @@ class KeepstepTrainer(SFTTrainer):
             self.processing_class.save_pretrained(output_dir)
         else:
             self.contents.gathering.attempt(write)
-
-
-class _EveryStep(TrainerCallback):
-    """Every step: has a save ended, or any rank been asked to stop? Then all save, and stop."""
-
-    def __init__(self, trainer: KeepstepTrainer) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer, asked = self.trainer, preemption.requested()
-        news, stop = distributed.any_rank(trainer.manager.saver.has_news(), asked is not None)
-        if news:
-            trainer.hear()
-        if stop and state.global_step < state.max_steps:
-            heard = enumerate(distributed.gather(asked))
-            trainer.preempted = ", ".join(f"{name} to rank {r}" for r, name in heard if name)
-            control.should_save = control.should_training_stop = True

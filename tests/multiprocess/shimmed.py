@@ -13,6 +13,7 @@ from keepstep.checkpoint import saver
 from keepstep.checkpoint.storage import Storage
 from keepstep.checkpoint.weights import LayoutError
 from keepstep.checkpoint.writer import Part
+from keepstep.trainer import KeepstepTrainer
 
 FAULT, *ARGV = sys.argv[1:]
 finish, write_at, replace = Part.finish, Storage.write_at, Storage.replace
@@ -52,6 +53,18 @@ def speechless(self: Storage, path: Path, content: bytes) -> None:
     replace(self, path, content)
 
 
+class Evaluates(KeepstepTrainer):
+    """An evaluation that takes half a second a batch, and says that it begins."""
+
+    def evaluate(self, *arguments: Any, **kwargs: Any) -> Any:
+        print(f"evaluation of step {self.state.global_step} begins", flush=True)
+        return super().evaluate(*arguments, **kwargs)
+
+    def prediction_step(self, *arguments: Any, **kwargs: Any) -> Any:
+        time.sleep(0.5)
+        return super().prediction_step(*arguments, **kwargs)
+
+
 def unknown_layout(model: Any) -> Any:
     raise LayoutError("save_pretrained makes experts from other weights")
 
@@ -64,6 +77,8 @@ elif FAULT == "speechless":
     Storage.replace = speechless  # type: ignore[method-assign]
 elif FAULT == "little-memory":
     saver.free_host_memory = lambda: 5_000_000
+elif FAULT == "evaluates":
+    train.KeepstepTrainer = Evaluates  # type: ignore[misc]
 elif FAULT == "gather":
     contents.ask = unknown_layout
 sys.exit(train.main(ARGV))

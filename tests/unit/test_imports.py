@@ -22,7 +22,7 @@ LEVELS = [
             "checkpoint.retention",
             "checkpoint.selection",
         ),
-        *("checkpoint.lineage", "noise", "preemption"),
+        *("checkpoint.lineage", "checkpoint.schedule", "noise", "preemption"),
     },
     {"checkpoint.storage", "checkpoint.arena", "checkpoint.layout", "distributed", "outcome"},
     {
@@ -34,7 +34,7 @@ LEVELS = [
     {"checkpoint.offline", "checkpoint.saver"},
     {"checkpoint.manager"},
     {"config"},
-    {"parsing", "preflight", "data", "model", "contents", "restore", "trainer"},
+    {"parsing", "preflight", "data", "model", "contents", "pacing", "restore", "trainer"},
     {"console"},
     {"train", "cli"},
 ]

@@ -15,6 +15,7 @@ from .selection import Candidate, Situation, Verify
 from .storage import digest_of, sizes_of
 
 PRIVATE = ".keepstep"
+REQUESTS = ("stop", "save-now")  # files of these names: what somebody asks of a running attempt
 # What is read in less than a minute, at a rate that any disk reaches.
 DIGEST_ALL_BELOW_BYTES = 60 * 500 * 10**6
 
@@ -101,6 +102,14 @@ class RunFolder:
             elif isinstance(read, Committed) and read.manifest.run_id != run_id:
                 found[folder.name] = f"it belongs to another run ({read.manifest.run_id})"
         return found
+
+    def request(self, name: str) -> Path:
+        """The file that asks for one of `REQUESTS`."""
+        return self.private / name
+
+    def requests(self) -> tuple[str, ...]:
+        """What somebody has asked for."""
+        return tuple(name for name in REQUESTS if self.request(name).exists())
 
     def pinned(self) -> set[int]:
         """Steps that somebody asked to keep (`keepstep pin`)."""

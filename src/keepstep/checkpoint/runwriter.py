@@ -73,6 +73,8 @@ class RunWriter:
                 self.storage.remove(leftover)
             self.storage.make_folder(leftover)
         self.identify()
+        for name in self.run.requests():  # they were meant for the attempt before this one
+            self.storage.remove(self.run.request(name))
         self.storage.remove(self.run.status)  # it told how the attempt before this one ended
         self.record("attempt")
         self.point()

@@ -126,6 +126,11 @@ class Saver:
             distributed.world_size(), commit if distributed.is_main() else None, background
         )
 
+    @property
+    def in_flight(self) -> bool:
+        """Whether a save is on its way to the disk. Ranks: any."""
+        return self._flight is not None
+
     def has_news(self) -> bool:
         """Whether this rank knows that the save in flight has ended, or should have. Ranks: any."""
         return self._flight is not None and not self._flight.told and self._flight.ended

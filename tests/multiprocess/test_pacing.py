@@ -1,0 +1,101 @@
+"""Saves by the clock and on request, deadlines, and stops that do not wait for an evaluation."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.cli import app
+from tests.helpers.ranks import Ranks
+from tests.helpers.recipes import argv
+
+SHIM = Path(__file__).parent / "shimmed.py"
+LONG = {"max_steps": 100_000, "eval_strategy": "no", "keep_ranking": "recency"}
+FIRST = {"max_steps": 8, "save_steps": 2, "eval_strategy": "no", "keep_ranking": "recency"}
+
+
+def status(run: Path) -> dict:
+    return json.loads((run / ".keepstep/status.json").read_text())
+
+
+def keepstep(*words: str) -> str:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.stdout
+    return result.stdout
+
+
+@pytest.mark.parametrize("strategy", ["cpu_zero3", "ddp"])
+def test_saves_by_the_clock_and_on_request(
+    ranks: Ranks, demo: Path, tmp_path: Path, strategy: str
+) -> None:
+    run = tmp_path / "run"
+    command = argv(demo, run, **LONG, save_steps=90_000, save_interval_seconds=2)
+    started = ranks.start(command, strategy=strategy)
+    started.wait_for(r"(?s)saved checkpoint-.*saved checkpoint-")
+    count = started.output.count("saved checkpoint-")
+    assert "asked for" in keepstep("save-now", str(run))
+    started.wait_for("(?s)" + "saved checkpoint-.*" * (count + 1), timeout=10)
+    assert not (run / ".keepstep/save-now").exists()
+    keepstep("stop", str(run))
+    assert started.wait(30) == [75, 75]
+    assert "Stopped on request (keepstep stop)" in started.output
+    assert (status(run)["outcome"], status(run)["reason"]) == ("preempted", "keepstep stop")
+    assert RunFolder(run).checkpoints()[-1].step == status(run)["global_step"]
+    ended = CliRunner().invoke(app, ["stop", str(run)])
+    assert ended.exit_code == 2
+    assert "its last attempt has ended" in ended.stdout
+
+
+@pytest.mark.parametrize("fault", ["none", "slow"])
+def test_a_deadline_is_kept(ranks: Ranks, demo: Path, tmp_path: Path, fault: str) -> None:
+    """As long as saves were seen to last: the shim makes every part take two seconds."""
+    run = tmp_path / "run"
+    ranks.run([fault, *argv(demo, run, **FIRST)], script=SHIM)
+    seconds = 14 if fault == "none" else 22
+    deadline = time.time() + seconds
+    moment = datetime.fromtimestamp(deadline).isoformat()
+    fields = LONG | {"save_steps": 90_000, "deadline": moment, "stop_margin_seconds": 2}
+    started = ranks.start([fault, *argv(demo, run, **fields)], script=SHIM)
+    assert started.wait(seconds + 20) == [75, 75]
+    assert "Stopped on request (the deadline)" in started.output
+    last = RunFolder(run).checkpoints()[-1]
+    assert last.step == status(run)["global_step"] > 8
+    committed = (last.path / "manifest.json").stat().st_mtime
+    assert deadline - seconds < committed < deadline
+    assert deadline - committed < 10, "not much too early either"
+
+
+@pytest.mark.parametrize("strategy", ["cpu_zero3", "ddp"])
+def test_a_signal_during_evaluation(
+    ranks: Ranks, demo: Path, tmp_path: Path, strategy: str
+) -> None:
+    """It is broken off at its next batch, on every rank; the step is saved without a metric."""
+    run = tmp_path / "run"
+    command = argv(demo, run, max_steps=8, per_device_eval_batch_size=1)
+    started = ranks.start(["evaluates", *command], strategy=strategy, script=SHIM)
+    started.wait_for("evaluation of step 4 begins")
+    started.kill(signal.SIGTERM, ranks=[1])
+    began = time.monotonic()
+    assert started.wait(30) == [75, 75]
+    assert time.monotonic() - began < 15, "the whole of it takes half a minute"
+    assert "eval_loss" not in started.output
+    (checkpoint,) = RunFolder(run).checkpoints()
+    assert (checkpoint.step, checkpoint.manifest.metrics) == (4, {})
+    again = ranks.run(["none", *command], strategy=strategy, script=SHIM)
+    assert "carrying on from checkpoint-4" in again.output
+    assert [c.step for c in RunFolder(run).checkpoints()] == [4, 8]
+
+
+def test_old_requests_are_void(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / ".keepstep").mkdir(parents=True)
+    (run / ".keepstep/stop").touch()
+    ranks.run(argv(demo, run, **FIRST))
+    assert status(run)["outcome"] == "finished"
