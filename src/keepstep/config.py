@@ -175,6 +175,17 @@ class KeepstepConfig(SFTConfig):
         default=30.0,
         metadata={"help": "What is to be left of the time when the last save is committed."},
     )
+    peer_timeout_seconds: float = field(
+        default=25.0,
+        metadata={"help": "A rank that gives no sign of life for so long is dead or frozen."},
+    )
+    hang_timeout_seconds: float = field(
+        default=1800.0,
+        metadata={
+            "help": "When no rank gets on for so long (a step, a batch evaluated, a save), the run "
+            "hangs: it names the rank that is behind, and ends."
+        },
+    )
     on_save_error: Literal["continue", "stop"] = field(
         default="continue",
         metadata={"help": "What follows a save that failed (disk full, say): go on, or stop."},

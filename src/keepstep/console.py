@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import datasets
@@ -32,6 +33,11 @@ def say(text: str) -> None:
     """A line to whoever watches. Ranks: any; only the main process prints."""
     if distributed.is_main():
         console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_everywhere(text: str) -> None:
+    """A line from this rank, whichever it is: something is wrong. Ranks: any, any thread."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def show_library_bars() -> None:

@@ -20,6 +20,7 @@ from .checkpoint.storage import Storage
 
 if TYPE_CHECKING:
     from .trainer import KeepstepTrainer
+    from .watchdog import Watchdog
 
 LOOK_SECONDS = 1.0  # between looks at the run folder: it may be a network filesystem
 SPOKEN = {"deadline": "the deadline", "stop": "keepstep stop"}
@@ -76,12 +77,18 @@ class EveryStep(TrainerCallback):
     def __init__(self, trainer: KeepstepTrainer) -> None:
         self.trainer = trainer
         self.pacer: Pacer | None = None
+        self.watchdog: Watchdog | None = None
+
+    def progress(self) -> None:
+        if self.watchdog is not None:
+            self.watchdog.progress()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if distributed.is_main():
             self.pacer = Pacer(self.trainer.manager.run, args.schedule())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress()
         trainer, asked = self.trainer, preemption.requested()
         saver = trainer.manager.saver
         reason = self.pacer.step_ended(saver.in_flight) if self.pacer else None
@@ -97,6 +104,7 @@ class EveryStep(TrainerCallback):
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A stop does not wait for the end of an evaluation, which may take an hour."""
+        self.progress()
         asked = preemption.requested()
         if not self.trainer.is_in_train or not 0 < state.global_step < state.max_steps:
             return

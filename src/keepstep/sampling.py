@@ -7,6 +7,7 @@ what a step consists of then depends on who computes it. Here a step's rows are 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
+from . import preemption
 from .checkpoint.batch import Batch, Course, Dealt
 from .checkpoint.manifest import Manifest
 from .checkpoint.sources import ReshardError
@@ -69,6 +71,20 @@ class RowLoader(DataLoader[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+class WithoutSignals:
+    """A DataLoader's `worker_init_fn` that leaves signals to the worker's parent: a signal to all
+    processes of a job asks for a stop, and the last batches are still needed."""
+
+    def __init__(self, first: Callable[[int], None] | None) -> None:
+        self._first = first
+
+    def __call__(self, worker: int) -> None:
+        for number in preemption.SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        if self._first is not None:
+            self._first(worker)
 
 
 class Collate:
@@ -169,7 +185,7 @@ def step_loader(loader: DataLoader[Any], sampler: StepSampler) -> RowLoader:
         collate_fn=Collate(loader.collate_fn, loader.dataset[0]),
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
-        worker_init_fn=loader.worker_init_fn,
+        worker_init_fn=WithoutSignals(loader.worker_init_fn),
         multiprocessing_context=loader.multiprocessing_context,
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,

@@ -25,11 +25,19 @@ from .checkpoint.runfolder import Committed
 from .checkpoint.selection import Choice, NoProgressError, SelectionError
 from .checkpoint.sources import ReshardError
 from .config import ConfigError, Problem, Recipe
-from .console import RunReporter, farewell, introduce, say, show_library_bars
+from .console import (
+    RunReporter,
+    farewell,
+    introduce,
+    say,
+    say_everywhere,
+    show_library_bars,
+)
 from .outcome import CONFIG_EXIT_STATUS, EXIT_STATUS, Outcome, ended
 from .parsing import parse_recipe
 from .preflight import validate
 from .trainer import KeepstepTrainer
+from .watchdog import Watchdog
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,22 +71,39 @@ def attempt(recipe: Recipe) -> Outcome:
         timeout=training.save_timeout_seconds,
     )
     manager.start()
+    watchdog = watch(recipe, manager)
     try:
         checkpoint, choice = manager.choose(resume_of(recipe, settings))
         trainer = build_trainer(recipe, checkpoint, choice, manager, settings, inputs)
+        trainer.every_step.watchdog = watchdog
         introduce(trainer, recipe, checkpoint, choice)
         outcome = carry_on(trainer)
     except NoProgressError as error:
         outcome = ended("no_progress", reason=str(error))
     except (SelectionError, DriftError, ReshardError) as error:
+        watchdog.stop()
         manager.end(Outcome("failed", str(error), exit=CONFIG_EXIT_STATUS))
         raise ConfigError([Problem(str(error))]) from error
-    except Exception as error:
+    except Exception as error:  # the watchdog goes on: other ranks may wait for this one
         manager.end(ended("failed", reason=f"{type(error).__name__}: {error}"))
         raise
+    watchdog.stop()
     manager.end(outcome)
     farewell(manager, outcome)
     return outcome
+
+
+def watch(recipe: Recipe, manager: CheckpointManager) -> Watchdog:
+    """From now on no rank waits for ever for one that is dead. Ranks: all (collective)."""
+
+    def give_up(reason: str) -> None:
+        say_everywhere(f"keepstep: {reason}. This rank ends.")
+        manager.end(ended("failed", reason=reason))
+
+    training = recipe.training
+    watchdog = Watchdog(training.peer_timeout_seconds, training.hang_timeout_seconds, give_up)
+    watchdog.start()
+    return watchdog
 
 
 def gather_inputs(

@@ -39,7 +39,7 @@ from .checkpoint.runwriter import Saved
 from .contents import Contents
 from .pacing import EvaluationStoppedError, EveryStep
 from .restore import Resharded, restore
-from .sampling import IGNORED, plan_rows
+from .sampling import IGNORED, WithoutSignals, plan_rows
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,11 @@ class KeepstepTrainer(SFTTrainer):
     def get_train_dataloader(self) -> Any:
         loader, order = super().get_train_dataloader(), self._get_train_sampler()
         return self.rows.dealing(loader, order, distributed.rank())
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        loader = super().get_eval_dataloader(*args, **kwargs)
+        loader.worker_init_fn = WithoutSignals(loader.worker_init_fn)
+        return loader
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
         epochs, per_epoch, *others, max_steps = super().set_initial_training_values(
@@ -259,6 +264,7 @@ class KeepstepTrainer(SFTTrainer):
         )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self.every_step.progress()
         loss = super().training_step(*args, **kwargs)
         self._finite = loss.isfinite().all() & self._finite  # stays on the device: no wait
         return loss

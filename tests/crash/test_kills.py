@@ -9,18 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.folders import final_digests
 from tests.helpers.ranks import Ranks, Run
 from tests.helpers.recipes import argv
 
 STEPS, KILLS_A_RUN = 24, 6
 PATIENCE = {"max_attempts_without_progress": 1000}  # kills before the first commit are no loop
-
-
-def final_digests(run: Path) -> dict[str, str]:
-    last = RunFolder(run).checkpoints()[-1]
-    assert last.step == STEPS
-    return {n: e.xxh3_128 for n, e in last.manifest.files.items() if n != "trainer_state.json"}
 
 
 def end_like_a_launcher(attempt: Run) -> list[int]:
@@ -39,7 +33,7 @@ def end_like_a_launcher(attempt: Run) -> list[int]:
 def test_random_kills(ranks: Ranks, demo: Path, tmp_path: Path, kills: int) -> None:
     fields = {"max_steps": STEPS, "save_steps": 3, "eval_steps": 3, "save_total_limit": 2}
     ranks.run(argv(demo, tmp_path / "straight", **fields))
-    expected = final_digests(tmp_path / "straight")
+    expected = final_digests(tmp_path / "straight", STEPS)
     chance, fired, torn = random.Random(kills), 0, 0
     for number in range(1000):
         run = tmp_path / f"killed-{number}"
@@ -61,7 +55,7 @@ def test_random_kills(ranks: Ranks, demo: Path, tmp_path: Path, kills: int) -> N
             if set(codes) == {0}:
                 break
         ranks.run(command, timeout=200)
-        assert final_digests(run) == expected
+        assert final_digests(run, STEPS) == expected
         if fired >= kills:
             break
     print(f"{fired} kills in {number + 1} runs, {torn} of them in the middle of a save")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from keepstep.checkpoint.manifest import MANIFEST_NAME, FileEntry, Manifest, folder_name
+from keepstep.checkpoint.runfolder import RunFolder
 from keepstep.checkpoint.storage import digest_of
 
 RUN_ID = "0123456789ab"
@@ -46,6 +47,15 @@ def commit(run: Path, step: int, **changes: object) -> Path:
         files[name] = FileEntry(rank, path.stat().st_size, digest_of(path))
     (folder / MANIFEST_NAME).write_text(manifest(step, files=files, **changes).to_json())
     return folder
+
+
+def final_digests(run: Path, step: int) -> dict[str, str]:
+    """Digests of all that the last checkpoint, of this step, restores: weights, optimizer,
+    scheduler, RNG. (The log in trainer_state.json holds how long each evaluation took.)"""
+    last = RunFolder(run).checkpoints()[-1]
+    assert last.step == step
+    files = last.manifest.files
+    return {name: e.xxh3_128 for name, e in files.items() if name != "trainer_state.json"}
 
 
 def identify(run: Path, **policy: object) -> Path:

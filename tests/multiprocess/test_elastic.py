@@ -134,7 +134,7 @@ STRATEGIES = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["full", pytest.param("lora", marks=pytest.mark.long)])
 @pytest.mark.parametrize("case", STRATEGIES)
 def test_another_strategy(
     ranks: Ranks, still_demo: Path, tmp_path: Path, straight: dict, case: str, kind: str

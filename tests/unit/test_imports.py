@@ -27,7 +27,7 @@ LEVELS = [
     {"checkpoint.storage", "checkpoint.arena", "checkpoint.layout", "distributed", "outcome"},
     {
         *("checkpoint.runfolder", "checkpoint.joint", "checkpoint.serialization"),
-        "checkpoint.sources",
+        *("checkpoint.sources", "watchdog"),
     },
     {"checkpoint.runwriter", "checkpoint.writer", "checkpoint.shards", "report", "sampling"},
     {"checkpoint.adopt", "checkpoint.flight", "checkpoint.reshard", "checkpoint.weights"},

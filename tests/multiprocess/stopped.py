@@ -1,0 +1,66 @@
+"""The main job, signalled in a given phase: stopped.py PHASE TARGET SIGNAL [fields of the recipe].
+
+TARGET: a rank, or `all`. Phases: tokenisation, forward, backward, evaluation, save, write (in the
+background thread); at step 4, the first that is saved. `none`: nothing happens.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+from keepstep import distributed, train
+from keepstep.checkpoint.writer import Part
+from keepstep.contents import Contents
+from keepstep.trainer import KeepstepTrainer
+
+PHASE, TARGET, SIGNAL, *ARGV = sys.argv[1:]
+STEP = 4
+
+
+def fire(phase: str, step: int = STEP) -> None:
+    """The signal comes while this rank is in the middle of it."""
+    if phase == PHASE and step == STEP and TARGET in ("all", str(distributed.rank())):
+        print(f"{SIGNAL} in {phase} to rank {distributed.rank()}", flush=True)
+        os.kill(os.getpid(), getattr(signal, SIGNAL))
+
+
+class Stopped(KeepstepTrainer):
+    def _prepare_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        fire("tokenisation")
+        return super()._prepare_dataset(*args, **kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        training = self.model.training
+        if training:
+            fire("forward", self.state.global_step)
+        loss = super().compute_loss(*args, **kwargs)
+        if training and PHASE == "backward":
+            loss.register_hook(lambda gradient: fire("backward", self.state.global_step))
+        return loss
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        fire("evaluation", self.state.global_step)
+        return super().prediction_step(*args, **kwargs)
+
+
+store, finish = Contents.store, Part.finish
+
+
+def store_signalled(self: Contents, part: Part) -> None:
+    fire("save", self.trainer.state.global_step)
+    store(self, part)
+
+
+def finish_signalled(self: Part) -> None:
+    if self.folder.name == f"checkpoint-{STEP}" and self._later:
+        fire("write")
+    finish(self)
+
+
+Contents.store = store_signalled  # type: ignore[method-assign]
+Part.finish = finish_signalled  # type: ignore[method-assign]
+train.KeepstepTrainer = Stopped  # type: ignore[misc]
+sys.exit(train.main(ARGV))

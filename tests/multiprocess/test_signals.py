@@ -1,0 +1,157 @@
+"""Any signal, any rank, any phase: all ranks stop at the same step, and go on bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.folders import final_digests
+from tests.helpers.ranks import Ranks
+from tests.helpers.recipes import argv
+
+SCRIPT = Path(__file__).parent / "stopped.py"
+PHASES = ("tokenisation", "forward", "backward", "evaluation", "save", "write")
+SIGNALS = itertools.cycle(("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"))
+EVERY = [
+    (phase, target, strategy, processes, next(SIGNALS))
+    for phase in PHASES
+    for target in ("0", "1", "all")
+    for strategy in ("cpu_zero3", "ddp")
+    for processes in (2, 3)
+]
+SOME = EVERY[::7]  # every phase, target, strategy and number
+CASES = [
+    pytest.param(
+        *case, marks=[] if case in SOME else [pytest.mark.long], id="-".join(map(str, case))
+    )
+    for case in EVERY
+]
+FIELDS = {"max_steps": 9, "per_device_train_batch_size": 2}
+
+
+def test_the_sample_is_one() -> None:
+    for part, all_of_it in zip(zip(*SOME, strict=True), zip(*EVERY, strict=True), strict=True):
+        assert set(part) == set(all_of_it)
+
+
+def compare(run: Path, straight: Path, strategy: str, processes: int) -> None:
+    """Bit for bit, but for DDP on three processes: it lays its buckets out anew after the first
+    step of every attempt, and with them the order in which three gradients are summed."""
+    if (strategy, processes) == ("ddp", 3):
+        found, expected = (load_file(r / "checkpoint-9/model.safetensors") for r in (run, straight))
+        assert found.keys() == expected.keys()
+        assert all(torch.allclose(found[n], expected[n], atol=1e-5) for n in found)
+        return
+    found, expected = final_digests(run, 9), final_digests(straight, 9)
+    assert found.keys() == expected.keys()
+    # The last of three ranks pads its slices, and nobody looks at what is in the padding.
+    padded = "zero_pp_rank_2_mp_rank_00_optim_states.pt"
+    assert [n for n in found if found[n] != expected[n] and not n.endswith(padded)] == []
+
+
+@pytest.fixture(scope="module")
+def straight(ranks: Ranks, demo: Path, workspace: Path) -> dict[tuple[str, int], Path]:
+    found = {}
+    for strategy, processes in itertools.product(("cpu_zero3", "ddp"), (2, 3)):
+        run = workspace / f"never-stopped-{strategy}-{processes}"
+        ranks.run(argv(demo, run, **FIELDS), strategy=strategy, processes=processes)
+        found[strategy, processes] = run
+    return found
+
+
+@pytest.mark.parametrize(("phase", "target", "strategy", "processes", "name"), CASES)
+def test_a_signal(
+    ranks: Ranks,
+    demo: Path,
+    tmp_path: Path,
+    straight: dict,
+    phase: str,
+    target: str,
+    strategy: str,
+    processes: int,
+    name: str,
+) -> None:
+    run, where = tmp_path / "run", {"strategy": strategy, "processes": processes, "script": SCRIPT}
+    command = argv(demo, run, **FIELDS)
+    stopped = ranks.start([phase, target, name, *command], **where)
+    assert stopped.wait() == [75] * processes, stopped.output
+    assert f"{name} in {phase} to rank" in stopped.output
+    assert "Finished" not in stopped.output
+    status = json.loads((run / ".keepstep/status.json").read_text())
+    assert status["outcome"] == "preempted"
+    assert f"{name} to rank {0 if target == 'all' else target}" in status["reason"]
+    # No more than the step it came in and the one after it.
+    at = {"tokenisation": 1, "forward": 5, "backward": 5, "evaluation": 4, "save": 5, "write": 5}
+    assert at[phase] <= status["global_step"] <= at[phase] + (phase == "write")
+    folder = RunFolder(run)
+    assert folder.checkpoints()[-1].step == status["global_step"]
+    assert all(folder.faults(checkpoint, deep=True) == [] for checkpoint in folder.checkpoints())
+    assert list(folder.staging.iterdir()) == []
+
+    ranks.run(["none", "0", name, *command], **where)
+    compare(run, straight[strategy, processes], strategy, processes)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "processes"), [("cpu_zero3", 2), ("ddp", 3), ("cpu_zero3", 3)]
+)
+def test_a_rank_that_dies_ends_the_others(
+    ranks: Ranks, demo: Path, tmp_path: Path, strategy: str, processes: int
+) -> None:
+    command = argv(demo, tmp_path, max_steps=100_000, save_steps=50_000, eval_steps=50_000)
+    run = ranks.start(command, strategy=strategy, processes=processes)
+    run.wait_for(r"step +3/\d+  loss")
+    run.kill(signal.SIGKILL, ranks=[processes - 1])
+    began = time.monotonic()
+    codes = run.wait(40)
+    assert time.monotonic() - began < 30
+    assert codes[-1] == -signal.SIGKILL
+    assert 0 not in codes
+    assert json.loads((tmp_path / ".keepstep/status.json").read_text())["outcome"] == "failed"
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_frozen_rank_is_named(ranks: Ranks, demo: Path, tmp_path: Path, victim: int) -> None:
+    """SIGSTOP: its connections stay open, and without a watchdog the others wait for ever."""
+    fields = {"max_steps": 100_000, "save_steps": 50_000, "eval_steps": 50_000}
+    run = ranks.start(argv(demo, tmp_path, **fields, peer_timeout_seconds=6), processes=3)
+    run.wait_for(r"step +3/\d+  loss")
+    run.kill(signal.SIGSTOP, ranks=[victim])
+    deadline = time.monotonic() + 30
+    while sum(code is None for code in run.poll()) > 1:
+        assert time.monotonic() < deadline, run.output[-3000:]
+        time.sleep(0.1)
+    run.kill(signal.SIGKILL, ranks=[victim])
+    codes = run.wait(10)
+    assert [code for rank, code in enumerate(codes) if rank != victim] == [70, 70]
+    assert f"keepstep: rank {victim} on " in run.output
+    assert "gave no sign of life for" in run.output
+    if victim != 0:
+        reason = json.loads((tmp_path / ".keepstep/status.json").read_text())["reason"]
+        assert "rank 1 on" in reason
+
+
+def test_dataloader_workers_leave_signals_to_their_ranks(
+    ranks: Ranks, demo: Path, tmp_path: Path
+) -> None:
+    """Slurm signals every process of a job."""
+    fields = {"max_steps": 1000, "save_steps": 500, "eval_steps": 500, "dataloader_num_workers": 1}
+    run = ranks.start(argv(demo, tmp_path, **fields))
+    run.wait_for(r"step +3/\d+  loss")
+    workers = [w for pid in run.pids for w in psutil.Process(pid).children(recursive=True)]
+    assert len(workers) >= 2
+    for worker in workers:
+        worker.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    run.kill(signal.SIGTERM)
+    assert run.wait(60) == [75, 75]
+    assert "exited unexpectedly" not in run.output
