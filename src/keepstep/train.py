@@ -77,6 +77,7 @@ def attempt(recipe: Recipe) -> Outcome:
         trainer = build_trainer(recipe, checkpoint, choice, manager, settings, inputs)
         trainer.every_step.watchdog = watchdog
         introduce(trainer, recipe, checkpoint, choice)
+        watchdog.start()
         outcome = carry_on(trainer)
     except NoProgressError as error:
         outcome = ended("no_progress", reason=str(error))
@@ -94,16 +95,14 @@ def attempt(recipe: Recipe) -> Outcome:
 
 
 def watch(recipe: Recipe, manager: CheckpointManager) -> Watchdog:
-    """From now on no rank waits for ever for one that is dead. Ranks: all (collective)."""
+    """What sees to it that no rank waits for ever for one that is dead. Ranks: any."""
 
     def give_up(reason: str) -> None:
         say_everywhere(f"keepstep: {reason}. This rank ends.")
         manager.end(ended("failed", reason=reason))
 
     training = recipe.training
-    watchdog = Watchdog(training.peer_timeout_seconds, training.hang_timeout_seconds, give_up)
-    watchdog.start()
-    return watchdog
+    return Watchdog(training.peer_timeout_seconds, training.hang_timeout_seconds, give_up)
 
 
 def gather_inputs(

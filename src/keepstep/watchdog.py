@@ -132,7 +132,8 @@ class Listener:
         counts = [int(text.split()[1]) for text in present.values()]
         if counts != self._moved[0]:
             self._moved = counts, now
-        if counts and now - self._moved[1] > self._stuck_after:
+        begun = max(counts, default=0) > 0  # a first step may be long in coming
+        if begun and now - self._moved[1] > self._stuck_after:
             behind = [r for r, text in present.items() if int(text.split()[1]) == min(counts)]
             return behind, f"made no progress for {self._stuck_after:g} s: stuck"
         return None

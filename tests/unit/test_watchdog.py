@@ -31,6 +31,12 @@ def test_a_rank_that_has_left_is_not_missed() -> None:
         assert ears.hear([f"{second} {second}", "left"], float(second)) is None
 
 
+def test_before_the_first_step_nobody_is_stuck() -> None:
+    ears = listener()
+    for second in range(0, 5000, 10):
+        assert ears.hear([f"{second} 0"] * 3, float(second)) is None
+
+
 def test_the_rank_that_is_behind_is_stuck() -> None:
     ears = listener()
     ears.hear(["1 7", "1 7", "1 7"], 0.0)
