@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from save_stall import SHAPES
+from tests.helpers.ranks import forget_shared_memory
 
 
 def main() -> None:
@@ -97,6 +99,7 @@ def spawn(what: str, ranks: int, arguments: argparse.Namespace) -> list[dict[str
         for rank in range(ranks)
     ]
     outputs = [process.communicate()[0] for process in started]
+    forget_shared_memory(port)
     if any(process.returncode for process in started):
         raise SystemExit(f"{what} failed: {[process.returncode for process in started]}")
     return [json.loads(output.splitlines()[-1]) for output in outputs]

@@ -23,6 +23,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def forget_shared_memory(port: int) -> None:
+    """DeepSpeed on CPU leaves 64 MB a rank behind when its processes are killed, named by port."""
+    for buffer in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"):
+        buffer.unlink(missing_ok=True)
+
+
 def strategy_file(strategy: str, folder: Path) -> Path:
     """The accelerate config of that name; with `-offload` at its end, the optimizer on the host."""
     plain = strategy.removesuffix("-offload")
@@ -37,8 +43,9 @@ def strategy_file(strategy: str, folder: Path) -> Path:
 class Run:
     """The processes of one launch."""
 
-    def __init__(self, ranks: Ranks, pids: list[int], log: Path) -> None:
+    def __init__(self, ranks: Ranks, pids: list[int], log: Path, port: int) -> None:
         self.pids = pids
+        self.port = port
         self.log = log
         self._ranks = ranks
         self._codes: dict[int, int] = {}
@@ -129,7 +136,7 @@ class Ranks:
             "script": str(script) if script else None,
             "env": env or {},
         }
-        run = Run(self, self.ask(request), log)
+        run = Run(self, self.ask(request), log, request["port"])
         self._runs.append(run)
         return run
 
@@ -144,6 +151,7 @@ class Ranks:
         for run in self._runs:
             run.kill(signal.SIGKILL)
             run.wait(10)
+            forget_shared_memory(run.port)
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(10)
