@@ -2,7 +2,8 @@
 
     python benchmarks/reshard.py --parameters 134 --zero 3 --move 2:1 --rounds 3
 
-saves a Llama's state (random weights and moments) on the first number of ranks, then loads it on the second, in turn:
+saves a Llama's state (random weights and moments) on the first number of ranks, then loads it on
+the second, in turn:
 `direct`: from the shards as they lie (checkpoint/reshard.py); `universal`: `ds_to_universal`, then
 DeepSpeed's load of what it made. Only loading is timed (engines are built before, imports too; the
 conversion is timed inside of its own process), from a barrier to a barrier. Memory: the largest
@@ -74,6 +75,7 @@ def parse() -> argparse.Namespace:
 def one(what: str, ranks: int, arguments: argparse.Namespace) -> dict[str, float]:
     """Run one arm; its slowest rank's seconds, the largest rank's memory, the disk taken."""
     before = folder_bytes(arguments.folder)
+    os.sync()  # what an earlier arm wrote must not be on its way to the disk now
     reports = spawn(what, ranks, arguments)
     taken = (folder_bytes(arguments.folder) - before) / 1e9
     worst = {name: max(report[name] for report in reports) for name in ("seconds", "gb")}
