@@ -22,6 +22,7 @@ from .report import (
     checkpoint_table,
     human_bytes,
     resume_answer,
+    save_hint,
     save_table,
     tell_answer,
 )
@@ -50,6 +51,9 @@ def version(
 def list_checkpoints(
     run: RunArgument,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="What each save cost.")] = False,
+    mtbf_hours: Annotated[
+        float, typer.Option("--mtbf_hours", help="Between failures; for the hint of --verbose.")
+    ] = 24.0,
     as_json: JsonOption = False,
 ) -> None:
     """The run's checkpoints: step, metric, size, state, and why each is kept."""
@@ -65,6 +69,7 @@ def list_checkpoints(
     if verbose:
         console.print("\nsaves, in seconds:")
         console.print(save_table(folder), highlight=False)
+        console.print(save_hint(folder, mtbf_hours), highlight=False)
     total = sum(c.manifest.total_bytes for c in checkpoints)
     console.print(f"{len(checkpoints)} checkpoints, {human_bytes(total)}", highlight=False)
     for name, fault in (folder.unreadable() | folder.strangers()).items():

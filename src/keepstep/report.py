@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from rich.table import Table
@@ -12,6 +15,7 @@ from .checkpoint.batch import BatchError, Dealt, agree
 from .checkpoint.manifest import Manifest, not_reshardable, strategy_name
 from .checkpoint.retention import Record, best_step
 from .checkpoint.runfolder import RunFolder
+from .checkpoint.schedule import best_interval
 from .checkpoint.selection import PATIENCE, SelectionError, choose
 
 SAVE_FACTS = (
@@ -105,6 +109,34 @@ def save_table(run: RunFolder) -> Table:
         size = human_bytes(save["bytes"])
         table.add_row(str(step), size, *figures, str(save.get(slowest, "")))
     return table
+
+
+def save_hint(run: RunFolder, mtbf_hours: float) -> str:
+    """What this run's saves cost and a failure loses, and the interval that loses least."""
+    saves = sorted(run.saves().items())
+    stalls = [float(save.get("stall", 0.0)) for _, save in saves]
+    steps = [
+        (moment(b["time"]) - moment(a["time"])) / (later - earlier)
+        for (earlier, a), (later, b) in pairwise(saves)
+        if a["attempt"] == b["attempt"]
+    ]
+    if not steps:
+        return "too few saves to say how often to save"
+    stall, step, apart = (
+        median(stalls),
+        median(steps),
+        max(b - a for (a, _), (b, _) in pairwise(saves)),
+    )
+    best = best_interval(stall, mtbf_hours * 3600)
+    return (
+        f"a save stops training for {stall:.3f} s, a step takes {step:.2f} s, and a failure loses "
+        f"up to {apart} steps ({apart * step:.0f} s). With one failure in {mtbf_hours:g} hours a "
+        f"save every {best:.0f} s ({max(1, round(best / step))} steps) loses least."
+    )
+
+
+def moment(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
 
 
 def resume_answer(run: RunFolder, request: str, num_processes: int | None = None) -> dict[str, Any]:

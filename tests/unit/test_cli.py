@@ -143,3 +143,25 @@ def test_ls_verbose_tells_what_saves_cost(run: Path) -> None:
     assert "9.000" not in told
     rows = json.loads(runner.invoke(app, ["ls", str(run), "--json"]).stdout)
     assert [row["save"].get("stall") for row in rows] == [None, 0.05, None]
+
+
+def test_ls_verbose_suggests_an_interval(run: Path) -> None:
+    log = run / ".keepstep/events.jsonl"
+    lines = [
+        {
+            "time": f"2026-11-25T04:{minute}:00.000+00:00",
+            "attempt": 1,
+            "event": "commit",
+            "step": step,
+            "bytes": 1,
+            "stall": 0.5,
+        }
+        for step, minute in ((10, "00"), (20, "05"), (30, "10"))
+    ]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = runner.invoke(app, ["ls", str(run), "--verbose", "--mtbf_hours", "10"]).stdout
+    assert "a step takes 30.00 s, and a failure loses up to 10 steps (300 s)" in told
+    # sqrt(2 * 0.5 s * 36,000 s) = 190 s
+    assert "one failure in 10 hours a save every 189 s (6 steps) loses least" in told
+    log.write_text("")
+    assert "too few saves" in runner.invoke(app, ["ls", str(run), "--verbose"]).stdout
