@@ -6,7 +6,8 @@ saves a Llama's state (random weights and moments) on the first number of ranks,
 the second, in turn:
 `direct`: from the shards as they lie (checkpoint/reshard.py); `universal`: `ds_to_universal`, then
 DeepSpeed's load of what it made. Only loading is timed (engines are built before, imports too; the
-conversion is timed inside of its own process), from a barrier to a barrier. Memory: the largest
+conversion is timed inside of its own process), from a barrier to a barrier, with the files in the
+page cache and the memory in use before. Memory: the largest
 growth of a rank's anonymous memory while it loads, and of a conversion process's maximum. Disk:
 what lies in the folder afterwards that did not before. Medians and their range.
 """
@@ -124,6 +125,7 @@ def convert(arguments: argparse.Namespace) -> dict[str, float]:
     words += ["--output_folder", str(arguments.folder / "universal/state")]
     sys.argv = ["ds_to_universal", *words]
     warm(arguments.folder)
+    touch(arguments, 1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     ds_to_universal.main(ds_to_universal.parse_arguments())
@@ -157,6 +159,8 @@ def load_or_save(arguments: argparse.Namespace) -> dict[str, float]:
         return {}
     if comm.get_rank() == 0:  # building the engine may have pushed them out of the page cache
         warm(arguments.folder / ("universal" if arguments.worker == "universal" else ""))
+    comm.barrier()
+    touch(arguments, comm.get_world_size())
     comm.barrier()
     with Watch() as watch:
         if arguments.worker == "direct":
@@ -240,6 +244,15 @@ def warm(folder: Path) -> None:
             with open(path, "rb") as file:
                 while file.read(1 << 24):
                     pass
+
+
+def touch(arguments: argparse.Namespace, ranks: int) -> None:
+    """Use and free 16 bytes per parameter: a virtual machine hands out memory that it has not used
+    for a while at a tenth of the speed, to whichever arm comes first."""
+    import torch
+
+    memory = torch.ones(16 * arguments.parameters * 10**6 // ranks, dtype=torch.uint8)
+    del memory
 
 
 def folder_bytes(folder: Path) -> int:
