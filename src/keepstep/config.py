@@ -269,7 +269,7 @@ class KeepstepConfig(SFTConfig):
         """Share out the rows of a step in this way; before a trainer is built."""
         self.per_device_train_batch_size = batch.per_device
         self.gradient_accumulation_steps = batch.accumulation
-        settings = self.deepspeed_plugin.deepspeed_config if self.deepspeed_plugin else {}
+        settings = self._deepspeed_settings
         for name, value in (
             ("train_micro_batch_size_per_gpu", batch.per_device),
             ("gradient_accumulation_steps", batch.accumulation),
@@ -285,17 +285,19 @@ class KeepstepConfig(SFTConfig):
         return not (rebalanced or self.parallelism_config or self._autotp_size > 1)
 
     @property
+    def _deepspeed_settings(self) -> dict[str, Any]:
+        """DeepSpeed's configuration, the live one; empty without DeepSpeed."""
+        return self.deepspeed_plugin.deepspeed_config if self.deepspeed_plugin else {}
+
+    @property
     def _autotp_size(self) -> int:
-        settings = self.deepspeed_plugin.deepspeed_config if self.deepspeed_plugin else {}
-        return int(settings.get("tensor_parallel", {}).get("autotp_size", 0))
+        return int(self._deepspeed_settings.get("tensor_parallel", {}).get("autotp_size", 0))
 
     @property
     def rigid(self) -> str | None:
         """Why this attempt can only resume what as many processes with its ZeRO stage have written;
         None: it can resume any."""
-        plugin = self.deepspeed_plugin
-        settings = plugin.deepspeed_config if plugin else {}
-        zero = settings.get("zero_optimization", {})
+        zero = self._deepspeed_settings.get("zero_optimization", {})
         devices = [zero.get(f"offload_{what}", {}).get("device") for what in ("optimizer", "param")]
         if "nvme" in devices:
             return "an optimizer or parameters on NVMe are not resharded"
@@ -303,7 +305,7 @@ class KeepstepConfig(SFTConfig):
             return "tensor, context or sequence parallelism is not resharded"
         if not self.average_tokens_across_devices:
             return "average_tokens_across_devices: false makes the loss depend on that number"
-        if plugin and _word(self.optim) not in RESHARDED_OPTIMIZERS:
+        if self.deepspeed_plugin and _word(self.optim) not in RESHARDED_OPTIMIZERS:
             return f"optim: {_word(self.optim)} has not been tested with another number"
         if _word(self.train_sampling_strategy) == "batch_rebalance":
             return "train_sampling_strategy: batch_rebalance deals out rows by that number"
