@@ -85,7 +85,8 @@ def attempt(recipe: Recipe) -> Outcome:
         watchdog.stop()
         manager.end(Outcome("failed", str(error), exit=CONFIG_EXIT_STATUS))
         raise ConfigError([Problem(str(error))]) from error
-    except Exception as error:  # the watchdog goes on: other ranks may wait for this one
+    except Exception as error:
+        watchdog.stop(missed=True)  # other ranks may wait for this one
         manager.end(ended("failed", reason=f"{type(error).__name__}: {error}"))
         raise
     watchdog.stop()

@@ -40,6 +40,8 @@ class Watchdog:
         self._give_up = give_up
         self._progress = 0
         self._over = threading.Event()
+        self._missed = False
+        self._threads: list[threading.Thread] = []
         self._store: Any = None
         self._hosts: list[str] = []
         self._answered = 0.0
@@ -56,15 +58,23 @@ class Watchdog:
         self._hosts = distributed.gather(socket.gethostname())  # and everybody has said something
         self._answered = time.monotonic()
         for work in (self._talk, self._watch):
-            threading.Thread(target=work, daemon=True, name="keepstep-watchdog").start()
+            thread = threading.Thread(target=work, daemon=True, name="keepstep-watchdog")
+            thread.start()
+            self._threads.append(thread)
 
     def progress(self) -> None:
         """The main thread has got on. Ranks: any."""
         self._progress += 1
 
-    def stop(self) -> None:
-        """This rank leaves; it is not missed. Ranks: all, after their last collective."""
+    def stop(self, missed: bool = False) -> None:
+        """This rank leaves: after its last collective, or it has failed and is `missed`. Ranks: any.
+
+        Waits for the threads: Python aborts when it ends while one of them is inside the store.
+        """
+        self._missed = missed
         self._over.set()
+        for thread in self._threads:
+            thread.join(LAST_WORDS_SECONDS)
 
     def _say(self, text: str) -> None:
         self._store.set(f"{KEY}rank/{distributed.rank()}", text)
@@ -79,7 +89,8 @@ class Watchdog:
                 self._say(f"{beats} {self._progress}")
                 self._verdict = self._hear(listener)
                 self._answered = time.monotonic()
-            self._say("left")
+            if not self._missed:
+                self._say("left")
 
     def _watch(self) -> None:
         """Act on what was heard. Apart from `_talk`, which a frozen store never lets go."""
