@@ -67,9 +67,9 @@ class Watchdog:
         self._progress += 1
 
     def stop(self, missed: bool = False) -> None:
-        """This rank leaves: after its last collective, or it has failed and is `missed`. Ranks: any.
+        """This rank leaves, after its last collective; or it has failed, and is `missed`.
 
-        Waits for the threads: Python aborts when it ends while one of them is inside the store.
+        Ranks: any. Waits for the threads: Python aborts at its end while one is inside the store.
         """
         self._missed = missed
         self._over.set()
