@@ -78,7 +78,22 @@ filter=$!
 # A session of its own: Ctrl-C reaches this script alone, and the ranks hear of it once.
 setsid "${command[@]}" 2>"$scratch/stderr" &
 launcher=$!
-trap 'kill -TERM "$launcher" 2>/dev/null || true' TERM INT HUP USR1 USR2
+interrupts=0
+stop() {
+  kill -TERM "$launcher" 2>/dev/null || true
+}
+interrupt() { # the second means now; a kill costs no more than the steps since the last save
+  interrupts=$((interrupts + 1))
+  if [[ $interrupts -eq 1 ]]; then
+    echo "keepstep: stopping after this step and its save; Ctrl-C again ends at once" >&2
+    stop
+  else
+    # shellcheck disable=SC2046 # one word each: the ranks are the launcher's children
+    kill -KILL $(cat "/proc/$launcher/task/"*/children) 2>/dev/null || true
+  fi
+}
+trap stop TERM HUP USR1 USR2
+trap interrupt INT
 
 code=0
 wait "$launcher" || code=$?

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import launchers
 from tests.helpers.ranks import ROOT, Ranks
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Shared between environments, DeepSpeed would compile its extension anew at every launch.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+# The commands of this environment first. (Its ninja: another version would compile anew as well.)
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ["HF_HUB_OFFLINE"] = "1"  # the tests contact no hub
 
 
@@ -25,6 +28,12 @@ def ranks(workspace: Path) -> Iterator[Ranks]:
     started = Ranks(workspace)
     yield started
     started.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher_stays() -> Iterator[None]:
+    yield
+    launchers.clear()
 
 
 @pytest.fixture(scope="session")

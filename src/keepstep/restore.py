@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from peft import PeftModel
+from torch.nn.parallel import DistributedDataParallel
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from trl import SFTTrainer
 
 from . import distributed
 from .checkpoint.layout import LayoutError
@@ -167,6 +169,26 @@ def _load_schedule(trainer: KeepstepTrainer, checkpoint: Committed, source: Sour
     before = checkpoint.manifest.settings.get("learning_rate")
     if before and before != trainer.args.learning_rate:
         _rescale(schedule, trainer.args.learning_rate / before)
+
+
+def settle_gradients(trainer: KeepstepTrainer, batches: Iterable[Any]) -> None:
+    """A backward pass that nothing comes of, so that the next is like those of the run before it.
+
+    DDP lays its gradients out anew after the first pass of a process's life, and with that changes
+    in which order three of them are summed (torch 2.13, `Reducer::rebuild_buckets`; two commute).
+    Before the RNG states are restored. Ranks: all (collective).
+    """
+    model = trainer.model_wrapped
+    if not isinstance(model, DistributedDataParallel) or trainer.args.world_size < 3:
+        return
+    logged, tokens = trainer._metrics["train"].copy(), trainer._total_train_tokens
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    trainer.current_gradient_accumulation_steps = 1  # the loop sets it before every step
+    SFTTrainer.training_step(trainer, model, next(iter(batches)))
+    model.zero_grad()
+    for buffer, before in buffers:
+        buffer.copy_(before)
+    trainer._metrics["train"], trainer._total_train_tokens = logged, tokens
 
 
 def _rescale(schedule: Any, factor: float) -> None:

@@ -60,9 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def attempt(recipe: Recipe) -> Outcome:
     """Train until the end, or until somebody asks for a stop. Ranks: all (collective)."""
     agree(validate(recipe))
-    inputs, settings, problems = gather_inputs(recipe)
-    agree(problems)
-
     training = recipe.training
     manager = CheckpointManager(
         str(training.output_dir),
@@ -70,15 +67,20 @@ def attempt(recipe: Recipe) -> Outcome:
         mode=training.save_mode,
         timeout=training.save_timeout_seconds,
     )
-    manager.start()
     watchdog = watch(recipe, manager)
+    watchdog.start()
     try:
+        inputs, settings, problems = gather_inputs(recipe)
+        agree(problems)
+        manager.start()
         checkpoint, choice = manager.choose(resume_of(recipe, settings))
         trainer = build_trainer(recipe, checkpoint, choice, manager, settings, inputs)
         trainer.every_step.watchdog = watchdog
         introduce(trainer, recipe, checkpoint, choice)
-        watchdog.start()
         outcome = carry_on(trainer)
+    except ConfigError:
+        watchdog.stop()
+        raise
     except NoProgressError as error:
         outcome = ended("no_progress", reason=str(error))
     except (SelectionError, DriftError, ReshardError) as error:

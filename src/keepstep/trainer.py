@@ -38,7 +38,7 @@ from .checkpoint.runfolder import Committed
 from .checkpoint.runwriter import Saved
 from .contents import Contents
 from .pacing import EvaluationStoppedError, EveryStep
-from .restore import Resharded, restore
+from .restore import Resharded, restore, settle_gradients
 from .sampling import IGNORED, WithoutSignals, plan_rows
 
 logger = logging.getLogger(__name__)
@@ -164,6 +164,7 @@ class KeepstepTrainer(SFTTrainer):
         self.contents.attach()
         if self.start is not None:
             self.resharded = restore(self, self.start)
+            settle_gradients(self, train_dataloader)
         if self.resharded is not None:
             facts = self.resharded.as_json()
             self.manager.saver.on_main(

@@ -22,6 +22,8 @@ from . import distributed
 PERIOD_SECONDS = 2.0
 LAST_WORDS_SECONDS = 20.0  # to write down what has happened, before the process ends
 KEY = "keepstep/"
+# Before the first step a single call may keep a process from everything else for longer.
+PATIENCE_AT_FIRST = 4
 
 
 class Watchdog:
@@ -32,7 +34,7 @@ class Watchdog:
     ) -> None:
         """
         Args:
-            dead_after: seconds without a sign of life from a rank.
+            dead_after: seconds without a sign of life from a rank; longer before the first step.
             stuck_after: seconds without progress on any rank.
             give_up: is told what has happened, in the watchdog's thread; then the process ends.
         """
@@ -96,8 +98,8 @@ class Watchdog:
         """Act on what was heard. Apart from `_talk`, which a frozen store never lets go."""
         while not self._over.wait(PERIOD_SECONDS):
             silence = time.monotonic() - self._answered
-            verdict = self._verdict
-            if verdict is None and silence > self._limits[0]:
+            verdict, limit = self._verdict, patience(self._limits[0], self._progress > 0)
+            if verdict is None and silence > limit:
                 verdict = f"rank 0 on {self._hosts[0]} gave no sign of life for {silence:.0f} s: "
                 verdict += "dead or frozen, and the store with it"
             if verdict is not None:
@@ -137,14 +139,20 @@ class Listener:
             if rank not in self._heard or self._heard[rank][0] != text:
                 self._heard[rank] = text, now
         present = {r: text for r, (text, _) in self._heard.items() if text != "left"}
-        silent = [r for r in present if now - self._heard[r][1] > self._dead_after]
-        if silent:
-            return silent, f"gave no sign of life for {self._dead_after:g} s: dead or frozen"
         counts = [int(text.split()[1]) for text in present.values()]
+        begun = max(counts, default=0) > 0
+        limit = patience(self._dead_after, begun)
+        silent = [r for r in present if now - self._heard[r][1] > limit]
+        if silent:
+            return silent, f"gave no sign of life for {limit:g} s: dead or frozen"
         if counts != self._moved[0]:
             self._moved = counts, now
-        begun = max(counts, default=0) > 0  # a first step may be long in coming
         if begun and now - self._moved[1] > self._stuck_after:
             behind = [r for r, text in present.items() if int(text.split()[1]) == min(counts)]
             return behind, f"made no progress for {self._stuck_after:g} s: stuck"
         return None
+
+
+def patience(dead_after: float, begun: bool) -> float:
+    """Seconds of silence after which a rank is dead."""
+    return dead_after if begun else PATIENCE_AT_FIRST * dead_after

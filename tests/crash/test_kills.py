@@ -48,9 +48,9 @@ def test_random_kills(ranks: Ranks, demo: Path, tmp_path: Path, kills: int) -> N
             alive = [rank for rank, code in enumerate(attempt.poll()) if code is None]
             attempt.kill(signal.SIGKILL, victims)
             codes = end_like_a_launcher(attempt)
-            killed = [rank for rank in victims if rank in alive]
-            fired += bool(killed)
-            assert all(codes[rank] == -signal.SIGKILL for rank in killed)
+            # 0: the run was over, and the process on its way out when the signal came.
+            assert {codes[rank] for rank in victims if rank in alive} <= {-signal.SIGKILL, 0}
+            fired += -signal.SIGKILL in [codes[rank] for rank in victims]
             torn += len(list((run / ".keepstep/staging").glob("*")))
             if set(codes) == {0}:
                 break

@@ -7,50 +7,16 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.launchers import TIMEOUT, end, start, wait_until
 from tests.helpers.ranks import ROOT
 from tests.helpers.recipes import argv
-
-TIMEOUT = 150
-
-
-def environment() -> dict[str, str]:
-    """A shell with the virtual environment's commands first."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-
-
-def start(command: list[str], log: Path, cwd: Path = ROOT) -> subprocess.Popen[bytes]:
-    with open(log, "wb") as output:
-        return subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=environment(),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def end(process: subprocess.Popen[bytes], log: Path, timeout: float = TIMEOUT) -> tuple[int, str]:
-    try:
-        return process.wait(timeout), log.read_text()
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(f"no end after {timeout} s:\n{log.read_text()[-6000:]}") from None
-
-
-def wait_until(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while text not in log.read_text():
-        assert process.poll() is None, log.read_text()[-6000:]
-        assert time.monotonic() < deadline, f"never said {text!r}:\n{log.read_text()[-6000:]}"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -91,6 +57,43 @@ def test_train_sh_stops_on_request_and_carries_on(recipe: Path, tmp_path: Path) 
     assert "Finished: 12 steps." in output
 
 
+def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """In rank order."""
+    found = psutil.Process(process.pid).children(recursive=True)
+    ranks = [p for p in found if "-m keepstep.train" in " ".join(p.cmdline()[:4])]
+    return sorted((p for p in ranks if "RANK" in p.environ()), key=lambda p: p.environ()["RANK"])
+
+
+def test_train_sh_when_a_rank_is_killed(recipe: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    process = start(["launch/train.sh", str(recipe), "--max_steps", "10000"], log)
+    wait_until(log, "step     2/10000  loss", process)
+    ranks = ranks_of(process)
+    assert len(ranks) == 2
+    ranks[1].kill()
+    code, output = end(process, log, timeout=30)
+    assert code == 70, output
+    assert not any(rank.is_running() for rank in ranks)
+    assert json.loads((tmp_path / "run/.keepstep/status.json").read_text())["outcome"] == "failed"
+
+
+def test_train_sh_interrupted_twice(recipe: Path, tmp_path: Path) -> None:
+    """Once is a stop, which waits for a rank that has stopped answering; twice is now."""
+    log = tmp_path / "log"
+    process = start(["launch/train.sh", str(recipe), "--max_steps", "10000"], log)
+    wait_until(log, "step     2/10000  loss", process)
+    ranks = ranks_of(process)
+    ranks[1].suspend()
+    process.send_signal(signal.SIGINT)
+    wait_until(log, "Ctrl-C again ends at once", process)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    code, output = end(process, log, timeout=10)
+    assert code == 70, output
+    assert not any(rank.is_running() for rank in ranks)
+
+
 def test_train_sh_with_a_bad_recipe(recipe: Path, tmp_path: Path) -> None:
     command = ["launch/train.sh", str(recipe), "--dataset_name", "nowhere.jsonl", "--max_step", "1"]
     code, output = end(start(command, tmp_path / "log"), tmp_path / "log")
@@ -106,7 +109,7 @@ def test_train_sh_shows_the_launchers_error_when_the_run_says_nothing(tmp_path: 
     process = subprocess.Popen(
         ["launch/train.sh", "recipe.yaml"],
         cwd=ROOT,
-        env={**environment(), "KEEPSTEP_LAUNCH_ARGS": "--no_such_flag"},
+        env={**os.environ, "KEEPSTEP_LAUNCH_ARGS": "--no_such_flag"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

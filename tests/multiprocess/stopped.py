@@ -1,7 +1,7 @@
 """The main job, signalled in a given phase: stopped.py PHASE TARGET SIGNAL [fields of the recipe].
 
-TARGET: a rank, or `all`. Phases: tokenisation, forward, backward, evaluation, save, write (in the
-background thread); at step 4, the first that is saved. `none`: nothing happens.
+TARGET: a rank, `all`, or the `launcher`. Phases: tokenisation, forward, backward, evaluation, save,
+write (in the background thread); at step 4, the first that is saved. `none`: nothing happens.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from typing import Any
 
-from keepstep import distributed, train
+from keepstep import distributed, preemption, train
 from keepstep.checkpoint.writer import Part
 from keepstep.contents import Contents
 from keepstep.trainer import KeepstepTrainer
@@ -22,9 +23,17 @@ STEP = 4
 
 def fire(phase: str, step: int = STEP) -> None:
     """The signal comes while this rank is in the middle of it."""
-    if phase == PHASE and step == STEP and TARGET in ("all", str(distributed.rank())):
-        print(f"{SIGNAL} in {phase} to rank {distributed.rank()}", flush=True)
-        os.kill(os.getpid(), getattr(signal, SIGNAL))
+    if phase != PHASE or step != STEP:
+        return
+    number, rank = getattr(signal, SIGNAL), distributed.rank()
+    if TARGET == "launcher" and preemption.requested() is None:
+        if rank == 0:
+            print(f"{SIGNAL} in {phase} to the launcher", flush=True)
+            os.kill(os.getppid(), number)
+        time.sleep(1)  # until the launcher has passed it on
+    elif TARGET in ("all", str(rank)):
+        print(f"{SIGNAL} in {phase} to rank {rank}", flush=True)
+        os.kill(os.getpid(), number)
 
 
 class Stopped(KeepstepTrainer):
@@ -63,4 +72,5 @@ def finish_signalled(self: Part) -> None:
 Contents.store = store_signalled  # type: ignore[method-assign]
 Part.finish = finish_signalled  # type: ignore[method-assign]
 train.KeepstepTrainer = Stopped  # type: ignore[misc]
+preemption.install_handlers()
 sys.exit(train.main(ARGV))

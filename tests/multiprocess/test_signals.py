@@ -10,15 +10,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from keepstep.checkpoint.runfolder import RunFolder
 from tests.helpers.folders import final_digests
+from tests.helpers.launchers import end, start
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import argv
 
-SCRIPT = Path(__file__).parent / "stopped.py"
+SCRIPT, SHIM = (Path(__file__).parent / name for name in ("stopped.py", "shimmed.py"))
 PHASES = ("tokenisation", "forward", "backward", "evaluation", "save", "write")
 SIGNALS = itertools.cycle(("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"))
 EVERY = [
@@ -35,6 +34,10 @@ CASES = [
     )
     for case in EVERY
 ]
+LAUNCHED = [
+    pytest.param(*case, marks=[] if case == ("save", "ddp", 3) else [pytest.mark.long])
+    for case in itertools.product(PHASES, ("cpu_zero3", "ddp"), (2, 3))
+]
 FIELDS = {"max_steps": 9, "per_device_train_batch_size": 2}
 
 
@@ -43,14 +46,8 @@ def test_the_sample_is_one() -> None:
         assert set(part) == set(all_of_it)
 
 
-def compare(run: Path, straight: Path, strategy: str, processes: int) -> None:
-    """Bit for bit, but for DDP on three processes: it lays its buckets out anew after the first
-    step of every attempt, and with them the order in which three gradients are summed."""
-    if (strategy, processes) == ("ddp", 3):
-        found, expected = (load_file(r / "checkpoint-9/model.safetensors") for r in (run, straight))
-        assert found.keys() == expected.keys()
-        assert all(torch.allclose(found[n], expected[n], atol=1e-5) for n in found)
-        return
+def compare(run: Path, straight: Path) -> None:
+    """Bit for bit."""
     found, expected = final_digests(run, 9), final_digests(straight, 9)
     assert found.keys() == expected.keys()
     # The last of three ranks pads its slices, and nobody looks at what is in the padding.
@@ -86,9 +83,16 @@ def test_a_signal(
     assert stopped.wait() == [75] * processes, stopped.output
     assert f"{name} in {phase} to rank" in stopped.output
     assert "Finished" not in stopped.output
+    assert f"{name} to rank {0 if target == 'all' else target}" in check_stopped(run, phase)
+
+    ranks.run(["none", "0", name, *command], **where)
+    compare(run, straight[strategy, processes])
+
+
+def check_stopped(run: Path, phase: str) -> str:
+    """All is as it should be after a stop in that phase; returns the reason that is given."""
     status = json.loads((run / ".keepstep/status.json").read_text())
-    assert status["outcome"] == "preempted"
-    assert f"{name} to rank {0 if target == 'all' else target}" in status["reason"]
+    assert (status["outcome"], status["exit"]) == ("preempted", 75)
     # No more than the step it came in and the one after it.
     at = {"tokenisation": 1, "forward": 5, "backward": 5, "evaluation": 4, "save": 5, "write": 5}
     assert at[phase] <= status["global_step"] <= at[phase] + (phase == "write")
@@ -96,9 +100,52 @@ def test_a_signal(
     assert folder.checkpoints()[-1].step == status["global_step"]
     assert all(folder.faults(checkpoint, deep=True) == [] for checkpoint in folder.checkpoints())
     assert list(folder.staging.iterdir()) == []
+    return str(status["reason"])
 
-    ranks.run(["none", "0", name, *command], **where)
-    compare(run, straight[strategy, processes], strategy, processes)
+
+@pytest.mark.parametrize(("phase", "strategy", "processes"), LAUNCHED)
+def test_a_signal_to_the_launcher(
+    ranks: Ranks,
+    demo: Path,
+    tmp_path: Path,
+    straight: dict,
+    phase: str,
+    strategy: str,
+    processes: int,
+) -> None:
+    run = tmp_path / "run"
+    fields = argv(demo, run, **FIELDS)
+    command = ["accelerate", "launch", "--config_file", f"accelerate_configs/{strategy}.yaml"]
+    command += ["--num_processes", str(processes), "--num_machines", "1"]
+    command += ["--main_process_port", "0", str(SCRIPT), phase, "launcher", "SIGTERM", *fields]
+    code, output = end(start(command, tmp_path / "log"), tmp_path / "log")
+    assert code != 0
+    assert f"SIGTERM in {phase} to the launcher" in output
+    assert "Finished" not in output
+    told = check_stopped(run, phase)
+    assert told == ", ".join(f"SIGTERM to rank {rank}" for rank in range(processes))
+
+    ranks.run(fields, strategy=strategy, processes=processes)
+    compare(run, straight[strategy, processes])
+
+
+def test_a_second_interrupt_means_now(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """In the middle of a save; as safe as any kill."""
+    fields = argv(demo, tmp_path, max_steps=12)
+    run = ranks.start(["slow", *fields], script=SHIM)
+    run.wait_for("rank 1 writes checkpoint-4")
+    run.kill(signal.SIGINT)
+    run.wait_for("rank 1 writes checkpoint-(?!4)")  # what was in flight has arrived
+    time.sleep(0.5)  # as more than two seconds have passed, this is another request
+    began = time.monotonic()
+    run.kill(signal.SIGINT)
+    assert run.wait(10) == [128 + signal.SIGINT] * 2
+    assert time.monotonic() - began < 1
+    assert "keepstep: a second SIGINT: this rank ends at once" in run.output
+    folder = RunFolder(tmp_path)
+    assert [c.step for c in folder.checkpoints()] == [4]
+    assert folder.faults(folder.checkpoints()[0], deep=True) == []
+    assert "carrying on from checkpoint-4" in ranks.run(fields).output
 
 
 @pytest.mark.parametrize(
@@ -138,6 +185,22 @@ def test_a_frozen_rank_is_named(ranks: Ranks, demo: Path, tmp_path: Path, victim
     if victim != 0:
         reason = json.loads((tmp_path / ".keepstep/status.json").read_text())["reason"]
         assert "rank 1 on" in reason
+
+
+def test_a_rank_that_freezes_before_the_first_step(
+    ranks: Ranks, demo: Path, tmp_path: Path
+) -> None:
+    fields = argv(demo, tmp_path, peer_timeout_seconds=4)
+    run = ranks.start(["tokenisation", "1", "SIGSTOP", *fields], script=SCRIPT)
+    run.wait_for("SIGSTOP in tokenisation to rank 1")
+    deadline = time.monotonic() + 40
+    while run.poll()[0] is None:
+        assert time.monotonic() < deadline, run.output[-3000:]
+        time.sleep(0.1)
+    run.kill(signal.SIGKILL, ranks=[1])
+    assert run.wait(10) == [70, -signal.SIGKILL]
+    assert "keepstep: rank 1 on " in run.output
+    assert "gave no sign of life for 16 s" in run.output
 
 
 def test_dataloader_workers_leave_signals_to_their_ranks(

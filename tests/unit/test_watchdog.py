@@ -37,6 +37,14 @@ def test_before_the_first_step_nobody_is_stuck() -> None:
         assert ears.hear([f"{second} 0"] * 3, float(second)) is None
 
 
+def test_before_the_first_step_the_dead_are_waited_for_longer() -> None:
+    ears = listener(2)
+    assert ears.hear(["1 0", "1 0"], 0.0) is None
+    assert ears.hear(["50 0", "1 0"], 100.0) is None
+    found = ears.hear(["51 0", "1 0"], 101.0)
+    assert found == ([1], "gave no sign of life for 100 s: dead or frozen")
+
+
 def test_the_rank_that_is_behind_is_stuck() -> None:
     ears = listener()
     ears.hear(["1 7", "1 7", "1 7"], 0.0)

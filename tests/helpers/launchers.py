@@ -1,0 +1,52 @@
+"""Starts launchers as a user's shell does, and waits for what they say."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.helpers.ranks import ROOT
+
+TIMEOUT = 150
+_started: list[psutil.Process] = []
+
+
+def start(command: list[str], log: Path, cwd: Path = ROOT) -> subprocess.Popen[bytes]:
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _started.append(psutil.Process(process.pid))
+    return process
+
+
+def clear() -> None:
+    """End what a test has left behind."""
+    while _started:
+        process = _started.pop()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for one in [*process.children(recursive=True), process]:
+                one.kill()
+
+
+def end(process: subprocess.Popen[bytes], log: Path, timeout: float = TIMEOUT) -> tuple[int, str]:
+    try:
+        return process.wait(timeout), log.read_text()
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"no end after {timeout} s:\n{log.read_text()[-6000:]}") from None
+
+
+def wait_until(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()[-6000:]
+        assert time.monotonic() < deadline, f"never said {text!r}:\n{log.read_text()[-6000:]}"
+        time.sleep(0.05)
