@@ -21,6 +21,7 @@ from .report import (
     checkpoint_rows,
     checkpoint_table,
     human_bytes,
+    progress_bar,
     resume_answer,
     save_hint,
     save_table,
@@ -146,19 +147,48 @@ def reshard(
     from .checkpoint.offline import reshard as write_for  # torch: seconds to import
     from .checkpoint.sources import ReshardError
 
-    folder, found = _checkpoints_at(checkpoint)
-    if len(found) != 1 or found[0].path != checkpoint.resolve():
-        _fail(f"{checkpoint} is no committed checkpoint")
-    faults = folder.faults(found[0], deep=None)
-    if faults:
-        _fail(f"{checkpoint} is damaged: {faults[0]}")
+    source = _one_checkpoint(checkpoint)
     try:
-        made = write_for(found[0], RunFolder(into), num_processes)
+        made = write_for(source, RunFolder(into), num_processes)
     except (BatchError, ReshardError) as error:
         _fail(str(error))
     console.print(
         f"{into / made.path.name}: {human_bytes(made.manifest.total_bytes)}, for {num_processes} "
-        f"processes (it was written by {found[0].manifest.world_size})",
+        f"processes (it was written by {source.manifest.world_size})",
+        highlight=False,
+    )
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint-N, RUN/best, or RUN/latest.")
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new folder.")],
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="bf16, fp16 or fp32; else as the weights are.")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option("--max_shard_size", help="Of one file.")] = "5GB",
+    merge_adapter: Annotated[
+        bool, typer.Option("--merge_adapter", help="The base model with the adapter in it.")
+    ] = False,
+) -> None:
+    """Write a checkpoint's weights for inference: what `from_pretrained` reads, and no more."""
+    from .checkpoint.export import PRECISIONS, ExportError  # torch: seconds to import
+    from .checkpoint.export import export as write_out
+    from .checkpoint.merge import export_merged
+
+    if dtype not in (None, *PRECISIONS):
+        _fail(f"--dtype {dtype} is none of {', '.join(PRECISIONS)}")
+    source = _one_checkpoint(checkpoint)
+    work = export_merged if merge_adapter else write_out
+    try:
+        with progress_bar(console, f"exporting {source.path.name}") as progress:
+            made = work(source, to, dtype=dtype, max_shard_size=max_shard_size, progress=progress)
+    except ExportError as error:
+        _fail(str(error))
+    console.print(
+        f"{to}: {len(made.files)} files, {human_bytes(sum(made.files.values()))}, {made.dtype}",
         highlight=False,
     )
 
@@ -266,6 +296,17 @@ def _run_folder(path: Path) -> RunFolder:
     if not path.is_dir():
         _fail(f"there is no folder {path}")
     return RunFolder(path)
+
+
+def _one_checkpoint(path: Path) -> Committed:
+    """The checkpoint at `path`, which is intact."""
+    folder, found = _checkpoints_at(path)
+    if len(found) != 1 or found[0].path != path.resolve():
+        _fail(f"{path} is no committed checkpoint")
+    faults = folder.faults(found[0], deep=None)
+    if faults:
+        _fail(f"{path} is damaged: {faults[0]}")
+    return found[0]
 
 
 def _checkpoints_at(path: Path) -> tuple[RunFolder, list[Committed]]:

@@ -150,6 +150,15 @@ class KeepstepConfig(SFTConfig):
             "(`lazy`); or in the foreground (`off`). `auto`: `lazy` on CPU, `snapshot` elsewhere."
         },
     )
+    save_weights: Literal["every", "best", "never"] = field(
+        default="every",
+        metadata={
+            "help": "Which checkpoints get a weights file that `from_pretrained` reads: 2 bytes "
+            "per parameter in bf16, beside 12 of state. `best`: those that were the best when they "
+            "were saved. Without DeepSpeed it is part of the state, and always there. `keepstep "
+            "export` makes one from any checkpoint."
+        },
+    )
     save_timeout_seconds: float = field(
         default=1200.0,
         metadata={

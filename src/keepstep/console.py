@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from . import __version__, distributed
 from .checkpoint.batch import Dealt
 from .checkpoint.manager import CheckpointManager
-from .checkpoint.manifest import strategy_name
+from .checkpoint.manifest import has_weights, strategy_name
 from .checkpoint.runfolder import Committed
 from .checkpoint.runwriter import Saved
 from .checkpoint.selection import Choice
@@ -108,7 +108,9 @@ def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
     say(f"Finished: {outcome.global_step} steps.")
     if best is not None and metric:
         say(f"Best:        {best.path} ({metric} {best.manifest.metrics[metric]:.4f})")
-    if best is not None:
+    if best is not None and not has_weights(best.manifest):
+        say(f"Use it:      keepstep export {folder}/best --to DIR")
+    elif best is not None:
         auto = "AutoPeftModelForCausalLM" if best.manifest.adapter else "AutoModelForCausalLM"
         say(f"Use it:      {auto}.from_pretrained('{folder}/best')")
     say(f"Checkpoints: keepstep ls {folder}")

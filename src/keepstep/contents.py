@@ -17,7 +17,7 @@ from transformers.trainer_callback import ExportableState
 
 from . import distributed
 from .checkpoint.layout import LayoutError, groups, is_stage3, masters
-from .checkpoint.sources import NAMES_FILE, ReshardError
+from .checkpoint.sources import LAYOUT_FILE, NAMES_FILE, ReshardError
 from .checkpoint.storage import BLOCK
 from .checkpoint.weights import Probe, WeightsFile, ask, captured, trained
 from .checkpoint.writer import Part, Piece, SnapshotCheckpointEngine
@@ -76,9 +76,13 @@ class Contents:
         part.attempt(self.plan)
         if self._companions is None:
             return  # on every rank: the part has failed
-        if self._weights is not None:
-            weights = self._weights
-            part.attempt(lambda: weights.store(part, self._pieces(weights)))
+        weights, companions = self._weights, dict(self._companions)
+        if weights is not None:
+            companions |= weights.companions
+            if self.trainer.stores_weights():
+                part.attempt(lambda: weights.store(part, self._pieces(weights)))
+            if self.engine is not None:
+                companions[LAYOUT_FILE] = weights.describe()
         else:
             self.gathering = part
             try:
@@ -86,7 +90,7 @@ class Contents:
             finally:
                 self.gathering = None
         if part.rank == 0:
-            for name, content in self._companions.items():
+            for name, content in companions.items():
                 part.write(name, content)
 
     def plan(self) -> None:

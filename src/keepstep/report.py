@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from .checkpoint.batch import BatchError, Dealt, agree
@@ -31,6 +41,19 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console, text: str) -> Iterator[Callable[[int, int], None]]:
+    """On a terminal a bar with rate and time left; elsewhere nothing. Yields (done, total) → None,
+    in bytes."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    bar = Progress(
+        *columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console, transient=True
+    )
+    with bar if console.is_terminal else contextlib.nullcontext():
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def checkpoint_rows(run: RunFolder) -> list[dict[str, Any]]:

@@ -240,6 +240,13 @@ class KeepstepTrainer(SFTTrainer):
         """The step of this attempt's newest commit; None before the first, or when one failed."""
         return self.last_saved.checkpoint.step if self.last_saved else None
 
+    def stores_weights(self) -> bool:
+        """Whether this step's checkpoint gets a weights file. Without DeepSpeed it is the state."""
+        wanted, args = self.args.save_weights, self.args
+        if wanted == "every" or args.zero_stage == 0 or args.save_only_model:
+            return True
+        return bool(wanted == "best" and self.state.best_global_step == self.state.global_step)
+
     def _describe(self) -> Manifest:
         step, metrics = self._evaluated
         course = self.rows.course

@@ -26,6 +26,8 @@ def store(model: Any, folder: Path) -> None:
     part = Part(folder, 0, Storage(), Arena(1 << 20))
     weights = WeightsFile(model, ask(model))
     weights.store(part, weights.pieces(model, None, 0, 1))
+    for name, content in weights.companions.items():
+        part.write(name, content)
     part.copy()
     part.finish()
     assert part.error is None

@@ -16,7 +16,14 @@ from .. import distributed
 from ..outcome import Outcome
 from .batch import Batch, BatchError, Dealt, agree
 from .lineage import Attempt
-from .manifest import differences, drift, missing_state, not_reshardable, strategy_name
+from .manifest import (
+    differences,
+    drift,
+    has_weights,
+    missing_state,
+    not_reshardable,
+    strategy_name,
+)
 from .retention import Policy
 from .runfolder import Committed, RunFolder
 from .runwriter import RunWriter
@@ -170,6 +177,11 @@ class CheckpointManager:
         if chosen is not None and not weights_only:
             _check_state(chosen, resume)
             choice = replace(choice, batch=_agreed_batch(chosen, resume))
+        elif chosen is not None and not has_weights(chosen.manifest):
+            raise SelectionError(
+                f"{chosen.path.name} holds no weights file (save_weights)\n"
+                f"    Hint: keepstep export {chosen.path} --to DIR, and model_name_or_path: DIR"
+            )
         choice = replace(choice, weights_only=weights_only)
         self.writer.record_resume(resume.request, resume.weights_only, chosen, choice)
         return chosen, choice

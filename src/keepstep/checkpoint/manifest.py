@@ -160,6 +160,11 @@ def missing_state(manifest: Manifest) -> list[str]:
     return missing
 
 
+def has_weights(manifest: Manifest) -> bool:
+    """Whether there is a weights file in Hugging Face layout (see `save_weights`)."""
+    return any(name.endswith((".safetensors", ".bin")) for name in manifest.files)
+
+
 def not_reshardable(names: Iterable[str]) -> str | None:
     """Why files of these names cannot be given to other processes; None when they can."""
     kinds = {

@@ -17,6 +17,9 @@ from safetensors import safe_open
 MASTER = "fp32"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 NAMES_FILE = "optimizer_names.json"  # beside optimizer.pt, which knows its parameters by number
+LAYOUT_FILE = (
+    "weights_layout.json"  # of the weights file: name, type, shape, and parameter in the shards
+)
 
 
 class ReshardError(ValueError):

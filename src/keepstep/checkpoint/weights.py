@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,22 +21,8 @@ from safetensors.torch import load_file
 
 from .layout import LayoutError, masters, slices
 from .storage import BLOCK
+from .tensors import TYPES, Entry, lay_out
 from .writer import Changes, Part, Piece
-
-# https://github.com/huggingface/safetensors: 8 bytes of header length, a JSON header, the data.
-SAFETENSORS_TYPES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-
 
 PROBE = 7  # elements; a prime, so that nothing can share them out
 
@@ -54,6 +39,7 @@ class WeightsFile:
         size: in bytes.
         companions: the other files (configuration, …), name → content.
         names: of the weights in the file → in the model.
+        entries: of the weights in the file, in their order.
     """
 
     def __init__(self, model: Any, probe: Probe) -> None:
@@ -65,9 +51,7 @@ class WeightsFile:
         live = _live(model)
         self.name, self.companions, sources = probe
         self.names = sources
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        position = 0
-        self._offsets: dict[str, int] = {}  # of a weight's name in the model, behind the header
+        self.entries: dict[str, Entry] = {}
 
         def order(item: tuple[str, str]) -> tuple[bool, int]:
             """Whole blocks first; the rest by falling element size, so that all are aligned."""
@@ -75,21 +59,21 @@ class WeightsFile:
 
         for name, source in sorted(sources.items(), key=order):
             tensor = live[source]
-            if tensor.dtype not in SAFETENSORS_TYPES:
+            if tensor.dtype not in TYPES:
                 raise LayoutError(f"{source} is {tensor.dtype}")
-            shape = _shape(tensor)
-            end = position + math.prod(shape) * tensor.element_size()
-            header[name] = {
-                "dtype": SAFETENSORS_TYPES[tensor.dtype],
-                "shape": shape,
-                "data_offsets": [position, end],
-            }
-            self._offsets[source] = position
-            position = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(len(text) + 8) % BLOCK)  # the data begin at a block: see Storage
-        self._header = struct.pack("<Q", len(text)) + text
-        self.size = len(self._header) + position
+            self.entries[name] = Entry(tensor.dtype, _shape(tensor))
+        # The data begin at a block: see Storage.
+        self._header, offsets = lay_out(self.entries.items(), align=BLOCK)
+        self._offsets = {sources[name]: offset for name, offset in offsets.items()}
+        self.size = len(self._header) + sum(entry.nbytes for entry in self.entries.values())
+
+    def describe(self) -> bytes:
+        """What `export` needs to make the file from the shards of a checkpoint without it."""
+        tensors = [
+            {"name": name, "parameter": self.names[name], "dtype": TYPES[e.dtype], "shape": e.shape}
+            for name, e in self.entries.items()
+        ]
+        return json.dumps({"file": self.name, "tensors": tensors}).encode() + b"\n"
 
     def pieces(self, model: Any, engine: Any | None, rank: int, world_size: int) -> list[Piece]:
         """What a rank has of it, as things are now (engine: DeepSpeed's, None without). Ranks: any.
@@ -107,11 +91,9 @@ class WeightsFile:
         ]
 
     def store(self, part: Part, pieces: list[Piece]) -> None:
-        """Store `pieces` through this rank's part; the main process the header and companions."""
-        main = part.rank == 0
-        part.weights(self.name, self.size, self._header if main else b"", pieces)
-        for name, content in self.companions.items() if main else ():
-            part.write(name, content)
+        """Store `pieces` through this rank's part; the main process the header."""
+        header = self._header if part.rank == 0 else b""
+        part.weights(self.name, self.size, header, pieces)
 
 
 def captured(save: Callable[[str], object]) -> dict[str, bytes]:

@@ -1,0 +1,56 @@
+"""Export of an adapter merged into its base model: by PEFT, in memory."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from .export import PRECISIONS, Exported, ExportError, companions, export, finished
+from .runfolder import Committed
+from .storage import Storage
+
+
+def export_merged(
+    checkpoint: Committed,
+    folder: Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: str = "5GB",
+    storage: Storage | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Exported:
+    """As `export`, of the base model with the adapter merged into it.
+
+    The base model is loaded whole, from where the adapter's configuration says (a folder, or the
+    Hub): memory for all its weights is needed, and no GPU.
+
+    Raises:
+        ExportError: the checkpoint is no adapter, or its base model is not to be had.
+    """
+    storage = storage or Storage()
+    if not checkpoint.manifest.adapter:
+        raise ExportError(f"{checkpoint.path.name} is a whole model: there is nothing to merge")
+    if folder.exists():
+        raise ExportError(f"{folder} exists: name a new folder")
+    with tempfile.TemporaryDirectory(prefix="keepstep-") as scratch:
+        adapter = export(checkpoint, Path(scratch) / "adapter", dtype="fp32").folder
+        base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+        try:
+            model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+        except (OSError, ValueError) as error:
+            raise ExportError(f"the base model {base} is not to be had: {error}") from error
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    if dtype is not None:
+        model = model.to(PRECISIONS[dtype])
+    partial = folder.with_name(f".{folder.name}.partial")
+    model.save_pretrained(partial, max_shard_size=max_shard_size)
+    for name, content in companions(checkpoint).items():
+        if name != "adapter_config.json":
+            storage.write(partial / name, content)
+    progress(1, 1)
+    return finished(partial, folder, str(model.dtype).removeprefix("torch."), storage)

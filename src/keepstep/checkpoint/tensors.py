@@ -1,0 +1,87 @@
+"""The safetensors format: 8 bytes of header length, a JSON header, the data.
+
+https://github.com/huggingface/safetensors#format. The library writes whole tensors from memory;
+here a file is laid out first, and filled piece by piece.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+TYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+DTYPES = {name: dtype for dtype, name in TYPES.items()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a file: its type and shape, as safetensors has them."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+def lay_out(entries: Iterable[tuple[str, Entry]], align: int = 8) -> tuple[bytes, dict[str, int]]:
+    """The header of a file with these tensors, in their order, and where each begins behind it.
+
+    `align`: the data begin at a multiple of it, in bytes.
+    """
+    described: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offsets: dict[str, int] = {}
+    position = 0
+    for name, entry in entries:
+        end = position + entry.nbytes
+        described[name] = {
+            "dtype": TYPES[entry.dtype],
+            "shape": entry.shape,
+            "data_offsets": [position, end],
+        }
+        offsets[name] = position
+        position = end
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % align)
+    return struct.pack("<Q", len(text)) + text, offsets
+
+
+def mapped(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, mapped: only what is touched is read."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        described = json.loads(file.read(length))
+    whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    tensors = {}
+    for name, entry in described.items():
+        if name == "__metadata__":
+            continue
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        dtype = DTYPES[entry["dtype"]]
+        flat = whole[begin:end]
+        if begin % dtype.itemsize:  # allowed, and nothing that torch can look at in place
+            flat = flat.clone()
+        tensors[name] = flat.view(dtype).view(entry["shape"])
+    return tensors
