@@ -193,6 +193,33 @@ def export(
     )
 
 
+@app.command()
+def push(
+    run: RunArgument,
+    repo_id: Annotated[
+        str | None, typer.Option("--repo_id", help="owner/name; else the recipe's hub_model_id.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Of a new repository.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Over a model whose metric is another one.")
+    ] = False,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds.")] = 3600.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+) -> None:
+    """Publish the run's best checkpoint on the Hub, unless it, or a better one, is there."""
+    from .publish.by_hand import PushFailedError, push_best
+
+    folder = _run_folder(run)
+    try:
+        answer = push_best(
+            folder, repo_id, public=public, force=force, timeout=timeout, dry_run=dry_run
+        )
+    except PushFailedError as error:
+        _fail(str(error))
+    for line in answer:
+        console.print(line, highlight=False, markup=False)
+
+
 @app.command("save-now")
 def save_now(run: RunArgument) -> None:
     """Have the attempt that is at work save after the step that it is at."""

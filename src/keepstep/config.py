@@ -78,6 +78,8 @@ class DataConfig(ScriptArguments, DatasetMixtureConfig):
 class KeepstepConfig(SFTConfig):
     """TRL's SFTConfig with keepstep's fields, and defaults that keep a run safe."""
 
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "card"]
+
     output_dir: str | None = field(
         default=None, metadata={"help": "The run folder: everything of one run lies in it."}
     )
@@ -183,6 +185,25 @@ class KeepstepConfig(SFTConfig):
     stop_margin_seconds: float = field(
         default=30.0,
         metadata={"help": "What is to be left of the time when the last save is committed."},
+    )
+    hub_require: bool = field(
+        default=False,
+        metadata={"help": "A run whose best checkpoint is not published ends with an error."},
+    )
+    publish_min_seconds: float = field(
+        default=900.0,
+        metadata={"help": "From the beginning of one push to the next one's, at least."},
+    )
+    publish_timeout_seconds: float = field(
+        default=1800.0,
+        metadata={"help": "A push that takes longer is ended; the last one is waited for so long."},
+    )
+    card: dict | str | None = field(  # type: ignore[type-arg]  # HfArgumentParser's way
+        default=None,
+        metadata={
+            "help": "Metadata of the model card: `license`, `base_model`, `datasets`, `language`, "
+            "…; what is not given is inherited, or left out."
+        },
     )
     peer_timeout_seconds: float = field(
         default=25.0,

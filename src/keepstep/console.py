@@ -105,7 +105,7 @@ def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
             "saved. Run the same command again to go on."
         )
         return
-    say(f"Finished: {outcome.global_step} steps.")
+    say(f"Finished: {outcome.global_step} steps{_but(outcome)}.")
     if best is not None and metric:
         say(f"Best:        {best.path} ({metric} {best.manifest.metrics[metric]:.4f})")
     if best is not None and not has_weights(best.manifest):
@@ -114,6 +114,10 @@ def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
         auto = "AutoPeftModelForCausalLM" if best.manifest.adapter else "AutoModelForCausalLM"
         say(f"Use it:      {auto}.from_pretrained('{folder}/best')")
     say(f"Checkpoints: keepstep ls {folder}")
+
+
+def _but(outcome: Outcome) -> str:
+    return f"; {outcome.reason}" if outcome.reason else ""
 
 
 def _told(resharded: Resharded) -> str:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from huggingface_hub import get_token
 
 from .checkpoint.retention import parse_bytes
 from .checkpoint.selection import WORDS
 from .config import Problem, Recipe
 
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{12,}")
+
 
 def validate(recipe: Recipe) -> list[Problem]:
     """Every problem that can be seen without loading data or model. Ranks: any."""
-    checks = (_run_folder, _sources, _retention, _saving, _times, _batch, _secrets)
+    checks = (_run_folder, _sources, _retention, _saving, _times, _batch, _secrets, _hub)
     return [problem for check in checks for problem in check(recipe)]
 
 
@@ -197,11 +204,45 @@ def _secrets(recipe: Recipe) -> list[Problem]:
                 "export HF_TOKEN=… (or `hf auth login`) instead",
             )
         )
-    if training.push_to_hub:
+    for where, value in _strings(vars(training) | vars(recipe.model) | vars(recipe.data)):
+        if TOKEN.search(value):
+            found.append(
+                Problem(f"{where} holds what looks like a token", "export HF_TOKEN=… instead")
+            )
+    return found
+
+
+def _strings(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every text in a recipe, with the field that it stands in."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from ((name, text) for _, text in _strings(value))
+        elif isinstance(value, str) and name != "hub_token":
+            yield name, value
+
+
+def _hub(recipe: Recipe) -> list[Problem]:
+    training, found = recipe.training, []
+    if not training.push_to_hub:
+        return []
+    if not training.hub_model_id or training.hub_model_id.count("/") != 1:
         found.append(
             Problem(
-                "push_to_hub: this version does not publish",
-                "unset it; upload the `best` folder after the run: hf upload REPO RUN/best",
+                f"push_to_hub: hub_model_id is {training.hub_model_id!r}",
+                "name the repository: hub_model_id: owner/name",
+            )
+        )
+    if training.hub_revision:
+        found.append(Problem(f"hub_revision: {training.hub_revision}: the best goes to main"))
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        found.append(Problem("push_to_hub: HF_HUB_OFFLINE is set", "unset it, or push_to_hub"))
+    if not get_token():
+        found.append(Problem("push_to_hub: there is no token", "export HF_TOKEN=…"))
+    if training.metric_for_best_model is None:
+        found.append(
+            Problem(
+                "push_to_hub publishes the best checkpoint, and metric_for_best_model is not set",
+                "metric_for_best_model: eval_loss",
             )
         )
     return found

@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, PrinterCallback
 
-from . import data, distributed, model
+from . import about, data, distributed, model, publishing
 from .checkpoint.manager import CheckpointManager, DriftError, Resume
 from .checkpoint.runfolder import Committed
 from .checkpoint.selection import Choice, NoProgressError, SelectionError
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def attempt(recipe: Recipe) -> Outcome:
     """Train until the end, or until somebody asks for a stop. Ranks: all (collective)."""
     agree(validate(recipe))
+    agree(publishing.check(recipe))
     training = recipe.training
     manager = CheckpointManager(
         str(training.output_dir),
@@ -67,6 +68,7 @@ def attempt(recipe: Recipe) -> Outcome:
         mode=training.save_mode,
         timeout=training.save_timeout_seconds,
     )
+    hub = publishing.Publishing(recipe, manager)
     watchdog = watch(recipe, manager)
     watchdog.start()
     try:
@@ -76,6 +78,7 @@ def attempt(recipe: Recipe) -> Outcome:
         checkpoint, choice = manager.choose(resume_of(recipe, settings))
         trainer = build_trainer(recipe, checkpoint, choice, manager, settings, inputs)
         trainer.every_step.watchdog = watchdog
+        hub.start(trainer)
         introduce(trainer, recipe, checkpoint, choice)
         outcome = carry_on(trainer)
     except ConfigError:
@@ -89,9 +92,11 @@ def attempt(recipe: Recipe) -> Outcome:
         raise ConfigError([Problem(str(error))]) from error
     except Exception as error:
         watchdog.stop(missed=True)  # other ranks may wait for this one
+        hub.close()
         manager.end(ended("failed", reason=f"{type(error).__name__}: {error}"))
         raise
     watchdog.stop()
+    outcome = hub.finish(outcome)  # the main process alone: the others do not wait
     manager.end(outcome)
     farewell(manager, outcome)
     return outcome
@@ -176,6 +181,7 @@ def build_trainer(
         settings=settings | {"rows_per_step": training.batch.rows},
         start=checkpoint if whole_state else None,
         asked=asked,
+        about=distributed.on_main_process("describing the run", lambda: about.describe(recipe)),
         **inputs,
         **arguments,
     )

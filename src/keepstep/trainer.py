@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class KeepstepTrainer(SFTTrainer):
     """SFTTrainer whose checkpoints are committed by a `CheckpointManager`.
 
     Attributes:
+        about: what the model card says of the run.
         start: the checkpoint whose state training goes on with, None for the beginning.
         asked: how the recipe shares out the rows of a step; `args.batch` is how it is done.
         rows: which rows the steps have.
@@ -68,11 +70,13 @@ class KeepstepTrainer(SFTTrainer):
         settings: dict[str, Any] | None = None,
         start: Committed | None = None,
         asked: Batch | None = None,
+        about: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.manager = manager
         self.settings = settings or {}
+        self.about = about or {}
         self.start = start
         self.asked: Batch = asked or self.args.batch
         self.rows = plan_rows(self.train_dataset, self.args, start.manifest if start else None)
@@ -83,6 +87,7 @@ class KeepstepTrainer(SFTTrainer):
         self._logged: dict[str, float] = {}
         self._finite: Any = True
         self._begun: int | None = None
+        self._began = time.monotonic()
         self.contents = Contents(self)
         # Retention is the manager's: with a limit of 1, Trainer deletes folders at the end.
         self.args.save_total_limit = None
@@ -164,6 +169,7 @@ class KeepstepTrainer(SFTTrainer):
         self.contents.attach()
         if self.start is not None:
             self.resharded = restore(self, self.start)
+            self._total_train_tokens = int(self.start.manifest.about.get("tokens") or 0)
             settle_gradients(self, train_dataloader)
         if self.resharded is not None:
             facts = self.resharded.as_json()
@@ -171,6 +177,7 @@ class KeepstepTrainer(SFTTrainer):
                 "recording", lambda writer: writer.record("reshard", **facts)
             )
         self._prepare_saves()
+        self._began = time.monotonic()
         return prepared
 
     def _prepare_saves(self) -> None:
@@ -268,8 +275,21 @@ class KeepstepTrainer(SFTTrainer):
             versions=VERSIONS,
             saved_at="",
             save_seconds=0.0,
+            about=self.about | self._counted(),
             dealt=Dealt(self.args.batch, self.asked, course.rows if course else None).as_json(),
         )
+
+    def _counted(self) -> dict[str, Any]:
+        """Sizes, and what was spent so far, by all attempts together."""
+        before = self.start.manifest.about if self.start else {}
+        sizes = {p: getattr(p, "ds_numel", p.numel()) for p in self.model.parameters()}
+        seconds = float(before.get("train_seconds", 0.0)) + time.monotonic() - self._began
+        return {
+            "parameters": sum(sizes.values()),
+            "trained": sum(size for p, size in sizes.items() if p.requires_grad),
+            "tokens": int(self._total_train_tokens),
+            "train_seconds": round(seconds, 1),
+        }
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         self.every_step.progress()

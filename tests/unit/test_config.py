@@ -95,7 +95,7 @@ def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
         ({"save_strategy": "epoch"}, "save_strategy: epoch and eval_strategy: steps do not meet"),
         ({"eval_strategy": "epoch"}, "save_strategy: steps and eval_strategy: epoch do not meet"),
         ({"hub_token": "hf_x"}, "export HF_TOKEN"),
-        ({"push_to_hub": True}, "does not publish"),
+        ({"push_to_hub": True}, "hub_model_id is None"),
         ({"model_name_or_path": "./gone"}, "no folder with a config.json"),
         ({"dataset_name": "./gone.jsonl"}, "there is no ./gone.jsonl"),
         ({"eval_split_fraction": 1.5}, "is not between 0 and 1"),

@@ -7,7 +7,6 @@ written goes out some megabytes at a time: memory does not grow with the model.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from huggingface_hub.serialization._base import split_state_dict_into_shards_factory
 
 from .arena import aligned
+from .companions import companions
 from .runfolder import Committed, RunFolder
 from .serialization import bytes_of
 from .shards import zero_source
@@ -26,12 +26,6 @@ from .storage import CHUNK, Storage, sizes_under
 from .tensors import DTYPES, Entry, lay_out, mapped
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-COMPANIONS = (
-    *("config.json", "generation_config.json", "adapter_config.json", "chat_template.jinja"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "additional_chat_templates/*"),
-    *("preprocessor_config.json", "processor_config.json", "*.py"),
-)
 
 
 class ExportError(ValueError):
@@ -124,7 +118,7 @@ def export(
     storage.make_folder(partial)
     try:
         _write_weights(weights, file_name, dtype, max_shard_size, partial, storage, progress)
-        for name, content in companions(checkpoint, dtype).items():
+        for name, content in companions(checkpoint, dtype and str(PRECISIONS[dtype])).items():
             storage.make_folder((partial / name).parent)
             storage.write(partial / name, content)
     except BaseException:
@@ -155,22 +149,6 @@ def open_weights(checkpoint: Committed, dtype: str | None = None) -> tuple[Weigh
     if not layout.is_file():
         raise ExportError(f"{checkpoint.path.name} holds no weights, and not how to make them")
     return ShardWeights(_verified_shards(checkpoint), json.loads(layout.read_text())), file_name
-
-
-def companions(checkpoint: Committed, dtype: str | None = None) -> dict[str, bytes]:
-    """Configuration (which names `dtype`), tokenizer and chat template of a checkpoint."""
-    found = {
-        name: (checkpoint.path / name).read_bytes()
-        for name in checkpoint.manifest.files
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in COMPANIONS)
-        and ("/" not in name or name.startswith("additional_chat_templates/"))
-    }
-    if dtype and "config.json" in found:
-        config = json.loads(found["config.json"])
-        for key in {"dtype", "torch_dtype"} & config.keys():
-            config[key] = str(PRECISIONS[dtype]).removeprefix("torch.")
-        found["config.json"] = json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
-    return found
 
 
 def _verified_shards(checkpoint: Committed) -> Source:

@@ -54,6 +54,7 @@ class Manifest:
         files: path relative to the checkpoint → `FileEntry`; the manifest itself is not in it.
         origin: where it came from, if not from a run of keepstep (`keepstep adopt`).
         dealt: how the rows of a step were shared out (`Dealt`); empty: not known.
+        about: for the model card: base model, data, license, sizes, hardware, tokens, seconds.
     """
 
     run_id: str
@@ -76,6 +77,7 @@ class Manifest:
     files: dict[str, FileEntry] = field(default_factory=dict)
     origin: str = ""
     dealt: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property

@@ -10,7 +10,8 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from .export import PRECISIONS, Exported, ExportError, companions, export, finished
+from .companions import companions
+from .export import PRECISIONS, Exported, ExportError, export, finished
 from .runfolder import Committed
 from .storage import Storage
 

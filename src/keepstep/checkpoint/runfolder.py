@@ -42,6 +42,8 @@ class RunFolder:
         self.trash = self.private / "trash"
         self.quarantine = self.private / "quarantine"
         self.pins = self.private / "pins"
+        self.publishing = self.private / "publish"
+        self.target = self.publishing / "target.json"
         self.events = self.private / "events.jsonl"
         self.identity = self.private / "run.json"
         self.status = self.private / "status.json"

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import secrets
+import threading
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -61,6 +62,7 @@ class RunWriter:
         self.policy = policy
         self.storage = storage
         self.run_id = run.run_id() or secrets.token_hex(6)
+        self._recording = threading.Lock()
         self.attempt = max((attempt.number for attempt in run.attempts()), default=0)
 
     def start(self) -> None:
@@ -221,7 +223,8 @@ class RunWriter:
         """Add one line to events.jsonl. A full disk may cost the line, never the deed."""
         line = {"time": now(), "attempt": self.attempt, "event": event, **facts}
         try:
-            self.storage.append_line(self.run.events, self._without_paths(json.dumps(line)))
+            with self._recording:  # a save's thread, and the main one
+                self.storage.append_line(self.run.events, self._without_paths(json.dumps(line)))
         except OSError as error:
             logger.warning("the event %r could not be written down: %s", event, error)
 

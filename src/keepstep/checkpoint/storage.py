@@ -163,6 +163,16 @@ class Storage:
                 file.write(block)
         return file
 
+    def link(self, source: Path, path: Path) -> None:
+        """A second name for a file; a copy where the file system has none."""
+        self.before("link", path)
+        try:
+            os.link(source, path)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            self.copy(source, path)
+
     def write_at(self, path: Path, size: int, extents: Iterable[tuple[int, memoryview]]) -> str:
         """Write this process's extents (offset, content) of a file that several processes share.
 

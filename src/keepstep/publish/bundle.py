@@ -1,0 +1,147 @@
+"""What is pushed: a folder of allow-listed files, made from a frozen checkpoint.
+
+Frozen: its files are linked a second time, so that pruning cannot take the bytes away. Never in it:
+pickles, optimizer, RNG, event files, `training_args.bin`, anything that the manifest does not list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.manifest import MANIFEST_NAME, Manifest, has_weights
+from ..checkpoint.retention import Policy
+from ..checkpoint.runfolder import Committed, read_checkpoint
+from ..checkpoint.storage import Storage, digest_of
+from . import card
+from .best import BEST_FILE, Best
+
+STATE_FILE = "trainer_state.json"
+LARGEST_FILE = 45 * 10**9  # of what is linked as it is; the Hub takes files of up to 50 GB
+
+
+def freeze(checkpoint: Committed, folder: Path, storage: Storage) -> Committed:
+    """A second name for every file of `checkpoint` that the push needs: in `folder`, a new one.
+
+    Raises:
+        OSError: as of a checkpoint that has just been pruned.
+    """
+    manifest = checkpoint.manifest
+    state = (".pt", ".pth") if has_weights(manifest) else ("rng_state",)
+    wanted = {n: e for n, e in manifest.files.items() if not (n.endswith(state) or "rng_" in n)}
+    if folder.exists():
+        storage.remove(folder)
+    for name in wanted:
+        storage.make_folder((folder / name).parent)
+        storage.link(checkpoint.path / name, folder / name)
+    frozen = replace(manifest, files=wanted)
+    storage.write(folder / MANIFEST_NAME, frozen.to_json().encode())
+    return Committed(folder, frozen)
+
+
+def make_bundle(frozen: Path, policy: Policy, repo_id: str, folder: Path) -> Best:
+    """Fill the new folder `folder` with what is pushed to `repo_id`.
+
+    Raises:
+        ExportError: the weights cannot be had (see `export`).
+        OSError: of the disk.
+    """
+    checkpoint, storage = read_checkpoint(frozen), Storage()
+    manifest = checkpoint.manifest
+    if folder.exists():
+        storage.remove(folder)
+    _put_weights(checkpoint, folder, storage)
+    weights = {p.name: sha256_of(p) for p in sorted(folder.glob("*.safetensors"))}
+    value = manifest.metrics.get(policy.metric) if policy.metric else None
+    best = Best(
+        manifest.run_id,
+        manifest.global_step,
+        policy.metric,
+        value,
+        policy.greater_is_better,
+        weights,
+    )
+    history = _history(frozen / STATE_FILE)
+    texts = {
+        "README.md": card.render(manifest, best, repo_id).encode(),
+        card.CURVE_FILE: card.curve(history, best),
+        BEST_FILE: best.to_json().encode(),
+        "training/arguments.json": _json(manifest.settings),
+        "training/metrics.json": _json(history),
+    }
+    storage.make_folder(folder / "training")
+    for name, content in texts.items():
+        storage.write(folder / name, content)
+    _without_local_names(folder, manifest, storage)
+    return best
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _put_weights(checkpoint: Committed, folder: Path, storage: Storage) -> None:
+    """As they lie in the checkpoint, if they do, and are still what was written; else exported."""
+    files = checkpoint.manifest.files
+    weights = {n: e for n, e in files.items() if n.endswith((".safetensors", ".index.json"))}
+    if max((e.bytes for e in weights.values()), default=LARGEST_FILE + 1) > LARGEST_FILE:
+        from ..checkpoint.export import export  # torch: seconds to import
+
+        export(checkpoint, folder, storage=storage)
+        return
+    from ..checkpoint.companions import companions
+
+    storage.make_folder(folder)
+    for name, entry in weights.items():
+        if digest_of(checkpoint.path / name) != entry.xxh3_128:
+            raise OSError(f"{name} of step {checkpoint.step} is not what was written")
+        storage.link(checkpoint.path / name, folder / name)
+    for name, content in companions(checkpoint).items():
+        storage.make_folder((folder / name).parent)
+        storage.write(folder / name, content)
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    """What was logged, step by step, but for how fast it was."""
+    rows = json.loads(path.read_text())["log_history"] if path.is_file() else []
+    speed = ("runtime", "per_second", "flos")
+    return [
+        {n: v for n, v in row.items() if not n.endswith(speed) and _is_finite(v)} for row in rows
+    ]
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and value == value and abs(value) != float("inf")
+
+
+def _without_local_names(folder: Path, manifest: Manifest, storage: Storage) -> None:
+    """No configuration says where things lie on this machine."""
+    base = (manifest.about.get("card") or {}).get("base_model") or manifest.about.get("base_model")
+    for name, key in (
+        ("adapter_config.json", "base_model_name_or_path"),
+        ("config.json", "_name_or_path"),
+        ("tokenizer_config.json", "name_or_path"),
+    ):
+        path = folder / name
+        values = json.loads(path.read_text()) if path.is_file() else {}
+        if key not in values or not _is_local(str(values[key])):
+            continue
+        values[key] = (
+            base if isinstance(base, str) else os.path.basename(str(values[key]).rstrip("/"))
+        )
+        storage.remove(path)
+        storage.write(path, _json(values))
+
+
+def _is_local(name: str) -> bool:
+    return os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1
+
+
+def _json(values: Mapping[str, Any] | list[Any]) -> bytes:
+    return json.dumps(values, indent=2, sort_keys=True, default=str).encode() + b"\n"

@@ -1,0 +1,86 @@
+"""`keepstep push`: what a run could not, or did not want to, publish itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from ..checkpoint.retention import best_step
+from ..checkpoint.runfolder import Committed, RunFolder
+from ..checkpoint.storage import Storage
+from .bundle import freeze
+from .hub import Target
+from .process import push_of
+
+
+class PushFailedError(Exception):
+    """The push has failed: what happened, and what to do."""
+
+
+def push_best(
+    run: RunFolder,
+    repo_id: str | None,
+    *,
+    public: bool,
+    force: bool,
+    timeout: float,
+    dry_run: bool,
+) -> list[str]:
+    """Publish the best checkpoint of `run`; returns what to tell.
+
+    Raises:
+        PushFailedError: it is not there.
+    """
+    best, target = best_of(run), _target(run, repo_id, public)
+    target = replace(target, force=force)
+    place, storage = run.private / "publish-by-hand", Storage()
+    if place.exists():
+        storage.remove(place)
+    storage.make_folder(place)
+    try:
+        frozen = freeze(best, place / best.path.name, storage)
+        log = run.publishing / "push.log"
+        storage.make_folder(run.publishing)
+        job = push_of(frozen.path, best.step, run.policy(), target, timeout, log, dry_run=dry_run)
+        try:
+            answer = job.wait()
+        finally:
+            job.stop()
+    finally:
+        storage.remove(place)
+    return _told(answer, target, best)
+
+
+def best_of(run: RunFolder) -> Committed:
+    """The best committed checkpoint; the newest, where nothing ranks them."""
+    policy = run.policy()
+    records = run.records(policy.metric)
+    step = best_step(records, policy)
+    if step is None and not policy.metric:
+        step = max((record.step for record in records if not record.abandoned), default=None)
+    if step is None:
+        raise PushFailedError(f"{run.path} has no best checkpoint")
+    return run.checkpoint(step)
+
+
+def _target(run: RunFolder, repo_id: str | None, public: bool) -> Target:
+    stored: dict[str, Any] = json.loads(run.target.read_text()) if run.target.is_file() else {}
+    name = repo_id or stored.get("repo_id")
+    if not name:
+        raise PushFailedError(f"{run.path} was not to be published: name it: --repo_id owner/name")
+    return Target(name, private=not public and bool(stored.get("private", True)))
+
+
+def _told(answer: dict[str, Any], target: Target, best: Committed) -> list[str]:
+    if "error" in answer:
+        raise PushFailedError(f"not published: {answer['error']}")
+    if answer["outcome"] == "would publish":
+        title = (
+            f"{best.path.name} to {target.repo_id} ({'private' if target.private else 'public'}):"
+        )
+        return [title, *(f"  {name}" for name in answer["files"])]
+    if answer["outcome"] == "refused":
+        raise PushFailedError(f"not published to {target.repo_id}: {answer['reason']}")
+    verb = "published" if answer["outcome"] == "published" else "already there"
+    return [f"{target.repo_id}: {verb}, step {answer['step']}, commit {answer['commit'][:8]}"]

@@ -1,0 +1,168 @@
+"""The model card, from what the checkpoint knows: the same checkpoint gives the same bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from ..checkpoint.manifest import Manifest, strategy_name
+from .best import Best
+
+CURVE_FILE = "training/curve.png"
+NOT_SAID = "not said"
+LIMITS = """## Limits
+
+The evaluation above is all that was measured. What the base model should not be used for, this one
+should not either; nothing was done to find out how safe or how biased its answers are.
+"""
+
+
+def render(manifest: Manifest, best: Best, repo_id: str) -> str:
+    """README.md: what it is, how to use it, how it was made, what it scored, what to beware of."""
+    about = manifest.about
+    sections = [
+        f"---\n{_metadata(manifest, best, repo_id).to_yaml()}\n---\n",
+        f"# {repo_id.split('/')[-1]}\n",
+        _what(manifest, best, about),
+        _use(manifest, repo_id, about),
+        _results(manifest, best),
+        _training(manifest, about),
+        LIMITS,
+    ]
+    return "\n".join(sections)
+
+
+def curve(history: Sequence[Mapping[str, Any]], best: Best) -> bytes:
+    """A PNG: loss and metric by step, the published step marked. The same input, the same bytes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for name, label, style in (("loss", "training loss", "-"), (best.metric, best.metric, "o-")):
+        points = [(row["step"], row[name]) for row in history if name and name in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3)
+    axes.axvline(best.global_step, color="0.6", linestyle=":", label="published")
+    axes.set_xlabel("step")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120, metadata={"Software": None})
+    return picture.getvalue()
+
+
+def _metadata(manifest: Manifest, best: Best, repo_id: str) -> ModelCardData:
+    about, asked = manifest.about, dict(manifest.about.get("card") or {})
+    datasets = asked.pop("datasets", None) or about.get("datasets") or None
+    values: dict[str, Any] = {
+        "base_model": about.get("base_model"),
+        "license": about.get("license"),
+        "library_name": "peft" if manifest.adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "datasets": datasets,
+        **asked,
+        "tags": ["keepstep", "sft", "trl", *asked.get("tags", ())],
+    }
+    if best.metric and best.value is not None:
+        data = datasets[0] if isinstance(datasets, list) else datasets
+        values["model_name"] = repo_id.split("/")[-1]
+        values["eval_results"] = [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=data or "private",
+                dataset_name=data or "private",
+                metric_type=best.metric,
+                metric_value=round(best.value, 6),
+                metric_name=best.metric,
+            )
+        ]
+    return ModelCardData(**values)
+
+
+def _what(manifest: Manifest, best: Best, about: Mapping[str, Any]) -> str:
+    kind = "A LoRA adapter for" if manifest.adapter else "A fine-tuned version of"
+    base, data = _base(about), _listed(about)
+    text = f"{kind} {base}, trained with TRL's SFTTrainer on {data}.\n"
+    of = f" of {manifest.planned_steps}" if manifest.planned_steps else ""
+    text += f"These are the weights of step {best.global_step}{of}"
+    if best.metric and best.value is not None:
+        text += f", the best of the run: {best.metric} {best.value:.4f}"
+    return f"{text}.\n"
+
+
+def _use(manifest: Manifest, repo_id: str, about: Mapping[str, Any]) -> str:
+    auto = "AutoPeftModelForCausalLM" if manifest.adapter else "AutoModelForCausalLM"
+    library = "peft" if manifest.adapter else "transformers"
+    return (
+        "## Use\n\n```python\n"
+        f"from {library} import {auto}\n"
+        "from transformers import AutoTokenizer\n\n"
+        f'model = {auto}.from_pretrained("{repo_id}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{repo_id}")\n'
+        'messages = [{"role": "user", "content": "Hello"}]\n'
+        "inputs = tokenizer.apply_chat_template(\n"
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True\n)\n'
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))\n```\n"
+    )
+
+
+def _results(manifest: Manifest, best: Best) -> str:
+    rows = "".join(
+        f"| {name} | {value:.6g} |\n"
+        for name, value in sorted(manifest.metrics.items())
+        if not name.endswith(("runtime", "per_second"))
+    )
+    return (
+        f"## Results\n\nOn the evaluation rows, at step {best.global_step}:\n\n| metric | value |\n"
+        f"|---|---|\n{rows}\n![loss and metric by step]({CURVE_FILE})\n"
+    )
+
+
+def _training(manifest: Manifest, about: Mapping[str, Any]) -> str:
+    settings = manifest.settings
+    rows: dict[str, Any] = {
+        "method": _method(settings),
+        "steps": f"{manifest.global_step} ({manifest.epoch:.2f} epochs)",
+        "rows a step": settings.get("rows_per_step"),
+        "rows in all": manifest.samples,
+        "tokens in all": about.get("tokens"),
+        "learning rate": f"{settings.get('learning_rate')}, {settings.get('lr_scheduler_type')}",
+        "longest row": f"{settings.get('max_length')} tokens",
+        "parameters": f"{about.get('parameters', 0):,}, {about.get('trained', 0):,} trained",
+        "precision": about.get("precision"),
+        "hardware": f"{manifest.world_size} x {about.get('hardware', NOT_SAID)}, "
+        f"{strategy_name(manifest.zero_stage)}",
+        "wall time": _duration(about.get("train_seconds")),
+        "versions": ", ".join(f"{name} {v}" for name, v in sorted(manifest.versions.items())),
+    }
+    lines = "".join(f"| {name} | {value} |\n" for name, value in rows.items() if value is not None)
+    return f"## Training\n\n| | |\n|---|---|\n{lines}"
+
+
+def _method(settings: Mapping[str, Any]) -> str:
+    if not settings.get("use_peft"):
+        return "full fine-tuning"
+    return f"LoRA, r {settings.get('lora_r')}, alpha {settings.get('lora_alpha')}"
+
+
+def _base(about: Mapping[str, Any]) -> str:
+    base = (about.get("card") or {}).get("base_model") or about.get("base_model")
+    return f"[{base}](https://huggingface.co/{base})" if isinstance(base, str) else "its base model"
+
+
+def _listed(about: Mapping[str, Any]) -> str:
+    names = (about.get("card") or {}).get("datasets") or about.get("datasets") or []
+    names = [names] if isinstance(names, str) else names
+    links = [f"[{name}](https://huggingface.co/datasets/{name})" for name in names]
+    return ", ".join(links) or "private data"
+
+
+def _duration(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,273 @@
+"""One push: the pattern that survived every fault tried. Runs in a process of its own (push.py).
+
+HEAD is read, our weights compared with those there, and everything is sent as one commit on top of
+it; after any doubt (conflict, server error, lost answer) HEAD is read again. Facts of
+huggingface_hub 2.4: `create_commit` is one commit, and is not retried; the client has no read
+timeout, and honours `Retry-After` without a bound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, set_client_factory
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._http import default_client_factory
+
+from .best import BEST_FILE, Best
+from .bundle import sha256_of
+
+T = TypeVar("T")
+TRIES = 6
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between tries
+READ_TIMEOUT = 60.0  # seconds without a byte
+LONGEST_WAIT = 30  # seconds that a server may ask for, per request
+FATAL = (400, 401, 403, 404, 413, 422)
+# Weights, and what says of which kind they are: what is there and not ours is of another model.
+STALE = (
+    *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "adapter_model.bin"),
+    *("config.json", "adapter_config.json", "generation_config.json", "chat_template.jinja"),
+)
+
+
+class PushError(Exception):
+    """The push has failed: what happened, and what to do.
+
+    Attributes:
+        fatal: no further try can mend it: the token, the name, the content.
+    """
+
+    def __init__(self, text: str, fatal: bool) -> None:
+        super().__init__(text)
+        self.fatal = fatal
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to: `owner/name`, and whether a new repository is to be private."""
+
+    repo_id: str
+    private: bool = True
+    force: bool = False  # take the place of weights whose metric cannot be compared with ours
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What came of a push.
+
+    Attributes:
+        outcome: published; present (these weights were there already); or refused (what is there
+            is better, or cannot be compared).
+        commit: the repository's HEAD with these weights, or with the better ones.
+        reason: why refused.
+        step: of the weights that are there now.
+    """
+
+    outcome: str
+    commit: str
+    step: int
+    reason: str = ""
+
+
+def bounded_client() -> Any:
+    """huggingface_hub's HTTP client, that never waits for ever."""
+
+    def shorten(response: Any) -> None:
+        asked = response.headers.get("retry-after")
+        if asked is not None and not (asked.isdecimal() and int(asked) <= LONGEST_WAIT):
+            response.headers["retry-after"] = str(LONGEST_WAIT)
+        response.headers.pop("ratelimit", None)  # as good as a Retry-After, to the client
+
+    client = default_client_factory()
+    client.timeout = READ_TIMEOUT
+    client.event_hooks = {**client.event_hooks, "response": [shorten]}
+    return client
+
+
+def connect() -> HfApi:
+    """With the token of the environment (`HF_TOKEN`)."""
+    set_client_factory(bounded_client)
+    return HfApi(library_name="keepstep")
+
+
+def check(api: HfApi, target: Target) -> Best | None:
+    """That we may write there; the repository is made if it does not exist.
+
+    Returns: what is published there already.
+
+    Raises:
+        PushError: the token or the name is wrong.
+    """
+
+    def look() -> Best | None:
+        api.whoami()
+        head = _head(api, target)
+        api.auth_check(target.repo_id, write=True)
+        return remote_best(api, target, head)
+
+    return _with_patience(target, look, tries=3)
+
+
+def push(api: HfApi, target: Target, folder: Path, best: Best) -> Pushed:
+    """Make `folder`'s files the ones of the repository's main branch, unless better ones are there.
+
+    Raises:
+        PushError: it could not be done.
+    """
+    tries = 0
+
+    def once() -> Pushed:
+        nonlocal tries
+        tries += 1
+        head = _head(api, target)
+        theirs = remote_best(api, target, head)
+        verdict = best.compare(theirs)
+        if verdict == "same":
+            _verify(api, target, folder, head)
+            return Pushed("published" if tries > 1 else "present", head, best.global_step)
+        if theirs is not None and (
+            verdict == "theirs" or (verdict == "unlike" and not target.force)
+        ):
+            return Pushed("refused", head, theirs.global_step, _refusal(best, theirs, verdict))
+        info = api.create_commit(
+            target.repo_id,
+            [*_added(folder), *_removed(api, target, head, folder)],
+            commit_message=_title(best),
+            commit_description=f"run {best.run_id}, by keepstep",
+            parent_commit=head,
+        )
+        _verify(api, target, folder, info.oid)
+        return Pushed("published", info.oid, best.global_step)
+
+    return _with_patience(target, once)
+
+
+def remote_best(api: HfApi, target: Target, revision: str) -> Best | None:
+    """What `training/best.json` says at that revision; None: there is none, or none of ours."""
+    with tempfile.TemporaryDirectory(prefix="keepstep-") as cache:
+        try:
+            path = api.hf_hub_download(
+                target.repo_id, BEST_FILE, revision=revision, local_dir=cache
+            )
+        except EntryNotFoundError:
+            return None
+        return Best.from_json(Path(path).read_text())
+
+
+def _head(api: HfApi, target: Target) -> str:
+    try:
+        info = api.repo_info(target.repo_id)
+    except RepositoryNotFoundError:
+        api.create_repo(target.repo_id, private=target.private, exist_ok=True)
+        info = api.repo_info(target.repo_id)
+    return str(info.sha)
+
+
+def _added(folder: Path) -> Iterator[CommitOperationAdd]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield CommitOperationAdd(path.relative_to(folder).as_posix(), path)
+
+
+def _removed(
+    api: HfApi, target: Target, head: str, folder: Path
+) -> Iterator[CommitOperationDelete]:
+    """Weights of another kind, or another number of shards; every other file of theirs stays."""
+    for file in _files(api, target, head):
+        stale = any(fnmatchcase(file.path, pattern) for pattern in STALE)
+        if stale and "/" not in file.path and not (folder / file.path).exists():
+            yield CommitOperationDelete(file.path)
+
+
+def _files(api: HfApi, target: Target, revision: str) -> Iterable[RepoFile]:
+    tree = api.list_repo_tree(target.repo_id, recursive=True, revision=revision)
+    return [file for file in tree if isinstance(file, RepoFile)]
+
+
+def _verify(api: HfApi, target: Target, folder: Path, revision: str) -> None:
+    """Every file of ours is there, byte for byte.
+
+    Raises:
+        OSError: one is not.
+    """
+    there = {file.path: file for file in _files(api, target, revision)}
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        file = there.get(name)
+        if file is None or file.size != path.stat().st_size or not _same(path, file):
+            raise OSError(f"{name} at {revision[:8]} is not what was sent")
+
+
+def _same(path: Path, file: RepoFile) -> bool:
+    if file.lfs is not None:
+        return bool(file.lfs.sha256 == sha256_of(path))
+    content = path.read_bytes()
+    return bool(file.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
+
+
+def _title(best: Best) -> str:
+    if best.metric is None or best.value is None:
+        return f"Step {best.global_step}"
+    return f"Step {best.global_step}: {best.metric} {best.value:.4f}"
+
+
+def _refusal(best: Best, theirs: Best, verdict: str) -> str:
+    there = f"step {theirs.global_step} of run {theirs.run_id} ({_score(theirs)})"
+    if verdict == "theirs":
+        return f"{there} is there, which is no worse than {_score(best)}"
+    return f"{there} is there, which cannot be compared with {_score(best)}"
+
+
+def _score(best: Best) -> str:
+    return "no metric" if best.value is None else f"{best.metric} {best.value:.4f}"
+
+
+def _with_patience(target: Target, action: Callable[[], T], tries: int = TRIES) -> T:
+    """Try again after what may pass; say at once what will not."""
+    for number in range(1, tries + 1):
+        try:
+            return action()
+        except Exception as error:
+            if reason := _fatal(target, error):
+                raise PushError(reason, fatal=True) from error
+            if number == tries:
+                text = f"{target.repo_id}: {tries} tries, the last: {_brief(error)}"
+                raise PushError(text, fatal=False) from error
+            time.sleep(PAUSES[min(number, len(PAUSES)) - 1])
+    raise AssertionError("unreachable")
+
+
+def _fatal(target: Target, error: Exception) -> str | None:
+    """What to say of an error that no further try can mend; None of any other."""
+    if isinstance(error, HFValidationError):
+        return f"{target.repo_id!r} is no repository name: owner/name"
+    if not isinstance(error, HfHubHTTPError):
+        return None
+    status = error.response.status_code
+    if status not in FATAL:
+        return None
+    hint = {
+        401: "the token is not accepted: export HF_TOKEN=… (or `hf auth login`)",
+        403: "the token may not write there: one with write access to that name is needed",
+        404: "no such repository for this token: is the name right, and the token's access?",
+    }.get(status, "the Hub rejects what was sent")
+    return f"{target.repo_id}: {status}: {hint} ({_brief(error)})"
+
+
+def _brief(error: Exception) -> str:
+    """One line, without what a server may have echoed of a request."""
+    text = getattr(error, "server_message", None) or str(error) or type(error).__name__
+    return str(text).strip().splitlines()[0][:200]

@@ -1,0 +1,93 @@
+"""Starts push.py, and ends it at its deadline. The token is in its environment, nowhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import get_token
+
+from ..checkpoint.retention import Policy
+from .hub import Target
+
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "RANK": "0"}
+
+
+class Push:
+    """One process that talks to the Hub.
+
+    Attributes:
+        step: of the checkpoint that it pushes; None: it looks only.
+        deadline: on the monotonic clock.
+    """
+
+    def __init__(self, job: dict[str, Any], timeout: float, log: Path | None = None) -> None:
+        self.step: int | None = job.get("step")
+        self.deadline = time.monotonic() + timeout
+        self._timeout = timeout
+        self._answer: dict[str, Any] | None = None
+        environment = {**os.environ, **QUIET, "HF_TOKEN": get_token() or ""}
+        with open(log or os.devnull, "ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "keepstep.publish.push"],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,  # Ctrl-C is for the training
+            )
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job).encode())
+        self._process.stdin.close()
+
+    def poll(self) -> dict[str, Any] | None:
+        """What came of it; None while it is at work. `error`: why there is nothing."""
+        if self._answer is None:
+            late = time.monotonic() > self.deadline
+            if self._process.poll() is None and not late:
+                return None
+            self._answer = self._collect(late)
+        return self._answer
+
+    def wait(self) -> dict[str, Any]:
+        """The same, once it has ended or its time is over."""
+        while (answer := self.poll()) is None:
+            time.sleep(0.1)
+        return answer
+
+    def stop(self) -> None:
+        """End it. What it sends is one commit: it is there whole, or not at all."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _collect(self, late: bool) -> dict[str, Any]:
+        self.stop()
+        assert self._process.stdout is not None
+        lines = self._process.stdout.read().decode(errors="replace").splitlines()
+        if lines and lines[-1].startswith("{"):
+            answer: dict[str, Any] = json.loads(lines[-1])
+            return answer
+        if late:
+            return {"error": f"the Hub did not answer to the end within {self._timeout:.0f} s"}
+        return {"error": f"the push ended with exit status {self._process.returncode}"}
+
+
+def check(target: Target, timeout: float) -> dict[str, Any]:
+    """Whether the target can be written to, and what is there: `theirs`, or `error`."""
+    return Push({"target": asdict(target)}, timeout).wait()
+
+
+def push_of(
+    frozen: Path, step: int, policy: Policy, target: Target, timeout: float, log: Path, **more: Any
+) -> Push:
+    """Begin to push a frozen checkpoint."""
+    job = {"frozen": str(frozen), "step": step, "policy": asdict(policy)}
+    return Push({**job, "target": asdict(target), **more}, timeout, log)

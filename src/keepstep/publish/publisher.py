@@ -1,0 +1,124 @@
+"""Publishes the best checkpoint while a run goes on, and at its end. The main process's alone.
+
+At most one push is under way; while it is, or too soon after one, the newest best waits its turn.
+Nothing here is waited for before the run has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from ..checkpoint.retention import Policy
+from ..checkpoint.runfolder import Committed, RunFolder
+from ..checkpoint.storage import Storage
+from .bundle import freeze
+from .hub import Target
+from .process import Push, push_of
+
+logger = logging.getLogger(__name__)
+
+Record = Callable[..., None]
+
+
+class Publisher:
+    """
+    Attributes:
+        run: whose best checkpoint is published.
+        target: where to.
+        news: what came of the last push, until somebody takes it.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        policy: Policy,
+        target: Target,
+        record: Record,
+        *,
+        pause: float,
+        timeout: float,
+    ) -> None:
+        """
+        Args:
+            record: writes an event down.
+            pause: seconds from the beginning of a push to the next one's, at least.
+            timeout: seconds that a push may take.
+        """
+        self.run, self.target, self.policy = run, target, policy
+        self.news: dict[str, Any] | None = None
+        self._record, self._pause, self._timeout = record, pause, timeout
+        self._storage = Storage()
+        self._push: Push | None = None
+        self._began = float("-inf")
+        self._done: dict[int, dict[str, Any]] = {}  # step → what came of its push
+        self._storage.make_folder(run.publishing)
+        self._sweep()
+        self._storage.replace(run.target, json.dumps(asdict(target)).encode() + b"\n")
+
+    def offer(self, best: Committed | None) -> None:
+        """The best checkpoint now; it is pushed if that has not been done, in its time."""
+        self._hear()
+        waited = time.monotonic() - self._began >= self._pause
+        if best is not None and waited and self._push is None and self._failed(best):
+            self._start(best)
+
+    def finish(self, best: Committed | None) -> dict[str, Any] | None:
+        """Push the best checkpoint if it has not been pushed, and wait: until it is there, or the
+        time of one push is over. Returns what came of it; None: there is nothing to publish."""
+        self.abandon(unless=best.step if best else None)
+        if best is None:
+            return None
+        if self._push is None and self._failed(best):
+            self._start(best)
+        if self._push is not None:
+            self._push.wait()
+            self._hear()
+        return self._done.get(best.step)
+
+    def abandon(self, unless: int | None = None) -> None:
+        """End the push under way, unless it is of that step."""
+        self._hear()
+        if self._push is not None and self._push.step != unless:
+            self._push.stop()
+            self._push = None
+            self._sweep()
+
+    def _failed(self, best: Committed) -> bool:
+        """Whether nothing has come of pushing it so far."""
+        return "error" in self._done.get(best.step, {"error": "not tried"})
+
+    def _start(self, best: Committed) -> None:
+        frozen = self.run.publishing / best.path.name
+        self._began = time.monotonic()
+        try:
+            freeze(best, frozen, self._storage)
+        except (
+            OSError
+        ) as error:  # a full disk; or it was pruned this very moment: a better one came
+            logger.warning("%s is not published now: %s", best.path.name, error)
+            return
+        log = self.run.publishing / "push.log"
+        self._push = push_of(frozen, best.step, self.policy, self.target, self._timeout, log)
+
+    def _hear(self) -> None:
+        """Take in what came of the push, if it has ended."""
+        answer = self._push.poll() if self._push else None
+        if answer is None or self._push is None or self._push.step is None:
+            return
+        seconds = round(time.monotonic() - self._began, 1)
+        self.news = {"step": self._push.step, **answer, "seconds": seconds}
+        self._done[self._push.step] = answer
+        self._push = None
+        self._record("publish", **{**self.news, "repo_id": self.target.repo_id})
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Frozen files of pushes that are over would keep pruned bytes on the disk."""
+        for folder in self.run.publishing.iterdir():
+            if folder.is_dir():
+                self._storage.remove(folder)

@@ -1,0 +1,55 @@
+"""The process that talks to the Hub: reads a job on stdin, says on stdout what came of it.
+
+    python -m keepstep.publish.push        (started by process.py, which ends it at its deadline)
+
+Training never waits for it, whatever the Hub does. The token is in its environment only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .. import preemption
+from ..checkpoint.retention import Policy
+from . import hub
+from .bundle import make_bundle
+
+
+def main() -> int:
+    for number in preemption.SIGNALS:  # to all processes of a job: our parent decides
+        signal.signal(number, signal.SIG_IGN)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    job = json.load(sys.stdin)
+    try:
+        answer = do(job)
+    except hub.PushError as error:
+        answer = {"error": str(error), "fatal": error.fatal}
+    except Exception as error:  # of our own disk, say
+        answer = {"error": f"{type(error).__name__}: {error}", "fatal": False}
+    print(json.dumps(answer), flush=True)
+    return 1 if "error" in answer else 0
+
+
+def do(job: dict[str, Any]) -> dict[str, Any]:
+    """A check of the target, or a push of a frozen checkpoint."""
+    target = hub.Target(**job["target"])
+    if "frozen" not in job:
+        theirs = hub.check(hub.connect(), target)
+        return {"outcome": "checked", "theirs": theirs and asdict(theirs)}
+    frozen = Path(job["frozen"])
+    folder = frozen.with_name(frozen.name.replace("checkpoint-", "export-"))
+    best = make_bundle(frozen, Policy(**job["policy"]), target.repo_id, folder)
+    if job.get("dry_run"):
+        files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        return {"outcome": "would publish", "step": best.global_step, "files": files}
+    return asdict(hub.push(hub.connect(), target, folder, best))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
