@@ -95,11 +95,12 @@ def _what(manifest: Manifest, best: Best, about: Mapping[str, Any]) -> str:
 
 def _use(manifest: Manifest, repo_id: str, about: Mapping[str, Any]) -> str:
     auto = "AutoPeftModelForCausalLM" if manifest.adapter else "AutoModelForCausalLM"
-    library = "peft" if manifest.adapter else "transformers"
+    imports = f"from transformers import {auto}, AutoTokenizer"
+    if manifest.adapter:
+        imports = f"from peft import {auto}\nfrom transformers import AutoTokenizer"
     return (
         "## Use\n\n```python\n"
-        f"from {library} import {auto}\n"
-        "from transformers import AutoTokenizer\n\n"
+        f"{imports}\n\n"
         f'model = {auto}.from_pretrained("{repo_id}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{repo_id}")\n'
         'messages = [{"role": "user", "content": "Hello"}]\n'
@@ -113,7 +114,7 @@ def _results(manifest: Manifest, best: Best) -> str:
     rows = "".join(
         f"| {name} | {value:.6g} |\n"
         for name, value in sorted(manifest.metrics.items())
-        if not name.endswith(("runtime", "per_second"))
+        if not name.endswith(("runtime", "per_second", "num_tokens", "epoch"))
     )
     return (
         f"## Results\n\nOn the evaluation rows, at step {best.global_step}:\n\n| metric | value |\n"
