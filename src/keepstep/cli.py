@@ -203,6 +203,9 @@ def push(
     force: Annotated[
         bool, typer.Option("--force", help="Over a model whose metric is another one.")
     ] = False,
+    card: Annotated[
+        str | None, typer.Option("--card", help="Metadata of the card, as JSON, over the recipe's.")
+    ] = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds.")] = 3600.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
 ) -> None:
@@ -212,10 +215,18 @@ def push(
     folder = _run_folder(run)
     try:
         answer = push_best(
-            folder, repo_id, public=public, force=force, timeout=timeout, dry_run=dry_run
+            folder,
+            repo_id,
+            public=public,
+            force=force,
+            timeout=timeout,
+            dry_run=dry_run,
+            card=json.loads(card or "{}"),
         )
-    except PushFailedError as error:
+    except (PushFailedError, OSError, KeyError) as error:
         _fail(str(error))
+    except ValueError as error:
+        _fail(f"--card is no JSON: {error}")
     for line in answer:
         console.print(line, highlight=False, markup=False)
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
@@ -78,7 +78,7 @@ class DataConfig(ScriptArguments, DatasetMixtureConfig):
 class KeepstepConfig(SFTConfig):
     """TRL's SFTConfig with keepstep's fields, and defaults that keep a run safe."""
 
-    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "card"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*SFTConfig._VALID_DICT_FIELDS, "card"]
 
     output_dir: str | None = field(
         default=None, metadata={"help": "The run folder: everything of one run lies in it."}

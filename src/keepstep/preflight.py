@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +213,13 @@ def _secrets(recipe: Recipe) -> list[Problem]:
     return found
 
 
-def _strings(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _strings(values: dict[Any, Any]) -> Iterator[tuple[str, str]]:
     """Every text in a recipe, with the field that it stands in."""
     for name, value in values.items():
+        if isinstance(value, (list, tuple)):
+            value = dict(enumerate(value))
+        elif is_dataclass(value) and not isinstance(value, type):
+            value = vars(value)
         if isinstance(value, dict):
             yield from ((name, text) for _, text in _strings(value))
         elif isinstance(value, str) and name != "hub_token":
@@ -238,11 +243,19 @@ def _hub(recipe: Recipe) -> list[Problem]:
         found.append(Problem("push_to_hub: HF_HUB_OFFLINE is set", "unset it, or push_to_hub"))
     if not get_token():
         found.append(Problem("push_to_hub: there is no token", "export HF_TOKEN=…"))
-    if training.metric_for_best_model is None:
+    if training.policy().metric is None or training.eval_strategy == "no":
         found.append(
             Problem(
-                "push_to_hub publishes the best checkpoint, and metric_for_best_model is not set",
-                "metric_for_best_model: eval_loss",
+                "push_to_hub publishes the best checkpoint, and there is nothing to rank them by",
+                "eval_strategy: steps, metric_for_best_model: eval_loss",
+            )
+        )
+    named = isinstance(training.card, dict) and training.card.get("base_model")
+    if recipe.model.use_peft and looks_local(str(recipe.model.model_name_or_path)) and not named:
+        found.append(
+            Problem(
+                "push_to_hub: an adapter is of no use without its base model's name on the Hub",
+                "card: {base_model: owner/name}",
             )
         )
     return found

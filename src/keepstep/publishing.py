@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from dataclasses import replace
 from typing import Any
 
 from transformers import TrainerCallback
 
-from . import distributed
-from .checkpoint.manager import CheckpointManager
+from . import distributed, preemption
+from .checkpoint.runfolder import RunFolder
 from .config import Problem, Recipe
 from .console import say
 from .outcome import EXIT_STATUS, Outcome
+from .preflight import looks_local
 from .publish import process
 from .publish.hub import Target
 from .publish.publisher import Publisher
@@ -28,48 +31,54 @@ def target_of(recipe: Recipe) -> Target | None:
     return Target(str(training.hub_model_id), private=training.hub_private_repo is not False)
 
 
-def check(recipe: Recipe) -> list[Problem]:
-    """Before anything is loaded: may we write there? Ranks: any; the main process alone asks."""
-    target = target_of(recipe)
-    if target is None or not distributed.is_main():
-        return []
-    answer = process.check(target, CHECK_SECONDS)
-    if "error" not in answer:
-        theirs = answer["theirs"]
-        if theirs is not None:
-            value = (
-                "" if theirs["value"] is None else f" ({theirs['metric']} {theirs['value']:.4f})"
-            )
-            say(
-                f"{target.repo_id} has step {theirs['global_step']}{value}; a better one goes there"
-            )
-        return []
-    hint = "export HF_TOKEN=…; hub_model_id: owner/name"
-    if answer.get("fatal") or recipe.training.hub_require:
-        return [Problem(f"push_to_hub: {answer['error']}", hint)]
-    say(f"The Hub cannot be reached now ({answer['error']}); it is tried again after a save.")
-    return []
-
-
 class Publishing(TrainerCallback):
-    """A run's publishing. Nothing without a target, and on other ranks than the main one."""
+    """A run's publishing. Nothing without a target, and on other ranks than the main one.
 
-    def __init__(self, recipe: Recipe, manager: CheckpointManager) -> None:
+    Attributes:
+        license: of the base model, if the Hub says; None before `check`.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe, self._args = recipe, recipe.training
+        self._target = target_of(recipe) if distributed.is_main() else None
         self._trainer: KeepstepTrainer | None = None
         self._publisher: Publisher | None = None
-        self._target, self._args, self._manager = target_of(recipe), recipe.training, manager
+        self.license: str | None = None
         recipe.training.push_to_hub = False  # Trainer would push what it finds, whatever is best
+
+    def check(self) -> list[Problem]:
+        """Before anything is loaded: may we write there? Ranks: any; the main process asks."""
+        if self._target is None:
+            return []
+        name, base = self._target.repo_id, str(self._recipe.model.model_name_or_path)
+        card: dict[str, Any] = dict(self._args.card or {})  # type: ignore[arg-type]
+        answer = process.check(
+            self._target, card, None if looks_local(base) else base, CHECK_SECONDS
+        )
+        if "error" in answer:
+            if answer.get("fatal") or self._args.hub_require:
+                return [Problem(f"push_to_hub: {answer['error']}")]
+            say(f"The Hub cannot be reached now ({answer['error']}); a save tries again.")
+            return []
+        self.license, theirs = answer["license"], answer["theirs"]
+        if theirs is not None:
+            value = theirs["value"]
+            score = "" if value is None else f" ({theirs['metric']} {value:.4f})"
+            say(f"{name} has step {theirs['global_step']}{score}; a better one goes there")
+        if answer["public"] and self._target.private:
+            say(f"{name} can be read by everybody: it was made before, and is left as it is")
+        return []
 
     def start(self, trainer: KeepstepTrainer) -> None:
         """Once the attempt has begun. Ranks: all."""
         self._trainer = trainer
         trainer.add_callback(self)
-        if self._target is not None and distributed.is_main():
+        if self._target is not None:
             self._publisher = Publisher(
-                self._manager.run,
-                self._manager.policy,
+                trainer.manager.run,
+                trainer.manager.policy,
                 self._target,
-                self._manager.writer.record,
+                trainer.manager.writer.record,
                 pause=self._args.publish_min_seconds,
                 timeout=self._args.publish_timeout_seconds,
             )
@@ -86,19 +95,32 @@ class Publishing(TrainerCallback):
             self._publisher.offer(saved.best)
             self._tell(self._publisher)
 
-    def finish(self, outcome: Outcome) -> Outcome:
+    def finish(self, outcome: Outcome, run: RunFolder) -> Outcome:
         """Publish what a finished run leaves, if that has not been done. Ranks: any."""
-        publisher, best_step = self._publisher, outcome.best_step
+        publisher, best = self._publisher, None
         if publisher is None or outcome.outcome != "finished":
             self.close()
             return outcome
-        best = None if best_step is None else self._manager.run.checkpoint(best_step)
-        answer = publisher.finish(best) or {"error": "there is no best checkpoint"}
+        if outcome.best_step is not None:
+            with contextlib.suppress(KeyError, OSError):  # pruned by hand this very moment
+                best = run.checkpoint(outcome.best_step)
+        answer = publisher.finish(best, self._why_stop)
+        if publisher.news is None and "error" in answer:
+            publisher.news = answer
         self._tell(publisher)
         if "error" not in answer or not self._args.hub_require:
             return outcome
         reason = f"not published: {answer['error']}"
         return replace(outcome, reason=reason, exit=EXIT_STATUS["failed"])
+
+    def _why_stop(self) -> str | None:
+        """A scheduler that wants the machine back does not wait for the Hub."""
+        asked, end = preemption.requested(), self._args.schedule().deadline
+        if asked is not None:
+            return f"stopped on request ({asked})"
+        if end is not None and time.time() > end - self._args.stop_margin_seconds:
+            return "the job's time is over"
+        return None
 
     def close(self) -> None:
         """An attempt that has not finished publishes nothing more. Ranks: any."""

@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def attempt(recipe: Recipe) -> Outcome:
     """Train until the end, or until somebody asks for a stop. Ranks: all (collective)."""
     agree(validate(recipe))
-    agree(publishing.check(recipe))
+    hub = publishing.Publishing(recipe)
+    agree(hub.check())
     training = recipe.training
     manager = CheckpointManager(
         str(training.output_dir),
@@ -68,7 +69,6 @@ def attempt(recipe: Recipe) -> Outcome:
         mode=training.save_mode,
         timeout=training.save_timeout_seconds,
     )
-    hub = publishing.Publishing(recipe, manager)
     watchdog = watch(recipe, manager)
     watchdog.start()
     try:
@@ -76,7 +76,10 @@ def attempt(recipe: Recipe) -> Outcome:
         agree(problems)
         manager.start()
         checkpoint, choice = manager.choose(resume_of(recipe, settings))
-        trainer = build_trainer(recipe, checkpoint, choice, manager, settings, inputs)
+        facts = distributed.on_main_process(
+            "describing the run", lambda: about.describe(recipe, hub.license)
+        )
+        trainer = build_trainer(recipe, checkpoint, choice, manager, settings, inputs, facts)
         trainer.every_step.watchdog = watchdog
         hub.start(trainer)
         introduce(trainer, recipe, checkpoint, choice)
@@ -96,7 +99,7 @@ def attempt(recipe: Recipe) -> Outcome:
         manager.end(ended("failed", reason=f"{type(error).__name__}: {error}"))
         raise
     watchdog.stop()
-    outcome = hub.finish(outcome)  # the main process alone: the others do not wait
+    outcome = hub.finish(outcome, manager.run)  # the main process alone: the others do not wait
     manager.end(outcome)
     farewell(manager, outcome)
     return outcome
@@ -166,6 +169,7 @@ def build_trainer(
     manager: CheckpointManager,
     settings: dict[str, Any],
     inputs: dict[str, Any],
+    facts: dict[str, Any],
 ) -> KeepstepTrainer:
     """The trainer, with the model that it will train. Ranks: all (collective under ZeRO-3)."""
     training, asked = recipe.training, recipe.training.batch
@@ -181,7 +185,7 @@ def build_trainer(
         settings=settings | {"rows_per_step": training.batch.rows},
         start=checkpoint if whole_state else None,
         asked=asked,
-        about=distributed.on_main_process("describing the run", lambda: about.describe(recipe)),
+        about=facts,
         **inputs,
         **arguments,
     )

@@ -21,10 +21,11 @@ DOCUMENTS = [
     "docs/checkpoints.md",
     "docs/elastic.md",
     "docs/performance.md",
+    "docs/publishing.md",
 ]
 BLOCKS = [
     block
-    for document in ("README.md", "docs/elastic.md")
+    for document in ("README.md", "docs/elastic.md", "docs/publishing.md")
     for block in re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 ]
 COMMANDS = [

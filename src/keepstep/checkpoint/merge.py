@@ -40,18 +40,24 @@ def export_merged(
         raise ExportError(f"{folder} exists: name a new folder")
     with tempfile.TemporaryDirectory(prefix="keepstep-") as scratch:
         adapter = export(checkpoint, Path(scratch) / "adapter", dtype="fp32").folder
-        base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        base = config["base_model_name_or_path"]
         try:
-            model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+            model = AutoModelForCausalLM.from_pretrained(
+                base, revision=config.get("revision") or "main", dtype="auto"
+            )
         except (OSError, ValueError) as error:
             raise ExportError(f"the base model {base} is not to be had: {error}") from error
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     if dtype is not None:
         model = model.to(PRECISIONS[dtype])
     partial = folder.with_name(f".{folder.name}.partial")
+    if partial.exists():
+        storage.remove(partial)
     model.save_pretrained(partial, max_shard_size=max_shard_size)
     for name, content in companions(checkpoint).items():
         if name != "adapter_config.json":
+            storage.make_folder((partial / name).parent)
             storage.write(partial / name, content)
     progress(1, 1)
     return finished(partial, folder, str(model.dtype).removeprefix("torch."), storage)

@@ -164,14 +164,9 @@ class Storage:
         return file
 
     def link(self, source: Path, path: Path) -> None:
-        """A second name for a file; a copy where the file system has none."""
+        """A second name for a file, if the file system has such."""
         self.before("link", path)
-        try:
-            os.link(source, path)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            self.copy(source, path)
+        os.link(source, path)
 
     def write_at(self, path: Path, size: int, extents: Iterable[tuple[int, memoryview]]) -> str:
         """Write this process's extents (offset, content) of a file that several processes share.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 BEST_FILE = "training/best.json"
@@ -22,6 +22,8 @@ class Best:
         metric: what the run ranks its checkpoints by; None: by age.
         value: of the metric; None without one.
         greater_is_better: of the metric.
+        measured_on: evaluation rows and base model, by their fingerprints: what makes values of
+            two runs comparable.
         weights: file → sha256, in hex.
     """
 
@@ -30,6 +32,7 @@ class Best:
     metric: str | None
     value: float | None
     greater_is_better: bool
+    measured_on: str
     weights: dict[str, str]
 
     @property
@@ -41,28 +44,37 @@ class Best:
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 
     @staticmethod
-    def from_json(text: str) -> Best | None:
-        """None: it is not ours to understand."""
+    def from_json(text: str) -> Best:
+        """Of a later version, too. What is not readable is like nothing of ours."""
         try:
             values: Mapping[str, Any] = json.loads(text)
-            return Best(**values)
-        except (ValueError, TypeError):
-            return None
+            best = Best(**{f.name: values[f.name] for f in fields(Best)})
+            numbers = (best.value is None or float(best.value), int(best.global_step))
+            return best if numbers and dict(best.weights) == best.weights else UNREADABLE
+        except (ValueError, TypeError, KeyError):
+            return UNREADABLE
 
     def compare(self, theirs: Best | None) -> Verdict:
         """Whose weights should be on the Hub, ours or `theirs`, which are there.
 
-        A metric that nobody can compare with ours is `unlike`; equal values leave what is there.
-        Ranked by age, the later step of the same run wins.
+        Values that cannot be compared, of another metric or on other data, are `unlike`; equal
+        ones leave what is there. Ranked by age, the later step of the same run wins.
         """
         if theirs is None:
             return "ours"
         if theirs.digest == self.digest:
             return "same"
-        if self.metric != theirs.metric or self.greater_is_better != theirs.greater_is_better:
+        if self._scale() != theirs._scale():
             return "unlike"
         if self.value is None or theirs.value is None:
-            later = self.run_id == theirs.run_id and self.global_step > theirs.global_step
-            return "ours" if later else "unlike" if self.run_id != theirs.run_id else "theirs"
+            if self.run_id != theirs.run_id:
+                return "unlike"
+            return "ours" if self.global_step > theirs.global_step else "theirs"
         gain = self.value - theirs.value
         return "ours" if (gain if self.greater_is_better else -gain) > 0 else "theirs"
+
+    def _scale(self) -> tuple[object, ...]:
+        return self.metric, self.greater_is_better, self.measured_on
+
+
+UNREADABLE = Best("unknown", 0, "unreadable", None, False, "unknown", {})

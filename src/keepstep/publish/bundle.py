@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,10 @@ STATE_FILE = "trainer_state.json"
 LARGEST_FILE = 45 * 10**9  # of what is linked as it is; the Hub takes files of up to 50 GB
 
 
-def freeze(checkpoint: Committed, folder: Path, storage: Storage) -> Committed:
+def freeze(checkpoint: Committed, folder: Path, storage: Storage, copy: bool = False) -> Committed:
     """A second name for every file of `checkpoint` that the push needs: in `folder`, a new one.
+
+    `copy`: where the file system has no second names, copy; that may take long.
 
     Raises:
         OSError: as of a checkpoint that has just been pruned.
@@ -38,14 +39,23 @@ def freeze(checkpoint: Committed, folder: Path, storage: Storage) -> Committed:
         storage.remove(folder)
     for name in wanted:
         storage.make_folder((folder / name).parent)
-        storage.link(checkpoint.path / name, folder / name)
+        try:
+            storage.link(checkpoint.path / name, folder / name)
+        except OSError as error:
+            if not copy or isinstance(error, FileNotFoundError):
+                raise
+            storage.copy(checkpoint.path / name, folder / name)
     frozen = replace(manifest, files=wanted)
     storage.write(folder / MANIFEST_NAME, frozen.to_json().encode())
     return Committed(folder, frozen)
 
 
-def make_bundle(frozen: Path, policy: Policy, repo_id: str, folder: Path) -> Best:
+def make_bundle(
+    frozen: Path, policy: Policy, repo_id: str, folder: Path, asked: Mapping[str, Any]
+) -> Best:
     """Fill the new folder `folder` with what is pushed to `repo_id`.
+
+    `asked`: card metadata, beside those of the recipe.
 
     Raises:
         ExportError: the weights cannot be had (see `export`).
@@ -53,6 +63,8 @@ def make_bundle(frozen: Path, policy: Policy, repo_id: str, folder: Path) -> Bes
     """
     checkpoint, storage = read_checkpoint(frozen), Storage()
     manifest = checkpoint.manifest
+    about = {**manifest.about, "card": {**(manifest.about.get("card") or {}), **asked}}
+    manifest = replace(manifest, about=about)
     if folder.exists():
         storage.remove(folder)
     _put_weights(checkpoint, folder, storage)
@@ -64,6 +76,7 @@ def make_bundle(frozen: Path, policy: Policy, repo_id: str, folder: Path) -> Bes
         policy.metric,
         value,
         policy.greater_is_better,
+        f"{manifest.settings.get('eval_dataset')} | {manifest.settings.get('base_model')}",
         weights,
     )
     history = _history(frozen / STATE_FILE)
@@ -89,6 +102,9 @@ def sha256_of(path: Path) -> str:
 def _put_weights(checkpoint: Committed, folder: Path, storage: Storage) -> None:
     """As they lie in the checkpoint, if they do, and are still what was written; else exported."""
     files = checkpoint.manifest.files
+    for name, entry in files.items():
+        if digest_of(checkpoint.path / name) != entry.xxh3_128:
+            raise OSError(f"{name} of step {checkpoint.step} is not what was written")
     weights = {n: e for n, e in files.items() if n.endswith((".safetensors", ".index.json"))}
     if max((e.bytes for e in weights.values()), default=LARGEST_FILE + 1) > LARGEST_FILE:
         from ..checkpoint.export import export  # torch: seconds to import
@@ -98,9 +114,7 @@ def _put_weights(checkpoint: Committed, folder: Path, storage: Storage) -> None:
     from ..checkpoint.companions import companions
 
     storage.make_folder(folder)
-    for name, entry in weights.items():
-        if digest_of(checkpoint.path / name) != entry.xxh3_128:
-            raise OSError(f"{name} of step {checkpoint.step} is not what was written")
+    for name in weights:
         storage.link(checkpoint.path / name, folder / name)
     for name, content in companions(checkpoint).items():
         storage.make_folder((folder / name).parent)
@@ -121,8 +135,17 @@ def _is_finite(value: object) -> bool:
 
 
 def _without_local_names(folder: Path, manifest: Manifest, storage: Storage) -> None:
-    """No configuration says where things lie on this machine."""
+    """No configuration says where things lie on this machine.
+
+    Raises:
+        ValueError: an adapter's base model has no name on the Hub.
+    """
     base = (manifest.about.get("card") or {}).get("base_model") or manifest.about.get("base_model")
+    if manifest.adapter and not isinstance(base, str):
+        raise ValueError(
+            "an adapter is of no use without its base model's name on the Hub: in the recipe "
+            "card: {base_model: owner/name}, or keepstep push --card '{\"base_model\": …}'"
+        )
     for name, key in (
         ("adapter_config.json", "base_model_name_or_path"),
         ("config.json", "_name_or_path"),
@@ -130,17 +153,14 @@ def _without_local_names(folder: Path, manifest: Manifest, storage: Storage) -> 
     ):
         path = folder / name
         values = json.loads(path.read_text()) if path.is_file() else {}
-        if key not in values or not _is_local(str(values[key])):
+        if key not in values:
             continue
-        values[key] = (
-            base if isinstance(base, str) else os.path.basename(str(values[key]).rstrip("/"))
-        )
+        if isinstance(base, str):
+            values[key] = base
+        else:
+            del values[key]
         storage.remove(path)
         storage.write(path, _json(values))
-
-
-def _is_local(name: str) -> bool:
-    return os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1
 
 
 def _json(values: Mapping[str, Any] | list[Any]) -> bytes:

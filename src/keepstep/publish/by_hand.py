@@ -26,6 +26,7 @@ def push_best(
     force: bool,
     timeout: float,
     dry_run: bool,
+    card: dict[str, Any] | None = None,
 ) -> list[str]:
     """Publish the best checkpoint of `run`; returns what to tell.
 
@@ -39,10 +40,12 @@ def push_best(
         storage.remove(place)
     storage.make_folder(place)
     try:
-        frozen = freeze(best, place / best.path.name, storage)
+        frozen = freeze(best, place / best.path.name, storage, copy=True)
         log = run.publishing / "push.log"
         storage.make_folder(run.publishing)
-        job = push_of(frozen.path, best.step, run.policy(), target, timeout, log, dry_run=dry_run)
+        job = push_of(
+            frozen.path, best.step, run.policy(), target, timeout, log, dry_run=dry_run, card=card
+        )
         try:
             answer = job.wait()
         finally:

@@ -56,6 +56,7 @@ def curve(history: Sequence[Mapping[str, Any]], best: Best) -> bytes:
 
 def _metadata(manifest: Manifest, best: Best, repo_id: str) -> ModelCardData:
     about, asked = manifest.about, dict(manifest.about.get("card") or {})
+    tags = asked.pop("tags", ())
     datasets = asked.pop("datasets", None) or about.get("datasets") or None
     values: dict[str, Any] = {
         "base_model": about.get("base_model"),
@@ -64,7 +65,7 @@ def _metadata(manifest: Manifest, best: Best, repo_id: str) -> ModelCardData:
         "pipeline_tag": "text-generation",
         "datasets": datasets,
         **asked,
-        "tags": ["keepstep", "sft", "trl", *asked.get("tags", ())],
+        "tags": ["keepstep", "sft", "trl", *([tags] if isinstance(tags, str) else tags)],
     }
     if best.metric and best.value is not None:
         data = datasets[0] if isinstance(datasets, list) else datasets

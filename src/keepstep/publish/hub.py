@@ -8,20 +8,28 @@ timeout, and honours `Retry-After` without a bound.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, set_client_factory
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    set_client_factory,
+)
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
@@ -40,6 +48,7 @@ FATAL = (400, 401, 403, 404, 413, 422)
 STALE = (
     *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "adapter_model.bin"),
     *("config.json", "adapter_config.json", "generation_config.json", "chat_template.jinja"),
+    *("added_tokens.json", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt"),
 )
 
 
@@ -70,7 +79,7 @@ class Pushed:
 
     Attributes:
         outcome: published; present (these weights were there already); or refused (what is there
-            is better, or cannot be compared).
+            is no worse).
         commit: the repository's HEAD with these weights, or with the better ones.
         reason: why refused.
         step: of the weights that are there now.
@@ -103,22 +112,40 @@ def connect() -> HfApi:
     return HfApi(library_name="keepstep")
 
 
-def check(api: HfApi, target: Target) -> Best | None:
+def check(api: HfApi, target: Target, card: dict[str, Any], base: str | None) -> dict[str, Any]:
     """That we may write there; the repository is made if it does not exist.
 
-    Returns: what is published there already.
+    Args:
+        card: metadata that were asked for; the Hub says whether it takes them.
+        base: Hub name of the base model.
+
+    Returns: `theirs`: what is published there already; `public`: it can be read by all; `license`:
+        of the base model, if its card says.
 
     Raises:
-        PushError: the token or the name is wrong.
+        PushError: the token, the name or the metadata are wrong.
     """
 
-    def look() -> Best | None:
+    def look() -> dict[str, Any]:
         api.whoami()
         head = _head(api, target)
         api.auth_check(target.repo_id, write=True)
-        return remote_best(api, target, head)
+        ModelCard(f"---\n{ModelCardData(**card).to_yaml()}\n---\n").validate()
+        theirs = remote_best(api, target, head)
+        return {
+            "theirs": theirs and asdict(theirs),
+            "public": not api.repo_info(target.repo_id).private,
+            "license": base and license_of(base),
+        }
 
     return _with_patience(target, look, tries=3)
+
+
+def license_of(base: str) -> str | None:
+    """What a model's card says; None: nothing, or it cannot be read now."""
+    with contextlib.suppress(Exception):
+        return str(ModelCard.load(base).data.license or "") or None
+    return None
 
 
 def push(api: HfApi, target: Target, folder: Path, best: Best) -> Pushed:
@@ -127,7 +154,7 @@ def push(api: HfApi, target: Target, folder: Path, best: Best) -> Pushed:
     Raises:
         PushError: it could not be done.
     """
-    tries = 0
+    tries, files = 0, [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
     def once() -> Pushed:
         nonlocal tries
@@ -135,21 +162,21 @@ def push(api: HfApi, target: Target, folder: Path, best: Best) -> Pushed:
         head = _head(api, target)
         theirs = remote_best(api, target, head)
         verdict = best.compare(theirs)
-        if verdict == "same":
-            _verify(api, target, folder, head)
+        if verdict == "same":  # the texts beside them may be somebody's, or of another version
+            _verify(api, target, [folder / name for name in best.weights], folder, head)
             return Pushed("published" if tries > 1 else "present", head, best.global_step)
-        if theirs is not None and (
-            verdict == "theirs" or (verdict == "unlike" and not target.force)
-        ):
+        if verdict == "unlike" and not target.force:
+            raise PushError(f"{target.repo_id}: {_refusal(best, theirs, verdict)}", fatal=True)
+        if verdict == "theirs" and theirs is not None:
             return Pushed("refused", head, theirs.global_step, _refusal(best, theirs, verdict))
         info = api.create_commit(
             target.repo_id,
-            [*_added(folder), *_removed(api, target, head, folder)],
+            [*_added(files, folder), *_removed(api, target, head, folder)],
             commit_message=_title(best),
             commit_description=f"run {best.run_id}, by keepstep",
             parent_commit=head,
         )
-        _verify(api, target, folder, info.oid)
+        _verify(api, target, files, folder, info.oid)
         return Pushed("published", info.oid, best.global_step)
 
     return _with_patience(target, once)
@@ -162,7 +189,7 @@ def remote_best(api: HfApi, target: Target, revision: str) -> Best | None:
             path = api.hf_hub_download(
                 target.repo_id, BEST_FILE, revision=revision, local_dir=cache
             )
-        except EntryNotFoundError:
+        except RemoteEntryNotFoundError:  # not its kin: "no answer" is not "nothing there"
             return None
         return Best.from_json(Path(path).read_text())
 
@@ -176,10 +203,9 @@ def _head(api: HfApi, target: Target) -> str:
     return str(info.sha)
 
 
-def _added(folder: Path) -> Iterator[CommitOperationAdd]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            yield CommitOperationAdd(path.relative_to(folder).as_posix(), path)
+def _added(files: Iterable[Path], folder: Path) -> Iterator[CommitOperationAdd]:
+    for path in files:
+        yield CommitOperationAdd(path.relative_to(folder).as_posix(), path)
 
 
 def _removed(
@@ -197,14 +223,14 @@ def _files(api: HfApi, target: Target, revision: str) -> Iterable[RepoFile]:
     return [file for file in tree if isinstance(file, RepoFile)]
 
 
-def _verify(api: HfApi, target: Target, folder: Path, revision: str) -> None:
-    """Every file of ours is there, byte for byte.
+def _verify(api: HfApi, target: Target, files: Iterable[Path], folder: Path, revision: str) -> None:
+    """These files are there, byte for byte.
 
     Raises:
         OSError: one is not.
     """
     there = {file.path: file for file in _files(api, target, revision)}
-    for path in (path for path in folder.rglob("*") if path.is_file()):
+    for path in files:
         name = path.relative_to(folder).as_posix()
         file = there.get(name)
         if file is None or file.size != path.stat().st_size or not _same(path, file):
@@ -224,11 +250,15 @@ def _title(best: Best) -> str:
     return f"Step {best.global_step}: {best.metric} {best.value:.4f}"
 
 
-def _refusal(best: Best, theirs: Best, verdict: str) -> str:
+def _refusal(best: Best, theirs: Best | None, verdict: str) -> str:
+    assert theirs is not None
     there = f"step {theirs.global_step} of run {theirs.run_id} ({_score(theirs)})"
     if verdict == "theirs":
         return f"{there} is there, which is no worse than {_score(best)}"
-    return f"{there} is there, which cannot be compared with {_score(best)}"
+    return (
+        f"{there} is there, which cannot be compared with {_score(best)}: another metric, other "
+        "evaluation rows or another base model. `keepstep push --force` takes its place"
+    )
 
 
 def _score(best: Best) -> str:
@@ -240,6 +270,8 @@ def _with_patience(target: Target, action: Callable[[], T], tries: int = TRIES) 
     for number in range(1, tries + 1):
         try:
             return action()
+        except PushError:
+            raise
         except Exception as error:
             if reason := _fatal(target, error):
                 raise PushError(reason, fatal=True) from error
@@ -254,6 +286,8 @@ def _fatal(target: Target, error: Exception) -> str | None:
     """What to say of an error that no further try can mend; None of any other."""
     if isinstance(error, HFValidationError):
         return f"{target.repo_id!r} is no repository name: owner/name"
+    if isinstance(error, ValueError):  # the card's metadata, as the client found them
+        return f"{target.repo_id}: {_brief(error)}"
     if not isinstance(error, HfHubHTTPError):
         return None
     status = error.response.status_code
@@ -267,7 +301,9 @@ def _fatal(target: Target, error: Exception) -> str | None:
     return f"{target.repo_id}: {status}: {hint} ({_brief(error)})"
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     """One line, without what a server may have echoed of a request."""
+    if error.__cause__ is not None and not isinstance(error, HfHubHTTPError):
+        return f"{str(error).splitlines()[0]}: {_brief(error.__cause__)}"
     text = getattr(error, "server_message", None) or str(error) or type(error).__name__
-    return str(text).strip().splitlines()[0][:200]
+    return " ".join(str(text).split())[:300]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,8 +46,8 @@ class Push:
                 start_new_session=True,  # Ctrl-C is for the training
             )
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(job).encode())
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(json.dumps({**job, "timeout": timeout}).encode())
 
     def poll(self) -> dict[str, Any] | None:
         """What came of it; None while it is at work. `error`: why there is nothing."""
@@ -56,9 +58,12 @@ class Push:
             self._answer = self._collect(late)
         return self._answer
 
-    def wait(self) -> dict[str, Any]:
-        """The same, once it has ended or its time is over."""
+    def wait(self, stop: Callable[[], str | None] = lambda: None) -> dict[str, Any]:
+        """The same, once it has ended, its time is over, or `stop` says why not to wait."""
         while (answer := self.poll()) is None:
+            if (reason := stop()) is not None:
+                self.stop()
+                return {"error": reason}
             time.sleep(0.1)
         return answer
 
@@ -72,7 +77,7 @@ class Push:
         self.stop()
         assert self._process.stdout is not None
         lines = self._process.stdout.read().decode(errors="replace").splitlines()
-        if lines and lines[-1].startswith("{"):
+        with contextlib.suppress(ValueError, IndexError):
             answer: dict[str, Any] = json.loads(lines[-1])
             return answer
         if late:
@@ -80,9 +85,9 @@ class Push:
         return {"error": f"the push ended with exit status {self._process.returncode}"}
 
 
-def check(target: Target, timeout: float) -> dict[str, Any]:
-    """Whether the target can be written to, and what is there: `theirs`, or `error`."""
-    return Push({"target": asdict(target)}, timeout).wait()
+def check(target: Target, card: dict[str, Any], base: str | None, timeout: float) -> dict[str, Any]:
+    """Whether the target can be written to, and what is there (see hub.check); or `error`."""
+    return Push({"target": asdict(target), "card": card, "base": base}, timeout).wait()
 
 
 def push_of(

@@ -56,52 +56,64 @@ class Publisher:
         self._push: Push | None = None
         self._began = float("-inf")
         self._done: dict[int, dict[str, Any]] = {}  # step → what came of its push
-        self._storage.make_folder(run.publishing)
-        self._sweep()
-        self._storage.replace(run.target, json.dumps(asdict(target)).encode() + b"\n")
+        self._safely(self._prepare)
 
     def offer(self, best: Committed | None) -> None:
         """The best checkpoint now; it is pushed if that has not been done, in its time."""
-        self._hear()
+        self._safely(self._hear)
         waited = time.monotonic() - self._began >= self._pause
         if best is not None and waited and self._push is None and self._failed(best):
-            self._start(best)
+            self._safely(lambda: self._start(best))
 
-    def finish(self, best: Committed | None) -> dict[str, Any] | None:
-        """Push the best checkpoint if it has not been pushed, and wait: until it is there, or the
-        time of one push is over. Returns what came of it; None: there is nothing to publish."""
+    def finish(
+        self, best: Committed | None, stop: Callable[[], str | None] = lambda: None
+    ) -> dict[str, Any]:
+        """Push the best checkpoint if it has not been pushed, and wait: until it is there, the
+        time of a push is over, or `stop` says why not to. Returns what came of it."""
         self.abandon(unless=best.step if best else None)
         if best is None:
-            return None
-        if self._push is None and self._failed(best):
-            self._start(best)
-        if self._push is not None:
-            self._push.wait()
-            self._hear()
-        return self._done.get(best.step)
+            return {"error": "the run has no best checkpoint"}
+        for _ in range(2):  # one that was under way may have failed of what is over by now
+            if self._push is None and self._failed(best):
+                self._safely(lambda: self._start(best, copy=True))
+            if self._push is not None:
+                self._push.wait(stop)
+                self._safely(self._hear)
+            if not self._failed(best) or self._done.get(best.step, {}).get("fatal") or stop():
+                break
+        return self._done.get(best.step, {"error": "it could not be begun: see the log"})
 
     def abandon(self, unless: int | None = None) -> None:
         """End the push under way, unless it is of that step."""
-        self._hear()
+        self._safely(self._hear)
         if self._push is not None and self._push.step != unless:
             self._push.stop()
             self._push = None
-            self._sweep()
+            self._safely(self._sweep)
+
+    def _safely(self, action: Callable[[], None]) -> None:
+        """Publishing ends no training: a full disk, a process that cannot be started."""
+        try:
+            action()
+        except Exception as error:
+            logger.warning("publishing: %s: %s", type(error).__name__, error)
+
+    def _prepare(self) -> None:
+        self._storage.make_folder(self.run.publishing)
+        self._sweep()
+        self._storage.replace(self.run.target, json.dumps(asdict(self.target)).encode() + b"\n")
 
     def _failed(self, best: Committed) -> bool:
         """Whether nothing has come of pushing it so far."""
         return "error" in self._done.get(best.step, {"error": "not tried"})
 
-    def _start(self, best: Committed) -> None:
+    def _start(self, best: Committed, copy: bool = False) -> None:
         frozen = self.run.publishing / best.path.name
         self._began = time.monotonic()
         try:
-            freeze(best, frozen, self._storage)
-        except (
-            OSError
-        ) as error:  # a full disk; or it was pruned this very moment: a better one came
-            logger.warning("%s is not published now: %s", best.path.name, error)
-            return
+            freeze(best, frozen, self._storage, copy)
+        except FileNotFoundError:
+            return  # it was pruned this very moment: a better one has come
         log = self.run.publishing / "push.log"
         self._push = push_of(frozen, best.step, self.policy, self.target, self._timeout, log)
 

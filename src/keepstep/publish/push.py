@@ -7,6 +7,7 @@ Training never waits for it, whatever the Hub does. The token is in its environm
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import signal
@@ -20,12 +21,17 @@ from ..checkpoint.retention import Policy
 from . import hub
 from .bundle import make_bundle
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 
 def main() -> int:
     for number in preemption.SIGNALS:  # to all processes of a job: our parent decides
         signal.signal(number, signal.SIG_IGN)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     job = json.load(sys.stdin)
+    # Our parent ends us at the deadline; if it is gone, we end ourselves, with or after it.
+    signal.alarm(int(job["timeout"]) + 5)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         answer = do(job)
     except hub.PushError as error:
@@ -40,11 +46,11 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
     """A check of the target, or a push of a frozen checkpoint."""
     target = hub.Target(**job["target"])
     if "frozen" not in job:
-        theirs = hub.check(hub.connect(), target)
-        return {"outcome": "checked", "theirs": theirs and asdict(theirs)}
+        return hub.check(hub.connect(), target, job["card"], job["base"])
     frozen = Path(job["frozen"])
     folder = frozen.with_name(frozen.name.replace("checkpoint-", "export-"))
-    best = make_bundle(frozen, Policy(**job["policy"]), target.repo_id, folder)
+    policy = Policy(**job["policy"])
+    best = make_bundle(frozen, policy, target.repo_id, folder, job.get("card") or {})
     if job.get("dry_run"):
         files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         return {"outcome": "would publish", "step": best.global_step, "files": files}

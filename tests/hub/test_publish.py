@@ -1,0 +1,224 @@
+"""Runs of two processes that publish: the best one, once, whatever the Hub does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.ranks import ROOT, Ranks
+from tests.helpers.recipes import argv
+from tests.hub.client import Client
+from tests.hub.peer import READ_TOKEN, WRITE_TOKEN, HubPeer
+from tests.hub.test_peer import UPLOAD
+from tests.hub.test_push import CARD, COMMIT, REPO, theirs, titles, wait_for
+
+SHIM = ROOT / "tests/multiprocess/shimmed.py"
+FIELDS = {"push_to_hub": True, "hub_model_id": REPO, "publish_min_seconds": 0, "card": CARD}
+
+
+def environment(client: Client) -> dict[str, str]:
+    """What the ranks' own environment lacks."""
+    wanted = client.environment() | {"HF_HUB_OFFLINE": "0"}
+    return {name: value for name, value in wanted.items() if os.environ.get(name) != value}
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Step → evaluation loss, of every checkpoint that was ever committed."""
+    events = [json.loads(line) for line in (run / ".keepstep/events.jsonl").open()]
+    return {e["step"]: e["metrics"]["eval_loss"] for e in events if e["event"] == "commit"}
+
+
+def measured(hub: HubPeer, demo: Path, folder: Path) -> dict[int, float]:
+    """Step that a commit's title names → loss of its weights, to a stranger who downloads it."""
+    places = {}
+    for commit in hub.history(REPO)[:-1]:
+        place = folder / commit.oid
+        for path in hub.files(REPO, commit.oid):
+            (place / path).parent.mkdir(parents=True, exist_ok=True)
+            (place / path).write_bytes(hub.read(REPO, path, commit.oid))
+        (step,) = re.findall(r"^Step (\d+):", commit.title)
+        assert json.loads((place / "training/best.json").read_text())["global_step"] == int(step)
+        places[int(step)] = place
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.evaluate", demo / "data/eval.jsonl", "8"]
+        + [str(place) for place in places.values()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {step: found[str(place)] for step, place in places.items()}
+
+
+def test_every_improvement(
+    ranks: Ranks, demo: Path, hub: HubPeer, client: Client, tmp_path: Path
+) -> None:
+    """One commit each; evaluations are slow here, so that none comes too soon for the next."""
+    command = argv(demo, tmp_path / "run", **FIELDS)
+    run = ranks.run(["evaluates", *command], script=SHIM, env=environment(client))
+    expected = losses(tmp_path / "run")
+    assert titles(hub) == [
+        *(f"Step {step}: eval_loss {expected[step]:.4f}" for step in (12, 8, 4)),
+        "initial commit",
+    ]
+    assert measured(hub, demo, tmp_path) == pytest.approx(expected, abs=2e-4)
+    assert len(hub.requests(path="whoami")) == 1, "by the main process alone"
+    assert f"Published: {REPO}, step 12, commit {hub.history(REPO)[0].oid[:8]}" in run.output
+    assert WRITE_TOKEN not in run.output
+    for path in (tmp_path / "run").rglob("*"):
+        assert not path.is_file() or WRITE_TOKEN.encode() not in path.read_bytes()
+
+
+def test_the_best_is_not_the_last(
+    ranks: Ranks, demo: Path, hub: HubPeer, client: Client, tmp_path: Path
+) -> None:
+    """The highest loss is called the best: it is the first."""
+    fields = {"greater_is_better": True, "save_total_limit": 2}
+    ranks.run(argv(demo, tmp_path / "run", **FIELDS, **fields), env=environment(client))
+    expected = losses(tmp_path / "run")
+    assert titles(hub) == [f"Step 4: eval_loss {expected[4]:.4f}", "initial commit"]
+    weights = (tmp_path / "run/checkpoint-4/model.safetensors").read_bytes()
+    assert hub.read(REPO, "model.safetensors") == weights
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_a_hub_that_hangs(
+    ranks: Ranks, demo: Path, hub: HubPeer, client: Client, tmp_path: Path, required: bool
+) -> None:
+    """Training does not wait for it; the end does, for so long; and later it is made good."""
+    if required:  # or it asks for an hour's patience
+        headers = {"Retry-After": "3600"}
+        hub.fault("status", path=COMMIT, status=429, headers=headers, times=-1)
+    else:
+        hub.fault("hang", path=COMMIT, times=-1)
+    fields = {"publish_timeout_seconds": 6, "hub_require": required}
+    command = argv(demo, tmp_path / "run", **FIELDS, **fields)
+    began = time.monotonic()
+    run = ranks.start(command, env=environment(client))
+    run.wait_for("step 12/12  saved")
+    trained = time.monotonic() - began
+    codes = run.wait(30)
+    assert time.monotonic() - began < trained + 6 + 5
+    assert codes == ([70, 0] if required else [0, 0])
+    assert "Not published: the Hub did not answer to the end within 6 s\n" in run.output
+    assert f"`keepstep push {tmp_path}/run` finishes it" in run.output
+    status = json.loads((tmp_path / "run/.keepstep/status.json").read_text())
+    assert (status["outcome"], status["exit"]) == ("finished", 70 if required else 0)
+    assert titles(hub) == ["initial commit"]
+
+    hub.clear_faults()
+    done = subprocess.run(
+        [Path(sys.executable).parent / "keepstep", "push", tmp_path / "run"],
+        env=client.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert done.stdout.startswith(f"{REPO}: published, step 12")
+    assert len(titles(hub)) == 2
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "message"),
+    [
+        ("hf_" + "x" * 34, REPO, "401: the token is not accepted"),
+        (READ_TOKEN, REPO, "403: the token may not write there"),
+        (WRITE_TOKEN, "strangers/demo", "403: the token may not write there"),
+    ],
+    ids=["unknown token", "read token", "foreign name"],
+)
+def test_found_before_the_first_step(
+    ranks: Ranks,
+    demo: Path,
+    hub: HubPeer,
+    client: Client,
+    tmp_path: Path,
+    token: str,
+    name: str,
+    message: str,
+) -> None:
+    command = argv(demo, tmp_path / "run", **FIELDS | {"hub_model_id": name})
+    run = ranks.start(command, env=environment(client) | {"HF_TOKEN": token})
+    assert run.wait(60) == [2, 2]
+    assert run.output.count("push_to_hub: ") == 1
+    assert f"  - push_to_hub: {name}: {message}" in run.output
+    assert token not in run.output
+    assert not (tmp_path / "run").exists()
+    assert hub.store.repos == {}
+
+
+def test_refused_in_mid_run(
+    ranks: Ranks, demo: Path, hub: HubPeer, client: Client, tmp_path: Path
+) -> None:
+    hub.fault("status", path=COMMIT, status=403, times=-1)
+    run = ranks.run(argv(demo, tmp_path / "run", **FIELDS), env=environment(client))
+    assert f"Not published: {REPO}: 403: the token may not write there" in run.output
+    folder = RunFolder(tmp_path / "run")
+    assert [c.step for c in folder.checkpoints()] == [4, 8, 12]
+    assert all(folder.faults(checkpoint, deep=True) == [] for checkpoint in folder.checkpoints())
+
+
+def test_pruned_while_it_is_pushed(
+    ranks: Ranks, demo: Path, hub: HubPeer, client: Client, tmp_path: Path
+) -> None:
+    """Before the upload of step 4 is through, step 8 is better, and takes its place."""
+    slow = hub.fault("delay", path=UPLOAD, seconds=4)
+    fields = {"save_total_limit": 1, "keep_ranking": "recency"}
+    command = argv(demo, tmp_path / "run", **FIELDS, **fields)
+    run = ranks.start(["evaluates", *command], script=SHIM, env=environment(client))
+    wait_for(slow)
+    run.wait_for("saved checkpoint-8: .* pruned 4")
+    assert titles(hub) == ["initial commit"]
+    assert run.wait() == [0, 0]
+    expected = losses(tmp_path / "run")
+    found = measured(hub, demo, tmp_path)
+    assert 4 in found
+    assert found == pytest.approx({step: expected[step] for step in found}, abs=2e-4)
+    assert [p.name for p in (tmp_path / "run/.keepstep/publish").iterdir() if p.is_dir()] == []
+
+
+def test_a_better_one_is_there(
+    ranks: Ranks, demo: Path, hub: HubPeer, client: Client, tmp_path: Path
+) -> None:
+    """Carrying on, the run knows what is on the Hub, and does not go back behind it."""
+    command: dict[str, Any] = {"max_steps": 8, **FIELDS}
+    ranks.run(argv(demo, tmp_path / "run", **command), env=environment(client))
+    assert titles(hub)[0].startswith("Step 8")
+    hub.commit(REPO, theirs(RunFolder(tmp_path / "run")))
+    command["max_steps"] = 12
+    run = ranks.run(argv(demo, tmp_path / "run", **command), env=environment(client))
+    assert f"{REPO} has step 99 (eval_loss 0.1000); a better one goes there" in run.output
+    assert f"Not published to {REPO}: step 99 of run other (eval_loss 0.1000) is" in run.output
+    assert titles(hub)[0] == "By hand"
+
+
+def test_stopped_is_not_published(
+    ranks: Ranks, demo: Path, hub: HubPeer, client: Client, tmp_path: Path
+) -> None:
+    """Step 4 is on its way when the stop comes, and stays at home; carried on, the best goes."""
+    hub.fault("hang", path=COMMIT)
+    command = argv(demo, tmp_path / "run", **FIELDS)
+    stopped = ranks.start(["evaluates", *command], script=SHIM, env=environment(client))
+    stopped.wait_for("evaluation of step 8 begins")
+    began = time.monotonic()
+    stopped.kill(signal.SIGTERM)
+    assert stopped.wait(60) == [75, 75]
+    assert time.monotonic() - began < 10, "the push is not waited for"
+    assert titles(hub) == ["initial commit"]
+    ranks.run(command, env=environment(client))
+    assert titles(hub)[0].startswith("Step 12")
+    assert titles(hub)[-1] == "initial commit"

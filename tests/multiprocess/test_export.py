@@ -1,0 +1,146 @@
+"""Exports of real checkpoints: from their weights file, and from the shards without one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from keepstep.checkpoint.export import ExportError, export
+from keepstep.checkpoint.merge import export_merged
+from keepstep.checkpoint.runfolder import Committed, RunFolder
+from keepstep.cli import app
+from tests.helpers.ranks import ROOT, Ranks
+from tests.helpers.recipes import LORA, argv
+
+KINDS = {
+    "zero1": ("zero1", {}),
+    "zero2": ("cpu_zero2", {}),
+    "zero3": ("cpu_zero3", {}),
+    "bf16": ("cpu_zero3", {"dtype": "bfloat16", "bf16": True}),
+    "adapter": ("cpu_zero3", LORA),
+}
+SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def pairs(ranks: Ranks, demo: Path, workspace: Path) -> dict[str, tuple[RunFolder, RunFolder]]:
+    """The same run twice: every checkpoint with a weights file, and none."""
+    found = {}
+    for kind, (strategy, fields) in KINDS.items():
+        folders = []
+        for save_weights in ("every", "never"):
+            folder = workspace / f"export-{kind}-{save_weights}"
+            command = argv(demo, folder, **SHORT, save_weights=save_weights, **fields)
+            ranks.run(command, strategy=strategy)
+            folders.append(RunFolder(folder))
+        found[kind] = (folders[0], folders[1])
+    return found
+
+
+def last(run: RunFolder) -> Committed:
+    return run.checkpoints()[-1]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        n: t for path in sorted(folder.glob("*.safetensors")) for n, t in load_file(path).items()
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_from_shards_and_from_the_file(pairs: dict, tmp_path: Path, kind: str) -> None:
+    with_file, without = map(last, pairs[kind])
+    assert not any(name.endswith(".safetensors") for name in without.manifest.files)
+    made = export(without, tmp_path / "made")
+    expected, found = weights(with_file.path), weights(made.folder)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+    same = export(with_file, tmp_path / "same")
+    assert same.files == made.files
+    assert "optimizer_names.json" not in made.files
+    assert {"tokenizer.json", "chat_template.jinja"} < made.files.keys()
+
+
+def test_more_precise_than_the_weights_file(pairs: dict, tmp_path: Path) -> None:
+    """The file holds bf16, the shards its fp32 masters."""
+    checkpoint = last(pairs["bf16"][0])
+    found = weights(export(checkpoint, tmp_path / "fp32", dtype="fp32").folder)
+    rounded = weights(checkpoint.path)
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert all(torch.equal(found[name].bfloat16(), rounded[name]) for name in rounded)
+    assert any(not torch.equal(found[name], rounded[name].float()) for name in rounded)
+    assert json.loads((tmp_path / "fp32/config.json").read_text())["dtype"] == "float32"
+
+
+def test_a_stranger_loads_it_and_gets_the_recorded_loss(
+    pairs: dict, demo: Path, tmp_path: Path
+) -> None:
+    expected = {}
+    for kind in KINDS:
+        checkpoint = last(pairs[kind][1])
+        export(checkpoint, tmp_path / kind, max_shard_size="1MB")
+        expected[str(tmp_path / kind)] = checkpoint.manifest.metrics["eval_loss"]
+    merged = export_merged(last(pairs["adapter"][1]), tmp_path / "merged")
+    assert "adapter_config.json" not in merged.files
+    expected[str(tmp_path / "merged")] = expected[str(tmp_path / "adapter")]
+    assert (tmp_path / "zero3/model.safetensors.index.json").is_file()
+    assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.evaluate", demo / "data/eval.jsonl", "8", *expected],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    coarse = str(tmp_path / "bf16")  # evaluated in bf16 by either, in another order
+    assert found.pop(coarse) == pytest.approx(expected.pop(coarse), abs=2e-2)
+    assert found == pytest.approx(expected, abs=2e-4)
+
+
+def test_resumes_without_weights_files(pairs: dict, ranks: Ranks, demo: Path) -> None:
+    """On another number of processes, and the best loaded at the end."""
+    run = pairs["zero3"][1]
+    command = argv(demo, run.path, **SHORT | {"max_steps": 6}, save_weights="best")
+    output = ranks.run([*command, "--load_best_model_at_end", "true"], processes=1).output
+    assert "resharded checkpoint-4: 2 x ZeRO-3 → 1 x ZeRO-3" in output
+    newest = last(run)
+    assert newest.step == 6
+    assert "model.safetensors" in newest.manifest.files, "it is the best so far"
+
+
+def test_what_cannot_be_done(pairs: dict, tmp_path: Path) -> None:
+    checkpoint = last(pairs["zero2"][1])
+    for options, message in (
+        ({"max_shard_size": "many"}, "max_shard_size: 'many' is no size"),
+        ({"folder": checkpoint.path}, "exists: name a new folder"),
+    ):
+        arguments = {"folder": tmp_path / "new", **options}
+        with pytest.raises(ExportError, match=message):
+            export(checkpoint, **arguments)
+    assert list(tmp_path.iterdir()) == [], "nothing is left of what failed"
+    with pytest.raises(ExportError, match="there is nothing to merge"):
+        export_merged(checkpoint, tmp_path / "new")
+
+
+def test_a_damaged_shard_is_not_unpickled(pairs: dict, tmp_path: Path) -> None:
+    checkpoint = last(pairs["zero1"][1])
+    name = next(name for name in checkpoint.manifest.files if name.endswith("optim_states.pt"))
+    content = bytearray((checkpoint.path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (checkpoint.path / name).write_bytes(content)
+    with pytest.raises(ExportError, match="is damaged"):
+        export(checkpoint, tmp_path / "made")
+    told = CliRunner().invoke(app, ["export", str(checkpoint.path), "--to", str(tmp_path / "made")])
+    assert told.exit_code == 2
+    assert "is damaged" in told.stdout
