@@ -15,8 +15,8 @@ from .config import Problem, Recipe
 from .console import say
 from .outcome import EXIT_STATUS, Outcome
 from .preflight import looks_local
-from .publish import process
 from .publish.hub import Target
+from .publish.process import check
 from .publish.publisher import Publisher
 from .trainer import KeepstepTrainer
 
@@ -52,9 +52,7 @@ class Publishing(TrainerCallback):
             return []
         name, base = self._target.repo_id, str(self._recipe.model.model_name_or_path)
         card: dict[str, Any] = dict(self._args.card or {})  # type: ignore[arg-type]
-        answer = process.check(
-            self._target, card, None if looks_local(base) else base, CHECK_SECONDS
-        )
+        answer = check(self._target, card, None if looks_local(base) else base, CHECK_SECONDS)
         if "error" in answer:
             if answer.get("fatal") or self._args.hub_require:
                 return [Problem(f"push_to_hub: {answer['error']}")]

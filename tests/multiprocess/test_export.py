@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,22 +31,22 @@ SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 2}
 
 
 @pytest.fixture(scope="module")
-def pairs(ranks: Ranks, demo: Path, workspace: Path) -> dict[str, tuple[RunFolder, RunFolder]]:
-    """The same run twice: every checkpoint with a weights file, and none."""
-    found = {}
+def runs(ranks: Ranks, demo: Path, workspace: Path) -> dict[str, RunFolder]:
     for kind, (strategy, fields) in KINDS.items():
-        folders = []
-        for save_weights in ("every", "never"):
-            folder = workspace / f"export-{kind}-{save_weights}"
-            command = argv(demo, folder, **SHORT, save_weights=save_weights, **fields)
-            ranks.run(command, strategy=strategy)
-            folders.append(RunFolder(folder))
-        found[kind] = (folders[0], folders[1])
-    return found
+        command = argv(demo, workspace / f"export-{kind}", **SHORT, **fields)
+        ranks.run(command, strategy=strategy)
+    return {kind: RunFolder(workspace / f"export-{kind}") for kind in KINDS}
 
 
 def last(run: RunFolder) -> Committed:
     return run.checkpoints()[-1]
+
+
+def bare(checkpoint: Committed) -> Committed:
+    """The same without its weights file."""
+    files = checkpoint.manifest.files.items()
+    others = {name: entry for name, entry in files if not name.endswith(".safetensors")}
+    return replace(checkpoint, manifest=replace(checkpoint.manifest, files=others))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -55,24 +56,23 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_from_shards_and_from_the_file(pairs: dict, tmp_path: Path, kind: str) -> None:
-    with_file, without = map(last, pairs[kind])
-    assert not any(name.endswith(".safetensors") for name in without.manifest.files)
-    made = export(without, tmp_path / "made")
-    expected, found = weights(with_file.path), weights(made.folder)
+def test_the_same_from_shards_and_from_the_file(runs: dict, tmp_path: Path, kind: str) -> None:
+    checkpoint = last(runs[kind])
+    made = export(bare(checkpoint), tmp_path / "made")
+    expected, found = weights(checkpoint.path), weights(made.folder)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor), name
-    same = export(with_file, tmp_path / "same")
+    same = export(checkpoint, tmp_path / "same")
     assert same.files == made.files
     assert "optimizer_names.json" not in made.files
     assert {"tokenizer.json", "chat_template.jinja"} < made.files.keys()
 
 
-def test_more_precise_than_the_weights_file(pairs: dict, tmp_path: Path) -> None:
+def test_more_precise_than_the_weights_file(runs: dict, tmp_path: Path) -> None:
     """The file holds bf16, the shards its fp32 masters."""
-    checkpoint = last(pairs["bf16"][0])
+    checkpoint = last(runs["bf16"])
     found = weights(export(checkpoint, tmp_path / "fp32", dtype="fp32").folder)
     rounded = weights(checkpoint.path)
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
@@ -82,14 +82,14 @@ def test_more_precise_than_the_weights_file(pairs: dict, tmp_path: Path) -> None
 
 
 def test_a_stranger_loads_it_and_gets_the_recorded_loss(
-    pairs: dict, demo: Path, tmp_path: Path
+    runs: dict, demo: Path, tmp_path: Path
 ) -> None:
     expected = {}
     for kind in KINDS:
-        checkpoint = last(pairs[kind][1])
+        checkpoint = bare(last(runs[kind]))
         export(checkpoint, tmp_path / kind, max_shard_size="1MB")
         expected[str(tmp_path / kind)] = checkpoint.manifest.metrics["eval_loss"]
-    merged = export_merged(last(pairs["adapter"][1]), tmp_path / "merged")
+    merged = export_merged(last(runs["adapter"]), tmp_path / "merged")
     assert "adapter_config.json" not in merged.files
     expected[str(tmp_path / "merged")] = expected[str(tmp_path / "adapter")]
     assert (tmp_path / "zero3/model.safetensors.index.json").is_file()
@@ -108,19 +108,20 @@ def test_a_stranger_loads_it_and_gets_the_recorded_loss(
     assert found == pytest.approx(expected, abs=2e-4)
 
 
-def test_resumes_without_weights_files(pairs: dict, ranks: Ranks, demo: Path) -> None:
-    """On another number of processes, and the best loaded at the end."""
-    run = pairs["zero3"][1]
-    command = argv(demo, run.path, **SHORT | {"max_steps": 6}, save_weights="best")
-    output = ranks.run([*command, "--load_best_model_at_end", "true"], processes=1).output
+def test_without_weights_files(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """Resumed on another number of processes, and the best loaded at the end."""
+    command = argv(demo, tmp_path, **SHORT, load_best_model_at_end=True)
+    ranks.run([*command, "--save_weights", "never"])
+    run = RunFolder(tmp_path)
+    assert not any(n.endswith(".safetensors") for c in run.checkpoints() for n in c.manifest.files)
+    output = ranks.run([*command, "--save_weights", "best", "--max_steps", "6"], processes=1).output
     assert "resharded checkpoint-4: 2 x ZeRO-3 → 1 x ZeRO-3" in output
-    newest = last(run)
-    assert newest.step == 6
-    assert "model.safetensors" in newest.manifest.files, "it is the best so far"
+    assert last(run).step == 6
+    assert "model.safetensors" in last(run).manifest.files, "it is the best so far"
 
 
-def test_what_cannot_be_done(pairs: dict, tmp_path: Path) -> None:
-    checkpoint = last(pairs["zero2"][1])
+def test_what_cannot_be_done(runs: dict, tmp_path: Path) -> None:
+    checkpoint = last(runs["zero2"])
     for options, message in (
         ({"max_shard_size": "many"}, "max_shard_size: 'many' is no size"),
         ({"folder": checkpoint.path}, "exists: name a new folder"),
@@ -133,14 +134,14 @@ def test_what_cannot_be_done(pairs: dict, tmp_path: Path) -> None:
         export_merged(checkpoint, tmp_path / "new")
 
 
-def test_a_damaged_shard_is_not_unpickled(pairs: dict, tmp_path: Path) -> None:
-    checkpoint = last(pairs["zero1"][1])
+def test_a_damaged_shard_is_not_unpickled(runs: dict, tmp_path: Path) -> None:
+    checkpoint = last(runs["zero1"])
     name = next(name for name in checkpoint.manifest.files if name.endswith("optim_states.pt"))
     content = bytearray((checkpoint.path / name).read_bytes())
     content[len(content) // 2] ^= 1
     (checkpoint.path / name).write_bytes(content)
     with pytest.raises(ExportError, match="is damaged"):
-        export(checkpoint, tmp_path / "made")
+        export(bare(checkpoint), tmp_path / "made")
     told = CliRunner().invoke(app, ["export", str(checkpoint.path), "--to", str(tmp_path / "made")])
     assert told.exit_code == 2
     assert "is damaged" in told.stdout

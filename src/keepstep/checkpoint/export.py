@@ -175,18 +175,17 @@ def _write_weights(
     progress: Callable[[int, int], None],
 ) -> None:
     entries = {name: _cast(entry, dtype) for name, entry in weights.entries.items()}
-    if file_name.startswith("adapter"):  # PEFT reads one file
-        max_shard_size = f"{sum(entry.nbytes for entry in entries.values()) + 1}"
+    total, done = sum(entry.nbytes for entry in entries.values()), 0
+    whole = file_name.startswith("adapter")  # PEFT reads one file
     try:
         split = split_state_dict_into_shards_factory(
             entries,
             get_storage_size=lambda entry: entry.nbytes,
             filename_pattern=file_name.replace(".safetensors", "{suffix}.safetensors"),
-            max_shard_size=max_shard_size,
+            max_shard_size=total + 1 if whole else max_shard_size,
         )
     except ValueError as error:
         raise ExportError(f"max_shard_size: {max_shard_size!r} is no size: 5GB, 500MB") from error
-    total, done = sum(entry.nbytes for entry in entries.values()), 0
     for name, members in split.filename_to_tensors.items():
         # By falling element size: every tensor is aligned, as the library does it.
         members = sorted(members, key=lambda member: -entries[member].dtype.itemsize)
