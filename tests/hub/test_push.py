@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +18,8 @@ from huggingface_hub import ModelCard
 
 from keepstep.checkpoint.runfolder import RunFolder
 from keepstep.publish.by_hand import PushFailedError, best_of, push_best
+from keepstep.publish.hub import Target
+from keepstep.publish.publisher import Publisher
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
 from tests.hub.client import Client
@@ -305,3 +310,79 @@ def test_no_stale_weights(hub: HubPeer, trained: dict[str, RunFolder], kind: str
         config = json.loads(hub.read(REPO, "adapter_config.json"))
         assert config["base_model_name_or_path"] == "acme/base"
     assert hub.files(REPO).keys() == pushed
+
+
+@pytest.mark.parametrize("status", [403, 503])
+@pytest.mark.usefixtures("here")
+def test_no_answer_is_not_nothing_there(hub: HubPeer, run: RunFolder, status: int) -> None:
+    """A better model must not be overwritten because the Hub would not say what is there."""
+    hub.create_repo(REPO)
+    hub.commit(REPO, theirs(run))
+    hub.fault("status", path="resolve/.*best.json", status=status, times=-1)
+    with pytest.raises(PushFailedError, match="403" if status == 403 else "within 8 s"):
+        push(run, timeout=8)
+    assert titles(hub) == ["By hand", "initial commit"]
+
+
+@pytest.mark.usefixtures("here")
+def test_what_cannot_be_read_is_not_overwritten(hub: HubPeer, run: RunFolder) -> None:
+    hub.create_repo(REPO)
+    hub.commit(REPO, {"training/best.json": b"torn"})
+    with pytest.raises(PushFailedError, match="cannot be compared"):
+        push(run)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_card_that_somebody_has_edited(hub: HubPeer, run: RunFolder) -> None:
+    """The weights are there: nothing is to be done, and nothing is amiss."""
+    push(run)
+    hub.commit(REPO, {"README.md": b"# Ours"}, title="A better text")
+    assert "already there" in push(run)
+    assert hub.read(REPO, "README.md") == b"# Ours"
+
+
+@pytest.mark.usefixtures("here")
+def test_a_card_that_the_hub_does_not_take(hub: HubPeer, run: RunFolder) -> None:
+    hub.fault("status", path="validate-yaml", status=400, times=-1)
+    with pytest.raises(PushFailedError, match="400: the Hub rejects what was sent"):
+        push(run)
+    assert len(hub.requests(path="validate-yaml")) == 1, "it is not tried again"
+
+
+def test_whoever_starts_it_dies(hub: HubPeer, here: Client, run: RunFolder, tmp_path: Path) -> None:
+    """The process that pushes does not live on alone."""
+    fault = hub.fault("hang", path=COMMIT)
+    command = [Path(sys.executable).parent / "keepstep", "push", run.path, "--repo_id", REPO]
+    parent = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    wait_for(fault)
+    (child,) = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.wait()
+    child.wait(5)
+
+
+def test_a_publisher_ends_no_training(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process can be started, or it ends at once."""
+    events: list[tuple[str, dict]] = []
+    there = RunFolder(tmp_path)
+    publisher = Publisher(
+        there,
+        run.policy(),
+        Target(REPO),
+        lambda event, **facts: events.append((event, facts)),
+        pause=0.0,
+        timeout=5.0,
+    )
+    best = best_of(run)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    publisher.offer(best)
+    assert "error" in publisher.finish(best)
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))
+    for _ in range(20):
+        publisher.offer(best)
+    answer = publisher.finish(best)
+    assert answer == {"error": "the push ended with exit status 0"}
+    assert {event for event, _ in events} == {"publish"}
+    assert [p for p in there.publishing.iterdir() if p.is_dir()] == []

@@ -95,15 +95,6 @@ def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
         ({"save_strategy": "epoch"}, "save_strategy: epoch and eval_strategy: steps do not meet"),
         ({"eval_strategy": "epoch"}, "save_strategy: steps and eval_strategy: epoch do not meet"),
         ({"hub_token": "hf_x"}, "export HF_TOKEN"),
-        ({"push_to_hub": True}, "hub_model_id is None"),
-        ({"push_to_hub": True}, "there is no token"),
-        ({"push_to_hub": True, "hub_model_id": "a/b"}, "HF_HUB_OFFLINE is set"),
-        (
-            {"push_to_hub": True, "eval_strategy": "no", "keep_ranking": "recency"},
-            "there is nothing to rank them by",
-        ),
-        ({"push_to_hub": True, "use_peft": True}, "without its base model's name on the Hub"),
-        ({"model_init_kwargs": {"token": "hf_" + "x" * 34}}, "what looks like a token"),
         ({"model_name_or_path": "./gone"}, "no folder with a config.json"),
         ({"dataset_name": "./gone.jsonl"}, "there is no ./gone.jsonl"),
         ({"eval_split_fraction": 1.5}, "is not between 0 and 1"),
@@ -114,6 +105,30 @@ def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
 def test_preflight(fields: dict[str, object], expected: str) -> None:
     (problem,) = problems(flags(**fields))
     assert expected in problem
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"hub_model_id": "name"}, "hub_model_id is 'name'"),
+        ({}, "there is no token"),
+        ({}, "HF_HUB_OFFLINE is set"),
+        ({"hub_revision": "dev"}, "hub_revision: dev: the best goes to main"),
+        ({"eval_strategy": "no", "keep_ranking": "recency"}, "there is nothing to rank them by"),
+        (
+            {"use_peft": True, "model_name_or_path": "./m"},
+            "is of no use without its base model's name on the Hub",
+        ),
+        ({"card": '{"author": "hf_abcdefghijklmnop"}'}, "card holds what looks like a token"),
+    ],
+)
+def test_publishing_without_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fields: dict[str, object], expected: str
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("keepstep.preflight.get_token", lambda: None)
+    found = problems(flags(**{"push_to_hub": True, "hub_model_id": "a/b", **fields}))
+    assert any(expected in problem for problem in found), found
 
 
 @pytest.mark.parametrize(

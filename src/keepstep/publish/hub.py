@@ -286,10 +286,10 @@ def _fatal(target: Target, error: Exception) -> str | None:
     """What to say of an error that no further try can mend; None of any other."""
     if isinstance(error, HFValidationError):
         return f"{target.repo_id!r} is no repository name: owner/name"
-    if isinstance(error, ValueError):  # the card's metadata, as the client found them
-        return f"{target.repo_id}: {_brief(error)}"
-    if not isinstance(error, HfHubHTTPError):
-        return None
+    if isinstance(error.__cause__, HfHubHTTPError):  # "no answer", says the client of a 403
+        error = error.__cause__
+    if not isinstance(error, HfHubHTTPError):  # a ValueError: the card, as the client found it
+        return f"{target.repo_id}: {_brief(error)}" if isinstance(error, ValueError) else None
     status = error.response.status_code
     if status not in FATAL:
         return None

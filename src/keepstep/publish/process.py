@@ -63,7 +63,8 @@ class Push:
         while (answer := self.poll()) is None:
             if (reason := stop()) is not None:
                 self.stop()
-                return {"error": reason}
+                self._answer = answer = {"error": reason}
+                return answer
             time.sleep(0.1)
         return answer
 

@@ -63,7 +63,7 @@ class Publisher:
         self._safely(self._hear)
         waited = time.monotonic() - self._began >= self._pause
         if best is not None and waited and self._push is None and self._failed(best):
-            self._safely(lambda: self._start(best))
+            self._safely(lambda: self._start(best, self._timeout))
 
     def finish(
         self, best: Committed | None, stop: Callable[[], str | None] = lambda: None
@@ -73,13 +73,15 @@ class Publisher:
         self.abandon(unless=best.step if best else None)
         if best is None:
             return {"error": "the run has no best checkpoint"}
+        end = time.monotonic() + self._timeout
         for _ in range(2):  # one that was under way may have failed of what is over by now
             if self._push is None and self._failed(best):
-                self._safely(lambda: self._start(best, copy=True))
+                self._safely(lambda: self._start(best, end - time.monotonic(), copy=True))
             if self._push is not None:
                 self._push.wait(stop)
                 self._safely(self._hear)
-            if not self._failed(best) or self._done.get(best.step, {}).get("fatal") or stop():
+            told = self._done.get(best.step, {})
+            if "error" not in told or told.get("fatal") or stop() or time.monotonic() > end:
                 break
         return self._done.get(best.step, {"error": "it could not be begun: see the log"})
 
@@ -107,7 +109,7 @@ class Publisher:
         """Whether nothing has come of pushing it so far."""
         return "error" in self._done.get(best.step, {"error": "not tried"})
 
-    def _start(self, best: Committed, copy: bool = False) -> None:
+    def _start(self, best: Committed, timeout: float, copy: bool = False) -> None:
         frozen = self.run.publishing / best.path.name
         self._began = time.monotonic()
         try:
@@ -115,7 +117,7 @@ class Publisher:
         except FileNotFoundError:
             return  # it was pruned this very moment: a better one has come
         log = self.run.publishing / "push.log"
-        self._push = push_of(frozen, best.step, self.policy, self.target, self._timeout, log)
+        self._push = push_of(frozen, best.step, self.policy, self.target, timeout, log)
 
     def _hear(self) -> None:
         """Take in what came of the push, if it has ended."""
