@@ -87,11 +87,14 @@ def one(what: str, ranks: int, arguments: argparse.Namespace) -> dict[str, float
     return worst | {"disk_gb": taken}
 
 
-def spawn(what: str, ranks: int, arguments: argparse.Namespace) -> list[dict[str, float]]:
+def spawn(
+    what: str, ranks: int, arguments: argparse.Namespace, script: str = __file__
+) -> list[dict[str, float]]:
+    """Run `script --worker WHAT` on so many ranks; what each of them reports."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, __file__, *sys.argv[1:], "--worker", what]
+    command = [sys.executable, script, *sys.argv[1:], "--worker", what]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
     shared |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "LOCAL_SIZE": str(ranks)}
     shared.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")

@@ -52,7 +52,9 @@ LEVELS = [
     {"parsing", "preflight", "data", "model", "contents", "pacing", "restore", "trainer"},
     {"about", "console"},
     {"publishing"},
-    {"train", "cli"},
+    {"train", "commands"},
+    {"transfer"},
+    {"cli"},
 ]
 PURE = LEVELS[1] - {"noise"}
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

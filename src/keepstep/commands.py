@@ -1,0 +1,54 @@
+"""What the commands have in common: the application, the console, arguments, a clear end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from .checkpoint.manifest import step_of
+from .checkpoint.runfolder import Committed, RunFolder
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+if not console.is_terminal:
+    console.width = 200  # a file or a pipe has no right margin
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (output_dir).")]
+StepArgument = Annotated[int, typer.Argument(metavar="STEP", help="The checkpoint's step.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def fail(message: str) -> NoReturn:
+    console.print(f"keepstep: {message}", highlight=False, markup=False)
+    raise typer.Exit(2)
+
+
+def run_folder(path: Path) -> RunFolder:
+    if not path.is_dir():
+        fail(f"there is no folder {path}")
+    return RunFolder(path)
+
+
+def one_checkpoint(path: Path) -> Committed:
+    """The checkpoint at `path`, which is intact."""
+    folder, found = checkpoints_at(path)
+    if len(found) != 1 or found[0].path != path.resolve():
+        fail(f"{path} is no committed checkpoint")
+    faults = folder.faults(found[0], deep=None)
+    if faults:
+        fail(f"{path} is damaged: {faults[0]}")
+    return found[0]
+
+
+def checkpoints_at(path: Path) -> tuple[RunFolder, list[Committed]]:
+    """The checkpoint at `path`, or all those of the run at `path`."""
+    run_folder(path)
+    resolved = path.resolve()
+    if step_of(resolved.name) is None:
+        folder = RunFolder(path)
+        return folder, folder.checkpoints()
+    folder = RunFolder(resolved.parent)
+    return folder, [c for c in folder.checkpoints(any_run=True) if c.path == resolved]

@@ -1,0 +1,138 @@
+"""`keepstep export | push | reshard | adopt`: what takes a checkpoint somewhere else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .checkpoint.runfolder import RunFolder
+from .commands import RunArgument, app, console, fail, one_checkpoint, run_folder
+from .report import human_bytes, progress_bar
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint-N, RUN/best, or RUN/latest.")
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new folder.")],
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="bf16, fp16 or fp32; else as the weights are.")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option("--max_shard_size", help="Of one file.")] = "5GB",
+    merge_adapter: Annotated[
+        bool, typer.Option("--merge_adapter", help="The base model with the adapter in it.")
+    ] = False,
+) -> None:
+    """Write a checkpoint's weights for inference: what `from_pretrained` reads, and no more."""
+    from .checkpoint.export import PRECISIONS, ExportError  # torch: seconds to import
+    from .checkpoint.export import export as write_out
+    from .checkpoint.merge import export_merged
+
+    if dtype not in (None, *PRECISIONS):
+        fail(f"--dtype {dtype} is none of {', '.join(PRECISIONS)}")
+    source = one_checkpoint(checkpoint)
+    work = export_merged if merge_adapter else write_out
+    try:
+        with progress_bar(console, f"exporting {source.path.name}") as progress:
+            made = work(source, to, dtype=dtype, max_shard_size=max_shard_size, progress=progress)
+    except ExportError as error:
+        fail(str(error))
+    console.print(
+        f"{to}: {len(made.files)} files, {human_bytes(sum(made.files.values()))}, {made.dtype}",
+        highlight=False,
+    )
+
+
+@app.command()
+def push(
+    run: RunArgument,
+    repo_id: Annotated[
+        str | None, typer.Option("--repo_id", help="owner/name; else the recipe's hub_model_id.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Of a new repository.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Over a model whose metric is another one.")
+    ] = False,
+    card: Annotated[
+        str | None, typer.Option("--card", help="Metadata of the card, as JSON, over the recipe's.")
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds.")] = 3600.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+) -> None:
+    """Publish the run's best checkpoint on the Hub, unless it, or a better one, is there."""
+    from .publish.by_hand import PushFailedError, push_best
+
+    folder = run_folder(run)
+    try:
+        answer = push_best(
+            folder,
+            repo_id,
+            public=public,
+            force=force,
+            timeout=timeout,
+            dry_run=dry_run,
+            card=json.loads(card or "{}"),
+        )
+    except (PushFailedError, OSError, KeyError) as error:
+        fail(str(error))
+    except ValueError as error:
+        fail(f"--card is no JSON: {error}")
+    for line in answer:
+        console.print(line, highlight=False, markup=False)
+
+
+@app.command()
+def reshard(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint-N.")],
+    into: Annotated[Path, typer.Option("--to", metavar="DIR", help="Another run folder.")],
+    num_processes: Annotated[int, typer.Option("--num_processes", min=1, help="To write for.")],
+) -> None:
+    """Write a checkpoint's shards anew for another number of processes. (A resume needs no such
+    step: it reshards by itself.)"""
+    from .checkpoint.batch import BatchError
+    from .checkpoint.offline import reshard as write_for  # torch: seconds to import
+    from .checkpoint.sources import ReshardError
+
+    source = one_checkpoint(checkpoint)
+    try:
+        made = write_for(source, RunFolder(into), num_processes)
+    except (BatchError, ReshardError) as error:
+        fail(str(error))
+    console.print(
+        f"{into / made.path.name}: {human_bytes(made.manifest.total_bytes)}, for {num_processes} "
+        f"processes (it was written by {source.manifest.world_size})",
+        highlight=False,
+    )
+
+
+@app.command()
+def adopt(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A stock Trainer's checkpoint-N, or a universal checkpoint."
+        ),
+    ],
+    into: Annotated[Path, typer.Option("--into", metavar="RUN", help="The run folder.")],
+) -> None:
+    """Copy a checkpoint that keepstep did not write into a run, verify it, and commit it."""
+    from .checkpoint.adopt import AdoptError
+    from .checkpoint.adopt import adopt as take_in  # torch: seconds to import
+
+    run_folder(path)
+    try:
+        adopted = take_in(path, RunFolder(into))
+    except AdoptError as error:
+        fail(str(error))
+    manifest = adopted.checkpoint.manifest
+    console.print(
+        f"{into / adopted.checkpoint.path.name}: {manifest.origin}, {len(manifest.files)} files, "
+        f"{human_bytes(manifest.total_bytes)}, committed.\nNot checked:",
+        highlight=False,
+    )
+    for sentence in adopted.unchecked:
+        console.print(f"  - {sentence}", highlight=False)
