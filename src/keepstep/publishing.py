@@ -62,7 +62,9 @@ class Publishing(TrainerCallback):
         if theirs is not None:
             value = theirs["value"]
             score = "" if value is None else f" ({theirs['metric']} {value:.4f})"
-            say(f"{name} has step {theirs['global_step']}{score}; a better one goes there")
+            say(
+                f"{name} has step {theirs['global_step']}{score}; only a better one takes its place"
+            )
         if answer["public"] and self._target.private:
             say(f"{name} can be read by everybody: it was made before, and is left as it is")
         return []

@@ -83,6 +83,7 @@ def test_every_improvement(
     assert len(hub.requests(path="whoami")) == 1, "by the main process alone"
     assert f"Published: {REPO}, step 12, commit {hub.history(REPO)[0].oid[:8]}" in run.output
     assert WRITE_TOKEN not in run.output
+    assert hub.find_bytes(WRITE_TOKEN.encode()) == []
     for path in (tmp_path / "run").rglob("*"):
         assert not path.is_file() or WRITE_TOKEN.encode() not in path.read_bytes()
 
@@ -207,7 +208,7 @@ def test_a_better_one_is_there(
     hub.commit(REPO, theirs(RunFolder(tmp_path / "run")))
     command["max_steps"] = 12
     run = ranks.run(argv(demo, tmp_path / "run", **command), env=environment(client))
-    assert f"{REPO} has step 99 (eval_loss 0.1000); a better one goes there" in run.output
+    assert f"{REPO} has step 99 (eval_loss 0.1000); only a better one takes its place" in run.output
     assert f"Not published to {REPO}: step 99 of run other (eval_loss 0.1000) is" in run.output
     assert titles(hub)[0] == "By hand"
 

@@ -361,21 +361,44 @@ def test_whoever_starts_it_dies(hub: HubPeer, here: Client, run: RunFolder, tmp_
     child.wait(5)
 
 
+@pytest.mark.usefixtures("here")
+def test_not_too_often(hub: HubPeer, run: RunFolder, tmp_path: Path) -> None:
+    """The first improvement goes at once, the next waits its time, the last goes at the end."""
+    first, second = run.checkpoints()
+    events: list[dict] = []
+    publisher = a_publisher(run, tmp_path, events, pause=1000.0)
+    publisher.offer(first)
+    deadline = time.monotonic() + 30
+    while not events:
+        assert time.monotonic() < deadline
+        publisher.offer(second)
+        time.sleep(0.05)
+    for _ in range(3):
+        publisher.offer(second)
+    assert pushing() == []
+    assert publisher.finish(second)["outcome"] == "published"
+    assert [event["step"] for event in events] == [4, 8]
+    assert [commit.title[:7] for commit in hub.history(REPO)] == ["Step 8:", "Step 4:", "initial"]
+
+
+def a_publisher(run: RunFolder, folder: Path, events: list[dict], pause: float = 0.0) -> Publisher:
+    """Of the run's checkpoints, in a folder of its own."""
+    return Publisher(
+        RunFolder(folder),
+        run.policy(),
+        Target(REPO),
+        lambda event, **facts: events.append({"event": event, **facts}),
+        pause=pause,
+        timeout=30.0,
+    )
+
+
 def test_a_publisher_ends_no_training(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No process can be started, or it ends at once."""
-    events: list[tuple[str, dict]] = []
-    there = RunFolder(tmp_path)
-    publisher = Publisher(
-        there,
-        run.policy(),
-        Target(REPO),
-        lambda event, **facts: events.append((event, facts)),
-        pause=0.0,
-        timeout=5.0,
-    )
-    best = best_of(run)
+    events: list[dict] = []
+    publisher, best = a_publisher(run, tmp_path, events), best_of(run)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     publisher.offer(best)
     assert "error" in publisher.finish(best)
@@ -384,5 +407,5 @@ def test_a_publisher_ends_no_training(
         publisher.offer(best)
     answer = publisher.finish(best)
     assert answer == {"error": "the push ended with exit status 0"}
-    assert {event for event, _ in events} == {"publish"}
-    assert [p for p in there.publishing.iterdir() if p.is_dir()] == []
+    assert {event["event"] for event in events} == {"publish"}
+    assert [p for p in publisher.run.publishing.iterdir() if p.is_dir()] == []

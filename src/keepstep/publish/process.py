@@ -19,7 +19,8 @@ from huggingface_hub import get_token
 from ..checkpoint.retention import Policy
 from .hub import Target
 
-QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "RANK": "0"}
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # they are for the training
 
 
 class Push:
@@ -35,7 +36,7 @@ class Push:
         self.deadline = time.monotonic() + timeout
         self._timeout = timeout
         self._answer: dict[str, Any] | None = None
-        environment = {**os.environ, **QUIET, "HF_TOKEN": get_token() or ""}
+        environment = {**os.environ, **QUIET, **NO_GPU, "HF_TOKEN": get_token() or ""}
         with open(log or os.devnull, "ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "keepstep.publish.push"],
