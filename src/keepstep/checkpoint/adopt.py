@@ -32,7 +32,7 @@ from .runfolder import Committed, RunFolder
 from .runwriter import RunWriter
 from .serialization import torch_save
 from .shards import UniversalSource, zero_source
-from .sources import MASTER, Source, load
+from .sources import MASTER, Source, load, load_pickled
 from .storage import Storage
 
 # Left where they are: a pickle of all arguments, secrets among them, and copies of programs.
@@ -156,7 +156,7 @@ def _take(storage: Storage, source: Path, target: Path) -> FileEntry:
     if target.suffix == ".pt" and not zipfile.is_zipfile(source):
         # Of the old kind, that DeepSpeed writes by default: it could not be mapped at a resume.
         with _naming(source), storage.create(target) as file:
-            torch_save(load(source), file)
+            torch_save(load_pickled(source), file)
     else:
         file = storage.copy(source, target)
     numbers = re.findall(r"(?:zero_pp_rank|rng_state)_(\d+)", target.name)
@@ -204,7 +204,7 @@ def _dealt(path: Path, world_size: int) -> dict[str, Any]:
     names = sorted(path.rglob("*mp_rank_00_model_states.pt"))
     if not names:
         return {}
-    states = load(names[0])
+    states = load_pickled(names[0])
     config, processes = states.get("ds_config") or {}, states["dp_world_size"]
     per_device = config.get("train_micro_batch_size_per_gpu")
     times = config.get("gradient_accumulation_steps")

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .sources import MASTER, MOMENTS, Piece, ReshardError, Stored, load
+from .sources import MASTER, MOMENTS, Piece, ReshardError, Stored, load_pickled
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
@@ -34,7 +34,7 @@ class ZeroStored(Stored):
     def __init__(self, folder: Path, model_file: str) -> None:
         super().__init__()
         self.folder = folder
-        states = self.model_states = load(folder / model_file)
+        states = self.model_states = load_pickled(folder / model_file)
         if states["mp_world_size"] != 1 or "num_experts" in states:
             raise ReshardError("mixture of experts, tensor or pipeline parallel: not supported")
         self.groups = [list(group) for group in states["param_shapes"]]
@@ -47,7 +47,7 @@ class ZeroStored(Stored):
         if [_rank_of(file) for file in self._files] != list(range(self.world_size)):
             raise ReshardError(f"{folder.name} does not hold the shards of {self.world_size} ranks")
         self.prefix = self._files[0].name.split("zero_pp_rank_")[0]
-        self.first_file = load(self._files[0])
+        self.first_file = load_pickled(self._files[0])
         self._shards: dict[int, Any] = {0: self.first_file["optimizer_state_dict"]}
         shard = self._shard(0)
         if "zero_stage" not in shard:
@@ -70,7 +70,7 @@ class ZeroStored(Stored):
 
     def _shard(self, rank: int) -> Any:
         if rank not in self._shards:
-            self._shards[rank] = load(self._files[rank])["optimizer_state_dict"]
+            self._shards[rank] = load_pickled(self._files[rank])["optimizer_state_dict"]
         return self._shards[rank]
 
     def _flat(self, rank: int, key: str, group: int) -> torch.Tensor:
@@ -117,7 +117,7 @@ class Zero3Source(ZeroStored):
     def _frozen_part(self, rank: int, name: str) -> torch.Tensor:
         if rank not in self._frozen:
             (path,) = self.folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
-            self._frozen[rank] = load(path)["frozen_param_fragments"]
+            self._frozen[rank] = load_pickled(path)["frozen_param_fragments"]
         return self._frozen[rank][name].reshape(-1)
 
     def _share(self, elements: int) -> int:
@@ -171,8 +171,8 @@ class UniversalSource(Stored):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._folder = folder / "zero"
-        states = load(next(iter(sorted(folder.glob("*mp_rank_00_model_states.pt")))))
-        common = load(self._folder / "optimizer_state.pt")
+        states = load_pickled(next(iter(sorted(folder.glob("*mp_rank_00_model_states.pt")))))
+        common = load_pickled(self._folder / "optimizer_state.pt")
         self.groups = [list(group) for group in states["param_shapes"]]
         for group in states["param_shapes"]:
             self.sizes |= {name: math.prod(shape) for name, shape in group.items()}
@@ -202,7 +202,7 @@ class UniversalSource(Stored):
         return self._load(name, "step")
 
     def _load(self, name: str, key: str) -> torch.Tensor:
-        stored = load(self._folder / name / f"{key}.pt")
+        stored = load_pickled(self._folder / name / f"{key}.pt")
         tensor: torch.Tensor = stored["param"] if isinstance(stored, dict) else stored
         return tensor
 

@@ -170,11 +170,15 @@ class TorchSource(Stored):
 
 
 def load(path: Path) -> Any:
-    """A torch file, its tensors mapped (read, if it is of the old kind that the stock Trainer has
-    DeepSpeed write). DeepSpeed stores classes of its own beside the tensors, so weights_only cannot
+    """A torch file that holds tensors and plain values, mapped; nothing else is unpickled."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def load_pickled(path: Path) -> Any:
+    """A torch file of DeepSpeed's, mapped (read, if it is of the old kind that the stock Trainer
+    has DeepSpeed write). It stores classes of its own beside the tensors, so `weights_only` cannot
     be used: the files are the run's own, compared with their manifest."""
-    mapped = zipfile.is_zipfile(path)
-    return torch.load(path, map_location="cpu", weights_only=False, mmap=mapped)
+    return torch.load(path, map_location="cpu", weights_only=False, mmap=zipfile.is_zipfile(path))
 
 
 def _stored_weights(folder: Path, names: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
