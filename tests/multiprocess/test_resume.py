@@ -63,6 +63,9 @@ def test_interrupted_equals_uninterrupted(
     assert final_digests(broken, 12) == final_digests(straight, 12)
 
     assert loss_curve(broken) == loss_curve(straight)
+    tokens = {RunFolder(run).checkpoint(12).manifest.about["tokens"] for run in (broken, straight)}
+    assert len(tokens) == 1, "all attempts are counted"
+    assert min(tokens) > 0
 
 
 def test_a_finished_run_does_not_train_again(ranks: Ranks, demo: Path, workspace: Path) -> None:
