@@ -117,7 +117,7 @@ def test_a_hub_that_hangs(
     run.wait_for("step 12/12  saved")
     trained = time.monotonic() - began
     codes = run.wait(30)
-    assert time.monotonic() - began < trained + 6 + 5
+    assert time.monotonic() - began < trained + 6 + 15
     assert codes == ([70, 0] if required else [0, 0])
     assert "Not published: the Hub did not answer to the end within 6 s\n" in run.output
     assert f"`keepstep push {tmp_path}/run` finishes it" in run.output
@@ -183,8 +183,8 @@ def test_pruned_while_it_is_pushed(
     ranks: Ranks, demo: Path, hub: HubPeer, client: Client, tmp_path: Path
 ) -> None:
     """Before the upload of step 4 is through, step 8 is better, and takes its place."""
-    slow = hub.fault("delay", path=UPLOAD, seconds=4)
-    fields = {"save_total_limit": 1, "keep_ranking": "recency"}
+    slow = hub.fault("delay", path=UPLOAD, seconds=6)
+    fields = {"max_steps": 16, "save_total_limit": 1, "keep_ranking": "recency"}
     command = argv(demo, tmp_path / "run", **FIELDS, **fields)
     run = ranks.start(["evaluates", *command], script=SHIM, env=environment(client))
     wait_for(slow)
@@ -224,7 +224,7 @@ def test_stopped_is_not_published(
     began = time.monotonic()
     stopped.kill(signal.SIGTERM)
     assert stopped.wait(60) == [75, 75]
-    assert time.monotonic() - began < 10, "the push is not waited for"
+    assert time.monotonic() - began < 20, "the push is not waited for"
     assert titles(hub) == ["initial commit"]
     ranks.run(command, env=environment(client))
     assert titles(hub)[0].startswith("Step 12")
