@@ -16,7 +16,7 @@ def hub(tmp_path: Path) -> Iterator[HubPeer]:
         yield peer
 
 
-@pytest.fixture(params=["lfs", "xet"])
+@pytest.fixture(params=["xet", pytest.param("lfs", marks=pytest.mark.long)])
 def client(request: pytest.FixtureRequest, hub: HubPeer, tmp_path: Path) -> Client:
-    """The client, once for each way to transfer."""
+    """The client, once for each way to transfer: by LFS in the long campaign only."""
     return Client(hub, tmp_path / "client", request.param)

@@ -26,12 +26,6 @@ SHIM = ROOT / "tests/multiprocess/shimmed.py"
 FIELDS = {"push_to_hub": True, "hub_model_id": REPO, "publish_min_seconds": 0, "card": CARD}
 
 
-@pytest.fixture(params=["xet", pytest.param("lfs", marks=pytest.mark.long)])
-def client(request: pytest.FixtureRequest, hub: HubPeer, tmp_path: Path) -> Client:
-    """Training takes its time: every run publishes by Xet, and by LFS in the long campaign."""
-    return Client(hub, tmp_path / "client", request.param)
-
-
 def environment(client: Client) -> dict[str, str]:
     """What the ranks' own environment lacks."""
     wanted = client.environment() | {"HF_HUB_OFFLINE": "0"}

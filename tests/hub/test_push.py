@@ -54,12 +54,16 @@ def run(trained: dict[str, RunFolder]) -> RunFolder:
 
 @pytest.fixture
 def here(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
+    live_at(client, monkeypatch)
+    return client
+
+
+def live_at(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment of a user of that Hub."""
     for name in set(os.environ) - set(client.environment()):
         monkeypatch.delenv(name)
     for name, value in client.environment().items():
         monkeypatch.setenv(name, value)
-    return client
 
 
 def push(run: RunFolder, timeout: float = 60, force: bool = False, dry_run: bool = False) -> str:
@@ -107,6 +111,19 @@ def test_one_commit_and_no_more(hub: HubPeer, run: RunFolder) -> None:
     assert said["weights"] == {"model.safetensors": hub.files(REPO)["model.safetensors"].sha256}
     metrics = json.loads(hub.read(REPO, "training/metrics.json"))
     assert [row["step"] for row in metrics if "eval_loss" in row] == [4, 8]
+
+
+def test_by_lfs(
+    hub: HubPeer, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other way to transfer; all the rest goes it in the long campaign."""
+    live_at(Client(hub, tmp_path / "lfs", "lfs"), monkeypatch)
+    hub.fault("reset", path="^/object/", after_bytes=100_000)
+    assert "published" in push(run)
+    weights = (best_of(run).path / "model.safetensors").read_bytes()
+    assert hub.read(REPO, "model.safetensors") == weights
+    assert titles(hub) == [title(run), "initial commit"]
+    assert hub.requests("POST", "^/v1/xorbs/") == []
 
 
 @pytest.mark.usefixtures("here")

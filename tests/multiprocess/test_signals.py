@@ -27,7 +27,7 @@ EVERY = [
     for strategy in ("cpu_zero3", "ddp")
     for processes in (2, 3)
 ]
-SOME = EVERY[::7]  # every phase, target, strategy and number
+SOME = EVERY[::11]  # every phase, target, strategy and number
 CASES = [
     pytest.param(
         *case, marks=[] if case in SOME else [pytest.mark.long], id="-".join(map(str, case))
