@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -23,6 +24,8 @@ def start(command: list[str], log: Path, cwd: Path = ROOT) -> subprocess.Popen[b
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # A shell's background jobs ignore it, and hand that on: Ctrl-C could not be tested.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     _started.append(psutil.Process(process.pid))
     return process
