@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from . import noise
 from .checkpoint.runfolder import RunFolder
 from .commands import RunArgument, app, console, fail, one_checkpoint, run_folder
 from .report import human_bytes, progress_bar
@@ -30,16 +31,17 @@ def export(
     """Write a checkpoint's weights for inference: what `from_pretrained` reads, and no more."""
     from .checkpoint.export import PRECISIONS, ExportError  # torch: seconds to import
     from .checkpoint.export import export as write_out
-    from .checkpoint.merge import export_merged
 
     if dtype not in (None, *PRECISIONS):
         fail(f"--dtype {dtype} is none of {', '.join(PRECISIONS)}")
-    source = one_checkpoint(checkpoint)
-    work = export_merged if merge_adapter else write_out
+    source, work = one_checkpoint(checkpoint), write_out
+    if merge_adapter:
+        noise.silence()
+        from .checkpoint.merge import export_merged as work  # transformers, too
     try:
         with progress_bar(console, f"exporting {source.path.name}") as progress:
             made = work(source, to, dtype=dtype, max_shard_size=max_shard_size, progress=progress)
-    except ExportError as error:
+    except (ExportError, OSError) as error:
         fail(str(error))
     console.print(
         f"{to}: {len(made.files)} files, {human_bytes(sum(made.files.values()))}, {made.dtype}",

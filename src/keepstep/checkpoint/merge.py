@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -33,6 +34,7 @@ def export_merged(
     Raises:
         ExportError: the checkpoint is no adapter, or its base model is not to be had.
     """
+    transformers.utils.logging.disable_progress_bar()  # ours tells
     storage = storage or Storage()
     if not checkpoint.manifest.adapter:
         raise ExportError(f"{checkpoint.path.name} is a whole model: there is nothing to merge")
