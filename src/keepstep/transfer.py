@@ -70,15 +70,16 @@ def push(
 
     folder = run_folder(run)
     try:
-        answer = push_best(
-            folder,
-            repo_id,
-            public=public,
-            force=force,
-            timeout=timeout,
-            dry_run=dry_run,
-            card=json.loads(card or "{}"),
-        )
+        with console.status(f"pushing the best of {run} …"):
+            answer = push_best(
+                folder,
+                repo_id,
+                public=public,
+                force=force,
+                timeout=timeout,
+                dry_run=dry_run,
+                card=json.loads(card or "{}"),
+            )
     except (PushFailedError, OSError, KeyError) as error:
         fail(str(error))
     except ValueError as error:
