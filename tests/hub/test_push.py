@@ -17,6 +17,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.publish.bundle import measured_on
 from keepstep.publish.by_hand import PushFailedError, best_of, push_best
 from keepstep.publish.hub import Target
 from keepstep.publish.publisher import Publisher
@@ -269,8 +270,7 @@ def test_content_that_the_hub_rejects(hub: HubPeer, run: RunFolder) -> None:
 def theirs(run: RunFolder, **values: object) -> dict[str, bytes | None]:
     """Somebody else's weights, and what is said of them."""
     said = {"run_id": "other", "global_step": 99, "metric": "eval_loss", "value": 0.1}
-    settings = best_of(run).manifest.settings
-    said |= {"measured_on": f"{settings['eval_dataset']} | {settings['base_model']}"}
+    said |= {"measured_on": measured_on(best_of(run).manifest.settings)}
     said |= {"greater_is_better": False, "weights": {"model.safetensors": "0" * 64}, **values}
     return {"model.safetensors": b"other", "training/best.json": json.dumps(said).encode()}
 

@@ -22,8 +22,8 @@ class Best:
         metric: what the run ranks its checkpoints by; None: by age.
         value: of the metric; None without one.
         greater_is_better: of the metric.
-        measured_on: evaluation rows and base model, by their fingerprints: what makes values of
-            two runs comparable.
+        measured_on: a digest of evaluation rows and base model: what makes values of two runs
+            comparable.
         weights: file → sha256, in hex.
     """
 

@@ -76,7 +76,7 @@ def make_bundle(
         policy.metric,
         value,
         policy.greater_is_better,
-        f"{manifest.settings.get('eval_dataset')} | {manifest.settings.get('base_model')}",
+        measured_on(manifest.settings),
         weights,
     )
     history = _history(frozen / STATE_FILE)
@@ -84,7 +84,7 @@ def make_bundle(
         "README.md": card.render(manifest, best, repo_id).encode(),
         card.CURVE_FILE: card.curve(history, best),
         BEST_FILE: best.to_json().encode(),
-        "training/arguments.json": _json(manifest.settings),
+        "training/arguments.json": _json(manifest.settings | {"base_model": base_of(manifest)}),
         "training/metrics.json": _json(history),
     }
     storage.make_folder(folder / "training")
@@ -92,6 +92,19 @@ def make_bundle(
         storage.write(folder / name, content)
     _without_local_names(folder, manifest, storage)
     return best
+
+
+def measured_on(settings: Mapping[str, Any]) -> str:
+    """A digest of evaluation rows and base model, whose fingerprint may hold a folder's name."""
+    what = f"{settings.get('eval_dataset')} | {settings.get('base_model')}"
+    return hashlib.sha256(what.encode()).hexdigest()[:32]
+
+
+def base_of(manifest: Manifest) -> str | None:
+    """The base model's name on the Hub, None without one."""
+    asked = (manifest.about.get("card") or {}).get("base_model")
+    name = asked or manifest.about.get("base_model")
+    return name if isinstance(name, str) else None
 
 
 def sha256_of(path: Path) -> str:
@@ -140,8 +153,8 @@ def _without_local_names(folder: Path, manifest: Manifest, storage: Storage) -> 
     Raises:
         ValueError: an adapter's base model has no name on the Hub.
     """
-    base = (manifest.about.get("card") or {}).get("base_model") or manifest.about.get("base_model")
-    if manifest.adapter and not isinstance(base, str):
+    base = base_of(manifest)
+    if manifest.adapter and base is None:
         raise ValueError(
             "an adapter is of no use without its base model's name on the Hub: in the recipe "
             "card: {base_model: owner/name}, or keepstep push --card '{\"base_model\": …}'"
@@ -155,7 +168,7 @@ def _without_local_names(folder: Path, manifest: Manifest, storage: Storage) -> 
         values = json.loads(path.read_text()) if path.is_file() else {}
         if key not in values:
             continue
-        if isinstance(base, str):
+        if base is not None:
             values[key] = base
         else:
             del values[key]
