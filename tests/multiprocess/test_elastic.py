@@ -89,8 +89,14 @@ def compare(chain: Chain, straight: Chain, rounding: float = ROUNDING) -> None:
         assert norm == pytest.approx(expected[step][2], rel=100 * rounding)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("strategy", ["zero1", "cpu_zero2", "cpu_zero3"])
+@pytest.mark.parametrize(
+    ("strategy", "kind"),
+    [
+        *(("zero1", "full"), ("cpu_zero2", "full"), ("cpu_zero3", "full"), ("cpu_zero3", "lora")),
+        pytest.param("zero1", "lora", marks=pytest.mark.long),
+        pytest.param("cpu_zero2", "lora", marks=pytest.mark.long),
+    ],
+)
 def test_two_one_two_three(
     ranks: Ranks, still_demo: Path, tmp_path: Path, straight: dict, strategy: str, kind: str
 ) -> None:
@@ -257,7 +263,9 @@ def test_the_best_is_loaded_whoever_wrote_it(
     assert "best 4 of 6, loaded: True" in run.output, run.output
 
 
-@pytest.mark.parametrize("strategy", ["cpu_zero2", "cpu_zero3"])
+@pytest.mark.parametrize(
+    "strategy", [pytest.param("cpu_zero2", marks=pytest.mark.long), "cpu_zero3"]
+)
 def test_shards_written_offline_are_loaded_as_they_are(
     ranks: Ranks, still_demo: Path, tmp_path: Path, straight: dict, strategy: str
 ) -> None:
@@ -284,7 +292,13 @@ ADOPTED = {
 }
 
 
-@pytest.mark.parametrize("case", ADOPTED)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.long) if case == "stock-universal-zero2" else case
+        for case in ADOPTED
+    ],
+)
 def test_adopted_checkpoints_go_on(
     ranks: Ranks, still_demo: Path, tmp_path: Path, straight: dict, case: str
 ) -> None:

@@ -30,7 +30,10 @@ def loss_curve(output_dir: Path) -> dict[int, float]:
     return {entry["step"]: entry["loss"] for entry in state["log_history"] if "loss" in entry}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.long) if c == "zero2-offload" else c for c in CASES],
+)
 def test_interrupted_equals_uninterrupted(
     ranks: Ranks, demo: Path, workspace: Path, case: str
 ) -> None:
