@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from reshard import Watch, build_engine, spawn, warm
+from reshard import Watch, build_engine, save_two_steps, spawn, warm
 from save_stall import SHAPES
 
 ARMS = ("file", "shards", "stock")
@@ -75,20 +75,16 @@ def save(arguments: argparse.Namespace) -> None:
     from deepspeed import comm
     from safetensors.torch import save_file
 
-    from keepstep.checkpoint.layout import flats
     from keepstep.checkpoint.manifest import FileEntry, Manifest
     from keepstep.checkpoint.sources import LAYOUT_FILE
     from keepstep.checkpoint.storage import digest_of, sizes_under
-    from keepstep.checkpoint.tensors import TYPES, Entry
+    from keepstep.checkpoint.tensors import Entry, layout_of
 
     torch.set_num_threads(1)
     deepspeed.init_distributed("gloo")
     engine = build_engine(arguments)
-    for flat in flats(engine):
-        moments = {"exp_avg": torch.randn_like(flat), "exp_avg_sq": torch.rand_like(flat)}
-        engine.optimizer.optimizer.state[flat] = {"step": torch.tensor(2.0), **moments}
     folder = arguments.folder / "checkpoint-2"
-    engine.save_checkpoint(str(folder))
+    save_two_steps(engine, folder)
     if comm.get_rank() != 0:
         print("{}", flush=True)
         os._exit(0)
@@ -100,11 +96,7 @@ def save(arguments: argparse.Namespace) -> None:
         {n: torch.zeros(e.shape, dtype=e.dtype) for n, e in entries.items()},
         folder / "model.safetensors",
     )
-    tensors = [
-        {"name": n, "parameter": n, "dtype": TYPES[e.dtype], "shape": e.shape}
-        for n, e in entries.items()
-    ]
-    (folder / LAYOUT_FILE).write_text(json.dumps({"tensors": tensors}))
+    (folder / LAYOUT_FILE).write_bytes(layout_of(entries, {name: name for name in entries}))
     files = {
         name: FileEntry(0, size, digest_of(folder / name))
         for name, size in sizes_under(folder).items()

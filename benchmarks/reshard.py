@@ -149,7 +149,6 @@ def load_or_save(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
     from deepspeed import comm
 
-    from keepstep.checkpoint.layout import flats
     from keepstep.checkpoint.reshard import load_shard, shard_for
     from keepstep.checkpoint.shards import zero_source
 
@@ -157,12 +156,7 @@ def load_or_save(arguments: argparse.Namespace) -> dict[str, float]:
     deepspeed.init_distributed("gloo")
     engine = build_engine(arguments)
     if arguments.worker == "save":
-        # As after two steps, without the memory that a backward pass of the largest model takes.
-        for flat in flats(engine):
-            moments = {"exp_avg": torch.randn_like(flat), "exp_avg_sq": torch.rand_like(flat)}
-            engine.optimizer.optimizer.state[flat] = {"step": torch.tensor(2.0), **moments}
-        engine.global_steps = 2
-        engine.save_checkpoint(str(arguments.folder))
+        save_two_steps(engine, arguments.folder)
         return {}
     if comm.get_rank() == 0:  # building the engine may have pushed them out of the page cache
         warm(arguments.folder / ("universal" if arguments.worker == "universal" else ""))
@@ -180,6 +174,19 @@ def load_or_save(arguments: argparse.Namespace) -> dict[str, float]:
     steps = {int(engine.global_steps)}
     assert steps == {2}, steps
     return {"seconds": watch.seconds, "gb": watch.gb}
+
+
+def save_two_steps(engine: Any, folder: Path) -> None:
+    """As after two steps, without the memory that a backward pass of the largest model takes."""
+    import torch
+
+    from keepstep.checkpoint.layout import flats
+
+    for flat in flats(engine):
+        moments = {"exp_avg": torch.randn_like(flat), "exp_avg_sq": torch.rand_like(flat)}
+        engine.optimizer.optimizer.state[flat] = {"step": torch.tensor(2.0), **moments}
+    engine.global_steps = 2
+    engine.save_checkpoint(str(folder))
 
 
 def build_engine(arguments: argparse.Namespace) -> Any:

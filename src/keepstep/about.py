@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
 
 from .config import Recipe
 from .preflight import looks_local
+from .publish.card import license_of
 
 
 def describe(recipe: Recipe, license_there: str | None = None) -> dict[str, Any]:
@@ -20,22 +19,14 @@ def describe(recipe: Recipe, license_there: str | None = None) -> dict[str, Any]
     has it); it is never made up.
     """
     base, training = str(recipe.model.model_name_or_path), recipe.training
-    card: dict[str, Any] = dict(training.card or {})  # type: ignore[arg-type]
     names = [recipe.data.dataset_name, *(d.path for d in recipe.data.datasets or [])]
     local = looks_local(base)
     return {
         "base_model": None if local else base,
         "datasets": [name for name in names if name and not looks_local(name)],
-        "license": card.get("license") or (_license_in(Path(base)) if local else license_there),
-        "precision": "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32",
+        "license": training.card_data.get("license")
+        or (license_of(Path(base).expanduser() / "README.md") if local else license_there),
+        "precision": training.precision,
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "card": card,
+        "card": training.card_data,
     }
-
-
-def _license_in(folder: Path) -> str | None:
-    """What a model's card in its folder says."""
-    with contextlib.suppress(Exception):  # there is none, or one that is not readable
-        card = ModelCard.load(folder.expanduser() / "README.md")
-        return str(card.data.license or "") or None
-    return None

@@ -290,6 +290,15 @@ class KeepstepConfig(SFTConfig):
         return int(self.deepspeed_plugin.zero_stage) if self.deepspeed_plugin else 0
 
     @property
+    def precision(self) -> str:
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
+
+    @property
+    def card_data(self) -> dict[str, Any]:
+        """`card`, of which HfArgumentParser has made a mapping."""
+        return dict(self.card or {})  # type: ignore[arg-type]
+
+    @property
     def batch(self) -> Batch:
         """How the rows of one optimizer step are shared out."""
         per_device, times = self.per_device_train_batch_size, self.gradient_accumulation_steps

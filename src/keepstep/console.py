@@ -52,16 +52,13 @@ def introduce(
 ) -> None:
     """What is about to run, in two lines; where it carries on from, and why not elsewhere."""
     args = trainer.args
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
-    # Under ZeRO-3 a parameter is empty here, and `ds_numel` is its size.
-    sizes = {p: getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()}
-    trained = sum(size for p, size in sizes.items() if p.requires_grad)
+    parameters, trained = trainer.parameter_counts()
     say(
         f"keepstep {__version__}: {args.output_dir}, attempt {trainer.manager.attempt}, "
-        f"{args.world_size} x {strategy_name(args.zero_stage)}, {precision}"
+        f"{args.world_size} x {strategy_name(args.zero_stage)}, {args.precision}"
     )
     say(
-        f"{recipe.model.model_name_or_path}: {sum(sizes.values()):,} parameters, "
+        f"{recipe.model.model_name_or_path}: {parameters:,} parameters, "
         f"{trained:,} trained; {args.batch}"
     )
     before = Dealt.from_json(trainer.start.manifest.dealt) if trainer.start else None

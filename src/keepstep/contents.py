@@ -19,6 +19,7 @@ from . import distributed
 from .checkpoint.layout import LayoutError, groups, is_stage3, masters
 from .checkpoint.sources import LAYOUT_FILE, NAMES_FILE, ReshardError
 from .checkpoint.storage import BLOCK
+from .checkpoint.tensors import layout_of
 from .checkpoint.weights import Probe, WeightsFile, ask, captured, trained
 from .checkpoint.writer import Part, Piece, SnapshotCheckpointEngine
 
@@ -76,21 +77,17 @@ class Contents:
         part.attempt(self.plan)
         if self._companions is None:
             return  # on every rank: the part has failed
-        weights, companions = self._weights, dict(self._companions)
-        if weights is not None:
-            companions |= weights.companions
-            if self.trainer.stores_weights():
-                part.attempt(lambda: weights.store(part, self._pieces(weights)))
-            if self.engine is not None:
-                companions[LAYOUT_FILE] = weights.describe()
-        else:
+        weights = self._weights
+        if weights is not None and self.trainer.stores_weights():
+            part.attempt(lambda: weights.store(part, self._pieces(weights)))
+        elif weights is None:
             self.gathering = part
             try:
                 self.trainer.save_model(folder, _internal_call=True)  # gathers, then _save
             finally:
                 self.gathering = None
         if part.rank == 0:
-            for name, content in companions.items():
+            for name, content in self._companions.items():
                 part.write(name, content)
 
     def plan(self) -> None:
@@ -119,6 +116,11 @@ class Contents:
             self._weights = None
             if distributed.is_main():
                 logger.warning("every save gathers the weights on one rank: %s", reasons[0])
+            return
+        assert self._weights is not None
+        self._companions |= self._weights.companions
+        if self.engine is not None:
+            self._companions[LAYOUT_FILE] = layout_of(self._weights.entries, self._weights.names)
 
     def _pieces(self, weights: WeightsFile) -> list[Piece]:
         world_size = self.trainer.args.world_size

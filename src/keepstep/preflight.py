@@ -250,7 +250,7 @@ def _hub(recipe: Recipe) -> list[Problem]:
                 "eval_strategy: steps, metric_for_best_model: eval_loss",
             )
         )
-    named = isinstance(training.card, dict) and training.card.get("base_model")
+    named = training.card_data.get("base_model")
     if recipe.model.use_peft and looks_local(str(recipe.model.model_name_or_path)) and not named:
         found.append(
             Problem(

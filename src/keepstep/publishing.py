@@ -51,7 +51,7 @@ class Publishing(TrainerCallback):
         if self._target is None:
             return []
         name, base = self._target.repo_id, str(self._recipe.model.model_name_or_path)
-        card: dict[str, Any] = dict(self._args.card or {})  # type: ignore[arg-type]
+        card = self._args.card_data
         answer = check(self._target, card, None if looks_local(base) else base, CHECK_SECONDS)
         if "error" in answer:
             if answer.get("fatal") or self._args.hub_require:

@@ -87,7 +87,6 @@ class KeepstepTrainer(SFTTrainer):
         self._logged: dict[str, float] = {}
         self._finite: Any = True
         self._begun: int | None = None
-        self._began = time.monotonic()
         self.contents = Contents(self)
         # Retention is the manager's: with a limit of 1, Trainer deletes folders at the end.
         self.args.save_total_limit = None
@@ -177,7 +176,7 @@ class KeepstepTrainer(SFTTrainer):
                 "recording", lambda writer: writer.record("reshard", **facts)
             )
         self._prepare_saves()
-        self._began = time.monotonic()
+        self._training_since = time.monotonic()
         return prepared
 
     def _prepare_saves(self) -> None:
@@ -279,14 +278,20 @@ class KeepstepTrainer(SFTTrainer):
             dealt=Dealt(self.args.batch, self.asked, course.rows if course else None).as_json(),
         )
 
+    def parameter_counts(self) -> tuple[int, int]:
+        """How many elements the model has, and how many of them are trained. Ranks: any."""
+        # Under ZeRO-3 a parameter is empty here, and `ds_numel` is its size.
+        sizes = {p: getattr(p, "ds_numel", p.numel()) for p in self.model.parameters()}
+        return sum(sizes.values()), sum(n for p, n in sizes.items() if p.requires_grad)
+
     def _counted(self) -> dict[str, Any]:
         """Sizes, and what was spent so far, by all attempts together."""
         before = self.start.manifest.about if self.start else {}
-        sizes = {p: getattr(p, "ds_numel", p.numel()) for p in self.model.parameters()}
-        seconds = float(before.get("train_seconds", 0.0)) + time.monotonic() - self._began
+        seconds = float(before.get("train_seconds", 0.0)) + time.monotonic() - self._training_since
+        parameters, trained = self.parameter_counts()
         return {
-            "parameters": sum(sizes.values()),
-            "trained": sum(size for p, size in sizes.items() if p.requires_grad),
+            "parameters": parameters,
+            "trained": trained,
             "tokens": int(self._total_train_tokens),
             "train_seconds": round(seconds, 1),
         }

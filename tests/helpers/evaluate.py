@@ -9,7 +9,9 @@ batches of the mean over a batch's tokens, as Trainer computes it.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -37,6 +39,19 @@ def evaluate(checkpoint: Path, rows: list[dict], batch_rows: int) -> float:
             total, tokens = total + nll[mask].sum().item(), tokens + int(mask.sum())
         losses.append(total / tokens)
     return sum(losses) / len(losses)
+
+
+def evaluate_apart(data: Path, checkpoints: Iterable[Path], timeout: float = 300) -> dict:
+    """Checkpoint → loss, by a fresh process that does not know keepstep; 8 rows a batch."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.evaluate", data, "8", *checkpoints],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=True,
+    )
+    return {Path(name): loss for name, loss in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
 def main() -> None:

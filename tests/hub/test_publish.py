@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.evaluate import evaluate_apart
 from tests.helpers.ranks import ROOT, Ranks
 from tests.helpers.recipes import argv
 from tests.hub.client import Client
@@ -49,17 +50,8 @@ def measured(hub: HubPeer, demo: Path, folder: Path) -> dict[int, float]:
         (step,) = re.findall(r"^Step (\d+):", commit.title)
         assert json.loads((place / "training/best.json").read_text())["global_step"] == int(step)
         places[int(step)] = place
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.evaluate", demo / "data/eval.jsonl", "8"]
-        + [str(place) for place in places.values()],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {step: found[str(place)] for step, place in places.items()}
+    found = evaluate_apart(demo / "data/eval.jsonl", places.values(), timeout=120)
+    return {step: found[place] for step, place in places.items()}
 
 
 def test_every_improvement(

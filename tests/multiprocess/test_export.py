@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,8 @@ from keepstep.checkpoint.export import ExportError, export
 from keepstep.checkpoint.merge import export_merged
 from keepstep.checkpoint.runfolder import Committed, RunFolder
 from keepstep.cli import app
-from tests.helpers.ranks import ROOT, Ranks
+from tests.helpers.evaluate import evaluate_apart
+from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
 
 KINDS = {
@@ -88,22 +87,14 @@ def test_a_stranger_loads_it_and_gets_the_recorded_loss(
     for kind in KINDS:
         checkpoint = bare(last(runs[kind]))
         export(checkpoint, tmp_path / kind, max_shard_size="1MB")
-        expected[str(tmp_path / kind)] = checkpoint.manifest.metrics["eval_loss"]
+        expected[tmp_path / kind] = checkpoint.manifest.metrics["eval_loss"]
     merged = export_merged(last(runs["adapter"]), tmp_path / "merged")
     assert "adapter_config.json" not in merged.files
-    expected[str(tmp_path / "merged")] = expected[str(tmp_path / "adapter")]
+    expected[tmp_path / "merged"] = expected[tmp_path / "adapter"]
     assert (tmp_path / "zero3/model.safetensors.index.json").is_file()
     assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.evaluate", demo / "data/eval.jsonl", "8", *expected],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
-    coarse = str(tmp_path / "bf16")  # evaluated in bf16 by either, in another order
+    found = evaluate_apart(demo / "data/eval.jsonl", expected)
+    coarse = tmp_path / "bf16"  # evaluated in bf16 by either, in another order
     assert found.pop(coarse) == pytest.approx(expected.pop(coarse), abs=2e-2)
     assert found == pytest.approx(expected, abs=2e-4)
 

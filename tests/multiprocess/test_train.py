@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from keepstep.checkpoint.runfolder import RunFolder
-from tests.helpers.ranks import ROOT, Ranks
+from tests.helpers.evaluate import evaluate_apart
+from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
 
 STRATEGIES = ["ddp", "zero1", "cpu_zero2", "cpu_zero3", "zero3"]
@@ -54,20 +52,12 @@ def test_strategies_agree_in_the_first_steps(runs: dict) -> None:
 def test_from_pretrained_reproduces_the_recorded_loss(runs: dict, demo: Path) -> None:
     """Every committed checkpoint, in a fresh process that does not know keepstep."""
     recorded = {
-        str(c.path): c.manifest.metrics["eval_loss"]
+        c.path: c.manifest.metrics["eval_loss"]
         for folder in runs.values()
         for c in folder.checkpoints()
     }
     assert len(recorded) == 3 * len(runs)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.evaluate", demo / "data/eval.jsonl", "8", *recorded],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    measured = json.loads(done.stdout.splitlines()[-1])
+    measured = evaluate_apart(demo / "data/eval.jsonl", recorded)
     assert measured == pytest.approx(recorded, abs=2e-4)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import json
+from pathlib import Path
 
 from .runfolder import Committed
+from .storage import Storage
 
 COMPANIONS = (
     *("config.json", "generation_config.json", "adapter_config.json", "chat_template.jinja"),
@@ -15,8 +17,17 @@ COMPANIONS = (
 )
 
 
-def companions(checkpoint: Committed, dtype: str | None = None) -> dict[str, bytes]:
+def write_companions(
+    checkpoint: Committed, folder: Path, storage: Storage, dtype: str | None = None
+) -> None:
     """Configuration (which names `dtype`), tokenizer and chat template of a checkpoint."""
+    for name, content in companions(checkpoint, dtype).items():
+        storage.make_folder((folder / name).parent)
+        storage.write(folder / name, content)
+
+
+def companions(checkpoint: Committed, dtype: str | None = None) -> dict[str, bytes]:
+    """The files that `write_companions` writes: name → content."""
     found = {
         name: (checkpoint.path / name).read_bytes()
         for name in checkpoint.manifest.files

@@ -7,6 +7,7 @@ written goes out some megabytes at a time: memory does not grow with the model.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from huggingface_hub.serialization._base import split_state_dict_into_shards_factory
 
 from .arena import aligned
-from .companions import companions
+from .companions import write_companions
 from .runfolder import Committed, RunFolder
 from .serialization import bytes_of
 from .shards import zero_source
@@ -109,28 +110,32 @@ def export(
         OSError: of the disk.
     """
     storage = storage or Storage()
+    weights, file_name = open_weights(checkpoint, dtype)
+    with new_folder(folder, storage) as partial:
+        _write_weights(weights, file_name, dtype, max_shard_size, partial, storage, progress)
+        write_companions(checkpoint, partial, storage, dtype and str(PRECISIONS[dtype]))
+    return Exported(folder, dict(sorted(sizes_under(folder).items())), _main_type(weights, dtype))
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, storage: Storage) -> Iterator[Path]:
+    """Where to write what `folder` is to hold; it gets that name when all is there, or never.
+
+    Raises:
+        ExportError: it exists.
+    """
     if folder.exists():
         raise ExportError(f"{folder} exists: name a new folder")
-    weights, file_name = open_weights(checkpoint, dtype)
     partial = folder.with_name(f".{folder.name}.partial")
     if partial.exists():
         storage.remove(partial)
     storage.make_folder(partial)
     try:
-        _write_weights(weights, file_name, dtype, max_shard_size, partial, storage, progress)
-        for name, content in companions(checkpoint, dtype and str(PRECISIONS[dtype])).items():
-            storage.make_folder((partial / name).parent)
-            storage.write(partial / name, content)
+        yield partial
     except BaseException:
         storage.remove(partial)
         raise
-    return finished(partial, folder, _main_type(weights, dtype), storage)
-
-
-def finished(partial: Path, folder: Path, dtype: str, storage: Storage) -> Exported:
-    """Give a complete export its name."""
     storage.rename(partial, folder)
-    return Exported(folder, dict(sorted(sizes_under(folder).items())), dtype)
 
 
 def open_weights(checkpoint: Committed, dtype: str | None = None) -> tuple[Weights, str]:
@@ -177,6 +182,7 @@ def _write_weights(
     entries = {name: _cast(entry, dtype) for name, entry in weights.entries.items()}
     total, done = sum(entry.nbytes for entry in entries.values()), 0
     whole = file_name.startswith("adapter")  # PEFT reads one file
+    memory = aligned(CHUNK)
     try:
         split = split_state_dict_into_shards_factory(
             entries,
@@ -193,7 +199,7 @@ def _write_weights(
         with storage.create(folder / name) as file:
             file.write(header)
             for member in members:
-                for content in _contents(weights, member, entries[member]):
+                for content in _contents(weights, member, entries[member], memory):
                     done += file.write(bytes_of(content))
                     progress(done, total)
     if split.is_sharded:
@@ -202,9 +208,11 @@ def _write_weights(
         storage.write(folder / f"{file_name}.index.json", text)
 
 
-def _contents(weights: Weights, name: str, entry: Entry) -> Iterator[torch.Tensor]:
-    """A tensor's elements in their type, some megabytes at a time, always in the same memory."""
-    bounce = aligned(CHUNK).view(entry.dtype)
+def _contents(
+    weights: Weights, name: str, entry: Entry, memory: torch.Tensor
+) -> Iterator[torch.Tensor]:
+    """A tensor's elements in their type, as many at a time as `memory` holds, and there."""
+    bounce = memory.view(entry.dtype)
     for begin in range(0, entry.numel, bounce.numel()):
         part = bounce[: min(bounce.numel(), entry.numel - begin)]
         weights.fill(name, begin, part)

@@ -6,15 +6,16 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from .companions import companions
-from .export import PRECISIONS, Exported, ExportError, export, finished
+from .companions import write_companions
+from .export import PRECISIONS, Exported, ExportError, export, new_folder
 from .runfolder import Committed
-from .storage import Storage
+from .storage import Storage, sizes_under
 
 
 def export_merged(
@@ -38,8 +39,19 @@ def export_merged(
     storage = storage or Storage()
     if not checkpoint.manifest.adapter:
         raise ExportError(f"{checkpoint.path.name} is a whole model: there is nothing to merge")
-    if folder.exists():
-        raise ExportError(f"{folder} exists: name a new folder")
+    with new_folder(folder, storage) as partial:
+        model = _merged(checkpoint)
+        if dtype is not None:
+            model = model.to(PRECISIONS[dtype])
+        model.save_pretrained(partial, max_shard_size=max_shard_size)
+        write_companions(checkpoint, partial, storage)
+        storage.remove(partial / "adapter_config.json")
+    progress(1, 1)
+    name = str(model.dtype).removeprefix("torch.")
+    return Exported(folder, dict(sorted(sizes_under(folder).items())), name)
+
+
+def _merged(checkpoint: Committed) -> Any:
     with tempfile.TemporaryDirectory(prefix="keepstep-") as scratch:
         adapter = export(checkpoint, Path(scratch) / "adapter", dtype="fp32").folder
         config = json.loads((adapter / "adapter_config.json").read_text())
@@ -50,16 +62,4 @@ def export_merged(
             )
         except (OSError, ValueError) as error:
             raise ExportError(f"the base model {base} is not to be had: {error}") from error
-        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    if dtype is not None:
-        model = model.to(PRECISIONS[dtype])
-    partial = folder.with_name(f".{folder.name}.partial")
-    if partial.exists():
-        storage.remove(partial)
-    model.save_pretrained(partial, max_shard_size=max_shard_size)
-    for name, content in companions(checkpoint).items():
-        if name != "adapter_config.json":
-            storage.make_folder((partial / name).parent)
-            storage.write(partial / name, content)
-    progress(1, 1)
-    return finished(partial, folder, str(model.dtype).removeprefix("torch."), storage)
+        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()

@@ -135,6 +135,11 @@ class RunFolder:
             for c in checkpoints
         ]
 
+    def best(self, policy: Policy) -> Committed | None:
+        """The committed checkpoint with the best metric, None when none has one."""
+        step = best_step(self.records(policy.metric), policy)
+        return None if step is None else self.checkpoint(step)
+
     def retention(self) -> list[Decision]:
         """The retention plan, under the policy that the run was last launched with."""
         policy = self.policy()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .manifest import MANIFEST_NAME, Manifest, ManifestError, differences, folder_name, step_of
-from .retention import Policy, best_step, plan_retention
+from .retention import Policy, plan_retention
 from .runfolder import Committed, RunFolder, read_checkpoint
 from .selection import WORDS, Choice, SelectionError, Verify, choose
 from .storage import Storage, sizes_of
@@ -202,8 +202,7 @@ class RunWriter:
 
     def best(self) -> Committed | None:
         """The committed checkpoint with the best metric, None when none has one."""
-        step = best_step(self.run.records(self.policy.metric), self.policy)
-        return None if step is None else self.run.checkpoint(step)
+        return self.run.best(self.policy)
 
     def point(self) -> None:
         """Set the links `latest` and `best`: hints for people; the truth is in the manifests."""

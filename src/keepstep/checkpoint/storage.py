@@ -163,10 +163,15 @@ class Storage:
                 file.write(block)
         return file
 
-    def link(self, source: Path, path: Path) -> None:
-        """A second name for a file, if the file system has such."""
+    def link(self, source: Path, path: Path, or_copy: bool = False) -> None:
+        """A second name for a file; `or_copy`: a copy, on a file system that has no such."""
         self.before("link", path)
-        os.link(source, path)
+        try:
+            os.link(source, path)
+        except OSError as error:
+            if not or_copy or isinstance(error, FileNotFoundError):
+                raise
+            self.copy(source, path)
 
     def write_at(self, path: Path, size: int, extents: Iterable[tuple[int, memoryview]]) -> str:
         """Write this process's extents (offset, content) of a file that several processes share.

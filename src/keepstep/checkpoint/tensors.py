@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,18 @@ def lay_out(entries: Iterable[tuple[str, Entry]], align: int = 8) -> tuple[bytes
     text = json.dumps(described, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % align)
     return struct.pack("<Q", len(text)) + text, offsets
+
+
+def layout_of(entries: Mapping[str, Entry], parameters: Mapping[str, str]) -> bytes:
+    """What an export needs to make a weights file from shards (sources.LAYOUT_FILE).
+
+    `parameters`: names of its tensors → in the model.
+    """
+    tensors = [
+        {"name": name, "parameter": parameters[name], "dtype": TYPES[e.dtype], "shape": e.shape}
+        for name, e in entries.items()
+    ]
+    return json.dumps({"tensors": tensors}).encode() + b"\n"
 
 
 def mapped(path: Path) -> dict[str, torch.Tensor]:

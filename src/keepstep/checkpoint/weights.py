@@ -8,7 +8,6 @@ type.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -66,14 +65,6 @@ class WeightsFile:
         self._header, offsets = lay_out(self.entries.items(), align=BLOCK)
         self._offsets = {sources[name]: offset for name, offset in offsets.items()}
         self.size = len(self._header) + sum(entry.nbytes for entry in self.entries.values())
-
-    def describe(self) -> bytes:
-        """What `export` needs to make the file from the shards of a checkpoint without it."""
-        tensors = [
-            {"name": name, "parameter": self.names[name], "dtype": TYPES[e.dtype], "shape": e.shape}
-            for name, e in self.entries.items()
-        ]
-        return json.dumps({"file": self.name, "tensors": tensors}).encode() + b"\n"
 
     def pieces(self, model: Any, engine: Any | None, rank: int, world_size: int) -> list[Piece]:
         """What a rank has of it, as things are now (engine: DeepSpeed's, None without). Ranks: any.

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.companions import write_companions
 from ..checkpoint.manifest import MANIFEST_NAME, Manifest, has_weights
 from ..checkpoint.retention import Policy
 from ..checkpoint.runfolder import Committed, read_checkpoint
@@ -33,18 +34,13 @@ def freeze(checkpoint: Committed, folder: Path, storage: Storage, copy: bool = F
         OSError: as of a checkpoint that has just been pruned.
     """
     manifest = checkpoint.manifest
-    state = (".pt", ".pth") if has_weights(manifest) else ("rng_state",)
-    wanted = {n: e for n, e in manifest.files.items() if not (n.endswith(state) or "rng_" in n)}
+    left_out = (".pt", ".pth") if has_weights(manifest) else ".pth"  # else the shards are needed
+    wanted = {name: e for name, e in manifest.files.items() if not name.endswith(left_out)}
     if folder.exists():
         storage.remove(folder)
     for name in wanted:
         storage.make_folder((folder / name).parent)
-        try:
-            storage.link(checkpoint.path / name, folder / name)
-        except OSError as error:
-            if not copy or isinstance(error, FileNotFoundError):
-                raise
-            storage.copy(checkpoint.path / name, folder / name)
+        storage.link(checkpoint.path / name, folder / name, or_copy=copy)
     frozen = replace(manifest, files=wanted)
     storage.write(folder / MANIFEST_NAME, frozen.to_json().encode())
     return Committed(folder, frozen)
@@ -84,7 +80,7 @@ def make_bundle(
         "README.md": card.render(manifest, best, repo_id).encode(),
         card.CURVE_FILE: card.curve(history, best),
         BEST_FILE: best.to_json().encode(),
-        "training/arguments.json": _json(manifest.settings | {"base_model": base_of(manifest)}),
+        "training/arguments.json": _json(manifest.settings | {"base_model": card.base_of(about)}),
         "training/metrics.json": _json(history),
     }
     storage.make_folder(folder / "training")
@@ -98,13 +94,6 @@ def measured_on(settings: Mapping[str, Any]) -> str:
     """A digest of evaluation rows and base model, whose fingerprint may hold a folder's name."""
     what = f"{settings.get('eval_dataset')} | {settings.get('base_model')}"
     return hashlib.sha256(what.encode()).hexdigest()[:32]
-
-
-def base_of(manifest: Manifest) -> str | None:
-    """The base model's name on the Hub, None without one."""
-    asked = (manifest.about.get("card") or {}).get("base_model")
-    name = asked or manifest.about.get("base_model")
-    return name if isinstance(name, str) else None
 
 
 def sha256_of(path: Path) -> str:
@@ -124,14 +113,10 @@ def _put_weights(checkpoint: Committed, folder: Path, storage: Storage) -> None:
 
         export(checkpoint, folder, storage=storage)
         return
-    from ..checkpoint.companions import companions
-
     storage.make_folder(folder)
     for name in weights:
-        storage.link(checkpoint.path / name, folder / name)
-    for name, content in companions(checkpoint).items():
-        storage.make_folder((folder / name).parent)
-        storage.write(folder / name, content)
+        storage.link(checkpoint.path / name, folder / name, or_copy=True)
+    write_companions(checkpoint, folder, storage)
 
 
 def _history(path: Path) -> list[dict[str, Any]]:
@@ -153,7 +138,7 @@ def _without_local_names(folder: Path, manifest: Manifest, storage: Storage) -> 
     Raises:
         ValueError: an adapter's base model has no name on the Hub.
     """
-    base = base_of(manifest)
+    base = card.base_of(manifest.about)
     if manifest.adapter and base is None:
         raise ValueError(
             "an adapter is of no use without its base model's name on the Hub: in the recipe "

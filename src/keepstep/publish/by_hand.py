@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from ..checkpoint.retention import best_step
 from ..checkpoint.runfolder import Committed, RunFolder
 from ..checkpoint.storage import Storage
 from .bundle import freeze
@@ -58,13 +57,13 @@ def push_best(
 def best_of(run: RunFolder) -> Committed:
     """The best committed checkpoint; the newest, where nothing ranks them."""
     policy = run.policy()
-    records = run.records(policy.metric)
-    step = best_step(records, policy)
-    if step is None and not policy.metric:
-        step = max((record.step for record in records if not record.abandoned), default=None)
-    if step is None:
+    alive = [record.step for record in run.records(None) if not record.abandoned]
+    best = run.best(policy)
+    if best is None and alive and not policy.metric:
+        best = run.checkpoint(max(alive))
+    if best is None:
         raise PushFailedError(f"{run.path} has no best checkpoint")
-    return run.checkpoint(step)
+    return best
 
 
 def _target(run: RunFolder, repo_id: str | None, public: bool) -> Target:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..checkpoint.manifest import Manifest, strategy_name
 from .best import Best
@@ -52,6 +54,19 @@ def curve(history: Sequence[Mapping[str, Any]], best: Best) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120, metadata={"Software": None})
     return picture.getvalue()
+
+
+def base_of(about: Mapping[str, Any]) -> str | None:
+    """The base model's name on the Hub, None without one."""
+    name = (about.get("card") or {}).get("base_model") or about.get("base_model")
+    return name if isinstance(name, str) else None
+
+
+def license_of(base: str | Path) -> str | None:
+    """What a model's card says, on the Hub or in a file; None: nothing, or it cannot be read."""
+    with contextlib.suppress(Exception):
+        return str(ModelCard.load(base).data.license or "") or None
+    return None
 
 
 def _metadata(manifest: Manifest, best: Best, repo_id: str) -> ModelCardData:
@@ -151,8 +166,8 @@ def _method(settings: Mapping[str, Any]) -> str:
 
 
 def _base(about: Mapping[str, Any]) -> str:
-    base = (about.get("card") or {}).get("base_model") or about.get("base_model")
-    return f"[{base}](https://huggingface.co/{base})" if isinstance(base, str) else "its base model"
+    base = base_of(about)
+    return f"[{base}](https://huggingface.co/{base})" if base else "its base model"
 
 
 def _listed(about: Mapping[str, Any]) -> str:

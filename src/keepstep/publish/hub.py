@@ -8,7 +8,6 @@ timeout, and honours `Retry-After` without a bound.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import tempfile
 import time
@@ -35,8 +34,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import default_client_factory
 
+from ..checkpoint.storage import sizes_under
 from .best import BEST_FILE, Best
 from .bundle import sha256_of
+from .card import license_of
 
 T = TypeVar("T")
 TRIES = 6
@@ -128,24 +129,17 @@ def check(api: HfApi, target: Target, card: dict[str, Any], base: str | None) ->
 
     def look() -> dict[str, Any]:
         api.whoami()
-        head = _head(api, target)
+        repo = _repo(api, target)
         api.auth_check(target.repo_id, write=True)
         ModelCard(f"---\n{ModelCardData(**card).to_yaml()}\n---\n").validate()
-        theirs = remote_best(api, target, head)
+        theirs = remote_best(api, target, repo.sha)
         return {
             "theirs": theirs and asdict(theirs),
-            "public": not api.repo_info(target.repo_id).private,
+            "public": not repo.private,
             "license": base and license_of(base),
         }
 
     return _with_patience(target, look, tries=3)
-
-
-def license_of(base: str) -> str | None:
-    """What a model's card says; None: nothing, or it cannot be read now."""
-    with contextlib.suppress(Exception):
-        return str(ModelCard.load(base).data.license or "") or None
-    return None
 
 
 def push(api: HfApi, target: Target, folder: Path, best: Best) -> Pushed:
@@ -154,16 +148,16 @@ def push(api: HfApi, target: Target, folder: Path, best: Best) -> Pushed:
     Raises:
         PushError: it could not be done.
     """
-    tries, files = 0, [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    tries, files = 0, sorted(sizes_under(folder))
 
     def once() -> Pushed:
         nonlocal tries
         tries += 1
-        head = _head(api, target)
+        head = _repo(api, target).sha
         theirs = remote_best(api, target, head)
         verdict = best.compare(theirs)
         if verdict == "same":  # the texts beside them may be somebody's, or of another version
-            _verify(api, target, [folder / name for name in best.weights], folder, head)
+            _verify(api, target, best.weights, folder, best, head)
             return Pushed("published" if tries > 1 else "present", head, best.global_step)
         if verdict == "unlike" and not target.force:
             raise PushError(f"{target.repo_id}: {_refusal(best, theirs, verdict)}", fatal=True)
@@ -171,12 +165,15 @@ def push(api: HfApi, target: Target, folder: Path, best: Best) -> Pushed:
             return Pushed("refused", head, theirs.global_step, _refusal(best, theirs, verdict))
         info = api.create_commit(
             target.repo_id,
-            [*_added(files, folder), *_removed(api, target, head, folder)],
+            [
+                *(CommitOperationAdd(name, folder / name) for name in files),
+                *_removed(api, target, head, folder),
+            ],
             commit_message=_title(best),
             commit_description=f"run {best.run_id}, by keepstep",
             parent_commit=head,
         )
-        _verify(api, target, files, folder, info.oid)
+        _verify(api, target, files, folder, best, info.oid)
         return Pushed("published", info.oid, best.global_step)
 
     return _with_patience(target, once)
@@ -194,18 +191,13 @@ def remote_best(api: HfApi, target: Target, revision: str) -> Best | None:
         return Best.from_json(Path(path).read_text())
 
 
-def _head(api: HfApi, target: Target) -> str:
+def _repo(api: HfApi, target: Target) -> Any:
+    """What the Hub says of the repository, which is made if it does not exist."""
     try:
-        info = api.repo_info(target.repo_id)
+        return api.repo_info(target.repo_id)
     except RepositoryNotFoundError:
         api.create_repo(target.repo_id, private=target.private, exist_ok=True)
-        info = api.repo_info(target.repo_id)
-    return str(info.sha)
-
-
-def _added(files: Iterable[Path], folder: Path) -> Iterator[CommitOperationAdd]:
-    for path in files:
-        yield CommitOperationAdd(path.relative_to(folder).as_posix(), path)
+        return api.repo_info(target.repo_id)
 
 
 def _removed(
@@ -223,23 +215,26 @@ def _files(api: HfApi, target: Target, revision: str) -> Iterable[RepoFile]:
     return [file for file in tree if isinstance(file, RepoFile)]
 
 
-def _verify(api: HfApi, target: Target, files: Iterable[Path], folder: Path, revision: str) -> None:
+def _verify(
+    api: HfApi, target: Target, names: Iterable[str], folder: Path, best: Best, revision: str
+) -> None:
     """These files are there, byte for byte.
 
     Raises:
         OSError: one is not.
     """
     there = {file.path: file for file in _files(api, target, revision)}
-    for path in files:
-        name = path.relative_to(folder).as_posix()
-        file = there.get(name)
-        if file is None or file.size != path.stat().st_size or not _same(path, file):
+    for name in names:
+        if not _same(folder / name, there.get(name), best.weights.get(name)):
             raise OSError(f"{name} at {revision[:8]} is not what was sent")
 
 
-def _same(path: Path, file: RepoFile) -> bool:
+def _same(path: Path, file: RepoFile | None, sha256: str | None) -> bool:
+    """Whether the Hub's file is ours; `sha256`: of ours, if it is known already."""
+    if file is None or file.size != path.stat().st_size:
+        return False
     if file.lfs is not None:
-        return bool(file.lfs.sha256 == sha256_of(path))
+        return bool(file.lfs.sha256 == (sha256 or sha256_of(path)))
     content = path.read_bytes()
     return bool(file.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
 

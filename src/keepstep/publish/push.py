@@ -18,6 +18,7 @@ from typing import Any
 
 from .. import preemption
 from ..checkpoint.retention import Policy
+from ..checkpoint.storage import sizes_under
 from . import hub
 from .bundle import make_bundle
 
@@ -52,7 +53,7 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
     policy = Policy(**job["policy"])
     best = make_bundle(frozen, policy, target.repo_id, folder, job.get("card") or {})
     if job.get("dry_run"):
-        files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        files = sorted(sizes_under(folder))
         return {"outcome": "would publish", "step": best.global_step, "files": files}
     return asdict(hub.push(hub.connect(), target, folder, best))
 
