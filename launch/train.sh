@@ -49,6 +49,12 @@ if [[ $gpus -eq 0 ]]; then
   # Shared between environments, DeepSpeed would compile its extension anew at every launch.
   export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$(python -c 'import sys; print(sys.prefix)')/torch_extensions}
 fi
+# Killed in a moment in which it held torch's lock there, a run leaves it, and every later one hangs.
+for lock in "${TORCH_EXTENSIONS_DIR:-$HOME/.cache/torch_extensions}"/{,*/}*/lock; do
+  [[ -e $lock ]] || continue
+  lock=$(realpath "$lock")
+  [[ -n $(find /proc/[0-9]*/fd -lname "$lock" -print -quit 2>/dev/null) ]] || rm -f "$lock"
+done
 # After a stop request the launcher ends its ranks by force when this many seconds have passed.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
 
@@ -65,18 +71,28 @@ export KEEPSTEP_STATUS_FILE=$scratch/status.json
 # The launcher meets any exit status but 0 with a traceback of its own. It is held back, and shown
 # only when the run itself has not said how it ended.
 without_launcher_traceback() {
-  awk -v status="$KEEPSTEP_STATUS_FILE" '
-    /^[WE][0-9]+ .*torch\/distributed\/elastic\// { holding = 1 }
-    holding { held = held $0 "\n"; next }
-    { print; fflush() }
-    END { if ((getline line < status) <= 0) printf "%s", held }' >&2
-}
+  trap '' TERM HUP USR1 USR2 # Slurm signals every process; without this one, stderr would break
+  local line held=''
+  while IFS= read -r line || [[ -n $line ]]; do
+    if [[ -n $held || $line =~ ^[WE][0-9]+\ .*torch/distributed/elastic/ ]]; then
+      held+=$line$'\n'
+    else
+      printf '%s\n' "$line"
+    fi
+  done
+  [[ -s $KEEPSTEP_STATUS_FILE ]] || printf %s "$held"
+} >&2
 
 mkfifo "$scratch/stderr"
 without_launcher_traceback <"$scratch/stderr" &
 filter=$!
-# A session of its own: Ctrl-C reaches this script alone, and the ranks hear of it once.
-setsid "${command[@]}" 2>"$scratch/stderr" &
+start_launcher() {
+  trap '' USR1 USR2 # it would die of them; the ranks have handlers of their own
+  # A session of its own: Ctrl-C reaches this script alone, and the ranks hear of it once.
+  # If this script is killed, the launcher hears of that.
+  exec setpriv --pdeathsig TERM setsid "${command[@]}"
+}
+start_launcher 2>"$scratch/stderr" &
 launcher=$!
 interrupts=0
 stop() {

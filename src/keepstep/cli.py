@@ -11,7 +11,8 @@ import typer
 
 from . import (
     __version__,
-    transfer,  # noqa: F401  # registers its commands
+    checking,  # noqa: F401  # these register their commands
+    transfer,  # noqa: F401
 )
 from .checkpoint.manifest import step_of
 from .checkpoint.retention import plan_retention
@@ -29,6 +30,7 @@ from .commands import (
     run_folder,
 )
 from .report import (
+    attempt_table,
     checkpoint_rows,
     checkpoint_table,
     human_bytes,
@@ -74,6 +76,8 @@ def list_checkpoints(
         console.print(save_hint(folder, mtbf_hours), highlight=False)
     total = sum(c.manifest.total_bytes for c in checkpoints)
     console.print(f"{len(checkpoints)} checkpoints, {human_bytes(total)}", highlight=False)
+    if verbose or any(attempt.job for attempt in folder.attempts()):
+        console.print(attempt_table(folder), highlight=False)
     for name, fault in (folder.unreadable() | folder.strangers()).items():
         console.print(f"{name}: {fault}", highlight=False)
 

@@ -94,7 +94,8 @@ def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
         )
         return
     if outcome.outcome == "failed":
-        say(f"Failed at step {outcome.global_step}: {outcome.reason}.")
+        where = "" if outcome.global_step is None else f" at step {outcome.global_step}"
+        say(f"Failed{where}: {outcome.reason}")
         return
     if outcome.outcome == "preempted":
         say(

@@ -34,9 +34,18 @@ class Pacer:
     """The main process's measurements and its reasons to save."""
 
     def __init__(
-        self, run: RunFolder, schedule: Schedule, clock: Callable[[], float] = time.time
+        self,
+        run: RunFolder,
+        schedule: Schedule,
+        clock: Callable[[], float] = time.time,
+        owned: Callable[[], bool] = lambda: True,
     ) -> None:
-        self.run, self.schedule, self._clock = run, schedule, clock
+        """
+        Args:
+            owned: whether the run is still this attempt's.
+        """
+        self.run, self.schedule, self._clock, self._owned = run, schedule, clock, owned
+        self.lost = False
         self.save_seconds = [seconds_of(save) for save in run.saves().values()]
         self.step_seconds: list[float] = []
         self.last_save = self._last_step = self._last_look = clock()
@@ -50,6 +59,7 @@ class Pacer:
         if now - self._last_look >= LOOK_SECONDS:
             self._last_look = now
             self._requests = self.run.requests()
+            self.lost = not self._owned()
         moment = Moment(
             now, self.last_save, self.save_seconds, self.step_seconds, in_flight, self._requests
         )
@@ -80,21 +90,28 @@ class EveryStep(TrainerCallback):
         self.watchdog: Watchdog | None = None
 
     def progress(self) -> None:
+        self.trainer.manager.beat()
         if self.watchdog is not None:
             self.watchdog.progress()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if distributed.is_main():
-            self.pacer = Pacer(self.trainer.manager.run, args.schedule())
+            manager = self.trainer.manager
+            self.pacer = Pacer(manager.run, args.schedule(), owned=manager.owned)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress()
         trainer, asked = self.trainer, preemption.requested()
         saver = trainer.manager.saver
         reason = self.pacer.step_ended(saver.in_flight) if self.pacer else None
-        news, stop, save = distributed.any_rank(
-            saver.has_news(), asked is not None or reason in STOPS, reason is not None
+        news, stop, save, lost = distributed.any_rank(
+            saver.has_news(),
+            asked is not None or reason in STOPS,
+            reason is not None,
+            self.pacer is not None and self.pacer.lost,
         )
+        if lost:
+            trainer.manager.confirm()
         if news:
             trainer.hear()
         if stop and state.global_step < state.max_steps:

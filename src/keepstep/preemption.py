@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -11,8 +12,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 # Ctrl-C reaches a rank from the terminal and again from its launcher: that is one request.
 ONE_REQUEST_SECONDS = 2.0
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _started = time.time()
+_launcher: int | None = None
 _received: list[tuple[int, float]] = []
 
 
@@ -21,10 +24,21 @@ def install_handlers() -> None:
 
     Call it before the slow imports, in every rank: a signal that comes earlier ends the process.
     """
-    global _started
+    global _started, _launcher
     _started = time.time()
     for number in SIGNALS:
         signal.signal(number, _handle)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _launcher = os.getppid()
+        die_with_parent(signal.SIGTERM)
+
+
+def die_with_parent(number: int) -> None:
+    """Have the kernel send this process a signal when its parent is gone, however it ended."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # it was faster
+        os.kill(os.getpid(), number)
 
 
 def started() -> float:
@@ -33,8 +47,12 @@ def started() -> float:
 
 
 def requested() -> str | None:
-    """The name of the signal that this process has received, None so far."""
-    return signal.Signals(_received[0][0]).name if _received else None
+    """The signal that this process has received, by name, None so far."""
+    if not _received:
+        return None
+    name = signal.Signals(_received[0][0]).name
+    # Without it nobody would end the ranks, or hear of their end.
+    return f"{name} (its launcher is gone)" if _launcher not in (None, os.getppid()) else name
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

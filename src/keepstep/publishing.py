@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from . import distributed, preemption
-from .checkpoint.runfolder import RunFolder
+from .checkpoint.manager import CheckpointManager
 from .config import Problem, Recipe
 from .console import say
 from .outcome import EXIT_STATUS, Outcome
@@ -79,6 +79,7 @@ class Publishing(TrainerCallback):
                 trainer.manager.policy,
                 self._target,
                 trainer.manager.writer.record,
+                trainer.manager.storage,
                 pause=self._args.publish_min_seconds,
                 timeout=self._args.publish_timeout_seconds,
             )
@@ -95,7 +96,7 @@ class Publishing(TrainerCallback):
             self._publisher.offer(saved.best)
             self._tell(self._publisher)
 
-    def finish(self, outcome: Outcome, run: RunFolder) -> Outcome:
+    def finish(self, outcome: Outcome, manager: CheckpointManager) -> Outcome:
         """Publish what a finished run leaves, if that has not been done. Ranks: any."""
         publisher, best = self._publisher, None
         if publisher is None or outcome.outcome != "finished":
@@ -103,8 +104,8 @@ class Publishing(TrainerCallback):
             return outcome
         if outcome.best_step is not None:
             with contextlib.suppress(KeyError, OSError):  # pruned by hand this very moment
-                best = run.checkpoint(outcome.best_step)
-        answer = publisher.finish(best, self._why_stop)
+                best = manager.run.checkpoint(outcome.best_step)
+        answer = publisher.finish(best, lambda: self._why_stop(manager))
         if publisher.news is None and "error" in answer:
             publisher.news = answer
         self._tell(publisher)
@@ -113,8 +114,9 @@ class Publishing(TrainerCallback):
         reason = f"not published: {answer['error']}"
         return replace(outcome, reason=reason, exit=EXIT_STATUS["failed"])
 
-    def _why_stop(self) -> str | None:
+    def _why_stop(self, manager: CheckpointManager) -> str | None:
         """A scheduler that wants the machine back does not wait for the Hub."""
+        manager.beat()
         asked, end = preemption.requested(), self._args.schedule().deadline
         if asked is not None:
             return f"stopped on request ({asked})"

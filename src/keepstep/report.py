@@ -62,7 +62,7 @@ def checkpoint_rows(run: RunFolder) -> list[dict[str, Any]]:
     saves = run.saves()
     metric = run.policy().metric
     abandoned = {record.step for record in run.records(metric) if record.abandoned}
-    resharded = {attempt.number: attempt.resharded for attempt in run.attempts()}
+    attempts = {attempt.number: attempt for attempt in run.attempts()}
     return [
         {
             "step": c.step,
@@ -74,7 +74,8 @@ def checkpoint_rows(run: RunFolder) -> list[dict[str, Any]]:
             "saved_at": c.manifest.saved_at,
             "attempt": c.manifest.attempt,
             "parent": c.manifest.parent,
-            "resharded_from": resharded.get(c.manifest.attempt),
+            "job": dict(attempts[c.manifest.attempt].job),
+            "resharded_from": attempts[c.manifest.attempt].resharded,
             "origin": c.manifest.origin,
             "abandoned": c.step in abandoned,
             "finite": c.manifest.health.get("finite", True),
@@ -111,6 +112,22 @@ def checkpoint_table(run: RunFolder) -> Table:
     return table
 
 
+def attempt_table(run: RunFolder) -> Table:
+    """Every attempt: when, as which batch job and where, from what, and how it ended."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("attempt", "began (UTC)", "job", "restarts", "nodes", "from", "commits"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("ended", overflow="fold")
+    for attempt in run.attempts():
+        job = [str(attempt.job.get(name, "")) for name in ("job", "restarts", "nodes")]
+        began = (attempt.began or "")[:19].replace("T", " ")
+        begun_at = "" if attempt.request is None else f"step {attempt.resumed_from}"
+        ended = attempt.outcome or "no word of it: killed, or at work"
+        ended += "" if attempt.reached is None else f" at step {attempt.reached}"
+        table.add_row(str(attempt.number), began, *job, begun_at, str(attempt.commits), ended)
+    return table
+
+
 def _lineage(row: dict[str, Any]) -> str:
     text = "adopted" if row["origin"] else f"attempt {row['attempt']}"
     if row["parent"]:
@@ -134,22 +151,23 @@ def save_table(run: RunFolder) -> Table:
     return table
 
 
-def save_hint(run: RunFolder, mtbf_hours: float) -> str:
-    """What this run's saves cost and a failure loses, and the interval that loses least."""
-    saves = sorted(run.saves().items())
-    stalls = [float(save.get("stall", 0.0)) for _, save in saves]
+def step_seconds(run: RunFolder) -> float | None:
+    """How long a step has taken, saves and evaluations included; None: too few saves to tell."""
     steps = [
         (moment(b["time"]) - moment(a["time"])) / (later - earlier)
-        for (earlier, a), (later, b) in pairwise(saves)
+        for (earlier, a), (later, b) in pairwise(sorted(run.saves().items()))
         if a["attempt"] == b["attempt"]
     ]
-    if not steps:
+    return median(steps) if steps else None
+
+
+def save_hint(run: RunFolder, mtbf_hours: float) -> str:
+    """What this run's saves cost and a failure loses, and the interval that loses least."""
+    saves, step = run.saves(), step_seconds(run)
+    if step is None:
         return "too few saves to say how often to save"
-    stall, step, apart = (
-        median(stalls),
-        median(steps),
-        max(b - a for (a, _), (b, _) in pairwise(saves)),
-    )
+    stall = median(float(save.get("stall", 0.0)) for save in saves.values())
+    apart = max(later - earlier for earlier, later in pairwise(sorted(saves)))
     best = best_interval(stall, mtbf_hours * 3600)
     return (
         f"a save stops training for {stall:.3f} s, a step takes {step:.2f} s, and a failure loses "

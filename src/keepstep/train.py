@@ -21,6 +21,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 
 from . import about, data, distributed, model, publishing
 from .checkpoint.manager import CheckpointManager, DriftError, Resume
+from .checkpoint.ownership import NotOwnerError
 from .checkpoint.runfolder import Committed
 from .checkpoint.selection import Choice, NoProgressError, SelectionError
 from .checkpoint.sources import ReshardError
@@ -89,6 +90,8 @@ def attempt(recipe: Recipe) -> Outcome:
         raise
     except NoProgressError as error:
         outcome = ended("no_progress", reason=str(error))
+    except NotOwnerError as error:  # nothing is written any more
+        outcome = ended("failed", reason=str(error))
     except (SelectionError, DriftError, ReshardError) as error:
         watchdog.stop()
         manager.end(Outcome("failed", str(error), exit=CONFIG_EXIT_STATUS))
@@ -99,7 +102,7 @@ def attempt(recipe: Recipe) -> Outcome:
         manager.end(ended("failed", reason=f"{type(error).__name__}: {error}"))
         raise
     watchdog.stop()
-    outcome = hub.finish(outcome, manager.run)  # the main process alone: the others do not wait
+    outcome = hub.finish(outcome, manager)  # the main process alone: the others do not wait
     manager.end(outcome)
     farewell(manager, outcome)
     return outcome
@@ -204,6 +207,7 @@ def carry_on(trainer: KeepstepTrainer) -> Outcome:
         say(f"This run is finished, at step {step} of {planned}: there is nothing to train.")
     else:
         trainer.train(resume_from_checkpoint=str(start.path) if start else None)
+        trainer.manager.confirm()
         step = trainer.state.global_step
     best = trainer.manager.best()
     facts: dict[str, Any] = {"global_step": step, "best_step": best.step if best else None}

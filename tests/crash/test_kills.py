@@ -51,7 +51,7 @@ def test_random_kills(ranks: Ranks, demo: Path, tmp_path: Path, kills: int) -> N
             # 0: the run was over, and the process on its way out when the signal came.
             assert {codes[rank] for rank in victims if rank in alive} <= {-signal.SIGKILL, 0}
             fired += -signal.SIGKILL in [codes[rank] for rank in victims]
-            torn += len(list((run / ".keepstep/staging").glob("*")))
+            torn += len(list((run / ".keepstep/staging").glob("*/*")))
             if set(codes) == {0}:
                 break
         ranks.run(command, timeout=200)

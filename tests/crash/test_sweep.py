@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.folders import left_behind
 from tests.helpers.ranks import Ranks
 
 JOB = Path(__file__).parent / "job.py"
@@ -77,7 +78,7 @@ class Sweep:
         kept = [c.step for c in folder.checkpoints()]
         assert kept == ([STEPS] if self.limit == 1 else [1, 2, STEPS])
         assert all(folder.faults(c, deep=True) == [] for c in folder.checkpoints())
-        assert list(folder.staging.iterdir()) == list(folder.trash.iterdir()) == []
+        assert left_behind(folder) == []
         names = {p.name for p in self.run.iterdir()}
         assert names == {".keepstep", "latest", "best", *(f"checkpoint-{s}" for s in kept)}
 

@@ -58,6 +58,11 @@ def final_digests(run: Path, step: int) -> dict[str, str]:
     return {name: e.xxh3_128 for name, e in files.items() if name != "trainer_state.json"}
 
 
+def left_behind(run: RunFolder) -> list[Path]:
+    """What lies in the attempts' parts of staging and trash."""
+    return [path for place in (run.staging, run.trash) for path in place.glob("*/*")]
+
+
 def identify(run: Path, **policy: object) -> Path:
     """What the first attempt writes down about a run."""
     private = run / ".keepstep"

@@ -17,6 +17,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.checkpoint.storage import Storage
 from keepstep.publish.bundle import measured_on
 from keepstep.publish.by_hand import PushFailedError, best_of, push_best
 from keepstep.publish.hub import Target
@@ -405,6 +406,7 @@ def a_publisher(run: RunFolder, folder: Path, events: list[dict], pause: float =
         run.policy(),
         Target(REPO),
         lambda event, **facts: events.append({"event": event, **facts}),
+        Storage(),
         pause=pause,
         timeout=30.0,
     )

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from keepstep.checkpoint.runfolder import RunFolder
-from tests.helpers.folders import final_digests
+from tests.helpers.folders import final_digests, left_behind
 from tests.helpers.launchers import end, start
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import argv
@@ -99,7 +99,7 @@ def check_stopped(run: Path, phase: str) -> str:
     folder = RunFolder(run)
     assert folder.checkpoints()[-1].step == status["global_step"]
     assert all(folder.faults(checkpoint, deep=True) == [] for checkpoint in folder.checkpoints())
-    assert list(folder.staging.iterdir()) == []
+    assert left_behind(folder) == []
     return str(status["reason"])
 
 

@@ -11,7 +11,7 @@ import torch
 from keepstep.checkpoint.adopt import AdoptError, adopt
 from keepstep.checkpoint.runfolder import RunFolder
 from keepstep.restore import schedule_for
-from tests.helpers.folders import commit
+from tests.helpers.folders import commit, left_behind
 
 
 def stock(folder: Path, **changes: object) -> Path:
@@ -68,7 +68,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(AdoptError, match=r"optimizer\.pt"):
         adopt(torn, run)
     assert run.checkpoints() == []
-    assert not list(run.staging.iterdir())
+    assert left_behind(run) == []
 
 
 def test_a_schedule_for_other_groups() -> None:

@@ -35,6 +35,7 @@ LEVELS = [
     },
     {
         "checkpoint.companions",
+        "checkpoint.ownership",
         "checkpoint.runwriter",
         "checkpoint.writer",
         "checkpoint.shards",
@@ -53,7 +54,7 @@ LEVELS = [
     {"about", "console"},
     {"publishing"},
     {"train", "commands"},
-    {"transfer"},
+    {"transfer", "checking"},
     {"cli"},
 ]
 PURE = LEVELS[1] - {"noise"}

@@ -20,7 +20,7 @@ from keepstep.checkpoint.runfolder import RunFolder
 from keepstep.checkpoint.runwriter import RunWriter
 from keepstep.checkpoint.selection import SelectionError
 from keepstep.checkpoint.storage import Storage
-from tests.helpers.folders import manifest
+from tests.helpers.folders import left_behind, manifest
 from tests.unit.test_retention import brute_force
 
 METRIC = Policy(3, "metric", "eval_loss")
@@ -35,9 +35,11 @@ class Launch:
         policy: Policy = METRIC,
         request: str = "auto",
         weights_only: bool = False,
+        storage: Storage | None = None,
+        owner: str | None = None,
     ) -> None:
         self.folder = RunFolder(run)
-        self.writer = RunWriter(self.folder, policy, Storage())
+        self.writer = RunWriter(self.folder, policy, storage or Storage(), owner)
         self.writer.start()
         chosen, choice = self.writer.select(request, self.verify, 3, weights_only)
         self.choice = replace(choice, weights_only=weights_only and not choice.under_way)
@@ -80,7 +82,7 @@ def test_links_follow_the_newest_and_the_best(tmp_path: Path) -> None:
     assert launch.steps() == [20, 30, 50]
     assert os.readlink(tmp_path / "latest") == "checkpoint-50"
     assert os.readlink(tmp_path / "best") == "checkpoint-20"
-    assert os.listdir(launch.folder.trash) == os.listdir(launch.folder.staging) == []
+    assert left_behind(launch.folder) == []
 
 
 def test_a_moved_run_knows_its_best_and_holds_no_path(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import inf
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Attempt:
         outcome: finished, preempted, failed, …; None: killed, or still at work.
         reached: the step at which it ended, None unless it said so.
         resharded: (processes, ZeRO stage) that wrote what it resumed from, if not the same as its.
+        began: when, as the events tell it (UTC, ISO 8601).
+        job: of a batch job: `job` (its id), `nodes`, `restarts`.
     """
 
     number: int
@@ -38,6 +41,8 @@ class Attempt:
     outcome: str | None = None
     reached: int | None = None
     resharded: tuple[int, int] | None = None
+    began: str | None = None
+    job: Mapping[str, Any] = field(default_factory=dict)
 
 
 def abandoned_steps(nodes: Iterable[Node], attempts: Iterable[Attempt] = ()) -> set[int]:

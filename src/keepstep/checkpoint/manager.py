@@ -6,7 +6,9 @@ decides or changes in the run folder, the main process does (`RunWriter`) and th
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from .manifest import (
     not_reshardable,
     strategy_name,
 )
+from .ownership import NotOwnerError, Owner, claim, job_facts
 from .retention import Policy
 from .runfolder import Committed, RunFolder
 from .runwriter import RunWriter
@@ -33,6 +36,7 @@ from .storage import Storage, sizes_of
 
 T = TypeVar("T")
 ROWS = "rows_per_step"  # the setting that `Batch` decides
+BEAT_SECONDS = 1.0  # between signs of life: the run folder may lie on a network filesystem
 Depth = Literal["auto", "digests", "sizes", "off"]
 
 
@@ -91,18 +95,59 @@ class CheckpointManager:
         self.saver = Saver(lambda: self.writer, self.storage, mode, timeout)
         self.attempt = 0
         self.previous: Attempt | None = None
+        self._owner: Owner | None = None
         self._writer: RunWriter | None = None
+        self._beats, self._last_beat = 0, float("-inf")
 
     def start(self) -> None:
-        """Begin an attempt. Ranks: all (collective)."""
+        """Begin an attempt, as the owner of the run. Ranks: all (collective).
 
-        def begin() -> tuple[int, Attempt | None]:
+        Raises:
+            NotOwnerError: another attempt has the run.
+        """
+
+        def begin() -> tuple[Owner, int, Attempt | None]:
+            owner = claim(self.run, self.storage)
+            self.storage.guard(owner.check)
             before = [a for a in self.run.attempts() if a.request is not None or a.commits][-1:]
-            self._writer = RunWriter(self.run, self.policy, self.storage)
-            self._writer.start()
-            return self._writer.attempt, before[0] if before else None
+            self._writer = RunWriter(self.run, self.policy, self.storage, owner.token)
+            self._writer.start(**job_facts())
+            return owner, self._writer.attempt, before[0] if before else None
 
-        self.attempt, self.previous = distributed.on_main_process("starting the attempt", begin)
+        begun = distributed.on_main_process("starting the attempt", lambda: _caught(begin))
+        if isinstance(begun, Exception):
+            raise begun
+        self._owner, self.attempt, self.previous = begun
+        if not distributed.is_main():
+            self.storage.guard(self._owner.check)
+
+    def owned(self) -> bool:
+        """Whether the run is still this attempt's. Ranks: any, not collective."""
+        return not isinstance(_caught(self._check), NotOwnerError)
+
+    def confirm(self) -> None:
+        """See to it that the run is still this attempt's. Ranks: all (collective).
+
+        Raises:
+            NotOwnerError: on every rank: it has a newer owner, and this attempt ends.
+        """
+        lost = distributed.on_main_process("looking up the owner", lambda: _caught(self._check))
+        if lost is not None:
+            raise lost
+
+    def _check(self) -> None:
+        if self._owner is not None:
+            self._owner.check()
+
+    def beat(self) -> None:
+        """Show whoever watches from outside that this attempt gets on. Ranks: any."""
+        self._beats += 1
+        if self._writer is None or time.monotonic() - self._last_beat < BEAT_SECONDS:
+            return
+        self._last_beat = time.monotonic()
+        with contextlib.suppress(OSError):  # a full disk is no reason to end
+            text = f"{self._writer.owner} {self._beats}\n"
+            self.storage.note(self.run.heartbeat, text)
 
     def choose(self, resume: Resume) -> tuple[Committed | None, Choice]:
         """The checkpoint to resume from, None for the beginning. Ranks: all (collective).
@@ -114,7 +159,9 @@ class CheckpointManager:
             SelectionError: what is asked for cannot be had (NoProgressError: not any more).
             DriftError: the settings have changed; the message lists them.
         """
-        outcome = distributed.on_main_process("choosing", lambda: _caught(self._decide, resume))
+        outcome = distributed.on_main_process(
+            "choosing", lambda: _caught(lambda: self._decide(resume))
+        )
         if isinstance(outcome, Exception):
             raise outcome
         chosen, choice = outcome
@@ -149,7 +196,7 @@ class CheckpointManager:
         """
         self.saver.wait_alone()
         outcome.tell_shell()
-        if self._writer is not None:
+        if self._writer is not None and self.owned():
             self._writer.end(outcome.as_json())
 
     @property
@@ -258,9 +305,9 @@ def _drift_report(checkpoint: Committed, changed: Sequence[str]) -> str:
     )
 
 
-def _caught(action: Callable[[Resume], T], resume: Resume) -> T | Exception:
+def _caught(action: Callable[[], T]) -> T | Exception:
     """The value, or the error that every rank is to raise."""
     try:
-        return action(resume)
-    except (SelectionError, DriftError) as error:
+        return action()
+    except (SelectionError, DriftError, NotOwnerError) as error:
         return error

@@ -15,6 +15,7 @@ from .selection import Candidate, Situation, Verify
 from .storage import digest_of, sizes_of
 
 PRIVATE = ".keepstep"
+JOB = ("job", "nodes", "restarts")  # what an attempt says of its batch job
 REQUESTS = ("stop", "save-now")  # files of these names: what somebody asks of a running attempt
 # What is read in less than a minute, at a rate that any disk reaches.
 DIGEST_ALL_BELOW_BYTES = 60 * 500 * 10**6
@@ -47,6 +48,8 @@ class RunFolder:
         self.events = self.private / "events.jsonl"
         self.identity = self.private / "run.json"
         self.status = self.private / "status.json"
+        self.owner_file = self.private / "owner"
+        self.heartbeat = self.private / "heartbeat"
         self._events_read: tuple[int, list[dict[str, Any]]] = (-1, [])
         self._read: dict[Path, tuple[tuple[int, int, int], Committed | str]] = {}
 
@@ -113,6 +116,17 @@ class RunFolder:
         """What somebody has asked for."""
         return tuple(name for name in REQUESTS if self.request(name).exists())
 
+    def owner(self) -> str | None:
+        """The name of the attempt that may change the folder (see ownership.py), None of none."""
+        return next(iter(self.owner_words()), None)
+
+    def owner_words(self) -> list[str]:
+        """The owner's name, and its process where that is known: host, id, beginning."""
+        try:
+            return self.owner_file.read_text().split()
+        except FileNotFoundError:
+            return []
+
     def pinned(self) -> set[int]:
         """Steps that somebody asked to keep (`keepstep pin`)."""
         if not self.pins.is_dir():
@@ -151,7 +165,12 @@ class RunFolder:
         for event in self._events():
             number, kind = event["attempt"], event["event"]
             attempt = attempts.setdefault(number, Attempt(number))
-            if kind == "resume":
+            if kind == "attempt":
+                job: dict[str, Any] = {
+                    name: event[name] for name in ("job", "nodes", "restarts") if name in event
+                }
+                attempt = replace(attempt, began=event.get("time"), job=job)
+            elif kind == "resume":
                 attempt = replace(
                     attempt, request=event.get("request"), resumed_from=event.get("step") or 0
                 )

@@ -26,6 +26,7 @@ from .storage import Storage, sizes_of
 logger = logging.getLogger(__name__)
 
 REPLACED = "replaced-"  # in the trash: the name of a checkpoint whose step is being saved again
+SWEPT = "swept-"  # beside staging and trash: what earlier attempts left there
 
 
 @dataclass(frozen=True)
@@ -55,31 +56,50 @@ class RunWriter:
         run: the folder.
         run_id: the run's name, made at its first attempt.
         attempt: this launch, counted from 1.
+        owner: the name under which it owns the folder.
+        staging, trash: its own parts of these folders. The next owner takes all parts away in one
+            rename; whoever still wants to rename something out of them, or into them, cannot.
     """
 
-    def __init__(self, run: RunFolder, policy: Policy, storage: Storage) -> None:
+    def __init__(
+        self, run: RunFolder, policy: Policy, storage: Storage, owner: str | None = None
+    ) -> None:
         self.run = run
         self.policy = policy
         self.storage = storage
+        self.owner = owner or f"by-hand-{secrets.token_hex(4)}"
+        self.staging, self.trash = run.staging / self.owner, run.trash / self.owner
         self.run_id = run.run_id() or secrets.token_hex(6)
         self._recording = threading.Lock()
         self.attempt = max((attempt.number for attempt in run.attempts()), default=0)
 
-    def start(self) -> None:
-        """Begin an attempt: sweep what a killed one left behind, and set the links right."""
+    def start(self, **facts: Any) -> None:
+        """Begin an attempt: sweep what a killed one left behind, and set the links right.
+
+        `facts` go into events.jsonl.
+        """
         self.attempt += 1
         self.storage.make_folder(self.run.private)
         self._restore_replaced()
-        for leftover in (self.run.staging, self.run.trash):  # first: the disk may be full
-            if leftover.exists():
-                self.storage.remove(leftover)
-            self.storage.make_folder(leftover)
+        self._sweep()
         self.identify()
-        for name in self.run.requests():  # they were meant for the attempt before this one
-            self.storage.remove(self.run.request(name))
+        for name in self.run.requests():
+            if self.run.request(name).read_text() != self.owner:  # but for an earlier attempt
+                self.storage.remove(self.run.request(name))
         self.storage.remove(self.run.status)  # it told how the attempt before this one ended
-        self.record("attempt")
+        self.record("attempt", **facts)
         self.point()
+
+    def _sweep(self) -> None:
+        """Remove what earlier attempts staged and threw away. First: the disk may be full."""
+        for place in (self.run.staging, self.run.trash):
+            if place.exists():
+                swept = f"{SWEPT}{place.name}-{secrets.token_hex(4)}"
+                self.storage.rename(place, self.run.private / swept)
+        for swept_folder in sorted(self.run.private.glob(f"{SWEPT}*")):
+            self.storage.remove(swept_folder)
+        for place in (self.staging, self.trash):
+            self.storage.make_folder(place)
 
     def identify(self) -> None:
         """Write down the run's name and its retention policy."""
@@ -111,14 +131,14 @@ class RunWriter:
     def stage(self, step: int) -> Path:
         """An empty staging folder for the checkpoint of `step`, and one for its reports."""
         self.discard(step)
-        folder = self.run.staging / folder_name(step)
+        folder = self.staging / folder_name(step)
         for place in (self.reports(step), folder):
             self.storage.make_folder(place)
         return folder
 
     def reports(self, step: int) -> Path:
         """The folder in which the ranks say that their parts of a staged checkpoint are written."""
-        return self.run.staging / f"{folder_name(step)}-reports"
+        return self.staging / f"{folder_name(step)}-reports"
 
     def commit(self, manifest: Manifest, **facts: Any) -> Committed:
         """Make the staged folder of `manifest` a checkpoint: the manifest first, then one rename.
@@ -130,7 +150,7 @@ class RunWriter:
             ManifestError: the folder does not hold what the manifest says.
         """
         started = time.perf_counter()
-        staged = self.run.staging / folder_name(manifest.global_step)
+        staged = self.staging / folder_name(manifest.global_step)
         missing = differences(manifest, sizes_of(staged, manifest.files))
         if missing:
             raise ManifestError(f"the staged checkpoint is incomplete: {'; '.join(missing)}")
@@ -142,7 +162,7 @@ class RunWriter:
         try:
             self.storage.rename(staged, target)
         except OSError as error:
-            if staged.exists():
+            if not _stands(target, manifest):
                 raise
             logger.warning("%s stands, but its folder could not be synced: %s", target.name, error)
         self.record(
@@ -163,7 +183,7 @@ class RunWriter:
 
     def discard(self, step: int) -> None:
         """Remove the staging folder of a checkpoint that will not be committed, and its reports."""
-        for place in (self.run.staging / folder_name(step), self.reports(step)):
+        for place in (self.staging / folder_name(step), self.reports(step)):
             if place.exists():
                 self.storage.remove(place)
 
@@ -173,8 +193,8 @@ class RunWriter:
         gone = [decision for decision in plan if not decision.keep]
         for decision in gone:
             folder = self.run.path / folder_name(decision.step)
-            discarded = self.run.trash / f"{folder.name}-{secrets.token_hex(3)}"
-            self.storage.make_folder(self.run.trash)
+            discarded = self.trash / f"{folder.name}-{secrets.token_hex(3)}"
+            self.storage.make_folder(self.trash)
             try:
                 self.storage.rename(folder, discarded)
             except FileNotFoundError:
@@ -239,7 +259,7 @@ class RunWriter:
     def end(self, status: dict[str, Any]) -> None:
         """Say how this attempt ended: status.json for shells, a line in events.jsonl."""
         self.record("end", **status)
-        text = self._without_paths(json.dumps(status, indent=1))
+        text = self._without_paths(json.dumps({**status, "owner": self.owner}, indent=1))
         try:
             self.storage.replace(self.run.status, text.encode() + b"\n")
         except OSError as error:
@@ -269,8 +289,8 @@ class RunWriter:
             return None
         if target.name not in {c.path.name for c in self.run.checkpoints()}:
             raise ManifestError(f"{target.name} is in the way, and is not this run's")
-        self.storage.make_folder(self.run.trash)
-        aside = self.run.trash / f"{REPLACED}{target.name}"
+        self.storage.make_folder(self.trash)
+        aside = self.trash / f"{REPLACED}{target.name}"
         if aside.exists():
             self.storage.remove(aside)
         self.storage.rename(target, aside)
@@ -278,7 +298,7 @@ class RunWriter:
 
     def _restore_replaced(self) -> None:
         """A commit killed between putting the old folder aside and placing the new: undo it."""
-        for aside in self.run.trash.glob(f"{REPLACED}*") if self.run.trash.is_dir() else []:
+        for aside in self.run.trash.glob(f"*/{REPLACED}*") if self.run.trash.is_dir() else []:
             target = self.run.path / aside.name.removeprefix(REPLACED)
             try:
                 manifest = Manifest.from_json((aside / MANIFEST_NAME).read_text())
@@ -315,6 +335,14 @@ def now() -> str:
 
 def _json(values: dict[str, Any]) -> bytes:
     return json.dumps(values, indent=1).encode() + b"\n"
+
+
+def _stands(target: Path, manifest: Manifest) -> bool:
+    """Whether `target` is this checkpoint, and not what a successor of this attempt made of it."""
+    try:
+        return read_checkpoint(target).manifest.to_json() == manifest.to_json()
+    except ManifestError:
+        return False
 
 
 def _read_foreign(path: Path) -> Committed:

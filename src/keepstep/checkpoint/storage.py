@@ -1,8 +1,8 @@
 """The only module that changes the disk.
 
-Small operations, each durable when it returns: a file is synced before it is closed, a rename is
-followed by a sync of the folders it touched. `Storage.before` is called ahead of every operation;
-tests count and crash there.
+Small operations, each durable when it returns (but for `note`): a file is synced before it is
+closed, a rename is followed by a sync of the folders it touched. `Storage.before` is called ahead
+of every operation: there attempts see whether the run is still theirs; tests count and crash.
 """
 
 from __future__ import annotations
@@ -135,6 +135,17 @@ class Storage:
     def __init__(self, before: Before = lambda operation, path: None) -> None:
         self.before = before
 
+    def guard(self, check: Callable[[], None]) -> None:
+        """From now on `check` comes ahead of every operation, and raises where nothing may be
+        changed."""
+        before = self.before
+
+        def guarded(operation: str, path: Path) -> None:
+            check()
+            before(operation, path)
+
+        self.before = guarded
+
     def make_folder(self, path: Path) -> None:
         """Create `path` and its parents; an existing folder is kept."""
         if not path.is_dir():
@@ -197,6 +208,11 @@ class Storage:
         temporary = path.with_name(f".{path.name}.new")
         self.write(temporary, content)
         self.rename(temporary, path)
+
+    def note(self, path: Path, text: str) -> None:
+        """Write a few words that may be lost: not synced, and a reader may see a part."""
+        self.before("note", path)
+        path.write_text(text)
 
     def append_line(self, path: Path, line: str) -> None:
         """Add one line to a log; a torn last line of a killed writer is closed first."""

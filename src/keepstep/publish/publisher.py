@@ -39,6 +39,7 @@ class Publisher:
         policy: Policy,
         target: Target,
         record: Record,
+        storage: Storage,
         *,
         pause: float,
         timeout: float,
@@ -46,13 +47,14 @@ class Publisher:
         """
         Args:
             record: writes an event down.
+            storage: changes the disk, while the run is this attempt's.
             pause: seconds from the beginning of a push to the next one's, at least.
             timeout: seconds that a push may take.
         """
         self.run, self.target, self.policy = run, target, policy
         self.news: dict[str, Any] | None = None
         self._record, self._pause, self._timeout = record, pause, timeout
-        self._storage = Storage()
+        self._storage = storage
         self._push: Push | None = None
         self._began = float("-inf")
         self._done: dict[int, dict[str, Any]] = {}  # step → what came of its push

@@ -7,7 +7,6 @@ Training never waits for it, whatever the Hub does. The token is in its environm
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import signal
@@ -22,8 +21,6 @@ from ..checkpoint.storage import sizes_under
 from . import hub
 from .bundle import make_bundle
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
 
 def main() -> int:
     for number in preemption.SIGNALS:  # to all processes of a job: our parent decides
@@ -32,7 +29,7 @@ def main() -> int:
     job = json.load(sys.stdin)
     # Our parent ends us at the deadline; if it is gone, we end ourselves, with or after it.
     signal.alarm(int(job["timeout"]) + 5)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    preemption.die_with_parent(signal.SIGKILL)
     try:
         answer = do(job)
     except hub.PushError as error:

@@ -1,0 +1,115 @@
+"""Who may change a run folder: its owner, the newest attempt, and nobody else.
+
+An attempt may live on where nobody expects it: on a node that is cut off the network, in a frozen
+container, in a forgotten terminal. The owner's name stands in a file of the run folder. Every disk
+operation of an attempt is preceded by a look at it (`Storage.guard`), and what an attempt stages or
+throws away lies in folders of its own, which its successor sweeps in one rename: even a process
+that was frozen between the look and a rename finds nothing to commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from .runfolder import RunFolder
+from .storage import Storage
+
+# A job that makes several attempts names the owner itself: slurm/lib.sh.
+VARIABLE = "KEEPSTEP_OWNER"
+# Until an attempt that was killed a moment ago is gone, or a stopped one has saved.
+WAIT_SECONDS = 20.0
+
+
+class NotOwnerError(PermissionError):
+    """This attempt must not change the run folder: another one owns it, or is still at work."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """An attempt's claim to a run folder.
+
+    Attributes:
+        run: the folder.
+        token: the attempt's name; a word.
+    """
+
+    run: RunFolder
+    token: str
+
+    def check(self) -> None:
+        """
+        Raises:
+            NotOwnerError: the run folder names somebody else by now.
+            OSError: it cannot be read.
+        """
+        owner = self.run.owner()
+        if owner != self.token:
+            raise NotOwnerError(f"the run belongs to a newer attempt ({owner}), not to this one")
+
+
+def job_facts(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Of the batch job that an attempt is a part of: `job`, `nodes` (of this attempt), `restarts`;
+    empty outside of one."""
+    if "SLURM_JOB_ID" not in environment:
+        return {}
+    return {
+        "job": environment["SLURM_JOB_ID"],
+        "nodes": environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST")),
+        "restarts": int(environment.get("SLURM_RESTART_COUNT") or 0),
+    }
+
+
+def claim(run: RunFolder, storage: Storage, patience: float = WAIT_SECONDS) -> Owner:
+    """Make this attempt the owner. One process: the main one.
+
+    An attempt on another machine loses the run to this one. One on this machine, which can be seen
+    to be at work, does not: somebody has launched the same run twice.
+
+    Raises:
+        NotOwnerError: it is at work even after `patience` seconds; or the job that names the owner
+            has named another one.
+    """
+    token = os.environ.get(VARIABLE)
+    if token and run.owner() is not None:
+        owner = Owner(run, token)
+        owner.check()
+        return owner
+    _wait_for_the_one_here(run, patience)
+    storage.make_folder(run.private)
+    token = token or secrets.token_hex(6)
+    storage.replace(run.owner_file, f"{token} {_signature(os.getpid())}\n".encode())
+    return Owner(run, token)
+
+
+def _wait_for_the_one_here(run: RunFolder, patience: float) -> None:
+    """Wait for the end of the process that owns the run, if it is one of this machine."""
+    words = run.owner_words()
+    deadline = time.monotonic() + patience
+    while len(words) == 4 and words[2].isdecimal():
+        pid = int(words[2])
+        with contextlib.suppress(psutil.NoSuchProcess):
+            gone = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+            if pid == os.getpid() or gone or _signature(pid) != " ".join(words[1:]):
+                return
+            if time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
+            raise NotOwnerError(
+                f"{run.path} is being trained by process {pid} of this machine\n"
+                f"    Hint: `keepstep stop {run.path}` ends it with a save."
+            )
+        return
+
+
+def _signature(pid: int) -> str:
+    """Host, process id, and when it began: ids are given out again."""
+    return f"{socket.gethostname()} {pid} {psutil.Process(pid).create_time():.2f}"

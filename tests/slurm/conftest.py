@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.helpers.cluster import Cluster, obstacle
+from tests.slurm.helpers.job import Job
+from tests.slurm.helpers.processes import wait_for
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A real Slurm of three nodes. Without one the tests are skipped; in CI they fail."""
+    reason = obstacle()
+    if reason:
+        if os.environ.get("KEEPSTEP_CI"):
+            pytest.fail(f"CI must run the Slurm tests: {reason}")
+        pytest.skip(f"no Slurm cluster on this machine: {reason}")
+    made = Cluster(tmp_path_factory.mktemp("slurm"))
+    made.up(3)
+    yield made
+    made.down()
+
+
+@pytest.fixture
+def cluster(slurm: Cluster) -> Cluster:
+    """All nodes up and idle, whatever the test before has done to them."""
+    states = slurm.states()
+    for node, state in states.items():
+        slurm.heal(node)
+        if state != "idle":
+            slurm.boot(node)
+    wait_for("idle nodes", lambda: set(slurm.states().values()) == {"idle"}, 60)
+    return slurm
+
+
+@pytest.fixture
+def job(
+    cluster: Cluster,
+    tmp_path: Path,
+    demo: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Job]:
+    made = Job(cluster, tmp_path, demo)
+    yield made
+    made.end()
+    with capsys.disabled():
+        print(f"\n{request.node.name}\n{made.tell()}")

@@ -1,0 +1,63 @@
+"""On PYTHONPATH of a job's ranks: makes them slow, pause, or die, where a file says so.
+
+$KEEPSTEP_FAULTS is JSON: `step_seconds`; and `place` (start, step, evaluation, save), `step`,
+`rank`, with `seconds` to pause there, once, or `die`, every time. What has fired is added to
+FILE.fired.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+RANK = int(os.environ.get("RANK", "-1"))
+
+
+def arm() -> None:
+    """Patch the classes as soon as they are there: seconds before they are used."""
+    file = Path(os.environ["KEEPSTEP_FAULTS"])
+    faults = json.loads(file.read_text())
+    while not hasattr(sys.modules.get("keepstep.trainer"), "KeepstepTrainer"):
+        time.sleep(0.02)
+    trainer = sys.modules["keepstep.trainer"].KeepstepTrainer
+    part = sys.modules["keepstep.checkpoint.writer"].Part
+
+    def at(place: str, step: int) -> None:
+        if (place, RANK) != (faults.get("place"), faults.get("rank", 0)):
+            return
+        fired = Path(f"{file}.fired")
+        line = f"{place} {faults.get('step', step)}\n"
+        known = fired.read_text() if fired.exists() else ""
+        if step != faults.get("step", step) or ("die" not in faults and line in known):
+            return
+        fired.write_text(known + line)
+        if "die" in faults:
+            os._exit(1)
+        time.sleep(faults["seconds"])
+
+    def patched(owner: Any, name: str, place: str, step_of: Any, pause: float = 0.0) -> None:
+        original = getattr(owner, name)
+
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            time.sleep(pause)
+            at(place, step_of(self))
+            return original(self, *args, **kwargs)
+
+        setattr(owner, name, method)
+
+    def current(self: Any) -> int:
+        return int(self.state.global_step)
+
+    patched(trainer, "_prepare_for_training", "start", lambda self: 0)
+    patched(trainer, "training_step", "step", current, faults.get("step_seconds", 0.0))
+    patched(trainer, "prediction_step", "evaluation", current)
+    patched(part, "finish", "save", lambda self: int(self.folder.name.partition("-")[2]))
+
+
+if RANK >= 0 and "KEEPSTEP_FAULTS" in os.environ:
+    threading.Thread(target=arm, daemon=True).start()

@@ -1,0 +1,190 @@
+"""A run that slurm/submit.sh has submitted, as its user sees it, and what befalls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.ranks import ROOT
+from tests.helpers.recipes import argv
+from tests.slurm.helpers.cluster import Cluster
+from tests.slurm.helpers.processes import send, wait_for
+
+HOOKS = Path(__file__).with_name("hooks")
+SITE = """
+SITE_SBATCH=(--cpus-per-task=1 --mem=1000 {sbatch})
+SITE_SRUN=({srun})
+PROCESSES_PER_NODE={processes}
+POLL_SECONDS=1
+PROBE_SECONDS=10
+{more}
+site_setup() {{
+  export PYTHONPATH={hooks} KEEPSTEP_FAULTS={faults}
+  export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 HF_DATASETS_CACHE={cache}
+}}
+"""
+RANK = r"python.* -m keepstep\.train "
+LAUNCHER = r"accelerate launch "
+
+
+class Job:
+    """One run, submitted once or several times.
+
+    Attributes:
+        run: its folder.
+        number: the job's.
+        timeline: (seconds since the last event that the test has brought about, what was seen).
+    """
+
+    def __init__(self, cluster: Cluster, folder: Path, demo: Path) -> None:
+        self.cluster, self.folder, self.demo = cluster, folder, demo
+        self.run = RunFolder(folder / "run")
+        self.number = 0
+        self.timeline: list[tuple[float, str]] = []
+        self._zero, self._read = time.monotonic(), 0
+        self._faults = folder / "faults"
+        self.faults(step_seconds=0.15)
+
+    def faults(self, **values: object) -> None:
+        """What is to go wrong, from the next attempt on; see hooks/sitecustomize.py."""
+        self._faults.write_text(json.dumps(values))
+        Path(f"{self._faults}.fired").unlink(missing_ok=True)
+
+    def fired(self, text: str, timeout: float = 90) -> None:
+        """Wait for a fault."""
+        file = Path(f"{self._faults}.fired")
+        wait_for(f"fault {text}", lambda: file.exists() and text in file.read_text(), timeout, 0.02)
+        self.note(f"fault: {text}")
+
+    def site(self, sbatch: str = "", srun: str = "", processes: int = 1, more: str = "") -> Path:
+        """Write what is this cluster's own."""
+        file = self.folder / "site.env"
+        places = {"hooks": HOOKS, "faults": self._faults, "cache": self.folder / "cache"}
+        made = {"sbatch": sbatch, "srun": srun, "processes": processes, "more": more}
+        file.write_text(SITE.format(**places, **made))
+        return file
+
+    def submit(
+        self, *flags: str, fields: dict[str, object] | None = None, **site: object
+    ) -> subprocess.CompletedProcess[str]:
+        """Run submit.sh with the demo's recipe: 40 steps, a checkpoint every 10."""
+        steps = {"max_steps": 40, "eval_steps": 10, "save_steps": 10, "peer_timeout_seconds": 8}
+        words = argv(self.demo, self.run.path, **(steps | (fields or {})))
+        recipe = self.folder / "recipe.yaml"
+        pairs = zip(words[::2], words[1::2], strict=True)
+        recipe.write_text("".join(f"{name[2:]}: {value}\n" for name, value in pairs))
+        environment = {**self.cluster.env, "KEEPSTEP_SITE": str(self.site(**site))}  # type: ignore[arg-type]
+        done = subprocess.run(
+            ["slurm/submit.sh", str(recipe), *flags],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        if done.returncode == 0 and (told := re.match(r"Job (\d+) trains", done.stdout)):
+            self.number, self._read = int(told.group(1)), 0
+            self.happens(f"submitted: {' '.join(flags)}")
+        return done
+
+    # --- what befalls it
+
+    def happens(self, text: str) -> None:
+        """The test does something: times count from here."""
+        self._zero = time.monotonic()
+        self.timeline.append((0.0, text))
+
+    def note(self, text: str) -> None:
+        self.timeline.append((time.monotonic() - self._zero, text))
+
+    def signal(self, node: str, pattern: str, number: int) -> None:
+        """To the processes of a node, and at least one of them."""
+        found = self.cluster.find(node, pattern)
+        assert found, f"{node} has no process {pattern!r}"
+        send(found, number)
+
+    def usr1(self) -> None:
+        """What Slurm sends ahead of the time limit: to the batch shell alone."""
+        self.cluster.slurm("scancel", "--batch", "--signal=USR1", self.number)
+
+    # --- what is seen of it
+
+    @property
+    def log(self) -> str:
+        file = self.run.private / f"logs/{self.number}.log"
+        return file.read_text() if file.exists() else ""
+
+    def says(self, pattern: str, timeout: float = 90) -> re.Match[str]:
+        """Wait for a line of the log, behind the one that was waited for before."""
+
+        def look() -> re.Match[str] | None:
+            return re.compile(pattern).search(self.log, self._read)
+
+        try:
+            found = wait_for(f"{pattern!r} in the log", look, timeout)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}; the log:\n{self.log[-6000:]}") from None
+        assert found is not None
+        self._read = found.end()
+        line = self.log[self.log.rfind("\n", 0, found.start()) + 1 :].split("\n", 1)[0]
+        self.note(line[:120])
+        return found
+
+    def seconds(self) -> float:
+        """Since the test did something."""
+        return time.monotonic() - self._zero
+
+    def ends(self, state: str, timeout: float = 90) -> dict[str, str]:
+        """Wait for the end of the job, in that state; what Slurm says of it."""
+        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
+
+        def ended() -> bool:
+            return self.cluster.job(self.number).get("JobState") in over
+
+        try:
+            wait_for(f"the end of job {self.number}", ended, timeout, 0.3)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}; the log:\n{self.log[-6000:]}") from None
+        told = self.cluster.job(self.number)
+        self.note(f"job {told['JobState']}, exit {told['ExitCode']}, restarts {told['Restarts']}")
+        assert told["JobState"] == state, self.log[-6000:]
+        return told
+
+    def steps(self) -> list[int]:
+        return [c.step for c in self.run.checkpoints()]
+
+    def commits(self) -> list[tuple[int, int]]:
+        """(attempt, step) of every commit, in order."""
+        return [(e["attempt"], e["step"]) for e in self.events("commit")]
+
+    def events(self, kind: str) -> list[dict[str, object]]:
+        lines = self.run.events.read_text().splitlines()
+        return [e for e in map(json.loads, lines) if e["event"] == kind]
+
+    def intact(self) -> None:
+        """Every checkpoint, byte for byte; nothing torn beside them."""
+        for checkpoint in self.run.checkpoints():
+            assert self.run.faults(checkpoint, deep=True) == []
+        assert not self.run.unreadable()
+        assert not self.run.strangers()
+
+    def end(self) -> None:
+        """Nothing of it stays."""
+        if self.number:
+            self.cluster.slurm("scancel", "--signal=KILL", "--full", self.number, check=False)
+            self.cluster.slurm("scancel", self.number, check=False)
+            for node in self.cluster.nodes:
+                send(self.cluster.find(node, f"{RANK}|{LAUNCHER}|train\\.(sh|sbatch)"))
+
+    def tell(self) -> str:
+        return "\n".join(f"  T+{seconds:5.1f}  {text}" for seconds, text in self.timeline)
+
+
+def environment_without_slurm() -> dict[str, str]:
+    """For scripts that are to meet fakes of Slurm's commands."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SRUN"))}

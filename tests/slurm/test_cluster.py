@@ -1,0 +1,271 @@
+"""Jobs on a real Slurm, several nodes: what befalls them, and that they come back by themselves."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.folders import final_digests
+from tests.helpers.ranks import Ranks
+from tests.helpers.recipes import argv
+from tests.slurm.helpers.job import LAUNCHER, RANK, Job
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ranks: Ranks, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run on two processes, without anything happening to it."""
+    run = tmp_path_factory.mktemp("undisturbed")
+    ranks.run(argv(demo, run, max_steps=40, eval_steps=10, save_steps=10))
+    return run
+
+
+def test_a_job_finishes_though_the_controller_restarts(job: Job, undisturbed: Path) -> None:
+    assert job.submit("--nodes", "2").returncode == 0
+    refused = job.submit("--nodes", "2")
+    assert refused.returncode == 2
+    assert f"job {job.number} of this run is RUNNING already" in refused.stderr
+    job.says(r"saved checkpoint-10")
+    job.cluster.controller_kill()
+    job.happens("slurmctld is killed")
+    job.says(r"saved checkpoint-20")
+    job.cluster.controller_start()
+    job.note("slurmctld is back")
+    job.says(r"Finished: 40 steps")
+    job.says(r"\] finished")
+    told = job.ends("COMPLETED")
+    assert told["ExitCode"] == "0:0"
+    assert told["Restarts"] == "0"
+    assert [a.outcome for a in job.run.attempts()] == ["finished"]
+    assert job.run.attempts()[0].job == {"job": str(job.number), "nodes": "n[1-2]", "restarts": 0}
+    (launch,) = job.events("launch")
+    assert (launch["owner"], launch["outcome"]) == (f"{job.number}.0.1", "finished")
+    assert "\x1b" not in job.log
+    assert final_digests(job.run.path, 40) == final_digests(undisturbed, 40)
+
+
+def test_a_rank_and_then_a_launcher_are_killed(job: Job, undisturbed: Path) -> None:
+    """Back in the same allocation, and the weights are those of the undisturbed run."""
+    job.submit("--nodes", "2")
+    job.says(r"saved checkpoint-10")
+    job.happens("SIGKILL to the rank on n2")
+    job.signal("n2", RANK, signal.SIGKILL)
+    job.says(r"carrying on from checkpoint-10")
+    assert job.seconds() < 60
+    job.says(r"saved checkpoint-20")
+    job.happens("SIGKILL to the launcher on n1")
+    job.signal("n1", LAUNCHER, signal.SIGKILL)
+    job.says(r"carrying on from checkpoint-2\d")
+    assert job.seconds() < 60
+    told = job.ends("COMPLETED")
+    assert told["Restarts"] == "0"
+    assert [e["owner"] for e in job.events("launch")] == [f"{job.number}.0.{t}" for t in (1, 2, 3)]
+    assert final_digests(job.run.path, 40) == final_digests(undisturbed, 40)
+    job.intact()
+
+
+def test_a_node_loses_power_in_mid_step(job: Job, undisturbed: Path) -> None:
+    """Slurm queues the job again, on the node that was spare."""
+    job.submit("--nodes", "2")
+    job.says(r"saved checkpoint-10")
+    job.happens("n2 loses power")
+    job.cluster.crash("n2")
+    job.says(r"attempt on n1,n3, 2 processes")
+    job.says(r"carrying on from checkpoint-1\d")
+    told = job.ends("COMPLETED")
+    assert told["Restarts"] == "1"
+    assert final_digests(job.run.path, 40) == final_digests(undisturbed, 40)
+    job.intact()
+
+
+def test_a_range_of_nodes_shrinks_during_a_save_and_grows_again(job: Job) -> None:
+    """Three nodes, and one dies while its rank writes: on with two, without queueing."""
+    job.faults(step_seconds=0.3, place="save", step=20, rank=2, seconds=30)
+    job.submit("--nodes", "2-3", fields={"max_steps": 60})
+    job.says(r"attempt on n1,n2,n3, 3 processes")
+    job.fired("save 20")
+    job.happens("n3 loses power")
+    job.cluster.crash("n3")
+    job.says(r"attempt on n1,n2, 2 processes")
+    job.says(r"resharded checkpoint-10: 3 x ZeRO-3 → 2 x ZeRO-3")
+    assert job.cluster.job(job.number)["Restarts"] == "0"
+    job.says(r"saved checkpoint-20")
+    job.cluster.boot("n3")
+    job.cluster.slurm("scontrol", "requeue", job.number)
+    job.happens("n3 is back; scontrol requeue")
+    job.says(r"attempt on n1,n2,n3, 3 processes")
+    job.says(r"resharded checkpoint-\d+: 2 x ZeRO-3 → 3 x ZeRO-3")
+    job.ends("COMPLETED")
+    job.intact()
+    rows = {c.manifest.samples / c.step for c in job.run.checkpoints()}
+    assert len(rows) == 1, "as many rows in every step, whoever computes them"
+
+
+def test_a_node_is_cut_off_and_trains_on(job: Job) -> None:
+    """The whole of an attempt, healthy, on a node that Slurm has given up."""
+    job.faults(step_seconds=1.0)
+    job.submit("--nodes", "1", processes=2, fields={"max_steps": 60, "save_steps": 5})
+    first = job.says(r"attempt on (n\d),").group(1)
+    job.says(r"saved checkpoint-5")
+    job.happens(f"{first} is cut off")
+    job.cluster.cut(first)
+    old = job.cluster.find(first, RANK)
+    assert len(old) == 2
+    second = job.says(r"attempt on (n\d),").group(1)
+    assert second != first
+    assert job.cluster.find(first, RANK) == old, "the old attempt trains on"
+    job.says(r"belongs to a newer attempt \(\d+\.1\.1\)")
+    job.says(r"carrying on from checkpoint-\d+")
+    taken = job.events("attempt")[-1]["time"]
+    job.faults(step_seconds=0.05)
+    job.ends("COMPLETED", timeout=120)
+    job.cluster.heal(first)
+    job.note(f"{first} is healed")
+    commits = job.events("commit")
+    assert {e["attempt"] for e in commits if e["time"] > taken} == {2}
+    assert not job.cluster.find(first, RANK)
+    assert [a.outcome for a in job.run.attempts()] == [None, "finished"]
+    job.intact()
+
+
+def test_rank_0_is_cut_off_from_its_peer(job: Job, undisturbed: Path) -> None:
+    job.submit("--nodes", "2")
+    job.says(r"saved checkpoint-10")
+    job.happens("n1, with the batch shell and rank 0, is cut off")
+    job.cluster.cut("n1")
+    job.says(r"attempt on n2,n3, 2 processes")
+    job.says(r"carrying on from checkpoint-1\d")
+    job.ends("COMPLETED")
+    job.cluster.heal("n1")
+    owners = {e["attempt"] for e in job.events("commit") if e["step"] > 10}
+    assert owners == {2}
+    assert final_digests(job.run.path, 40) == final_digests(undisturbed, 40)
+    job.intact()
+
+
+def test_frozen_ranks_are_found_and_named(job: Job, undisturbed: Path) -> None:
+    """One: its peer notices. All of them: nobody is left to notice but the job's own shell."""
+    job.submit("--nodes", "2", more="STALL_SECONDS=15")
+    job.says(r"saved checkpoint-10")
+    job.happens("SIGSTOP to the rank on n2")
+    job.signal("n2", RANK, signal.SIGSTOP)
+    job.says(r"rank 1 on n2 gave no sign of life for 8 s")
+    assert job.seconds() < 20
+    job.says(r"carrying on from checkpoint-1\d")
+    job.says(r"saved checkpoint-20")
+    job.happens("SIGSTOP to all ranks")
+    for node in ("n1", "n2"):
+        job.signal(node, RANK, signal.SIGSTOP)
+    job.says(r"no step for \d+ s: this attempt is ended")
+    assert job.seconds() < 30
+    job.says(r"carrying on from checkpoint-2\d")
+    assert job.ends("COMPLETED")["Restarts"] == "0"
+    assert final_digests(job.run.path, 40) == final_digests(undisturbed, 40)
+    job.intact()
+
+
+def test_the_time_limit_comes_at_a_bad_moment(job: Job, undisturbed: Path) -> None:
+    """Before the first step, during a save, during an evaluation: saved, queued again, on."""
+    job.faults(step_seconds=0.15, place="start", seconds=4)
+    job.submit("--nodes", "2")
+    job.fired("start")
+    job.happens("USR1 before the first step")
+    job.usr1()
+    job.says(r"Stopped on request .* after step 1;")
+    job.says(r"queue again: the time is over, at checkpoint 1$|queue again.*checkpoint 1\n")
+    job.faults(step_seconds=0.15, place="save", step=10, rank=1, seconds=4)
+    job.says(r"carrying on from checkpoint-1\n")
+    job.fired("save 10")
+    job.happens("USR1 during a save")
+    job.usr1()
+    job.says(r"saved checkpoint-10")
+    job.says(r"Stopped on request")
+    job.says(r"queue again")
+    job.faults(step_seconds=0.15, place="evaluation", step=20, seconds=4)
+    job.says(r"carrying on from checkpoint-1\d\n")
+    job.fired("evaluation 20")
+    job.happens("USR1 during an evaluation")
+    job.usr1()
+    job.says(r"Stopped on request .* after step 20;")
+    job.says(r"queue again")
+    job.says(r"carrying on from checkpoint-20\n")
+    told = job.ends("COMPLETED")
+    assert told["Restarts"] == "3"
+    assert [a.outcome for a in job.run.attempts()] == ["preempted"] * 3 + ["finished"]
+    assert [a.resumed_from for a in job.run.attempts()][:2] == [0, 1]
+    assert final_digests(job.run.path, 40) == final_digests(undisturbed, 40)
+    job.intact()
+
+
+def test_slurms_own_time_limit(job: Job) -> None:
+    """A minute, and the signal 40 s ahead of it: Slurm looks every 30 s or so."""
+    job.faults(step_seconds=0.5)
+    submitted = job.submit(
+        *("--nodes", "2", "--time", "1"),
+        sbatch="--signal=B:USR1@40",
+        fields={"max_steps": 200, "save_steps": 100, "eval_steps": 100},
+    )
+    assert submitted.returncode == 0, submitted.stderr
+    job.says(r"the time limit is near: save, then queue again")
+    job.says(r"Stopped on request")
+    job.says(r"queue again")
+    first = job.steps()
+    job.says(rf"carrying on from checkpoint-{first[-1]}")
+    job.cluster.slurm("scancel", job.number)
+    job.ends("CANCELLED")
+
+
+def test_preempted_by_another_job_and_cancelled(job: Job) -> None:
+    job.submit("--nodes", "2", fields={"max_steps": 400, "save_steps": 200, "eval_steps": 200})
+    job.says(r"step +3/400")
+    job.happens("a job of the partition `high` wants all nodes")
+    high = job.cluster.slurm(
+        *("sbatch", "--parsable", "-p", "high", "-N3", "-n3", "--wrap", "sleep 2")
+    )
+    job.says(r"Stopped on request .*SIGTERM")
+    job.says(r"queue again: preempted by another job")
+    job.says(r"carrying on from checkpoint-\d+")
+    assert job.cluster.job(int(high))["JobState"] == "COMPLETED"
+    job.says(r"step +\d+/400")
+    job.happens("scancel")
+    job.cluster.slurm("scancel", job.number)
+    job.says(r"Stopped on request .*SIGTERM")
+    told = job.ends("CANCELLED")
+    assert told["Restarts"] == "1"
+    assert [a.outcome for a in job.run.attempts()] == ["preempted", "preempted"]
+    assert len(job.steps()) == 2
+    job.intact()
+
+
+def test_a_run_that_always_dies_comes_to_an_end(job: Job) -> None:
+    job.faults(place="step", step=3, die=True)
+    job.submit("--nodes", "2", fields={"max_attempts_without_progress": 1})
+    job.says(r"No progress: ")
+    job.says(r"\] no progress: see above")
+    told = job.ends("FAILED")
+    assert told["ExitCode"] == "76:0"
+    assert told["Restarts"] == "0"
+    assert [e["outcome"] for e in job.events("launch")] == ["failed", "no_progress"]
+    assert RunFolder(job.run.path).attempts()[-1].outcome == "no_progress"
+
+
+def test_stopped_by_its_user_and_not_allowed_to_requeue(job: Job) -> None:
+    """`keepstep stop` ends the job. So does the time limit, where a job may not queue again."""
+    job.submit("--nodes", "2", sbatch="--no-requeue", fields={"max_steps": 400})
+    job.says(r"step +3/400")
+    job.happens("USR1, and the site forbids to requeue")
+    job.usr1()
+    job.says(r"scontrol requeue: .*disabled")
+    job.says(r"to go on: 'slurm/submit.sh' .*'--nodes' '2'")
+    assert job.ends("FAILED")["ExitCode"] == "75:0"
+    job.submit("--nodes", "2", fields={"max_steps": 400})
+    job.says(r"carrying on from checkpoint-\d+")
+    job.says(r"step +\d+/400")
+    job.happens("keepstep stop")
+    job.run.request("stop").touch()
+    job.says(r"Stopped on request \(keepstep stop\)")
+    job.says(r"\] stopped on request")
+    assert job.ends("FAILED")["ExitCode"] == "75:0"
+    assert [a.outcome for a in job.run.attempts()] == ["preempted", "preempted"]

@@ -1,0 +1,168 @@
+"""One owner at a time: who takes a run over, and what is left to those who lost it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from keepstep.checkpoint.manifest import ManifestError, folder_name
+from keepstep.checkpoint.ownership import VARIABLE, NotOwnerError, claim, job_facts
+from keepstep.checkpoint.retention import Policy
+from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.checkpoint.storage import Storage
+from tests.helpers.folders import left_behind
+from tests.unit.test_runwriter import Launch
+
+POLICY = Policy(2, "recency", None)
+
+
+@pytest.fixture(autouse=True)
+def _no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[subprocess.Popen[bytes]]:
+    """Another process of this machine."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def claim_by(process: subprocess.Popen[bytes], run: RunFolder, patch: pytest.MonkeyPatch) -> None:
+    with patch.context() as context:
+        context.setattr(os, "getpid", lambda: process.pid)
+        claim(run, Storage())
+
+
+def test_the_newest_owns_it(run: RunFolder) -> None:
+    first = claim(run, Storage())
+    first.check()
+    run.owner_file.write_text(run.owner_file.read_text().replace(" ", " other-host-", 1))
+    second = claim(run, Storage())
+    second.check()
+    with pytest.raises(NotOwnerError, match=f"belongs to a newer attempt \\({second.token}\\)"):
+        first.check()
+
+
+def test_a_process_at_work_here_keeps_it(
+    run: RunFolder, elsewhere: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim_by(elsewhere, run, monkeypatch)
+    with pytest.raises(NotOwnerError, match=f"is being trained by process {elsewhere.pid} of"):
+        claim(run, Storage(), patience=0.3)
+    elsewhere.kill()  # a zombie now: nobody has waited for it
+    claim(run, Storage(), patience=5).check()
+
+
+def test_a_process_id_that_was_given_out_again(
+    run: RunFolder, elsewhere: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim_by(elsewhere, run, monkeypatch)
+    words = run.owner_file.read_text().split()
+    run.owner_file.write_text(" ".join([*words[:3], "1.00"]))
+    claim(run, Storage(), patience=0).check()
+
+
+def test_a_job_names_the_owner(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "7.0.1")
+    claim(run, Storage()).check()
+    assert run.owner() == "7.0.1"
+    claim(run, Storage()).check()
+    run.owner_file.write_text("7.1.1\n")  # requeued: this is a leftover that starts late
+    with pytest.raises(NotOwnerError, match=r"newer attempt \(7\.1\.1\)"):
+        claim(run, Storage())
+    assert run.owner() == "7.1.1"
+
+
+def test_without_its_file_nobody_is_the_owner(run: RunFolder) -> None:
+    owner = claim(run, Storage())
+    run.owner_file.unlink()
+    with pytest.raises(NotOwnerError):
+        owner.check()
+
+
+def test_what_a_job_says_of_itself() -> None:
+    assert job_facts({}) == {}
+    environment = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-3]"}
+    assert job_facts(environment) == {"job": "7", "nodes": "n[1-3]", "restarts": 0}
+    environment |= {"SLURM_STEP_NODELIST": "n[2-3]", "SLURM_RESTART_COUNT": "2"}
+    assert job_facts(environment) == {"job": "7", "nodes": "n[2-3]", "restarts": 2}
+
+
+class Frozen:
+    """Between the look at the owner and the nth operation the process freezes; meanwhile a
+    successor takes the run over and does its work."""
+
+    def __init__(self, run: Path, nth: int) -> None:
+        self.run, self.nth, self.count = run, nth, 0
+        self.successor: Launch | None = None
+        self.operation = ""
+
+    def __call__(self, operation: str, path: Path) -> None:
+        self.count += 1
+        if self.count == self.nth:
+            self.operation = operation
+            self.successor = launch(self.run, Storage())
+            self.successor.save(20)
+            self.successor.save(30)
+
+
+def launch(run: Path, storage: Storage) -> Launch:
+    (run / ".keepstep/owner").unlink(missing_ok=True)  # what another machine's claim comes to
+    owner = claim(RunFolder(run), storage)
+    storage.guard(owner.check)
+    return Launch(run, POLICY, storage=storage, owner=owner.token)
+
+
+def late(run: Path, nth: int) -> Frozen:
+    """An attempt that commits 10 and 20, and is frozen at its nth operation after that of 10."""
+    frozen = Frozen(run, nth)
+    storage = Storage(frozen)
+    frozen.count = -(10**6)
+    old = launch(run, storage)
+    old.save(10)
+    frozen.count = 0
+    try:
+        old.save(20)
+        old.save(30)
+    except (OSError, ManifestError):
+        assert frozen.successor is not None
+    return frozen
+
+
+def test_frozen_at_any_operation_it_changes_nothing_any_more(tmp_path: Path) -> None:
+    """Torn, twice committed, or pruned by somebody who is late: never."""
+    total = late(tmp_path / "undisturbed", 10**6).count
+    seen = set()
+    for nth in range(1, total + 1):
+        run = tmp_path / str(nth)
+        frozen = late(run, nth)
+        assert frozen.successor is not None
+        seen.add(frozen.operation)
+        folder = frozen.successor.folder
+        checkpoints = folder.checkpoints()
+        attempt = frozen.successor.writer.attempt
+        assert [c.step for c in checkpoints] == [20, 30], f"frozen ahead of {frozen.operation}"
+        assert checkpoints[-1].manifest.attempt == attempt
+        assert all(folder.faults(c, deep=True) == [] for c in checkpoints)
+        # Links are hints; one that was about to be set is set once more by the next commit.
+        assert frozen.operation == "point" or os.readlink(run / "latest") == folder_name(30)
+        assert {p.name for p in run.iterdir()} <= {
+            *(".keepstep", "latest", ".latest.new", "checkpoint-20", "checkpoint-30")
+        }
+        launch(run, Storage())
+        assert left_behind(folder) == [], "the next start finds what is left of both"
+    assert total > 40
+    assert seen >= {"create", "sync", "rename", "sync_folder", "remove", "append_line"}
