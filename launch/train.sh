@@ -89,8 +89,11 @@ filter=$!
 start_launcher() {
   trap '' USR1 USR2 # it would die of them; the ranks have handlers of their own
   # A session of its own: Ctrl-C reaches this script alone, and the ranks hear of it once.
-  # If this script is killed, the launcher hears of that.
-  exec setpriv --pdeathsig TERM setsid "${command[@]}"
+  set -- setsid "${command[@]}"
+  if setpriv --pdeathsig TERM true 2>/dev/null; then
+    set -- setpriv --pdeathsig TERM "$@" # killed, this script takes the launcher with it
+  fi
+  exec "$@"
 }
 start_launcher 2>"$scratch/stderr" &
 launcher=$!

@@ -5,7 +5,7 @@ source "$job/site.env"
 
 : "${POLL_SECONDS:=5}"         # between looks at an attempt
 : "${STARTUP_SECONDS:=3600}"   # until its first step
-: "${STALL_SECONDS:=1800}"     # without a step, a batch evaluated, or a sign from the last push
+: "${STALL_SECONDS:=2400}"     # without a sign of life; the run's own hang_timeout_seconds comes first
 : "${GRACE_SECONDS:=240}"      # from the time limit's signal to the end by force
 : "${PROBE_SECONDS:=60}"       # for a node to answer
 : "${NODE_WAIT_SECONDS:=900}"  # for enough nodes to answer, before the job is queued again
@@ -53,12 +53,14 @@ claim() { # put this attempt's name there, unless this shell is a leftover of an
   echo "$token" >"$private/.owner.$token" && mv -f "$private/.owner.$token" "$private/owner"
 }
 
-superseded() { # somebody else has the run, or Slurm has queued this job again without this shell
-  [[ $stop == term ]] && return 1 # Slurm is ending it in order: the ranks may still save
-  [[ $(owner) == "$token" ]] || return 0
+superseded() { # somebody else has the run by now
+  [[ $stop != term && $(owner) != "$token" ]] # after a TERM the ranks may still save
+}
+
+left_behind() { # Slurm has queued this job again, and could not tell this shell
   local restarts
   restarts=$(slurm show job -o "$SLURM_JOB_ID" | sed -n 's/.* Restarts=\([0-9]*\).*/\1/p')
-  [[ -n $restarts && $restarts != "$round" ]]
+  [[ $stop != term && -n $restarts && $restarts != "$round" ]]
 }
 
 # --- Slurm
@@ -109,6 +111,7 @@ find_nodes() { # set `nodes` to those that answer, once there are enough; withou
   local since=$SECONDS
   while :; do
     superseded && leave "the run belongs to $(owner) now"
+    left_behind && leave "this job has been queued again: this shell was left behind"
     mapfile -t nodes < <(answering)
     [[ $stop == time ]] && give_back "the time is over"
     ((${#nodes[@]} >= min_nodes)) && return

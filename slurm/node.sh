@@ -25,8 +25,9 @@ case $1 in
     done
     exit 1
     ;;
-  guard) # see start_guard in lib.sh
-    while sleep 15; do
+  guard) # see start_guard in lib.sh; one question every 15 s, however many nodes there are
+    sleep $((15 * SLURM_PROCID))
+    while sleep $((15 * SLURM_NTASKS)); do
       facts=$(scontrol show job -o "$SLURM_JOB_ID") || continue
       batch_host=$(sed -n 's/.* BatchHost=\([^ ]*\).*/\1/p' <<<"$facts")
       allocated=$(sed -n 's/.* NodeList=\([^ ]*\).*/\1/p' <<<"$facts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
@@ -23,8 +24,8 @@ def undisturbed(ranks: Ranks, demo: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_a_job_finishes_though_the_controller_restarts(job: Job, undisturbed: Path) -> None:
-    assert job.submit("--nodes", "2").returncode == 0
-    refused = job.submit("--nodes", "2")
+    job.submit("--nodes", "2")
+    refused = job.try_to_submit("--nodes", "2")
     assert refused.returncode == 2
     assert f"job {job.number} of this run is RUNNING already" in refused.stderr
     job.says(r"saved checkpoint-10")
@@ -82,8 +83,8 @@ def test_a_node_loses_power_in_mid_step(job: Job, undisturbed: Path) -> None:
 
 def test_a_range_of_nodes_shrinks_during_a_save_and_grows_again(job: Job) -> None:
     """Three nodes, and one dies while its rank writes: on with two, without queueing."""
-    job.faults(step_seconds=0.3, place="save", step=20, rank=2, seconds=30)
-    job.submit("--nodes", "2-3", fields={"max_steps": 60})
+    job.faults(step_seconds=0.15, place="save", step=20, rank=2, seconds=30)
+    job.submit("--nodes", "2-3")
     job.says(r"attempt on n1,n2,n3, 3 processes")
     job.fired("save 20")
     job.happens("n3 loses power")
@@ -99,14 +100,15 @@ def test_a_range_of_nodes_shrinks_during_a_save_and_grows_again(job: Job) -> Non
     job.says(r"resharded checkpoint-\d+: 2 x ZeRO-3 → 3 x ZeRO-3")
     job.ends("COMPLETED")
     job.intact()
-    rows = {c.manifest.samples / c.step for c in job.run.checkpoints()}
-    assert len(rows) == 1, "as many rows in every step, whoever computes them"
+    announced = re.findall(r"trained; (\d+ rows a step .*)", job.log)
+    assert len(announced) == 3
+    assert {text.split()[0] for text in announced} == {"12"}, "whoever computes them"
 
 
 def test_a_node_is_cut_off_and_trains_on(job: Job) -> None:
     """The whole of an attempt, healthy, on a node that Slurm has given up."""
     job.faults(step_seconds=1.0)
-    job.submit("--nodes", "1", processes=2, fields={"max_steps": 60, "save_steps": 5})
+    job.submit("--nodes", "1", processes=2, fields={"save_steps": 5, "eval_steps": 5})
     first = job.says(r"attempt on (n\d),").group(1)
     job.says(r"saved checkpoint-5")
     job.happens(f"{first} is cut off")
@@ -202,12 +204,11 @@ def test_the_time_limit_comes_at_a_bad_moment(job: Job, undisturbed: Path) -> No
 def test_slurms_own_time_limit(job: Job) -> None:
     """A minute, and the signal 40 s ahead of it: Slurm looks every 30 s or so."""
     job.faults(step_seconds=0.5)
-    submitted = job.submit(
+    job.submit(
         *("--nodes", "2", "--time", "1"),
         sbatch="--signal=B:USR1@40",
         fields={"max_steps": 200, "save_steps": 100, "eval_steps": 100},
     )
-    assert submitted.returncode == 0, submitted.stderr
     job.says(r"the time limit is near: save, then queue again")
     job.says(r"Stopped on request")
     job.says(r"queue again")
@@ -222,7 +223,8 @@ def test_preempted_by_another_job_and_cancelled(job: Job) -> None:
     job.says(r"step +3/400")
     job.happens("a job of the partition `high` wants all nodes")
     high = job.cluster.slurm(
-        *("sbatch", "--parsable", "-p", "high", "-N3", "-n3", "--wrap", "sleep 2")
+        *("sbatch", "--parsable", "--output=/dev/null", "-p", "high", "-N3", "-n3"),
+        *("--wrap", "sleep 2"),
     )
     job.says(r"Stopped on request .*SIGTERM")
     job.says(r"queue again: preempted by another job")

@@ -41,6 +41,40 @@ def test_ls_json(run: Path) -> None:
     ]
 
 
+def test_ls_tells_jobs(run: Path) -> None:
+    facts = {"attempt": 1, "time": "2026-11-25T09:30:51.989+00:00"}
+    job = {"job": "17", "nodes": "n[1-2]", "restarts": 2}
+    lines = [
+        {**facts, "event": "attempt", **job},
+        {**facts, "event": "resume", "request": "auto", "step": None},
+        {**facts, "event": "end", "outcome": "preempted", "global_step": 30},
+    ]
+    events = run / ".keepstep/events.jsonl"
+    events.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = runner.invoke(app, ["ls", str(run)]).stdout.splitlines()
+    title, row = told[-2:]
+    assert title.split()[:4] == ["attempt", "began", "(UTC)", "job"]
+    assert row.split() == [
+        *("1", "2026-11-25", "09:30:51", "17", "2", "n[1-2]", "step", "0", "1"),
+        *("preempted", "at", "step", "30"),
+    ]
+    rows = json.loads(runner.invoke(app, ["ls", str(run), "--json"]).stdout)
+    assert rows[0]["job"] == job
+
+
+def test_check(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model_name_or_path: a/b\ndataset_name: c/d\noutput_dir: run\n")
+    result = runner.invoke(app, ["check", str(recipe)])
+    assert (result.exit_code, result.stdout) == (0, f"{recipe}: no problem found\n")
+    flags = ["--save_total_limit", "1", "--save_interval_seconds", "0"]
+    result = runner.invoke(app, ["check", str(recipe), *flags])
+    assert result.exit_code == 2
+    assert "the recipe has 2 problems" in result.stdout
+    assert "save_total_limit: 1 keeps the newest checkpoint only" in result.stdout
+    assert "save_interval_seconds: 0 is not above 0" in result.stdout
+
+
 def test_verify_names_what_is_wrong(run: Path) -> None:
     assert runner.invoke(app, ["verify", str(run)]).exit_code == 0
     (run / "checkpoint-20/rng_state_1.pth").unlink()

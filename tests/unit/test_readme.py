@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -22,10 +23,11 @@ DOCUMENTS = [
     "docs/elastic.md",
     "docs/performance.md",
     "docs/publishing.md",
+    "slurm/README.md",
 ]
 BLOCKS = [
     block
-    for document in ("README.md", "docs/elastic.md", "docs/publishing.md")
+    for document in ("README.md", "slurm/README.md", "docs/elastic.md", "docs/publishing.md")
     for block in re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 ]
 COMMANDS = [
@@ -50,10 +52,14 @@ def test_command(words: list[str]) -> None:
         result = CliRunner().invoke(app, [rest[0], "--help"])
         assert result.exit_code == 0
         assert all(flag in result.stdout for flag in rest[1:] if flag.startswith("--"))
-    elif program == "launch/train.sh":
-        assert (ROOT / program).is_file()
+    elif program in ("launch/train.sh", "slurm/submit.sh"):
+        usage = (ROOT / program).read_text()
         assert (ROOT / rest[0]).is_file()
-        check_flags(rest[1:])
+        check_flags([word for word in rest[1:] if f"#   {word} " not in usage])
+    elif program == "cp":
+        assert (ROOT / rest[0]).is_file()
+    elif program == "python":
+        assert importlib.util.find_spec(rest[1])
     elif program == "accelerate":
         module = rest.index("-m")
         assert rest[module + 1] == "keepstep.train"

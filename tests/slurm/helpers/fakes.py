@@ -24,6 +24,7 @@ case "$1 $3" in
   "bash launch")
     echo "launch $nodes ${*:4}" >>"$FAKE/calls"
     number=$(grep -c ^launch "$FAKE/calls")
+    echo $$ >"$FAKE/step"
     exec bash "$FAKE/attempt" "$number" "$4" ;;
 esac
 """
@@ -35,6 +36,13 @@ case "$1 $2" in
   "show job") cat "$FAKE/job" ;;
   requeue*) bash "$FAKE/requeue" ;;
 esac
+"""
+SQUEUE = """#!/usr/bin/env bash
+echo "7.5 attempt-$(grep -c ^launch "$FAKE/calls")"
+"""
+SCANCEL = """#!/usr/bin/env bash
+echo "scancel $*" >>"$FAKE/calls"
+kill -KILL $(cat "$FAKE/step")
 """
 ATTEMPT = """
 run={run}
@@ -71,7 +79,8 @@ class Fakes:
         settings |= {"submitted_as": "('slurm/submit.sh' 'recipe.yaml')"}
         (self.job / "job.env").write_text("".join(f"{k}={v}\n" for k, v in settings.items()))
         (self.job / "site.env").write_text(f"POLL_SECONDS=0.1\nRETRY_SECONDS=1\n{site}\n")
-        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("squeue", "#!/bin/sh\n")):
+        fakes = {"srun": SRUN, "scontrol": SCONTROL, "squeue": SQUEUE, "scancel": SCANCEL}
+        for name, text in fakes.items():
             (self.bin / name).write_text(text)
             (self.bin / name).chmod(0o755)
         (self.folder / "attempt").write_text(ATTEMPT.format(run=self.run, body=attempt))

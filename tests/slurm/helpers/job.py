@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import time
@@ -28,7 +27,7 @@ site_setup() {{
   export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 HF_DATASETS_CACHE={cache}
 }}
 """
-RANK = r"python.* -m keepstep\.train "
+RANK = r"^\S*python\S* (-u )?-m keepstep\.train "
 LAUNCHER = r"accelerate launch "
 
 
@@ -69,17 +68,24 @@ class Job:
         file.write_text(SITE.format(**places, **made))
         return file
 
-    def submit(
+    def submit(self, *flags: str, fields: dict[str, object] | None = None, **site: object) -> None:
+        """Run submit.sh with the demo's recipe: 40 steps, a checkpoint every 10."""
+        done = self.try_to_submit(*flags, fields=fields, **site)
+        told = re.match(r"Job (\d+) trains", done.stdout)
+        assert told, done.stderr
+        self.number, self._read = int(told.group(1)), 0
+        self.happens(f"submitted: {' '.join(flags)}")
+
+    def try_to_submit(
         self, *flags: str, fields: dict[str, object] | None = None, **site: object
     ) -> subprocess.CompletedProcess[str]:
-        """Run submit.sh with the demo's recipe: 40 steps, a checkpoint every 10."""
         steps = {"max_steps": 40, "eval_steps": 10, "save_steps": 10, "peer_timeout_seconds": 8}
         words = argv(self.demo, self.run.path, **(steps | (fields or {})))
         recipe = self.folder / "recipe.yaml"
         pairs = zip(words[::2], words[1::2], strict=True)
         recipe.write_text("".join(f"{name[2:]}: {value}\n" for name, value in pairs))
         environment = {**self.cluster.env, "KEEPSTEP_SITE": str(self.site(**site))}  # type: ignore[arg-type]
-        done = subprocess.run(
+        return subprocess.run(
             ["slurm/submit.sh", str(recipe), *flags],
             cwd=ROOT,
             env=environment,
@@ -87,10 +93,6 @@ class Job:
             text=True,
             timeout=90,
         )
-        if done.returncode == 0 and (told := re.match(r"Job (\d+) trains", done.stdout)):
-            self.number, self._read = int(told.group(1)), 0
-            self.happens(f"submitted: {' '.join(flags)}")
-        return done
 
     # --- what befalls it
 
@@ -183,8 +185,3 @@ class Job:
 
     def tell(self) -> str:
         return "\n".join(f"  T+{seconds:5.1f}  {text}" for seconds, text in self.timeline)
-
-
-def environment_without_slurm() -> dict[str, str]:
-    """For scripts that are to meet fakes of Slurm's commands."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SRUN"))}
