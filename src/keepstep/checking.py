@@ -1,24 +1,40 @@
-"""`keepstep check`: what can be known of a recipe before it is launched."""
+"""`keepstep check | estimate`: what can be known of a run before it is launched."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
+from rich.table import Table
 
 from . import noise
 from .checkpoint.runfolder import RunFolder
-from .commands import JsonOption, app, console
-from .report import step_seconds
+from .commands import JsonOption, app, console, fail
+from .report import human_bytes, step_seconds
+
+if TYPE_CHECKING:
+    from .config import Problem, Recipe
+    from .estimate import Strategy
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE [--field value ...]")]
+Processes = Annotated[int, typer.Option("--num_processes", help="In all, as for the launcher.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config_file", help="The accelerate config of the launch.")
+]
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=PASS_ON)
 def check(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE [--field value ...]")],
+    recipe: RecipeArgument,
+    num_processes: Processes = 1,
+    config_file: ConfigFile = None,
     walltime: Annotated[
         float | None, typer.Option(help="Seconds that a batch job would have.")
     ] = None,
@@ -27,42 +43,160 @@ def check(
     """Say what is wrong with a recipe, without launching it; exit status 2 when anything is."""
     noise.silence()
     from .config import ConfigError  # torch and TRL: seconds to import
-    from .parsing import parse_recipe
-    from .preflight import validate
 
-    found: dict[str, Any] = {"recipe": str(recipe), "output_dir": None, "warnings": []}
+    parsed = None
     try:
-        parsed = parse_recipe(["--config", str(recipe), *context.args])
-        training = parsed.training
-        found["output_dir"] = training.output_dir and str(Path(training.output_dir).absolute())
-        problems = validate(parsed)
-        if walltime is not None and training.output_dir:
-            found["warnings"] = list(
-                _short_of_time(RunFolder(training.output_dir), parsed, walltime)
-            )
+        parsed = _parsed(recipe, context.args)
+        problems = list(_problems(parsed, num_processes, config_file))
+        problems += [] if walltime is None else _short_of_time(parsed, walltime)
     except ConfigError as error:
         problems = error.problems
-    found["problems"] = [str(problem) for problem in problems]
-    lines = [f"warning: {text}" for text in found["warnings"]]
-    lines.append(ConfigError(problems).report() if problems else f"{recipe}: no problem found")
-    found["report"] = "\n".join(lines)
+    errors = [problem for problem in problems if problem.severity == "error"]
+    lines = [f"warning: {p.told()}" for p in problems if p not in errors]
+    lines.append(ConfigError(errors).report() if errors else f"{recipe}: no mistake found")
     if as_json:
+        folder = parsed.training.output_dir if parsed else None
+        found = {
+            "recipe": str(recipe),
+            "output_dir": str(Path(folder).absolute()) if folder else None,
+            "problems": [asdict(problem) for problem in problems],
+            "report": "\n".join(lines),
+        }
         typer.echo(json.dumps(found, indent=1))
     else:
-        console.print(found["report"], highlight=False, markup=False, soft_wrap=True)
-    raise typer.Exit(2 if problems else 0)
+        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(2 if errors else 0)
 
 
-def _short_of_time(run: RunFolder, recipe: Any, walltime: float) -> Iterator[str]:
+@app.command(context_settings=PASS_ON)
+def estimate(
+    context: typer.Context,
+    recipe: RecipeArgument,
+    num_processes: Processes = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Memory per device, and what checkpoints take, under every strategy."""
+    noise.silence()
+    from . import estimate as sizes
+    from .config import ConfigError
+    from .probes import disk_speed
+    from .shapes import shapes_of, step_of, strategy_of
+
+    try:
+        parsed = _parsed(recipe, context.args)
+    except ConfigError as error:
+        fail(error.report().removeprefix("keepstep: "))
+    shapes = shapes_of(parsed)
+    if shapes is None:
+        fail(f"the shapes of {parsed.model.model_name_or_path} cannot be had from its config.json")
+    training = parsed.training
+    weights, limit = training.save_weights != "never", training.policy().limit
+    speed, step = disk_speed(Path(str(training.output_dir or "."))), step_of(parsed)
+    rows = []
+    for strategy in sizes.alternatives(strategy_of(parsed, num_processes)):
+        size = sizes.checkpoint_bytes(shapes, strategy, weights)
+        rows.append(
+            {
+                "strategy": strategy.name,
+                "device_bytes": sizes.device_bytes(shapes, strategy, step),
+                "host_bytes": sizes.host_bytes(shapes, strategy),
+                "checkpoint_bytes": size,
+                "disk_bytes": None if limit is None else (limit + 1) * size,
+                "save_seconds": size / speed if speed else None,
+            }
+        )
+    if as_json:
+        told = {"parameters": shapes.total, "trained": shapes.trained, "disk_speed": speed}
+        typer.echo(json.dumps({**told, "num_processes": num_processes, "rows": rows}, indent=1))
+        return
+    console.print(_table(rows, limit), highlight=False)
+    console.print(
+        f"{shapes.total:,} parameters, {shapes.trained:,} trained; {num_processes} processes, "
+        f"{step.rows} x {step.length} tokens each. The disk writes {human_bytes(speed)} a second "
+        "now; training stops for a part of a save only. Memory is a rough figure: activations "
+        "depend on the model.",
+        highlight=False,
+    )
+
+
+def _table(rows: list[dict[str, Any]], limit: int | None) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("strategy", no_wrap=True)
+    titles = ("memory per device", "host memory", "checkpoint", f"disk ({limit} + 1)", "one save")
+    for title in titles:
+        table.add_column(title, justify="right")
+    for row in rows:
+        names = ("device_bytes", "host_bytes", "checkpoint_bytes", "disk_bytes")
+        cells = ["" if row[name] is None else human_bytes(row[name]) for name in names]
+        seconds = row["save_seconds"]
+        table.add_row(row["strategy"], *cells, "" if seconds is None else f"{seconds:.1f} s")
+    return table
+
+
+def _parsed(recipe: Path, flags: list[str]) -> Recipe:
+    from .parsing import parse_recipe
+
+    return parse_recipe(["--config", str(recipe), *flags])
+
+
+def _problems(recipe: Recipe, processes: int, config_file: Path | None) -> Iterator[Problem]:
+    """Every problem, of the recipe and of this machine; the Hub's only when it has been named."""
+    from .preflight import validate
+    from .probes import check_model, see_together
+    from .publishing import Publishing
+    from .shapes import shapes_of, strategy_of
+
+    problems = validate(recipe)
+    yield from problems
+    if not recipe.training.output_dir or any(p.code in ("run", "model", "size") for p in problems):
+        return
+    yield from see_together(Path(recipe.training.output_dir))
+    shapes = shapes_of(recipe)
+    if shapes is not None:
+        strategy = _of_launch(config_file, replace(strategy_of(recipe), processes=processes))
+        yield from check_model(recipe, shapes, strategy)
+    if not any(p.code == "hub" for p in problems):
+        yield from Publishing(recipe).check()
+
+
+def _of_launch(config_file: Path | None, plain: Strategy) -> Strategy:
+    """The strategy that an accelerate config asks for."""
+    if config_file is None:
+        return plain
+    try:
+        config = yaml.safe_load(config_file.read_text())
+        zero = config.get("deepspeed_config") or {}
+        offloaded = [
+            zero.get(f"offload_{n}_device", "none") != "none" for n in ("optimizer", "param")
+        ]
+        return replace(
+            plain,
+            stage=int(zero.get("zero_stage", 0)),
+            offload_optimizer=offloaded[0],
+            offload_parameters=offloaded[1],
+        )
+    except (OSError, ValueError, AttributeError) as error:
+        fail(f"--config_file {config_file}: {error}")
+
+
+def _short_of_time(recipe: Recipe, walltime: float) -> list[Problem]:
     """What a job of so many seconds would lose; steps are as long as they have been."""
-    training, step = recipe.training, step_seconds(run)
+    from .config import Problem
+
+    training = recipe.training
+    step = step_seconds(RunFolder(training.output_dir or "."))
     intervals = [training.save_interval_seconds or float("inf")]
     by_steps = training.save_strategy == "steps" and training.save_steps >= 1
     if by_steps and step is not None:
         intervals.append(training.save_steps * step)
-    if walltime / 2 < min(intervals) < float("inf"):
-        yield (
+    if not walltime / 2 < min(intervals) < float("inf"):
+        return []
+    return [
+        Problem(
             f"a save every {min(intervals):.0f} s in jobs of {walltime:.0f} s: a job that dies "
-            "may lose all of its work\n    Hint: save_interval_seconds: "
-            f"{max(60, round(walltime / 10)):.0f}"
+            "may lose all of its work",
+            f"save_interval_seconds: {max(60, round(walltime / 10)):.0f}",
+            "walltime",
+            "warning",
         )
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar, Literal
 
@@ -35,13 +35,24 @@ RESHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")  # `optim`, as teste
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in a recipe: what was set and seen, and what to do about it."""
+    """One mistake in a recipe: what was set and seen, and what to do about it.
+
+    Attributes:
+        code: the same word for the same mistake, whatever the text says.
+        severity: an error ends the launch, a warning is told.
+    """
 
     what: str
     hint: str = ""
+    code: str = "field"
+    severity: Literal["error", "warning"] = "error"
 
     def __str__(self) -> str:
         return f"{self.what}\n    Hint: {self.hint}" if self.hint else self.what
+
+    def told(self) -> str:
+        """With its code, as reports show it."""
+        return str(replace(self, what=f"{self.what} [{self.code}]"))
 
 
 class ConfigError(ValueError):
@@ -53,7 +64,7 @@ class ConfigError(ValueError):
 
     def report(self) -> str:
         count = f"{len(self.problems)} problems" if len(self.problems) > 1 else "a problem"
-        lines = [f"  - {problem}" for problem in self.problems]
+        lines = [f"  - {problem.told()}" for problem in self.problems]
         return "\n".join([f"keepstep: the recipe has {count}:", *lines])
 
 
@@ -216,6 +227,17 @@ class KeepstepConfig(SFTConfig):
             "hangs: it names the rank that is behind, and ends."
         },
     )
+    min_free_bytes: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is to be left free on the disk of `output_dir`, for others, as in "
+            "`50GB`: a save that would take it is not begun; null: nothing."
+        },
+    )
+    max_lost_minutes: float = field(
+        default=60.0,
+        metadata={"help": "A warning is told when a failure would lose more work than that."},
+    )
     on_save_error: Literal["continue", "stop"] = field(
         default="continue",
         metadata={"help": "What follows a save that failed (disk full, say): go on, or stop."},
@@ -243,6 +265,7 @@ class KeepstepConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        self.direction_is_given = self.greater_is_better is not None  # Trainer guesses else
         if not torch.accelerator.is_available():
             self.use_cpu = True  # without it DeepSpeed's batch size is resolved for one process
         if self.bf16 is None:
@@ -263,19 +286,27 @@ class KeepstepConfig(SFTConfig):
         end = min(moments) if moments else None
         return Schedule(self.save_interval_seconds, end, self.stop_margin_seconds)
 
+    @property
+    def ranking_metric(self) -> str | None:
+        """`metric_for_best_model` by its full name; None: nothing is ranked."""
+        metric = None if self.eval_strategy == "no" else self.metric_for_best_model
+        return metric if metric is None or metric.startswith("eval_") else f"eval_{metric}"
+
     def policy(self) -> Policy:
         """What retention is asked to do."""
-        metric = None if self.eval_strategy == "no" else self.metric_for_best_model
-        if metric is not None and not metric.startswith("eval_"):
-            metric = f"eval_{metric}"
         return Policy(
             limit=self.save_total_limit,
             ranking=self.keep_ranking,
-            metric=metric,
+            metric=self.ranking_metric,
             greater_is_better=bool(self.greater_is_better),
             every_n_steps=self.keep_every_n_steps,
             total_bytes=parse_bytes(self.keep_total_bytes) if self.keep_total_bytes else None,
         )
+
+    @property
+    def min_free(self) -> int:
+        """`min_free_bytes` as a number."""
+        return parse_bytes(self.min_free_bytes or 0)
 
     @property
     def save_mode(self) -> Mode:

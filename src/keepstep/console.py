@@ -25,6 +25,7 @@ from .restore import Resharded
 from .trainer import KeepstepTrainer
 
 WAIT_WORTH_TELLING = 0.05  # seconds
+ROOM_WORTH_TELLING = 3  # checkpoints
 
 console = Console()
 
@@ -190,6 +191,10 @@ class RunReporter(TrainerCallback):
         if saved.pruned:
             text += f", pruned {', '.join(map(str, saved.pruned))}"
         self._line(state, text + self._best_checkpoint(saved.best))
+        room = (saved.free - self.trainer.args.min_free) // max(1, manifest.total_bytes)
+        if room < ROOM_WORTH_TELLING:
+            free = human_bytes(saved.free)
+            say(f"warning: {free} are left on this disk: room for {max(0, room)} more checkpoints")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tell_saved(state)

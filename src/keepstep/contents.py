@@ -146,15 +146,19 @@ class Contents:
         writer = self.engine_writer
         assert writer is not None
         writer.part = part
+        adapter = isinstance(self.trainer.model, PeftModel)
         if engine.zero_load_from_fp32_weights():
             writer.derivable = {parameter.data_ptr() for parameter in trained(engine)}
+            if adapter and not is_stage3(engine):  # DeepSpeed leaves them out, but for tied ones
+                frozen = (p for p in self.trainer.model.parameters() if not p.requires_grad)
+                writer.derivable |= {parameter.data_ptr() for parameter in frozen}
         tag = f"global_step{self.trainer.state.global_step}"
         try:
             engine.save_checkpoint(
                 str(part.folder),
                 tag=tag,
                 save_latest=False,
-                exclude_frozen_parameters=isinstance(self.trainer.model, PeftModel),
+                exclude_frozen_parameters=adapter,
             )
         finally:
             writer.part = None

@@ -7,6 +7,7 @@ step.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,14 @@ from transformers import TrainerCallback
 
 from . import distributed, preemption
 from .checkpoint.runfolder import RunFolder
-from .checkpoint.schedule import STOPS, Moment, Reason, Schedule, next_save
+from .checkpoint.schedule import STOPS, Moment, Reason, Schedule, lost_minutes, next_save
 from .checkpoint.storage import Storage
 
 if TYPE_CHECKING:
     from .trainer import KeepstepTrainer
     from .watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0  # between looks at the run folder: it may be a network filesystem
 SPOKEN = {"deadline": "the deadline", "stop": "keepstep stop"}
@@ -88,6 +91,7 @@ class EveryStep(TrainerCallback):
         self.trainer = trainer
         self.pacer: Pacer | None = None
         self.watchdog: Watchdog | None = None
+        self._told_lost = False
 
     def progress(self) -> None:
         self.trainer.manager.beat()
@@ -97,6 +101,8 @@ class EveryStep(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if distributed.is_main():
             manager = self.trainer.manager
+            if self._saves_at_its_end_only(args, state):
+                logger.warning("there is no checkpoint inside of these %s steps", state.max_steps)
             self.pacer = Pacer(manager.run, args.schedule(), owned=manager.owned)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -112,12 +118,36 @@ class EveryStep(TrainerCallback):
         )
         if lost:
             trainer.manager.confirm()
+        if self.pacer is not None and not self._told_lost:
+            self._tell_lost(args, state, self.pacer)
         if news:
             trainer.hear()
+        save = save or trainer.try_again
         if stop and state.global_step < state.max_steps:
             self._stop(control, asked, reason)
         elif save:
             control.should_save = True
+
+    def _tell_lost(self, args: Any, state: Any, pacer: Pacer) -> None:
+        """Once the pace is known: does a failure lose more than `max_lost_minutes`?"""
+        apart = self._save_steps(args, state)
+        minutes = lost_minutes(apart, args.save_interval_seconds, pacer.step_seconds)
+        self._told_lost = minutes is not None
+        if minutes is not None and args.max_lost_minutes < minutes < float("inf"):
+            logger.warning(
+                "a failure would lose up to %.0f minutes (max_lost_minutes: %g)\n"
+                "    Hint: save_interval_seconds: %.0f",
+                *(minutes, args.max_lost_minutes, 60 * args.max_lost_minutes),
+            )
+
+    def _saves_at_its_end_only(self, args: Any, state: Any) -> bool:
+        """What preflight tells of `max_steps`, of epochs, whose steps are known by now."""
+        by_epochs = args.max_steps <= 0 and args.save_interval_seconds is None
+        return by_epochs and state.max_steps <= self._save_steps(args, state) < float("inf")
+
+    def _save_steps(self, args: Any, state: Any) -> float:
+        """Steps between two saves; infinite where steps do not decide."""
+        return float(state.save_steps) if args.save_strategy == "steps" else float("inf")
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A stop does not wait for the end of an evaluation, which may take an hour."""

@@ -1,27 +1,28 @@
-"""Validate a recipe before anything is loaded; every problem in one report."""
+"""Validate a recipe before anything is loaded; every problem in one report. Changes nothing."""
 
 from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
+from packaging.requirements import Requirement
 
-from .checkpoint.retention import parse_bytes
 from .checkpoint.selection import WORDS
 from .config import Problem, Recipe
+from .preflight_saving import check_saving
 
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{12,}")
 
 
 def validate(recipe: Recipe) -> list[Problem]:
     """Every problem that can be seen without loading data or model. Ranks: any."""
-    checks = (_run_folder, _sources, _retention, _saving, _times, _batch, _secrets, _hub)
+    checks = (_run_folder, _sources, _saving, _batch, _zero, _secrets, _hub, _versions)
     return [problem for check in checks for problem in check(recipe)]
 
 
@@ -30,187 +31,112 @@ def looks_local(name: str) -> bool:
     return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
-def _run_folder(recipe: Recipe) -> list[Problem]:
-    training, found = recipe.training, []
+def nearest(folder: Path) -> Path:
+    """The folder itself, or the first of those above it that exists."""
+    return next(p for p in (folder, *folder.absolute().parents) if p.exists())
+
+
+def _run_folder(recipe: Recipe) -> Iterator[Problem]:
+    training = recipe.training
     if not training.output_dir:
-        return [Problem("output_dir is not set", "name the run folder: output_dir: runs/my-run")]
-    folder = Path(training.output_dir)
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        yield Problem(
+            "output_dir is not set", "name the run folder: output_dir: runs/my-run", "run"
+        )
+        return
+    existing = nearest(Path(training.output_dir))
     if not existing.is_dir():
-        found.append(Problem(f"output_dir: {existing} is a file, not a folder"))
+        yield Problem(f"output_dir: {existing} is a file, not a folder", code="run")
     elif not os.access(existing, os.W_OK):
-        found.append(Problem(f"output_dir: {existing} is not writable"))
+        yield Problem(f"output_dir: {existing} is not writable", code="run")
     request = str(training.resume_from_checkpoint)
     # A path may be gone by the time a run carries on from its own checkpoints.
     if request not in WORDS and not request.isdecimal() and "/" not in request:
-        found.append(
-            Problem(
-                f"resume_from_checkpoint: {request!r} is none of {', '.join(WORDS)}, no step, and "
-                "no path"
-            )
+        yield Problem(
+            f"resume_from_checkpoint: {request!r} is none of {', '.join(WORDS)}, no step, and "
+            "no path",
+            code="resume",
         )
-    return found
 
 
-def _sources(recipe: Recipe) -> list[Problem]:
-    model, data, found = recipe.model.model_name_or_path, recipe.data, []
+def _sources(recipe: Recipe) -> Iterator[Problem]:
+    model, data = recipe.model.model_name_or_path, recipe.data
     if not model:
-        found.append(Problem("model_name_or_path is not set", "a folder or a Hub model name"))
+        yield Problem("model_name_or_path is not set", "a folder or a Hub model name", "model")
     elif looks_local(model) and not (Path(model).expanduser() / "config.json").is_file():
-        found.append(Problem(f"model_name_or_path: {model} is no folder with a config.json in it"))
+        yield Problem(
+            f"model_name_or_path: {model} is no folder with a config.json in it", code="model"
+        )
     if not data.dataset_name and not data.datasets:
-        found.append(
-            Problem("neither dataset_name nor datasets is set", "dataset_name: data/train.jsonl")
+        yield Problem(
+            "neither dataset_name nor datasets is set", "dataset_name: data/train.jsonl", "data"
         )
     for name, value in (
         ("dataset_name", data.dataset_name),
         ("eval_dataset_name", data.eval_dataset_name),
     ):
         if value and looks_local(value) and not Path(value).expanduser().exists():
-            found.append(Problem(f"{name}: there is no {value}"))
+            yield Problem(f"{name}: there is no {value}", code="data")
     if not 0 < data.eval_split_fraction < 1:
-        found.append(
-            Problem(f"eval_split_fraction: {data.eval_split_fraction} is not between 0 and 1")
+        yield Problem(
+            f"eval_split_fraction: {data.eval_split_fraction} is not between 0 and 1", code="data"
         )
-    return found
 
 
-def _retention(recipe: Recipe) -> list[Problem]:
-    training, found = recipe.training, []
-    limit = training.save_total_limit
-    if limit is not None and limit < 1:
-        found.append(Problem(f"save_total_limit: {limit} would keep nothing", "at least 1"))
-    try:
-        parse_bytes(training.keep_total_bytes or 0)
-    except ValueError as error:
-        found.append(Problem(f"keep_total_bytes: {error}"))
-    if limit is None or training.keep_ranking == "recency":
-        return found
-    if training.eval_strategy == "no":
-        found.append(
-            Problem(
-                f"save_total_limit: {limit} keeps the best checkpoints, and eval_strategy: no "
-                "leaves nothing to rank them by",
-                "set eval_strategy: steps, or ask for age: keep_ranking: recency",
-            )
-        )
-    elif training.metric_for_best_model is None:
-        found.append(
-            Problem(
-                f"save_total_limit: {limit} keeps the best checkpoints, and "
-                "metric_for_best_model is not set",
-                "metric_for_best_model: eval_loss, or keep_ranking: recency",
-            )
-        )
-    elif limit == 1:
-        found.append(
-            Problem(
-                "save_total_limit: 1 keeps the newest checkpoint only, so the best one is lost",
-                "at least 2, or keep_ranking: recency",
-            )
-        )
-    elif training.save_strategy in ("steps", "epoch") and (
-        training.save_strategy != training.eval_strategy
-    ):
-        found.append(
-            Problem(
-                f"save_strategy: {_word(training.save_strategy)} and eval_strategy: "
-                f"{_word(training.eval_strategy)} do not meet, so some checkpoints would have no "
-                "metric to rank by",
-                "give both the same value",
-            )
-        )
-    elif training.save_strategy == "steps" and not _is_multiple(
-        training.save_steps, training.eval_steps or training.save_steps
-    ):
-        found.append(
-            Problem(
-                f"save_steps: {training.save_steps:g} is no multiple of eval_steps: "
-                f"{training.eval_steps:g}, so some checkpoints would have no metric to rank by",
-                "let the two meet: every save at a step that is evaluated",
-            )
-        )
-    return found
+def _saving(recipe: Recipe) -> Iterator[Problem]:
+    return check_saving(recipe.training)
 
 
-def _times(recipe: Recipe) -> list[Problem]:
-    training, found = recipe.training, []
-    try:
-        end = training.schedule().deadline
-    except ValueError as error:
-        return [Problem(f"time_limit or deadline: {error}")]
-    if end is not None and end <= time.time() + training.stop_margin_seconds:
-        found.append(
-            Problem(
-                "the deadline is over before a step can be made and saved (stop_margin_seconds: "
-                f"{training.stop_margin_seconds:g})",
-                "set a later deadline, or a longer time_limit",
-            )
-        )
-    interval = training.save_interval_seconds
-    if interval is not None and interval <= 0:
-        found.append(Problem(f"save_interval_seconds: {interval:g} is not above 0"))
-    return found
-
-
-def _saving(recipe: Recipe) -> list[Problem]:
+def _batch(recipe: Recipe) -> Iterator[Problem]:
     training = recipe.training
-    if 0 < training.save_timeout_seconds < training.ddp_timeout:
-        return []
-    return [
-        Problem(
-            f"save_timeout_seconds: {training.save_timeout_seconds:g} is not between 0 and "
-            f"ddp_timeout: {training.ddp_timeout}: ranks that wait for a slow save would be ended",
-            "raise ddp_timeout with it",
-        )
-    ]
-
-
-def _batch(recipe: Recipe) -> list[Problem]:
-    training, found = recipe.training, []
     if training.auto_find_batch_size:
-        found.append(
-            Problem(
-                "auto_find_batch_size would change the rows of a step in mid-run",
-                "set per_device_train_batch_size, and gradient_accumulation_steps",
-            )
+        yield Problem(
+            "auto_find_batch_size would change the rows of a step in mid-run",
+            "set per_device_train_batch_size, and gradient_accumulation_steps",
+            "batch",
         )
     if training.n_gpu > 1:
-        found.append(
-            Problem(
-                f"one process sees {training.n_gpu} GPUs: Trainer would use all, by DataParallel",
-                "launch a process for each: --num_processes, or set CUDA_VISIBLE_DEVICES",
-            )
+        yield Problem(
+            f"one process sees {training.n_gpu} GPUs: Trainer would use all, by DataParallel",
+            "launch a process for each: --num_processes, or set CUDA_VISIBLE_DEVICES",
+            "batch",
         )
-    return found
 
 
-def _word(strategy: str) -> str:
-    """transformers turns the field into a member of its enumeration."""
-    return str(getattr(strategy, "value", strategy))
+def _zero(recipe: Recipe) -> Iterator[Problem]:
+    """What DeepSpeed's ZeRO cannot combine (0.19.8)."""
+    training, plugin = recipe.training, recipe.training.deepspeed_plugin
+    if plugin is None:
+        return
+    zero = plugin.deepspeed_config.get("zero_optimization", {})
+    offload = (zero.get("offload_param") or {}).get("device") or "none"
+    if offload != "none" and training.zero_stage < 3:
+        yield Problem(
+            f"offload_param_device: {offload} needs ZeRO-3, and this is ZeRO-{training.zero_stage}",
+            "zero_stage: 3, or offload the optimizer alone",
+            "zero",
+        )
+    if training.zero_stage == 3 and recipe.model.load_in_8bit:
+        yield Problem(
+            "load_in_8bit: ZeRO-3 cannot share out 8-bit weights", "ZeRO-2, or load_in_4bit", "zero"
+        )
+    if training.fsdp:
+        yield Problem("fsdp and DeepSpeed are two ways of doing the same", "choose one", "zero")
 
 
-def _is_multiple(steps: float, of: float) -> bool:
-    """Steps, or shares of the run below 1, whose division is exact but for rounding."""
-    return abs(steps / of - round(steps / of)) < 1e-9
-
-
-def _secrets(recipe: Recipe) -> list[Problem]:
-    training, found = recipe.training, []
+def _secrets(recipe: Recipe) -> Iterator[Problem]:
+    training = recipe.training
     if training.hub_token:
-        found.append(
-            Problem(
-                "hub_token is set in the recipe or as a flag: it would stand in files and in the "
-                "process list",
-                "export HF_TOKEN=… (or `hf auth login`) instead",
-            )
+        yield Problem(
+            "hub_token is set in the recipe or as a flag: it would stand in files and in the "
+            "process list",
+            "export HF_TOKEN=… (or `hf auth login`) instead",
+            "token",
         )
     for where, value in _strings(vars(training) | vars(recipe.model) | vars(recipe.data)):
         if TOKEN.search(value):
-            found.append(
-                Problem(f"{where} holds what looks like a token", "export HF_TOKEN=… instead")
+            yield Problem(
+                f"{where} holds what looks like a token", "export HF_TOKEN=… instead", "token"
             )
-    return found
 
 
 def _strings(values: dict[Any, Any]) -> Iterator[tuple[str, str]]:
@@ -226,36 +152,54 @@ def _strings(values: dict[Any, Any]) -> Iterator[tuple[str, str]]:
             yield name, value
 
 
-def _hub(recipe: Recipe) -> list[Problem]:
-    training, found = recipe.training, []
+def _hub(recipe: Recipe) -> Iterator[Problem]:
+    training = recipe.training
+    if training.card is not None and not isinstance(training.card, dict):
+        yield Problem(f"card: {training.card!r} is no mapping", "card: {license: mit}", "card")
+        return
     if not training.push_to_hub:
-        return []
+        return
     if not training.hub_model_id or training.hub_model_id.count("/") != 1:
-        found.append(
-            Problem(
-                f"push_to_hub: hub_model_id is {training.hub_model_id!r}",
-                "name the repository: hub_model_id: owner/name",
-            )
+        yield Problem(
+            f"push_to_hub: hub_model_id is {training.hub_model_id!r}",
+            "name the repository: hub_model_id: owner/name",
+            "hub",
         )
     if training.hub_revision:
-        found.append(Problem(f"hub_revision: {training.hub_revision}: the best goes to main"))
+        yield Problem(f"hub_revision: {training.hub_revision}: the best goes to main", code="hub")
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-        found.append(Problem("push_to_hub: HF_HUB_OFFLINE is set", "unset it, or push_to_hub"))
+        yield Problem("push_to_hub: HF_HUB_OFFLINE is set", "unset it, or push_to_hub", "hub")
     if not get_token():
-        found.append(Problem("push_to_hub: there is no token", "export HF_TOKEN=…"))
-    if training.policy().metric is None or training.eval_strategy == "no":
-        found.append(
-            Problem(
-                "push_to_hub publishes the best checkpoint, and there is nothing to rank them by",
-                "eval_strategy: steps, metric_for_best_model: eval_loss",
-            )
+        yield Problem("push_to_hub: there is no token", "export HF_TOKEN=…", "hub")
+    if training.ranking_metric is None:
+        yield Problem(
+            "push_to_hub publishes the best checkpoint, and there is nothing to rank them by",
+            "eval_strategy: steps, metric_for_best_model: eval_loss",
+            "hub",
         )
     named = training.card_data.get("base_model")
     if recipe.model.use_peft and looks_local(str(recipe.model.model_name_or_path)) and not named:
-        found.append(
-            Problem(
-                "push_to_hub: an adapter is of no use without its base model's name on the Hub",
-                "card: {base_model: owner/name}",
-            )
+        yield Problem(
+            "push_to_hub: an adapter is of no use without its base model's name on the Hub",
+            "card: {base_model: owner/name}",
+            "hub",
         )
-    return found
+
+
+def _versions(recipe: Recipe) -> Iterator[Problem]:
+    """Libraries outside of the ranges that keepstep was tested with."""
+    for text in requires("keepstep") or []:
+        wanted = Requirement(text)
+        if wanted.marker is not None:
+            continue  # of an extra
+        try:
+            found = version(wanted.name)
+        except PackageNotFoundError:
+            continue  # its import has failed already, or it is not needed here
+        if not wanted.specifier.contains(found, prereleases=True):
+            yield Problem(
+                f"{wanted.name} {found} is installed; tested with {wanted.specifier}",
+                f"pip install '{wanted}'",
+                "version",
+                "warning",
+            )

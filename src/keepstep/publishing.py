@@ -55,7 +55,7 @@ class Publishing(TrainerCallback):
         answer = check(self._target, card, None if looks_local(base) else base, CHECK_SECONDS)
         if "error" in answer:
             if answer.get("fatal") or self._args.hub_require:
-                return [Problem(f"push_to_hub: {answer['error']}")]
+                return [Problem(f"push_to_hub: {answer['error']}", code="hub")]
             say(f"The Hub cannot be reached now ({answer['error']}); a save tries again.")
             return []
         self.license, theirs = answer["license"], answer["theirs"]

@@ -37,6 +37,7 @@ from .console import (
 from .outcome import CONFIG_EXIT_STATUS, EXIT_STATUS, Outcome, ended
 from .parsing import parse_recipe
 from .preflight import validate
+from .probes import probe
 from .trainer import KeepstepTrainer
 from .watchdog import Watchdog
 
@@ -62,13 +63,14 @@ def attempt(recipe: Recipe) -> Outcome:
     """Train until the end, or until somebody asks for a stop. Ranks: all (collective)."""
     agree(validate(recipe))
     hub = publishing.Publishing(recipe)
-    agree(hub.check())
+    agree([*hub.check(), *probe(recipe)])
     training = recipe.training
     manager = CheckpointManager(
         str(training.output_dir),
         training.policy(),
         mode=training.save_mode,
         timeout=training.save_timeout_seconds,
+        min_free=training.min_free,
     )
     watchdog = watch(recipe, manager)
     watchdog.start()
@@ -219,10 +221,15 @@ def carry_on(trainer: KeepstepTrainer) -> Outcome:
 
 
 def agree(problems: Sequence[Problem]) -> None:
-    """Fail on every rank when one of them sees a problem. Ranks: all (collective)."""
+    """Fail on every rank when one of them sees an error; tell warnings. Ranks: all (collective)."""
     seen = [problem for of_rank in distributed.gather(list(problems)) for problem in of_rank]
-    if seen:
-        raise ConfigError(dict.fromkeys(seen))
+    told = list(dict.fromkeys(seen))  # once, however many ranks see it
+    errors = [problem for problem in told if problem.severity == "error"]
+    for warning in told:
+        if warning not in errors:
+            say(f"warning: {warning.told()}")
+    if errors:
+        raise ConfigError(errors)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 LIBRARIES = (
     *("keepstep", "torch", "transformers", "trl", "accelerate", "deepspeed", "peft", "datasets"),
 )
+GO_ON = "Training goes on without it; the next save tries again."
 VERSIONS = {name: version(name) for name in LIBRARIES}
 
 
@@ -61,6 +62,7 @@ class KeepstepTrainer(SFTTrainer):
         resharded: what had to be done to give the state of `start` to these processes, or None.
         preempted: why training stopped before its end, None when it did not.
         last_saved: the newest commit of this attempt, None before the first.
+        try_again: a save found no room, and there is some now.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class KeepstepTrainer(SFTTrainer):
         self.resharded: Resharded | None = None
         self.preempted: str | None = None
         self.last_saved: Saved | None = None
+        self.try_again = self._trying_again = False
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._logged: dict[str, float] = {}
         self._finite: Any = True
@@ -204,6 +207,9 @@ class KeepstepTrainer(SFTTrainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self.hear()
+        if self.try_again:
+            self._save_checkpoint(self.model, None)
+            self.hear()
         best = None if self.preempted else self.manager.best()
         self.state.best_model_checkpoint = str(best.path) if best else None
         return super()._finalize_training(*args, **kwargs)
@@ -213,6 +219,7 @@ class KeepstepTrainer(SFTTrainer):
         if self._begun == self.state.global_step:
             return  # stopped in the middle of an epoch, Trainer comes here once more
         self.hear()
+        self._trying_again, self.try_again = self.try_again, False
         self.store_flos()
         self.state.best_model_checkpoint = None  # an absolute path: not for trainer_state.json
         if self.every_step.pacer is not None:
@@ -224,6 +231,8 @@ class KeepstepTrainer(SFTTrainer):
             self._failed(error)
         if not self.manager.saver.in_background:
             self.hear()
+            if self.try_again:
+                self._save_checkpoint(model, trial)
 
     def hear(self) -> None:
         """Wait for the save in flight, and for what came of it. Ranks: all (collective)."""
@@ -237,10 +246,23 @@ class KeepstepTrainer(SFTTrainer):
         self.last_saved = saved or self.last_saved
 
     def _failed(self, error: SaveError) -> None:
-        if self.args.on_save_error == "stop":
+        """Save once more where room can be made, else go on without it. Ranks: all (collective)."""
+        room = self._make_room() if error.disk_full and not self._trying_again else []
+        self.try_again = bool(room)
+        if self.args.on_save_error == "stop" and not room:
             raise error
-        logger.error("%s\nTraining goes on without it.", error)
+        then = f"Pruned {', '.join(map(str, room))}: it is tried once more." if room else GO_ON
+        logger.error("%s\n%s", error, then)
         self._begun = self.last_saved = None
+
+    def _make_room(self) -> list[int]:
+        """What has gone for a checkpoint of this step. Ranks: all (collective)."""
+        try:
+            step = self.state.global_step
+            return self.manager.saver.on_main("making room", lambda w: w.make_room(step))
+        except SaveError as error:
+            logger.error("%s", error)
+            return []
 
     def saved_step(self) -> int | None:
         """The step of this attempt's newest commit; None before the first, or when one failed."""

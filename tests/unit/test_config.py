@@ -100,6 +100,23 @@ def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
         ({"eval_split_fraction": 1.5}, "is not between 0 and 1"),
         ({"resume_from_checkpoint": "sometimes"}, "none of auto, latest, best, never"),
         ({"keep_total_bytes": "lots"}, "no size like 200GB"),
+        ({"min_free_bytes": "some"}, "min_free_bytes: 'some' is no size"),
+        ({"metric_for_best_model": "rouge"}, "rouge is nothing that the evaluation gives"),
+        ({"metric_for_best_model": "entropy"}, "entropy: is more of it better?"),
+        ({"greater_is_better": True}, "true keeps the worst checkpoints by eval_loss"),
+        ({"save_strategy": "no"}, "a run that is killed begins again"),
+        (
+            {"save_strategy": "epoch", "eval_strategy": "epoch", "num_train_epochs": 1},
+            "the first checkpoint is the last",
+        ),
+        ({"save_steps": 40, "max_steps": 40}, "there is no checkpoint inside of it"),
+        ({"save_only_model": True}, "checkpoints hold weights and no state"),
+        ({"card": "mit"}, "card: 'mit' is no mapping"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size would change the rows"),
+        ({"save_timeout_seconds": 9e9}, "save_timeout_seconds: 9e+09 is not between 0 and"),
+        ({"save_interval_seconds": 0}, "save_interval_seconds: 0 is not above 0"),
+        ({"time_limit": "soon"}, "'soon' is no length of time"),
+        ({"deadline": "2020-01-01T00:00"}, "the deadline is over before a step can be made"),
     ],
 )
 def test_preflight(fields: dict[str, object], expected: str) -> None:
@@ -140,17 +157,58 @@ def test_publishing_without_what_it_needs(
         {"save_steps": 0.3, "eval_steps": 0.1},
         {"save_strategy": "epoch", "eval_strategy": "epoch"},
         {"resume_from_checkpoint": "gone/checkpoint-20"},
+        {"metric_for_best_model": "mean_token_accuracy"},
+        {"metric_for_best_model": "eval_entropy", "greater_is_better": False},
+        {"save_strategy": "epoch", "eval_strategy": "epoch", "num_train_epochs": 2},
+        {"save_strategy": "no", "save_interval_seconds": 600},
+        {"save_steps": 10, "max_steps": 40},
+        {"save_only_model": True, "resume_from_checkpoint": "never"},
+        {"card": '{"license": "mit"}', "min_free_bytes": "1GB"},
+        {"time_limit": "4h", "save_interval_seconds": 60},
     ],
 )
 def test_preflight_stays_silent(fields: dict[str, object]) -> None:
     assert problems(flags(**fields)) == []
 
 
+@pytest.mark.parametrize(
+    ("fields", "zero", "expected"),
+    [
+        ({}, {"stage": 2, "offload_param": {"device": "cpu"}}, "offload_param_device: cpu needs"),
+        ({}, {"stage": 3, "offload_param": {"device": "cpu"}}, None),
+        ({"load_in_8bit": True}, {"stage": 3}, "ZeRO-3 cannot share out 8-bit weights"),
+        ({"load_in_8bit": True}, {"stage": 2}, None),
+        (
+            {"save_only_model": True, "load_best_model_at_end": True},
+            {"stage": 2},
+            "DeepSpeed loads a checkpoint whole, or not at all",
+        ),
+    ],
+)
+def test_what_zero_cannot_combine(
+    fields: dict[str, object], zero: dict[str, object], expected: str | None
+) -> None:
+    recipe = parse_recipe(flags(resume_from_checkpoint="never", **fields))
+    recipe.training.deepspeed_plugin = FakePlugin(zero_optimization=zero)
+    found = [str(problem) for problem in validate(recipe)]
+    assert len(found) == (0 if expected is None else 1)
+    assert expected is None or expected in found[0]
+
+
+def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keepstep.preflight.requires", lambda name: ["peft>=99", "typer>=0.20"])
+    (problem,) = validate(parse_recipe(flags()))
+    assert (problem.code, problem.severity) == ("version", "warning")
+    assert problem.what.startswith("peft ")
+    assert problem.what.endswith("tested with >=99")
+
+
 class FakePlugin:
     """Stands for Accelerate's plugin: what the launcher's environment would make of a config."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, **settings: dict[str, object]) -> None:
         self.deepspeed_config = settings
+        self.zero_stage = settings.get("zero_optimization", {}).get("stage", 0)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keepstep.checkpoint.retention import Policy, Record, best_step, plan_retention
+from keepstep.checkpoint.retention import Policy, Record, best_step, plan_retention, room_for
 
 values = st.one_of(
     st.none(), st.sampled_from([math.nan, math.inf, 1.0, 1.0, 2.0]), st.floats(0, 10)
@@ -94,3 +94,20 @@ def test_exactly_the_best_three_when_the_newest_is_among_them() -> None:
         1500: "best 2 of 4",
         2000: "newest, best",
     }
+
+
+@given(records, policies, values)
+def test_what_goes_for_a_coming_checkpoint_goes_with_its_commit(
+    records: list[Record], policy: Policy, value: float | None
+) -> None:
+    early = {d.step for d in room_for(61, records, policy)}
+    plan = plan_retention([*records, Record(61, value)], policy)
+    newest = max((r.step for r in records), default=None)
+    assert newest not in early
+    assert early == {d.step for d in plan if not d.keep} - {newest, 61}
+
+
+def test_abandoned_branches_make_room() -> None:
+    records = [Record(10), Record(20), Record(30, abandoned=True), Record(15, pinned=True)]
+    gone = room_for(40, records, Policy(3, "recency"))
+    assert [d.step for d in gone] == [10, 30]

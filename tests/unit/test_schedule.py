@@ -14,6 +14,7 @@ from keepstep.checkpoint.schedule import (
     Schedule,
     best_interval,
     high,
+    lost_minutes,
     needed,
     next_save,
     parse_duration,
@@ -104,3 +105,11 @@ def test_moments() -> None:
     assert parse_moment("2026-11-25T08:00:00+00:00") == 1795593600
     with pytest.raises(ValueError, match="is no moment"):
         parse_moment("tomorrow")
+
+
+def test_what_a_failure_loses() -> None:
+    assert lost_minutes(100, None, [6.0] * 9) is None, "too few steps to tell"
+    assert lost_minutes(100, None, [6.0] * 10) == 10
+    assert lost_minutes(100, 120.0, [6.0] * 10) == 2
+    assert lost_minutes(math.inf, 120.0, [6.0] * 10) == 2
+    assert lost_minutes(100, None, [600.0] * 5 + [6.0] * 20) == 10, "the first steps are slow"

@@ -7,8 +7,10 @@ by the main threads, together (`Saver.settle`).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -20,11 +22,17 @@ from .writer import Part, Report
 
 POLL_SECONDS = (0.01, 0.5)  # at first, and at most: thousands of ranks must not storm the disk
 STUCK = "its writer is stuck"
+FULL = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]")
 Commit = Callable[[list[Report]], Saved]
 
 
 class SaveError(RuntimeError):
     """A checkpoint could not be written; the same error on every rank, naming the culprit."""
+
+    @property
+    def disk_full(self) -> bool:
+        """Whether there was no room for it (or no quota): as the system says it, on any rank."""
+        return FULL.search(str(self)) is not None
 
 
 class Flight:

@@ -88,10 +88,12 @@ class CheckpointManager:
         storage: Storage | None = None,
         mode: Mode = "off",
         timeout: float = 600.0,
+        min_free: int = 0,
     ) -> None:
         self.run = RunFolder(output_dir)
         self.storage = storage or Storage()
         self.policy = policy
+        self.min_free = min_free
         self.saver = Saver(lambda: self.writer, self.storage, mode, timeout)
         self.attempt = 0
         self.previous: Attempt | None = None
@@ -111,6 +113,7 @@ class CheckpointManager:
             self.storage.guard(owner.check)
             before = [a for a in self.run.attempts() if a.request is not None or a.commits][-1:]
             self._writer = RunWriter(self.run, self.policy, self.storage, owner.token)
+            self._writer.min_free = self.min_free
             self._writer.start(**job_facts())
             return owner, self._writer.attempt, before[0] if before else None
 

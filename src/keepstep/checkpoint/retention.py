@@ -101,6 +101,17 @@ def plan_retention(
     return decisions
 
 
+def room_for(step: int, records: Sequence[Record], policy: Policy) -> list[Decision]:
+    """What may go before the checkpoint of `step` is there, because its commit would prune it.
+
+    Abandoned branches as well; never the newest, which nothing has replaced yet. The coming
+    metric is of no account: the newest has a place, and the best share the others, in any case.
+    """
+    newest = max((record.step for record in records if not record.abandoned), default=None)
+    plan = plan_retention([*records, Record(step)], policy, keep_abandoned=False)
+    return [d for d in plan if not d.keep and d.step not in (newest, step)]
+
+
 def _claims(
     records: Sequence[Record], policy: Policy, keep_abandoned: bool
 ) -> dict[int, list[str]]:

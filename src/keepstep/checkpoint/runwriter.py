@@ -6,6 +6,7 @@ nothing is removed before its successor is durable.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .manifest import MANIFEST_NAME, Manifest, ManifestError, differences, folder_name, step_of
-from .retention import Policy, plan_retention
+from .retention import Decision, Policy, plan_retention, room_for
 from .runfolder import Committed, RunFolder, read_checkpoint
 from .selection import WORDS, Choice, SelectionError, Verify, choose
 from .storage import Storage, sizes_of
@@ -37,6 +38,7 @@ class Saved:
         checkpoint: what was committed.
         best: the best checkpoint now.
         pruned: the steps that went for it.
+        free: bytes left on the disk.
         facts: `stall`, `wait` (for the save before; part of the stall), `copy`, `write` and
             `digest` (part of the write), in seconds, of the slowest rank each; `slowest_rank` to
             write; `gb_per_s`: of all ranks together; `read_back`: seconds to check the files that
@@ -47,6 +49,7 @@ class Saved:
     best: Committed | None
     pruned: list[int]
     facts: dict[str, Any]
+    free: int = 0
 
 
 class RunWriter:
@@ -57,6 +60,7 @@ class RunWriter:
         run_id: the run's name, made at its first attempt.
         attempt: this launch, counted from 1.
         owner: the name under which it owns the folder.
+        min_free: bytes that a save is to leave on the disk.
         staging, trash: its own parts of these folders. The next owner takes all parts away in one
             rename; whoever still wants to rename something out of them, or into them, cannot.
     """
@@ -70,6 +74,7 @@ class RunWriter:
         self.owner = owner or f"by-hand-{secrets.token_hex(4)}"
         self.staging, self.trash = run.staging / self.owner, run.trash / self.owner
         self.run_id = run.run_id() or secrets.token_hex(6)
+        self.min_free = 0
         self._recording = threading.Lock()
         self.attempt = max((attempt.number for attempt in run.attempts()), default=0)
 
@@ -131,6 +136,7 @@ class RunWriter:
     def stage(self, step: int) -> Path:
         """An empty staging folder for the checkpoint of `step`, and one for its reports."""
         self.discard(step)
+        self._leave_room()
         folder = self.staging / folder_name(step)
         for place in (self.reports(step), folder):
             self.storage.make_folder(place)
@@ -187,10 +193,32 @@ class RunWriter:
             if place.exists():
                 self.storage.remove(place)
 
+    def _leave_room(self) -> None:
+        """
+        Raises:
+            OSError: one more checkpoint, as large as the newest, would take `min_free`.
+        """
+        newest, free = self.run.checkpoints()[-1:], self.storage.free(self.run.path)
+        size = newest[0].manifest.total_bytes if newest else 0
+        if free < size + self.min_free and self.min_free:
+            raise OSError(
+                errno.ENOSPC,
+                f"{free / 1e9:.3g} GB are free, a checkpoint takes {size / 1e9:.3g} GB, and "
+                f"min_free_bytes keeps {self.min_free / 1e9:.3g} GB",
+            )
+
+    def make_room(self, step: int) -> list[int]:
+        """The disk is full: prune now what may go for the checkpoint of `step`, which is not there
+        yet; returns the steps that went."""
+        return self._discard(room_for(step, self.run.records(self.policy.metric), self.policy))
+
     def prune(self, keep_abandoned: bool = True) -> list[int]:
-        """Apply the retention plan; returns the steps that went. First renamed, then removed."""
+        """Apply the retention plan; returns the steps that went."""
         plan = plan_retention(self.run.records(self.policy.metric), self.policy, keep_abandoned)
-        gone = [decision for decision in plan if not decision.keep]
+        return self._discard([decision for decision in plan if not decision.keep])
+
+    def _discard(self, gone: list[Decision]) -> list[int]:
+        """First renamed, then removed."""
         for decision in gone:
             folder = self.run.path / folder_name(decision.step)
             discarded = self.trash / f"{folder.name}-{secrets.token_hex(3)}"

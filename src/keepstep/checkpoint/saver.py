@@ -265,4 +265,4 @@ def _finish(writer: RunWriter, checkpoint: Committed, facts: dict[str, Any]) -> 
         best = writer.best()
     except Exception as error:
         logger.warning("%s is saved, but pruning failed: %s", checkpoint.path.name, error)
-    return Saved(checkpoint, best, pruned, facts)
+    return Saved(checkpoint, best, pruned, facts, writer.storage.free(writer.run.path))

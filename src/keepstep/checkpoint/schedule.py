@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from statistics import median
 from typing import Literal
 
 Reason = Literal["deadline", "stop", "save-now", "interval"]
@@ -18,6 +19,7 @@ STOPS: tuple[Reason, ...] = ("deadline", "stop")
 
 FIRST_SAVE_SECONDS = 60.0  # what a save is taken to last before one has been measured
 LOOK_BACK = 20  # saves and steps that an estimate is made of
+ENOUGH_STEPS = 10
 UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
@@ -75,6 +77,21 @@ def needed(schedule: Schedule, moment: Moment) -> float:
     save = high(moment.save_seconds[-LOOK_BACK:]) or FIRST_SAVE_SECONDS
     saves = 2 if moment.in_flight else 1
     return high(moment.step_seconds[-LOOK_BACK:]) + saves * save + schedule.margin
+
+
+def lost_minutes(
+    save_steps: float, interval: float | None, step_seconds: Sequence[float]
+) -> float | None:
+    """What a failure loses at most at the pace of these steps; None: too few to tell.
+
+    Args:
+        save_steps: between two saves; infinite where steps do not decide.
+        interval: seconds between two saves, None where the clock does not decide.
+    """
+    if len(step_seconds) < ENOUGH_STEPS:
+        return None
+    apart = save_steps * median(step_seconds[-LOOK_BACK:])
+    return min(apart, float("inf") if interval is None else interval) / 60
 
 
 def high(seconds: Sequence[float], share: float = 0.95) -> float:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import mmap
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -208,6 +209,10 @@ class Storage:
         temporary = path.with_name(f".{path.name}.new")
         self.write(temporary, content)
         self.rename(temporary, path)
+
+    def free(self, path: Path) -> int:
+        """Bytes that can still be written to the disk of `path`."""
+        return shutil.disk_usage(path).free
 
     def note(self, path: Path, text: str) -> None:
         """Write a few words that may be lost: not synced, and a reader may see a part."""

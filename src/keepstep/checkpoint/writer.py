@@ -249,8 +249,8 @@ class SnapshotCheckpointEngine(CheckpointEngine):  # type: ignore[misc]  # DeepS
 
     Attributes:
         part: of the checkpoint that is being saved, None between saves.
-        derivable: addresses of the 16-bit parameters that a load makes anew from the fp32 masters
-            (ZeRO-1 and 2): they are not stored beside them.
+        derivable: addresses of parameters that are not stored (ZeRO-1 and 2): a load makes the
+            trained ones anew from the fp32 masters, and an adapter's base model is there already.
         engine: DeepSpeed's, which saves and loads through this.
     """
 

@@ -1,0 +1,113 @@
+"""A model's shapes, from its configuration alone: built on the meta device, without a weight."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations import deepspeed
+from trl import get_peft_config
+
+from .config import Recipe
+from .estimate import Shapes, Step, Strategy
+from .preflight import looks_local
+
+logger = logging.getLogger(__name__)
+WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+
+
+def shapes_of(recipe: Recipe) -> Shapes | None:
+    """The shapes of the recipe's model, adapter included; None where they cannot be had: a model
+    with code of its own, no configuration within reach. Ranks: any.
+    """
+    try:
+        return _measure(recipe)
+    except Exception as error:  # of libraries, and of a model's own code
+        logger.info("the model's shapes are not known: %s", error)
+        return None
+
+
+def _measure(recipe: Recipe) -> Shapes:
+    model_recipe, training = recipe.model, recipe.training
+    arguments = {"revision": model_recipe.model_revision}
+    config = AutoConfig.from_pretrained(model_recipe.model_name_or_path, **arguments)
+    dtype = (training.model_init_kwargs or {}).get("dtype") or model_recipe.dtype
+    if dtype in (None, "auto"):
+        dtype = config.dtype or torch.float32
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    with torch.device("meta"), _without_zero3():
+        model: Any = AutoModelForCausalLM.from_config(config)
+        adapter = get_peft_config(model_recipe)
+        if adapter is not None:
+            model = get_peft_model(model, adapter)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    text = config.get_text_config()
+    return Shapes(
+        total=sum(sizes.values()),
+        trained=sum(trained),
+        stored=sum(trained) if adapter is not None else sum(sizes.values()),
+        tensors=len(trained),
+        largest=_largest_module(model),
+        layers=int(getattr(text, "num_hidden_layers", 1)),
+        hidden=int(getattr(text, "hidden_size", 1)),
+        vocabulary=int(getattr(text, "vocab_size", 1)),
+        element=torch.empty((), dtype=dtype).element_size(),
+        companions=_companions(str(model_recipe.model_name_or_path)),
+    )
+
+
+@contextlib.contextmanager
+def _without_zero3() -> Iterator[None]:
+    """Else transformers (5.23) would share the model out at once, which all ranks must do."""
+    name = "_hf_deepspeed_config_weak_ref"
+    kept = getattr(deepspeed, name)
+    setattr(deepspeed, name, None)
+    try:
+        yield
+    finally:
+        setattr(deepspeed, name, kept)
+
+
+def _largest_module(model: torch.nn.Module) -> int:
+    """Of those that hold parameters themselves: ZeRO-3 gathers module by module."""
+    return max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules())
+
+
+def _companions(name: str) -> int:
+    """Bytes of what lies beside the weights of a local model: mostly the tokenizer."""
+    if not looks_local(name):
+        return 0
+    files = (p for p in Path(name).expanduser().iterdir() if p.is_file())
+    return sum(p.stat().st_size for p in files if not p.name.endswith(WEIGHTS))
+
+
+def strategy_of(recipe: Recipe, processes: int | None = None) -> Strategy:
+    """How this launch shares the model out. Ranks: any."""
+    training, plugin = recipe.training, recipe.training.deepspeed_plugin
+    zero = plugin.deepspeed_config.get("zero_optimization", {}) if plugin else {}
+
+    def offloads(what: str) -> bool:
+        return bool((zero.get(f"offload_{what}") or {}).get("device", "none") != "none")
+
+    return Strategy(
+        training.zero_stage,
+        processes or training.world_size,
+        bool(training.bf16 or training.fp16),
+        offloads("optimizer"),
+        offloads("param"),
+    )
+
+
+def step_of(recipe: Recipe) -> Step:
+    """What one pass works on, at most."""
+    training = recipe.training
+    length = int(training.max_length or 1024)
+    checkpointing = bool(training.gradient_checkpointing)
+    return Step(int(training.per_device_train_batch_size), length, checkpointing)
