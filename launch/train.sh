@@ -50,8 +50,9 @@ if [[ $gpus -eq 0 ]]; then
   export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$(python -c 'import sys; print(sys.prefix)')/torch_extensions}
 fi
 # Killed in a moment in which it held torch's lock there, a run leaves it, and every later one hangs.
+# On a disk of this machine's own it is seen whether anybody holds it.
 for lock in "${TORCH_EXTENSIONS_DIR:-$HOME/.cache/torch_extensions}"/{,*/}*/lock; do
-  [[ -e $lock ]] || continue
+  [[ -e $lock && $(stat -f -c %T "$lock") =~ ^(ext|xfs|btrfs|zfs|tmpfs|overlay) ]] || continue
   lock=$(realpath "$lock")
   [[ -n $(find /proc/[0-9]*/fd -lname "$lock" -print -quit 2>/dev/null) ]] || rm -f "$lock"
 done

@@ -5,16 +5,17 @@ source "$job/site.env"
 
 : "${POLL_SECONDS:=5}"         # between looks at an attempt
 : "${STARTUP_SECONDS:=3600}"   # until its first step
-: "${STALL_SECONDS:=2400}"     # without a sign of life; the run's own hang_timeout_seconds comes first
+: "${STALL_SECONDS:=$((hang_timeout + 600))}" # without a sign of life: the run's own limit comes first
 : "${GRACE_SECONDS:=240}"      # from the time limit's signal to the end by force
 : "${PROBE_SECONDS:=60}"       # for a node to answer
 : "${NODE_WAIT_SECONDS:=900}"  # for enough nodes to answer, before the job is queued again
 : "${RETRY_SECONDS:=10}"       # between looks at missing nodes, or at a controller that is away
+: "${REQUEUE_SECONDS:=1800}"   # for Slurm to queue this job again
 : "${MAX_ATTEMPTS:=10}"        # in a row without a new checkpoint
 
 private=$run/.keepstep
-round=${SLURM_RESTART_COUNT:-0} try=0 fruitless=0 token=$SLURM_JOB_ID.$round.0
-stop='' stop_at=0 srun='' beat='' outcome='' reason='' code=0 began=0
+round=${SLURM_RESTART_COUNT:-0} try=0 token=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.0
+stop='' stop_at=0 srun='' beat='' outcome='' reason='' status=0 began=0 counted=0 guard=''
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}} # srun does not inherit it
 
 say() { printf '%(%F %T)T [%s] %s\n' -1 "$token" "$*"; }
@@ -22,45 +23,91 @@ join() { local IFS=,; echo "$*"; }
 
 leave() { # MESSAGE [STATUS]
   say "$1"
-  [[ -n ${guard:-} ]] && kill "$guard" 2>/dev/null
-  [[ ${2:-1} == 75 ]] && say "to go on: ${submitted_as[*]@Q}"
+  [[ -z $guard ]] || kill "$guard" 2>/dev/null
+  [[ ${2:-1} != 75 ]] || say "to go on: $submitted_as"
   exit "${2:-1}"
 }
 
+stop_if_asked() {
+  [[ $stop == term ]] && leave "Slurm has ended the job" 143
+  [[ $stop == time ]] && give_back "the time is over"
+  if [[ -e $private/stop && ! -s $private/stop ]]; then # keepstep stop, between two attempts
+    rm -f "$private/stop"
+    leave "stopped on request" 75
+  fi
+}
+
+nap() { # SECONDS, or until somebody asks for a stop
+  local end=$((SECONDS + $1))
+  while ((SECONDS < end)) && [[ -z $stop ]]; do sleep 1; done
+}
+
+# --- progress: a budget of attempts in a row without a new checkpoint, over all restarts of the job
+
 newest() { # the step of the newest checkpoint, 0 before the first
-  local steps
-  steps=$(compgen -G "$run/checkpoint-*/manifest.json" | sed 's|.*/checkpoint-\([0-9]*\)/.*|\1|' | sort -n)
-  echo "${steps##*$'\n'}" | grep . || echo 0
+  find "$run" -maxdepth 2 -path '*/checkpoint-*/manifest.json' 2>/dev/null |
+    sed 's|.*/checkpoint-\([0-9]*\)/manifest.json|\1|' | sort -n | tail -n1 | grep . || echo 0
+}
+
+commits() { grep -c '"event": "commit"' "$private/events.jsonl" 2>/dev/null; }
+known=$(commits)
+fruitless=$(cat "$job/fruitless" 2>/dev/null || echo 0)
+
+count() {
+  local now
+  now=$(commits)
+  if ((${now:-0} > ${known:-0})); then fruitless=0; else fruitless=$((fruitless + 1)); fi
+  known=$now counted=1
+  echo "$fruitless" >"$job/fruitless"
+}
+
+give_up() {
+  reason="$fruitless attempts in a row without a new checkpoint"
+  printf '{\n "outcome": "no_progress",\n "reason": "%s",\n "exit": 76,\n "owner": "%s"\n}\n' \
+    "$reason" "$token" >"$private/.status.new" && mv -f "$private/.status.new" "$private/status.json"
+  leave "no progress: $reason" 76
 }
 
 # --- the owner of the run: an attempt that finds another name there ends, and writes nothing
 
-owner() {
-  local name=nobody
-  [[ -r $private/owner ]] && read -r name _ <"$private/owner"
+owner() { # its name; nothing when there is none, or it cannot be read now
+  local name=''
+  read -r name _ 2>/dev/null <"$private/owner"
   echo "$name"
-}
+} 2>/dev/null
 
 claim() { # put this attempt's name there, unless this shell is a leftover of an earlier round
   local theirs
   theirs=$(owner)
+  token=$SLURM_JOB_ID.$round.$try counted=0
   if [[ $theirs =~ ^$SLURM_JOB_ID\.([0-9]+)\.([0-9]+)$ ]]; then
-    ((BASH_REMATCH[1] < round || (BASH_REMATCH[1] == round && BASH_REMATCH[2] <= try))) || return 1
-  elif [[ $theirs != nobody ]]; then
-    ((round == 0 && try == 0)) || return 1 # only a job that begins takes a run from others
+    ((BASH_REMATCH[1] < round || (BASH_REMATCH[1] == round && BASH_REMATCH[2] <= try))) ||
+      leave "the run belongs to $theirs now"
+  elif [[ -n $theirs ]]; then # only a job that begins takes a run from others
+    ((round == 0 && try == 1)) || leave "the run belongs to $theirs now"
   fi
-  token=$SLURM_JOB_ID.$round.$try
-  echo "$token" >"$private/.owner.$token" && mv -f "$private/.owner.$token" "$private/owner"
+  for ((i = 0; i < 30; i++)); do
+    echo "$token" >"$private/.owner.$token" && mv -f "$private/.owner.$token" "$private/owner" && return
+    sleep 2
+  done 2>/dev/null
+  leave "nothing can be written in $private"
 }
 
 superseded() { # somebody else has the run by now
-  [[ $stop != term && $(owner) != "$token" ]] # after a TERM the ranks may still save
+  local theirs
+  theirs=$(owner)
+  [[ -n $theirs && $theirs != "$token" ]]
 }
 
 left_behind() { # Slurm has queued this job again, and could not tell this shell
-  local restarts
-  restarts=$(slurm show job -o "$SLURM_JOB_ID" | sed -n 's/.* Restarts=\([0-9]*\).*/\1/p')
-  [[ $stop != term && -n $restarts && $restarts != "$round" ]]
+  local facts
+  facts=$(slurm show job -o "$SLURM_JOB_ID")
+  [[ $facts =~ \ Restarts=([0-9]+) && ${BASH_REMATCH[1]} != "$round" ]]
+}
+
+leave_if_left() {
+  superseded && leave "the run belongs to $(owner) now"
+  left_behind && leave "this job has been queued again: this shell was left behind"
 }
 
 # --- Slurm
@@ -70,6 +117,7 @@ slurm() { # scontrol, where there is one and it answers
 }
 
 on_time_limit() {
+  [[ $stop == term ]] && return
   say "the time limit is near: save, then queue again"
   stop=time stop_at=$SECONDS
   ask_to_stop
@@ -86,60 +134,32 @@ ask_to_stop() {
   kill -USR1 "$srun" 2>/dev/null
 }
 
-preempted() { slurm show job -o "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; }
+preempted() {
+  local facts
+  facts=$(slurm show job -o "$SLURM_JOB_ID")
+  [[ $facts =~ \ PreemptTime=[0-9] ]]
+}
 
 give_back() { # queue this job again: it goes on when its turn comes
-  local answer
+  local answer end=$((SECONDS + REQUEUE_SECONDS))
+  ((counted)) || count
+  ((fruitless < MAX_ATTEMPTS)) || give_up
   say "queue again: $1, at checkpoint $(newest)"
-  while [[ $stop != term ]]; do
-    command -v scontrol >/dev/null || break
+  while [[ $stop != term ]] && command -v scontrol >/dev/null && ((SECONDS < end)); do
+    leave_if_left
     if answer=$(timeout 60 scontrol requeue "$SLURM_JOB_ID" 2>&1); then
-      for ((i = 0; i < 120; i++)); do [[ $stop == term ]] || sleep 1; done # it comes with TERM
+      for ((i = 0; i < 120; i++)); do [[ $stop == term ]] || sleep 1; done # TERM comes with it
       break
     fi
     say "scontrol requeue: $answer"
     [[ $answer =~ disabled|denied|ermission|nvalid ]] && break # else the controller is away
-    nap "$RETRY_SECONDS"
+    for ((i = 0; i < RETRY_SECONDS; i++)); do [[ $stop == term ]] || sleep 1; done
   done
   [[ $stop == term ]] && leave "Slurm has ended the job" 143
   leave "this job cannot be queued again" 75
 }
 
 # --- nodes
-
-find_nodes() { # set `nodes` to those that answer, once there are enough; without them, queue again
-  local since=$SECONDS
-  while :; do
-    superseded && leave "the run belongs to $(owner) now"
-    left_behind && leave "this job has been queued again: this shell was left behind"
-    mapfile -t nodes < <(answering)
-    [[ $stop == time ]] && give_back "the time is over"
-    ((${#nodes[@]} >= min_nodes)) && return
-    say "${#nodes[@]} of ${#all[@]} nodes answer (${nodes[*]-}), $min_nodes are needed: waiting"
-    nap "$RETRY_SECONDS"
-    [[ $stop == term ]] && leave "Slurm has ended the job" 143
-    ((SECONDS - since < NODE_WAIT_SECONDS)) || give_back "nodes are missing"
-  done
-}
-
-answering() { # the nodes that answer and are prepared for an attempt, one per line
-  if prepare "${all[@]}"; then printf '%s\n' "${all[@]}" && return; fi
-  local node
-  for node in "${all[@]}"; do prepare "$node" && echo "$node" & done
-  wait
-} 2>/dev/null
-
-prepare() { # NODE...: end what earlier attempts left there, see that the run folder is there
-  timeout -k 5 "$PROBE_SECONDS" srun --job-name=prepare --overlap --mem=0 -N$# -n$# \
-    --ntasks-per-node=1 -w "$(join "$@")" --kill-on-bad-exit=1 \
-    bash "$job/node.sh" prepare </dev/null >/dev/null 2>&1
-}
-
-address_of() { # NODE: where the others reach it
-  local address
-  address=$(slurm show node -o "$1" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
-  echo "${address:-$1}"
-}
 
 all_nodes() {
   slurm show hostnames "$SLURM_JOB_NODELIST" ||
@@ -148,10 +168,45 @@ all_nodes() {
 }
 mapfile -t all < <(all_nodes)
 
+find_nodes() { # set `nodes` to those that answer, once there are enough; without them, queue again
+  local since=$SECONDS
+  while :; do
+    leave_if_left
+    mapfile -t nodes < <(answering)
+    stop_if_asked
+    ((${#nodes[@]} >= min_nodes)) && return
+    say "${#nodes[@]} of ${#all[@]} nodes answer (${nodes[*]-}), $min_nodes are needed: waiting"
+    cat "$private/logs/prepare.log" 2>/dev/null
+    nap "$RETRY_SECONDS"
+    stop_if_asked
+    ((SECONDS - since < NODE_WAIT_SECONDS)) || give_back "nodes are missing"
+  done
+}
+
+answering() { # the nodes that answer and are prepared for an attempt, one per line, in their order
+  : >"$private/logs/prepare.log"
+  if prepare "${all[@]}"; then printf '%s\n' "${all[@]}" && return; fi
+  local node answers
+  answers=$(for node in "${all[@]}"; do prepare "$node" && echo "$node" & done; wait)
+  for node in "${all[@]}"; do grep -qxF "$node" <<<"$answers" && echo "$node"; done
+} 2>/dev/null
+
+prepare() { # NODE...: end what earlier attempts left there, see that the run folder is there
+  timeout -k 5 "$PROBE_SECONDS" srun --job-name=prepare --overlap --mem=0 -N$# -n$# \
+    --ntasks-per-node=1 -w "$(join "$@")" --kill-on-bad-exit=1 \
+    bash "$job/node.sh" prepare "$token" </dev/null >>"$private/logs/prepare.log" 2>&1
+}
+
+address_of() { # NODE: where the others reach it
+  local facts
+  facts=$(slurm show node -o "$1")
+  [[ $facts =~ \ NodeAddr=([^ ]+) ]] && echo "${BASH_REMATCH[1]}" || echo "$1"
+}
+
 # A range of nodes comes with --no-kill: the allocation outlives a node. But when the node of this
 # shell dies, Slurm then neither ends nor requeues the job; so a step on the other nodes does.
 start_guard() {
-  ((ranged)) || return 0
+  ((ranged)) && [[ -z $guard ]] || return 0
   srun --job-name=guard --no-kill --overlap --mem=0 -N${#all[@]} -n${#all[@]} --ntasks-per-node=1 \
     bash "$job/node.sh" guard </dev/null >/dev/null 2>&1 &
   guard=$!
@@ -160,17 +215,18 @@ start_guard() {
 # --- one attempt
 
 launch() { # begin an attempt on `nodes`
-  local count=${#nodes[@]} port log=$private/logs/$token.log
+  local count=${#nodes[@]} port head log=$private/logs/$token.log
   # Below the ephemeral range, and new each time: no straggler joins the rendezvous.
-  port=$((10000 + (SLURM_JOB_ID * 31 + round * 7 + try) % 20000))
+  port=$((10000 + (SLURM_JOB_ID * 31 + round * 1009 + try) % 20000))
   head=$(address_of "${nodes[0]}")
   say "attempt on $(join "${nodes[@]}"), $((count * processes_per_node)) processes, $head:$port," \
-    "from checkpoint $before; log: $log"
+    "from checkpoint $(newest); log: $log"
   began=$SECONDS beat=$(cat "$private/heartbeat" 2>/dev/null) beat_at=''
   exec {out}> >(trap '' TERM USR1; exec tee -a "$log")
   tee=$!
+  # --wait=0: at the end one process may push to the Hub for long, and the other nodes are done.
   srun --job-name="attempt-$try" -N"$count" -n"$count" --ntasks-per-node=1 \
-    -w "$(join "${nodes[@]}")" --overlap --kill-on-bad-exit=1 --wait=60 \
+    -w "$(join "${nodes[@]}")" --overlap --kill-on-bad-exit=1 --wait=0 \
     ${SITE_SRUN[@]+"${SITE_SRUN[@]}"} \
     bash "$job/node.sh" launch "$token" "$count" "$head" "$port" </dev/null >&"$out" 2>&1 &
   srun=$!
@@ -190,10 +246,11 @@ watch() { # until the attempt ends, or has to be ended
     [[ -z $ending ]] || { end_attempt "$ending" && break; }
   done
   wait "$srun" 2>/dev/null
-  code=$? srun=''
+  status=$? srun=''
   for ((i = 0; i < 20; i++)); do kill -0 "$tee" 2>/dev/null && sleep 0.1; done
   superseded && leave "the run belongs to $(owner) now"
   hear
+  count
 }
 
 stalls() { # whether nothing has come of the attempt for too long; by this shell's own clock
@@ -213,15 +270,14 @@ end_attempt() { # WHY: end the attempt's step; srun too, which waits for ever fo
   return 0
 }
 
-hear() { # set `outcome` and `reason` to what the attempt said of itself; not to its exit status,
-  # which is that of whichever process srun has heard of first
-  outcome=failed reason="exit status $code"
+hear() { # set outcome, reason and status to what the attempt said of itself: srun's exit status is
+  # that of whichever process it has heard of first
+  outcome=failed reason="exit status $status"
   if [[ $(said owner) == "$token" ]]; then
-    outcome=$(said outcome) reason=$(said reason)
-    [[ $reason != null ]] || reason="exit status $code"
-  elif ((code == 2)); then
-    outcome=recipe reason="see the log"
+    outcome=$(said outcome) reason=$(said reason) status=$(said exit)
+    [[ $reason != null ]] || reason="exit status $status"
   fi
+  ((status != 2)) || outcome=recipe
 }
 
 said() { # FIELD of status.json, which has one a line
@@ -230,20 +286,9 @@ said() { # FIELD of status.json, which has one a line
 
 record() { # one line for this attempt, on the screen and in events.jsonl
   say "ended after $((SECONDS - began)) s: $outcome ($reason), checkpoint $(newest)"
+  superseded && return
   [[ -s $private/events.jsonl && -n $(tail -c1 "$private/events.jsonl") ]] && echo >>"$private/events.jsonl"
   printf '{"time": "%s", "event": "launch", "owner": "%s", "nodes": "%s", "seconds": %d, "exit": %d, "outcome": "%s", "step": %d}\n' \
-    "$(date -u +%FT%T.%3N+00:00)" "$token" "$(join "${nodes[@]}")" $((SECONDS - began)) "$code" \
+    "$(date -u +%FT%T.%3N+00:00)" "$token" "$(join "${nodes[@]}")" $((SECONDS - began)) "$status" \
     "$outcome" "$(newest)" >>"$private/events.jsonl"
-}
-
-give_up() {
-  reason="$fruitless attempts in a row without a new checkpoint"
-  printf '{\n "outcome": "no_progress",\n "reason": "%s",\n "exit": 76,\n "owner": "%s"\n}\n' \
-    "$reason" "$token" >"$private/.status.new" && mv -f "$private/.status.new" "$private/status.json"
-  leave "no progress: $reason" 76
-}
-
-nap() { # SECONDS, or until somebody asks for a stop
-  local end=$((SECONDS + $1))
-  while ((SECONDS < end)) && [[ -z $stop ]]; do sleep 1; done
 }

@@ -32,6 +32,7 @@ while (($#)); do
   esac
   shift
 done
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || fail "bash $BASH_VERSION is too old: 4.4"
 [[ -n $recipe ]] || fail "which recipe? $0 --help"
 command -v keepstep >/dev/null || fail "activate keepstep's environment first: source .venv/bin/activate"
 [[ $nodes =~ ^[1-9][0-9]*(-[1-9][0-9]*)?$ ]] || fail "--nodes: $nodes is neither N nor MIN-MAX"
@@ -57,7 +58,7 @@ site=${KEEPSTEP_SITE:-$here/site.env}
 [[ -f $site || -z ${KEEPSTEP_SITE:-} ]] || fail "KEEPSTEP_SITE: there is no $site"
 SITE_SBATCH=() PROCESSES_PER_NODE=
 # shellcheck disable=SC1090 # the site's own
-[[ -f $site ]] && source "$site"
+[[ ! -f $site ]] || source "$site" || true
 processes=${PROCESSES_PER_NODE:-$((gpus > 0 ? gpus : 1))}
 
 # --- what can be known now: the recipe, its run folder, the time
@@ -90,19 +91,23 @@ fi
 # --- the job: this cluster's flags, the script, and what it needs
 
 render() {
-  local flag
+  local flag flags=(--nodes="$nodes" --output="${run//%/%%}/.keepstep/logs/%j.log")
+  [[ -z $time ]] || flags+=(--time="$time")
+  ((gpus == 0)) || flags+=(--gpus-per-node="$gpus")
+  [[ $nodes != *-* ]] || flags+=(--no-kill)
   sed -n '1p; /^#SBATCH/p' "$here/train.sbatch"
-  for flag in --nodes="$nodes" ${time:+--time="$time"} --output="$run/.keepstep/logs/%j.log"; do
+  for flag in "${flags[@]}" ${SITE_SBATCH[@]+"${SITE_SBATCH[@]}"}; do
+    [[ $flag != *' '* ]] || flag="${flag%%=*}=\"${flag#*=}\""
     echo "#SBATCH $flag"
   done
-  ((gpus == 0)) || echo "#SBATCH --gpus-per-node=$gpus"
-  [[ $nodes != *-* ]] || echo "#SBATCH --no-kill"
-  for flag in ${SITE_SBATCH[@]+"${SITE_SBATCH[@]}"}; do echo "#SBATCH $flag"; done
   sed '1d; /^#SBATCH/d' "$here/train.sbatch"
 }
 
 describe() { # job.env
-  local config=${KEEPSTEP_CONFIG:-}
+  local config=${KEEPSTEP_CONFIG:-} environment='' name
+  for name in KEEPSTEP_CONFIG KEEPSTEP_SITE; do
+    [[ -z ${!name:-} ]] || environment+="$name=${!name@Q} "
+  done
   if [[ -z $config ]]; then
     config=$( ((gpus > 0)) && echo zero3 || echo cpu_zero3)
     [[ $nodes == 1 && $processes == 1 ]] && config=${config/3/2}
@@ -110,9 +115,9 @@ describe() { # job.env
   [[ ! -f $config ]] || config=$job/accelerate.yaml
   printf '# What submit.sh was asked for.\n'
   printf '%s=%q\n' run "$run" min_nodes "${nodes%-*}" ranged "$([[ $nodes == *-* ]] && echo 1 || echo 0)" \
-    processes_per_node "$processes" config "$config"
+    processes_per_node "$processes" config "$config" hang_timeout "$(field hang_timeout)"
   printf 'overrides=(%s)\n' "${overrides[*]@Q}"
-  printf 'submitted_as=(%s)\n' "${submitted_as[*]@Q}"
+  printf 'submitted_as=%q\n' "cd ${PWD@Q} && $environment${submitted_as[*]@Q}"
 }
 
 if ((dry_run)); then
@@ -123,7 +128,9 @@ if ((dry_run)); then
   exit
 fi
 
-mkdir -p "$job" "$run/.keepstep/logs"
+mkdir -p "$run/.keepstep/logs"
+umask 077 # the site's file, and the code's changes, are nobody else's
+mkdir -p "$job"
 cp "$recipe" "$job/recipe.yaml"
 cp "$here/lib.sh" "$here/node.sh" "$job/"
 rm -rf "$job/launch" "$job/accelerate_configs"
@@ -137,6 +144,7 @@ render >"$job/train.sbatch"
 { git -C "$root" log -1 --format='commit %H%n%s%n' && git -C "$root" status --short && git -C "$root" diff HEAD; } \
   >"$job/git.txt" 2>/dev/null || echo "no git" >"$job/git.txt"
 
+rm -f "$job/fruitless" "$run/.keepstep/stop" # of an earlier job
 id=$(sbatch --parsable "$job/train.sbatch" "$job")
 id=${id%%;*}
 echo "$id" >"$job/id"

@@ -59,6 +59,7 @@ def check(
         found = {
             "recipe": str(recipe),
             "output_dir": str(Path(folder).absolute()) if folder else None,
+            "hang_timeout": int(parsed.training.hang_timeout_seconds) if parsed else None,
             "problems": [asdict(problem) for problem in problems],
             "report": "\n".join(lines),
         }

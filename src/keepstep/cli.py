@@ -156,7 +156,7 @@ def _ask(run: Path, request: str) -> None:
     folder = run_folder(run)
     if not folder.attempts():
         fail(f"{run} is no run")
-    if folder.status.is_file():
+    if folder.status.is_file() and not folder.job.is_dir():  # a job comes back by itself
         fail(f"{run}: its last attempt has ended, nobody is at work")
     Storage().write(folder.request(request), b"")
     console.print(f"asked for: it is done after the step that {run} is at", highlight=False)

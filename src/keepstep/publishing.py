@@ -117,6 +117,8 @@ class Publishing(TrainerCallback):
     def _why_stop(self, manager: CheckpointManager) -> str | None:
         """A scheduler that wants the machine back does not wait for the Hub."""
         manager.beat()
+        if not manager.owned():
+            return "the run belongs to a newer attempt"
         asked, end = preemption.requested(), self._args.schedule().deadline
         if asked is not None:
             return f"stopped on request ({asked})"

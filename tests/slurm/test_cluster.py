@@ -271,3 +271,17 @@ def test_stopped_by_its_user_and_not_allowed_to_requeue(job: Job) -> None:
     job.says(r"\] stopped on request")
     assert job.ends("FAILED")["ExitCode"] == "75:0"
     assert [a.outcome for a in job.run.attempts()] == ["preempted", "preempted"]
+
+
+@pytest.mark.long
+def test_the_batch_host_of_a_range_dies(job: Job) -> None:
+    """Slurm neither ends nor requeues it (--no-kill): the guard on the other nodes does."""
+    job.submit("--nodes", "2-3")
+    job.says(r"attempt on n1,n2,n3, 3 processes")
+    job.says(r"saved checkpoint-10")
+    job.happens("n1, with the batch shell, loses power")
+    job.cluster.crash("n1")
+    job.says(r"attempt on n2,n3, 2 processes", timeout=150)
+    job.says(r"resharded checkpoint-1\d: 3 x ZeRO-3 → 2 x ZeRO-3")
+    assert job.ends("COMPLETED")["Restarts"] == "1"
+    job.intact()

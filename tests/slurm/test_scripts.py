@@ -132,7 +132,7 @@ def test_finished(tmp_path: Path) -> None:
     assert "from checkpoint 0" in output
     assert "hello" in output
     assert "hello" in (fakes.private / "logs/7.0.1.log").read_text()
-    (event,) = map(json.loads, (fakes.private / "events.jsonl").read_text().splitlines())
+    *_, event = map(json.loads, (fakes.private / "events.jsonl").read_text().splitlines())
     assert (event["owner"], event["nodes"], event["step"]) == ("7.0.1", "n1,n2", 40)
     assert fakes.owner() == "7.0.1"
     assert not [call for call in fakes.calls if "requeue" in call]
@@ -161,7 +161,7 @@ def test_the_budget_counts_attempts_without_progress(tmp_path: Path) -> None:
 
 def test_what_the_run_says_counts_not_the_exit_status(tmp_path: Path) -> None:
     """srun tells of whichever process has ended first; an old status tells nothing."""
-    body = "((number == 1)) && { token=7.0.0 status finished null; exit 0; }\n"
+    body = "((number == 1)) && { token=7.0.0 status finished null; exit 1; }\n"
     fakes = Fakes(tmp_path, body + "commit 1; status finished null; exit 143")
     code, output = fakes.runs()
     assert code == 0, output
@@ -204,7 +204,7 @@ def test_its_user_stops_it(tmp_path: Path) -> None:
     fakes = Fakes(tmp_path, "commit 5; status preempted 'keepstep stop'; exit 75")
     code, output = fakes.runs()
     assert code == 75, output
-    assert "to go on: 'slurm/submit.sh' 'recipe.yaml'" in output
+    assert "to go on: slurm/submit.sh recipe.yaml" in output
     assert not [call for call in fakes.calls if "requeue" in call]
 
 
@@ -234,7 +234,7 @@ def test_requeue_is_refused(tmp_path: Path) -> None:
     fakes.requeue_is("echo 'Requested operation is presently disabled' >&2; exit 1")
     code, output = fakes.runs()
     assert code == 75, output
-    assert "to go on: 'slurm/submit.sh' 'recipe.yaml'" in output
+    assert "to go on: slurm/submit.sh recipe.yaml" in output
 
 
 def test_the_controller_is_away(tmp_path: Path) -> None:
@@ -274,6 +274,88 @@ def test_a_node_is_dead(tmp_path: Path) -> None:
     assert "1 of 2 nodes answer (n2), 2 are needed: waiting" in output
     assert "queue again: nodes are missing" in output
     assert fakes.launches() == []
+
+
+def test_nodes_keep_their_order(tmp_path: Path) -> None:
+    """Slurm numbers the tasks by it, and task 0 must be where the others look for it."""
+    fakes = Fakes(tmp_path, "commit 9; status finished null", ranged=True, nodes=4)
+    (fakes.folder / "slow-n1").touch()
+    (fakes.folder / "dead-n3").touch()
+    code, output = fakes.runs()
+    assert code == 0, output
+    assert fakes.launches()[0].startswith("launch n1,n2,n4 7.0.1 3 address-of-n1")
+
+
+def test_nodes_that_never_answer_use_up_the_budget(tmp_path: Path) -> None:
+    """Over restarts of the job: else it would be queued again for ever."""
+    fakes = Fakes(tmp_path, "", "NODE_WAIT_SECONDS=0\nMAX_ATTEMPTS=3")
+    (fakes.folder / "dead-n2").touch()
+    codes = [fakes.runs(restarts)[0] for restarts in range(3)]
+    assert codes == [143, 143, 76]
+    assert fakes.requeues() == 2
+    assert json.loads((fakes.private / "status.json").read_text())["outcome"] == "no_progress"
+
+
+def test_stopped_between_two_attempts(tmp_path: Path) -> None:
+    """`keepstep stop`, while nobody is there to hear of it."""
+    fakes = Fakes(tmp_path, 'touch "$run/.keepstep/stop"; exit 1')
+    code, output = fakes.runs()
+    assert code == 75, output
+    assert len(fakes.launches()) == 1
+    assert not (fakes.private / "stop").exists()
+
+
+def test_cancelled_between_two_attempts(tmp_path: Path) -> None:
+    fakes = Fakes(tmp_path, "kill -TERM $(cat $FAKE/pid); exit 1")
+    code, output = fakes.runs()
+    assert code == 143, output
+    assert len(fakes.launches()) == 1
+    assert fakes.requeues() == 0
+
+
+def test_an_owner_that_cannot_be_read_is_nobody_elses(tmp_path: Path) -> None:
+    """A network filesystem may fail for a moment."""
+    body = 'mv "$run/.keepstep/owner" "$FAKE/kept"; sleep 1; mv "$FAKE/kept" "$run/.keepstep/owner"'
+    fakes = Fakes(tmp_path, f"{body}; commit 4; status finished null")
+    code, output = fakes.runs()
+    assert code == 0, output
+
+
+def test_a_request_to_be_queued_again_is_nobody_elses(tmp_path: Path) -> None:
+    """The controller is away, and meanwhile the job has been queued again, and runs elsewhere."""
+    fakes = Fakes(tmp_path, "commit 5; status preempted 'the deadline'; exit 75")
+    fakes.requeue_is(f"echo '7.1.1' >{fakes.private}/owner; echo 'Job is pending'; exit 1")
+    code, output = fakes.runs()
+    assert code == 1, output
+    assert fakes.requeues() == 1
+    assert "the run belongs to 7.1.1 now" in output
+
+
+def test_a_controller_that_stays_away(tmp_path: Path) -> None:
+    """Asked at intervals, at a time limit as well, and not for ever."""
+    body = "while [[ -z ${signalled:-} ]]; do beat; sleep 0.1; done; commit 5\n"
+    fakes = Fakes(tmp_path, body + "status preempted SIGUSR1", "REQUEUE_SECONDS=3")
+    fakes.requeue_is("echo 'Unable to contact slurm controller' >&2; exit 1")
+    process = fakes.start()
+    fakes.wait_for_launch()
+    process.send_signal(signal.SIGUSR1)
+    code, output = fakes.end()
+    assert code == 75, output
+    assert 2 <= fakes.requeues() <= 4
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("exit=2 status failed 'settings have changed'; exit 1", 2),
+        ("commit 5; exit=70 status finished 'not published'; exit 1", 70),
+    ],
+)
+def test_the_exit_status_that_the_run_names(tmp_path: Path, body: str, expected: int) -> None:
+    fakes = Fakes(tmp_path, body)
+    code, output = fakes.runs()
+    assert code == expected, output
+    assert len(fakes.launches()) == 1
 
 
 @pytest.mark.parametrize("first", ["beat", "true"], ids=["stall", "startup"])
@@ -341,9 +423,10 @@ def test_a_node_ends_what_was_left_over(tmp_path: Path) -> None:
         env = {**os.environ, "KEEPSTEP_OWNER": owner, "KEEPSTEP_RUN": run}
         return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=env)
 
-    old, current, other = sleeper("7.0.3", run), sleeper("7.1.1", run), sleeper("7.0.3", run + "2")
+    like = run[:-3] + "r.n"  # no pattern, but a name
+    old, current, other = sleeper("7.0.3", run), sleeper("7.1.1", run), sleeper("7.0.3", like)
     try:
-        subprocess.run(["bash", fakes.job / "node.sh", "prepare"], check=True, timeout=20)
+        subprocess.run(["bash", fakes.job / "node.sh", "prepare", "7.1.1"], check=True, timeout=20)
         assert old.wait(1) == -signal.SIGKILL
         assert current.poll() is other.poll() is None
     finally:

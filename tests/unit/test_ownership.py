@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,6 +85,19 @@ def test_a_job_names_the_owner(run: RunFolder, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(NotOwnerError, match=r"newer attempt \(7\.1\.1\)"):
         claim(run, Storage())
     assert run.owner() == "7.1.1"
+
+
+def test_a_job_at_work_keeps_it(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launched by hand while a job trains it: its heart is seen to beat."""
+    run.private.mkdir(parents=True)
+    run.owner_file.write_text("7.0.1\n")
+    run.heartbeat.write_text("7.0.1 5\n")
+    beating = threading.Timer(0.5, lambda: run.heartbeat.write_text("7.0.1 6\n"))
+    beating.start()
+    with pytest.raises(NotOwnerError, match="is being trained by job 7"):
+        claim(run, Storage(), patience=0)
+    beating.join()
+    claim(run, Storage(), patience=0).check()
 
 
 def test_without_its_file_nobody_is_the_owner(run: RunFolder) -> None:

@@ -26,7 +26,7 @@ from .manifest import (
     not_reshardable,
     strategy_name,
 )
-from .ownership import NotOwnerError, Owner, claim, job_facts
+from .ownership import BEAT_SECONDS, NotOwnerError, Owner, claim, job_facts
 from .retention import Policy
 from .runfolder import Committed, RunFolder
 from .runwriter import RunWriter
@@ -36,7 +36,6 @@ from .storage import Storage, sizes_of
 
 T = TypeVar("T")
 ROWS = "rows_per_step"  # the setting that `Batch` decides
-BEAT_SECONDS = 1.0  # between signs of life: the run folder may lie on a network filesystem
 Depth = Literal["auto", "digests", "sizes", "off"]
 
 
@@ -108,19 +107,20 @@ class CheckpointManager:
             NotOwnerError: another attempt has the run.
         """
 
-        def begin() -> tuple[Owner, int, Attempt | None]:
+        def begin() -> tuple[str, int, Attempt | None]:
             owner = claim(self.run, self.storage)
             self.storage.guard(owner.check)
             before = [a for a in self.run.attempts() if a.request is not None or a.commits][-1:]
             self._writer = RunWriter(self.run, self.policy, self.storage, owner.token)
             self._writer.min_free = self.min_free
             self._writer.start(**job_facts())
-            return owner, self._writer.attempt, before[0] if before else None
+            return owner.token, self._writer.attempt, before[0] if before else None
 
         begun = distributed.on_main_process("starting the attempt", lambda: _caught(begin))
         if isinstance(begun, Exception):
             raise begun
-        self._owner, self.attempt, self.previous = begun
+        token, self.attempt, self.previous = begun
+        self._owner = Owner(self.run, token)
         if not distributed.is_main():
             self.storage.guard(self._owner.check)
 

@@ -9,16 +9,14 @@ that was frozen between the look and a rename finds nothing to commit.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-import psutil
 
 from .runfolder import RunFolder
 from .storage import Storage
@@ -27,6 +25,7 @@ from .storage import Storage
 VARIABLE = "KEEPSTEP_OWNER"
 # Until an attempt that was killed a moment ago is gone, or a stopped one has saved.
 WAIT_SECONDS = 20.0
+BEAT_SECONDS = 1.0  # between signs of life: the run folder may lie on a network filesystem
 
 
 class NotOwnerError(PermissionError):
@@ -71,11 +70,11 @@ def job_facts(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
 def claim(run: RunFolder, storage: Storage, patience: float = WAIT_SECONDS) -> Owner:
     """Make this attempt the owner. One process: the main one.
 
-    An attempt on another machine loses the run to this one. One on this machine, which can be seen
-    to be at work, does not: somebody has launched the same run twice.
+    An attempt on another machine loses the run to this one. One that can be seen to be at work, on
+    this machine or as a batch job, does not: somebody has launched the same run twice.
 
     Raises:
-        NotOwnerError: it is at work even after `patience` seconds; or the job that names the owner
+        NotOwnerError: it is at work, even after `patience` seconds; or the job that names the owner
             has named another one.
     """
     token = os.environ.get(VARIABLE)
@@ -83,33 +82,50 @@ def claim(run: RunFolder, storage: Storage, patience: float = WAIT_SECONDS) -> O
         owner = Owner(run, token)
         owner.check()
         return owner
-    _wait_for_the_one_here(run, patience)
+    if not token:
+        _wait_for_the_other(run, patience)
     storage.make_folder(run.private)
     token = token or secrets.token_hex(6)
-    storage.replace(run.owner_file, f"{token} {_signature(os.getpid())}\n".encode())
+    storage.replace(run.owner_file, f"{token} {_process(os.getpid())}\n".encode())
     return Owner(run, token)
 
 
-def _wait_for_the_one_here(run: RunFolder, patience: float) -> None:
-    """Wait for the end of the process that owns the run, if it is one of this machine."""
-    words = run.owner_words()
+def _wait_for_the_other(run: RunFolder, patience: float) -> None:
+    """Wait until nobody is seen to be at work. One that was killed may still be leaving."""
     deadline = time.monotonic() + patience
-    while len(words) == 4 and words[2].isdecimal():
-        pid = int(words[2])
-        with contextlib.suppress(psutil.NoSuchProcess):
-            gone = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-            if pid == os.getpid() or gone or _signature(pid) != " ".join(words[1:]):
-                return
-            if time.monotonic() < deadline:
-                time.sleep(0.2)
-                continue
+    while (who := _at_work(run)) is not None:
+        if time.monotonic() > deadline:
             raise NotOwnerError(
-                f"{run.path} is being trained by process {pid} of this machine\n"
+                f"{run.path} is being trained by {who}\n"
                 f"    Hint: `keepstep stop {run.path}` ends it with a save."
             )
-        return
 
 
-def _signature(pid: int) -> str:
-    """Host, process id, and when it began: ids are given out again."""
-    return f"{socket.gethostname()} {pid} {psutil.Process(pid).create_time():.2f}"
+def _at_work(run: RunFolder) -> str | None:
+    """Who works for the run, as far as that can be seen from here; a second or more."""
+    words = run.owner_words()
+    if len(words) == 4 and words[2].isdecimal():
+        pid = int(words[2])
+        if pid == os.getpid() or _process(pid) != " ".join(words[1:]):
+            return None
+        time.sleep(0.2)
+        return f"process {pid} of this machine"
+    if len(words) == 1 and run.heartbeat.exists() and not run.status.exists():
+        before = run.heartbeat.read_text()
+        time.sleep(BEAT_SECONDS * 2)
+        if run.heartbeat.read_text() != before:
+            return f"job {words[0].split('.')[0]}"
+    return None
+
+
+def _process(pid: int) -> str | None:
+    """Host, process id, and when it began, in ticks since the boot; None of one that is gone.
+
+    Ids are given out again, and the clock may be set.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else f"{socket.gethostname()} {pid} {boot}.{fields[19]}"

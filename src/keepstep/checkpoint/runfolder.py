@@ -50,6 +50,7 @@ class RunFolder:
         self.status = self.private / "status.json"
         self.owner_file = self.private / "owner"
         self.heartbeat = self.private / "heartbeat"
+        self.job = self.private / "job"  # what slurm/submit.sh has put there
         self._events_read: tuple[int, list[dict[str, Any]]] = (-1, [])
         self._read: dict[Path, tuple[tuple[int, int, int], Committed | str]] = {}
 

@@ -88,8 +88,10 @@ class RunWriter:
         self._restore_replaced()
         self._sweep()
         self.identify()
+        # Requests were meant for an earlier attempt; but those of a job for all that it makes.
+        meant = {self.owner, ""} if "job" in facts else {self.owner}
         for name in self.run.requests():
-            if self.run.request(name).read_text() != self.owner:  # but for an earlier attempt
+            if self.run.request(name).read_text() not in meant:
                 self.storage.remove(self.run.request(name))
         self.storage.remove(self.run.status)  # it told how the attempt before this one ended
         self.record("attempt", **facts)

@@ -17,7 +17,10 @@ SRUN = """#!/usr/bin/env bash
 while [[ $1 == -* ]]; do
   case $1 in -w) nodes=$2; shift 2 ;; *) shift ;; esac
 done
-for node in ${nodes//,/ }; do [[ ! -e $FAKE/dead-$node ]] || exit 233; done
+for node in ${nodes//,/ }; do
+  [[ ! -e $FAKE/dead-$node ]] || exit 233
+  [[ ! -e $FAKE/slow-$node ]] || sleep 0.5
+done
 case "$1 $3" in
   "printenv "*) printf 'n1\\nn2\\n' ;;
   "bash prepare") echo "prepare $nodes" >>"$FAKE/calls" ;;
@@ -46,10 +49,13 @@ kill -KILL $(cat "$FAKE/step")
 """
 ATTEMPT = """
 run={run}
-commit() {{ mkdir -p $run/checkpoint-$1 && touch $run/checkpoint-$1/manifest.json; }}
+commit() {{
+  mkdir -p $run/checkpoint-$1 && touch $run/checkpoint-$1/manifest.json
+  echo '{{"attempt": 1, "event": "commit", "step": '$1'}}' >>$run/.keepstep/events.jsonl
+}}
 status() {{
-  printf '{{\\n "outcome": "%s",\\n "reason": "%s",\\n "owner": "%s"\\n}}\\n' "$1" "$2" "$token" \\
-    >$run/.keepstep/status.json
+  printf '{{\\n "outcome": "%s",\\n "reason": "%s",\\n "exit": %s,\\n "owner": "%s"\\n}}\\n' \\
+    "$1" "$2" "${{exit:-0}}" "$token" >$run/.keepstep/status.json
 }}
 beat() {{ echo "$token $RANDOM" >$run/.keepstep/heartbeat; }}
 number=$1 token=$2
@@ -66,7 +72,10 @@ class Fakes:
         path: where commands are looked for.
     """
 
-    def __init__(self, folder: Path, attempt: str, site: str = "", ranged: bool = False) -> None:
+    def __init__(
+        self, folder: Path, attempt: str, site: str = "", ranged: bool = False, nodes: int = 2
+    ) -> None:
+        self.nodes = ",".join(f"n{i + 1}" for i in range(nodes))
         self.folder, self.run = folder / "fake", folder / "run"
         self.private, self.job = self.run / ".keepstep", self.run / ".keepstep/job"
         self.bin = self.folder / "bin"
@@ -76,7 +85,7 @@ class Fakes:
             shutil.copy(ROOT / "slurm" / name, self.job)
         settings = {"run": self.run, "min_nodes": 1 if ranged else 2, "ranged": int(ranged)}
         settings |= {"processes_per_node": 4, "config": "cpu_zero3", "overrides": "()"}
-        settings |= {"submitted_as": "('slurm/submit.sh' 'recipe.yaml')"}
+        settings |= {"submitted_as": "'slurm/submit.sh recipe.yaml'", "hang_timeout": 1800}
         (self.job / "job.env").write_text("".join(f"{k}={v}\n" for k, v in settings.items()))
         (self.job / "site.env").write_text(f"POLL_SECONDS=0.1\nRETRY_SECONDS=1\n{site}\n")
         fakes = {"srun": SRUN, "scontrol": SCONTROL, "squeue": SQUEUE, "scancel": SCANCEL}
@@ -103,7 +112,7 @@ class Fakes:
         self.path = f"{self.bin}{os.pathsep}{everything}"
 
     def says_of_job(self, facts: str) -> None:
-        (self.folder / "job").write_text(f"JobId=7 {facts} BatchHost=n1 NodeList=n1,n2\n")
+        (self.folder / "job").write_text(f"JobId=7 {facts} NodeList={self.nodes} BatchHost=n1\n")
 
     def requeue_is(self, script: str) -> None:
         (self.folder / "requeue").write_text(script + "\n")
@@ -115,13 +124,18 @@ class Fakes:
     def launches(self) -> list[str]:
         return [call for call in self.calls if call.startswith("launch")]
 
+    def requeues(self) -> int:
+        return self.calls.count("scontrol requeue 7")
+
     def owner(self) -> str:
         file = self.private / "owner"
         return file.read_text().strip() if file.exists() else ""
 
     def start(self, restarts: int = 0) -> subprocess.Popen[str]:
+        if restarts:
+            self.says_of_job(f"Restarts={restarts}")
         kept = {k: v for k, v in os.environ.items() if not SLURM_VARIABLE.match(k)}
-        job = {"ID": "7", "NODELIST": "n1,n2", "NUM_NODES": "2"}
+        job = {"ID": "7", "NODELIST": self.nodes, "NUM_NODES": str(self.nodes.count("n"))}
         self._process = subprocess.Popen(
             ["bash", str(ROOT / "slurm/train.sbatch"), str(self.job)],
             env={

@@ -42,7 +42,7 @@ class Job:
 
     def __init__(self, cluster: Cluster, folder: Path, demo: Path) -> None:
         self.cluster, self.folder, self.demo = cluster, folder, demo
-        self.run = RunFolder(folder / "run")
+        self.run = RunFolder(folder / "the run")  # with a blank, as folders may have
         self.number = 0
         self.timeline: list[tuple[float, str]] = []
         self._zero, self._read = time.monotonic(), 0
