@@ -289,8 +289,10 @@ class KeepstepConfig(SFTConfig):
     @property
     def ranking_metric(self) -> str | None:
         """`metric_for_best_model` by its full name; None: nothing is ranked."""
-        metric = None if self.eval_strategy == "no" else self.metric_for_best_model
-        return metric if metric is None or metric.startswith("eval_") else f"eval_{metric}"
+        metric = self.metric_for_best_model
+        if not metric or self.eval_strategy == "no":
+            return None
+        return metric if metric.startswith("eval_") else f"eval_{metric}"
 
     def policy(self) -> Policy:
         """What retention is asked to do."""

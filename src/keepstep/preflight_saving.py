@@ -45,7 +45,7 @@ def _ranking(training: KeepstepConfig) -> Iterator[Problem]:
             "set eval_strategy: steps, or ask for age: keep_ranking: recency",
             "no-evaluation",
         )
-    elif training.metric_for_best_model is None:
+    elif training.ranking_metric is None:
         yield Problem(
             f"save_total_limit: {limit} keeps the best checkpoints, and "
             "metric_for_best_model is not set",

@@ -100,6 +100,7 @@ def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
         ({"eval_split_fraction": 1.5}, "is not between 0 and 1"),
         ({"resume_from_checkpoint": "sometimes"}, "none of auto, latest, best, never"),
         ({"keep_total_bytes": "lots"}, "no size like 200GB"),
+        ({"metric_for_best_model": ""}, "metric_for_best_model is not set"),
         ({"min_free_bytes": "some"}, "min_free_bytes: 'some' is no size"),
         ({"metric_for_best_model": "rouge"}, "rouge is nothing that the evaluation gives"),
         ({"metric_for_best_model": "entropy"}, "entropy: is more of it better?"),
