@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -22,12 +23,13 @@ DOCUMENTS = [
     "docs/checkpoints.md",
     "docs/elastic.md",
     "docs/performance.md",
+    "docs/preflight.md",
     "docs/publishing.md",
     "slurm/README.md",
 ]
 BLOCKS = [
     block
-    for document in ("README.md", "slurm/README.md", "docs/elastic.md", "docs/publishing.md")
+    for document in DOCUMENTS
     for block in re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 ]
 COMMANDS = [
@@ -68,6 +70,19 @@ def test_command(words: list[str]) -> None:
         check_flags(rest[module + 2 :])
     else:
         assert words == ["source", ".venv/bin/activate"], f"no check for {words}"
+
+
+def test_every_code_is_explained() -> None:
+    """And every one that is explained exists."""
+    named = set()
+    for module in (ROOT / "src/keepstep").rglob("*.py"):
+        for call in ast.walk(ast.parse(module.read_text())):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Problem":
+                named |= {k.value.value for k in call.keywords if k.arg == "code"}
+                named |= {a.value for a in call.args[2:3] if isinstance(a, ast.Constant)}
+    table = (ROOT / "docs/preflight.md").read_text()
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`([a-z-]+)`", "".join(rows))) == named | {"field"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
