@@ -31,7 +31,7 @@ def load_data(data: DataConfig, training: KeepstepConfig) -> tuple[Rows, Rows | 
     train_split = data.dataset_train_split
     if train_split not in loaded:
         raise ConfigError(
-            [Problem(f"dataset_train_split: {train_split!r} is none of: {', '.join(loaded)}")]
+            [_problem(f"dataset_train_split: {train_split!r} is none of: {', '.join(loaded)}")]
         )
     train, evaluation = loaded[train_split], None
     if training.eval_strategy != "no":
@@ -61,7 +61,7 @@ def _load_mixture(data: DataConfig) -> Any:
     try:
         return get_dataset(data)
     except Exception as error:
-        raise ConfigError([Problem(f"datasets: {_brief(error)}")]) from error
+        raise ConfigError([_problem(f"datasets: {_brief(error)}")]) from error
 
 
 def _load(name: str, data: DataConfig) -> Any:
@@ -84,7 +84,7 @@ def _load(name: str, data: DataConfig) -> Any:
             streaming=data.dataset_streaming,
         )
     except Exception as error:  # datasets raises a dozen types, from pyarrow's to httpx's
-        raise ConfigError([Problem(f"{name} cannot be loaded: {_brief(error)}")]) from error
+        raise ConfigError([_problem(f"{name} cannot be loaded: {_brief(error)}")]) from error
 
 
 def _evaluation_rows(data: DataConfig, loaded: Any) -> Rows | None:
@@ -99,10 +99,12 @@ def _evaluation_rows(data: DataConfig, loaded: Any) -> Rows | None:
 
 def _set_aside(train: Rows, data: DataConfig, training: KeepstepConfig) -> tuple[Rows, Rows]:
     if isinstance(train, datasets.IterableDataset):
-        raise ConfigError([Problem("a streamed dataset cannot be split", "name eval_dataset_name")])
+        raise ConfigError(
+            [_problem("a streamed dataset cannot be split", "name eval_dataset_name")]
+        )
     seed = training.seed if training.data_seed is None else training.data_seed
     if len(train) < 2:
-        raise ConfigError([Problem(f"{len(train)} training rows are too few to set one aside")])
+        raise ConfigError([_problem(f"{len(train)} training rows are too few to set one aside")])
     count = min(max(1, round(data.eval_split_fraction * len(train))), len(train) - 1)
     parts = train.train_test_split(test_size=count, seed=seed)
     return parts["train"], parts["test"]
@@ -111,13 +113,13 @@ def _set_aside(train: Rows, data: DataConfig, training: KeepstepConfig) -> tuple
 def _check_columns(name: str, rows: Rows, training: KeepstepConfig) -> None:
     first = next(iter(rows), None)
     if first is None:
-        raise ConfigError([Problem(f"the {name} data has no rows")])
+        raise ConfigError([_problem(f"the {name} data has no rows")])
     columns = set(first)
     usable = columns & {"messages", "conversations", "input_ids", training.dataset_text_field}
     if not usable and not {"prompt", "completion"} <= columns:
         raise ConfigError(
             [
-                Problem(
+                _problem(
                     f"the {name} data has no column to train on, but {', '.join(sorted(columns))}",
                     f"rename to {LAYOUTS}, or set dataset_text_field",
                 )
@@ -128,3 +130,7 @@ def _check_columns(name: str, rows: Rows, training: KeepstepConfig) -> None:
 def _brief(error: Exception) -> str:
     cause = error.__cause__ or error
     return f"{type(cause).__name__}: {cause}".split("\n")[0]
+
+
+def _problem(what: str, hint: str = "") -> Problem:
+    return Problem(what, hint, "data")

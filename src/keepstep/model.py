@@ -33,7 +33,8 @@ def build_tokenizer(model: ModelConfig, training: KeepstepConfig) -> PreTrainedT
             [
                 Problem(
                     f"model_name_or_path: {model.model_name_or_path} has no usable tokenizer: "
-                    f"{str(error).splitlines()[0]}"
+                    f"{str(error).splitlines()[0]}",
+                    code="model",
                 )
             ]
         ) from error

@@ -97,7 +97,7 @@ def attempt(recipe: Recipe) -> Outcome:
     except (SelectionError, DriftError, ReshardError) as error:
         watchdog.stop()
         manager.end(Outcome("failed", str(error), exit=CONFIG_EXIT_STATUS))
-        raise ConfigError([Problem(str(error))]) from error
+        raise ConfigError([Problem(str(error), code="resume")]) from error
     except Exception as error:
         watchdog.stop(missed=True)  # other ranks may wait for this one
         hub.close()
@@ -141,7 +141,7 @@ def gather_inputs(
         problems = error.problems
     for name, values in transposed(distributed.gather(settings)).items():
         if not problems and len(set(map(repr, values))) > 1:
-            problems = [Problem(f"{name} is not the same on every rank: {values}")]
+            problems = [Problem(f"{name} differs between ranks: {values}", code="data")]
     return inputs, settings, problems
 
 

@@ -21,7 +21,7 @@ def test_file_not_found_and_no_trainer_state(ranks: Ranks, demo: Path, tmp_path:
     assert "gone/checkpoint-9 holds no readable manifest.json" in gone.output
     gone = ranks.start(argv(demo, run, **short, resume_from_checkpoint=9))
     assert gone.wait() == [2, 2]
-    assert "9 cannot be had; there are checkpoints at: 2, 4" in gone.output
+    assert "9 cannot be had; there are checkpoints at: 4, 2" in gone.output
     assert "Traceback" not in gone.output
 
     (run / "checkpoint-4/trainer_state.json").unlink()
