@@ -215,3 +215,27 @@ def test_stopped_is_not_published(
     ranks.run(command, env=environment(client))
     assert titles(hub)[0].startswith("Step 12")
     assert titles(hub)[-1] == "initial commit"
+
+
+def test_check_asks_the_hub(demo: Path, hub: HubPeer, client: Client, tmp_path: Path) -> None:
+    """`keepstep check`: a token that may not write, and one that may."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{}\n")
+    flags = argv(demo, tmp_path / "run", **FIELDS)
+    command = [sys.executable, "-c", "from keepstep.cli import main; main()", "check"]
+
+    def checked(token: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [*command, str(recipe), *flags],
+            env=client.environment(token),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return done.returncode, done.stdout
+
+    assert checked(WRITE_TOKEN) == (0, f"{recipe}: no mistake found\n")
+    code, output = checked(READ_TOKEN)
+    assert code == 2, output
+    assert "push_to_hub: " in output
+    assert output.rstrip().endswith("[hub]")
