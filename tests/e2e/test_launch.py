@@ -119,6 +119,55 @@ def test_train_sh_shows_the_launchers_error_when_the_run_says_nothing(tmp_path: 
     assert "--no_such_flag" in output.splitlines()[-1]
 
 
+def test_a_lock_that_a_killed_run_has_left(tmp_path: Path) -> None:
+    """torch waits for it for ever. One that somebody holds stays."""
+    left, held = tmp_path / "one/lock", tmp_path / "two/lock"
+    for lock in (left, held):
+        lock.parent.mkdir()
+        lock.touch()
+        os.utime(lock, (time.time() - 600,) * 2)
+    environment = {"KEEPSTEP_LAUNCH_ARGS": "--no_such_flag", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    with held.open():
+        subprocess.run(
+            ["launch/train.sh", "recipe.yaml"],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            timeout=TIMEOUT,
+        )
+    assert not left.exists()
+    assert held.exists()
+
+
+def test_a_launcher_goes_with_its_script(recipe: Path, tmp_path: Path) -> None:
+    """SIGKILL to launch/train.sh: the launcher hears of it, and the ranks save."""
+    log = tmp_path / "log"
+    process = start(["launch/train.sh", str(recipe), "--max_steps", "10000"], log)
+    wait_until(log, "step     2/10000  loss", process)
+    ranks = ranks_of(process)
+    process.kill()
+    _, alive = psutil.wait_procs(ranks, timeout=40)
+    assert not alive
+    status = json.loads((tmp_path / "run/.keepstep/status.json").read_text())
+    assert status["outcome"] == "preempted"
+    assert RunFolder(tmp_path / "run").checkpoints()[-1].step == status["global_step"]
+
+
+def test_ranks_go_with_their_launcher(recipe: Path, tmp_path: Path) -> None:
+    """SIGKILL to `accelerate launch`: the ranks save, and end."""
+    log = tmp_path / "log"
+    process = start(["launch/train.sh", str(recipe), "--max_steps", "10000"], log)
+    wait_until(log, "step     2/10000  loss", process)
+    ranks = ranks_of(process)
+    ranks[0].parent().kill()
+    _, alive = psutil.wait_procs(ranks, timeout=40)
+    assert not alive
+    assert "SIGTERM (its launcher is gone) to rank 0" in log.read_text()
+    status = json.loads((tmp_path / "run/.keepstep/status.json").read_text())
+    assert status["outcome"] == "preempted"
+    end(process, log, timeout=20)
+
+
 def test_the_demo(tmp_path: Path) -> None:
     """What `make demo` runs: a finished run whose best is not its last, a killed one carried on."""
     for folder in ("launch", "accelerate_configs"):
