@@ -43,7 +43,7 @@ case $1 in
     export KEEPSTEP_OWNER=$2 KEEPSTEP_RUN=$run KEEPSTEP_CONFIG=$config
     export KEEPSTEP_PROCESSES=$(($3 * processes_per_node))
     export KEEPSTEP_LAUNCH_ARGS="--num_machines $3 --machine_rank $SLURM_PROCID --main_process_ip $4 --main_process_port $5"
-    exec ${SITE_CONTAINER[@]+"${SITE_CONTAINER[@]}"} "$job/launch/train.sh" "$job/recipe.yaml" \
+    exec ${SITE_CONTAINER[@]+"${SITE_CONTAINER[@]}"} "$job/train.sh" "$job/recipe.yaml" \
       ${overrides[@]+"${overrides[@]}"}
     ;;
 esac

@@ -68,7 +68,17 @@ if [[ -n $time ]]; then
   [[ $time =~ ^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$ ]] || fail "--time: $time is no time limit of sbatch"
   walltime=(--walltime "$(seconds_of "$time")")
 fi
-checked=$(keepstep check "$recipe" "${walltime[@]}" --json "${overrides[@]}") && wrong=0 || wrong=2
+config=${KEEPSTEP_CONFIG:-}
+if [[ -z $config ]]; then
+  config=$( ((gpus > 0)) && echo zero3 || echo cpu_zero3)
+  [[ $nodes != 1 || $processes != 1 ]] || config=${config/3/2}
+fi
+config_file=$config
+[[ -f $config ]] || config_file=$root/accelerate_configs/$config.yaml
+[[ -f $config_file ]] || fail "KEEPSTEP_CONFIG: $config is neither a file nor one of accelerate_configs"
+checked=$(keepstep check "$recipe" "${walltime[@]}" --config_file "$config_file" \
+  --num_processes $((${nodes#*-} * processes)) --json "${overrides[@]}") && wrong=0 || wrong=2
+[[ $checked == "{"* ]] || fail "keepstep check did not come to its end"
 field() { python -c "import json, sys; print(json.load(sys.stdin)['$1'])" <<<"$checked"; }
 field report >&2
 ((wrong == 0)) || exit "$wrong"
@@ -104,18 +114,13 @@ render() {
 }
 
 describe() { # job.env
-  local config=${KEEPSTEP_CONFIG:-} environment='' name
+  local environment='' name
   for name in KEEPSTEP_CONFIG KEEPSTEP_SITE; do
     [[ -z ${!name:-} ]] || environment+="$name=${!name@Q} "
   done
-  if [[ -z $config ]]; then
-    config=$( ((gpus > 0)) && echo zero3 || echo cpu_zero3)
-    [[ $nodes == 1 && $processes == 1 ]] && config=${config/3/2}
-  fi
-  [[ ! -f $config ]] || config=$job/accelerate.yaml
   printf '# What submit.sh was asked for.\n'
   printf '%s=%q\n' run "$run" min_nodes "${nodes%-*}" ranged "$([[ $nodes == *-* ]] && echo 1 || echo 0)" \
-    processes_per_node "$processes" config "$config" hang_timeout "$(field hang_timeout)"
+    processes_per_node "$processes" config "$job/accelerate.yaml" hang_timeout "$(field hang_timeout)"
   printf 'overrides=(%s)\n' "${overrides[*]@Q}"
   printf 'submitted_as=%q\n' "cd ${PWD@Q} && $environment${submitted_as[*]@Q}"
 }
@@ -128,16 +133,12 @@ if ((dry_run)); then
   exit
 fi
 
-mkdir -p "$run/.keepstep/logs"
-umask 077 # the site's file, and the code's changes, are nobody else's
-mkdir -p "$job"
+mkdir -p "$run/.keepstep/logs" "$job"
+chmod 700 "$job" # the site's file, and the code's changes, are nobody else's
 cp "$recipe" "$job/recipe.yaml"
 cp "$here/lib.sh" "$here/node.sh" "$job/"
-rm -rf "$job/launch" "$job/accelerate_configs"
-mkdir "$job/launch"
-cp "$root/launch/train.sh" "$job/launch/"
-cp -r "$root/accelerate_configs" "$job/"
-[[ ! -f ${KEEPSTEP_CONFIG:-} ]] || cp "$KEEPSTEP_CONFIG" "$job/accelerate.yaml"
+cp "$root/launch/train.sh" "$job/"
+cp "$config_file" "$job/accelerate.yaml"
 if [[ -f $site ]]; then cp "$site" "$job/site.env"; else : >"$job/site.env"; fi
 describe >"$job/job.env"
 render >"$job/train.sbatch"

@@ -117,9 +117,8 @@ def test_a_node_is_cut_off_and_trains_on(job: Job) -> None:
     assert len(old) == 2
     second = job.says(r"attempt on (n\d),").group(1)
     assert second != first
-    assert job.cluster.find(first, RANK) == old, "the old attempt trains on"
-    job.says(r"belongs to a newer attempt \(\d+\.1\.1\)")
     job.says(r"carrying on from checkpoint-\d+")
+    assert re.search(r"belongs to a newer attempt \(\d+\.1\.1\)", job.log), "the old one's word"
     taken = job.events("attempt")[-1]["time"]
     job.faults(step_seconds=0.05)
     job.ends("COMPLETED", timeout=120)
