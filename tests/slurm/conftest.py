@@ -16,7 +16,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     reason = obstacle()
     if reason:
         pytest.skip(f"no Slurm cluster on this machine: {reason}")
-    made = Cluster(tmp_path_factory.mktemp("slurm"))
+    made = Cluster(tmp_path_factory.mktemp("slurm"), bound=True)
     made.up(3)
     yield made
     made.down()

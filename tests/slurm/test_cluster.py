@@ -125,6 +125,7 @@ def test_a_node_is_cut_off_and_trains_on(job: Job) -> None:
     job.cluster.heal(first)
     job.note(f"{first} is healed")
     commits = job.events("commit")
+    assert max(e["step"] for e in commits if e["attempt"] == 1) > 5, "it has trained on"
     assert {e["attempt"] for e in commits if e["time"] > taken} == {2}
     assert not job.cluster.find(first, RANK)
     assert [a.outcome for a in job.run.attempts()] == [None, "finished"]

@@ -96,8 +96,12 @@ class Cluster:
         env: with which Slurm's commands reach it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()
+    def __init__(self, folder: Path, bound: bool = False) -> None:
+        """
+        Args:
+            bound: it ends with this process, however that ends.
+        """
+        self.folder, self._bound = folder.resolve(), bound
         self.munge = self.folder / "munge"
         self._file = self.folder / "state.json"
         self._state: dict[str, Any] = {}
@@ -159,7 +163,8 @@ class Cluster:
 
     def boot(self, node: str) -> None:
         self._port(node, on=True)
-        self._start_node(node)
+        if not self._alive(node):
+            self._start_node(node)
         wait_for(f"{node} usable", lambda: self.states()[node] in ("idle", "mix", "alloc"), 30)
 
     def cut(self, node: str) -> None:
@@ -277,9 +282,10 @@ class Cluster:
         return f"sl{self._state['id']}{node}"
 
     def _spawn(self, key: str, *argv: object) -> None:
+        words = ["setpriv", "--pdeathsig", "KILL"] if self._bound else []
         with open(self.folder / "log" / f"{key}.out", "ab") as log:
             process = subprocess.Popen(
-                [str(word) for word in argv],
+                [*words, *map(str, argv)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
