@@ -37,6 +37,7 @@ LEVELS = [
         "checkpoint.companions",
         "checkpoint.ownership",
         "checkpoint.runwriter",
+        "checkpoint.trash",
         "checkpoint.writer",
         "checkpoint.shards",
         "report",

@@ -125,8 +125,14 @@ class CheckpointManager:
             self.storage.guard(self._owner.check)
 
     def owned(self) -> bool:
-        """Whether the run is still this attempt's. Ranks: any, not collective."""
-        return not isinstance(_caught(self._check), NotOwnerError)
+        """Whether the run is still this attempt's, as far as can be seen. Ranks: any."""
+        try:
+            self._check()
+        except NotOwnerError:
+            return False
+        except OSError:  # a network filesystem that fails for a moment
+            pass
+        return True
 
     def confirm(self) -> None:
         """See to it that the run is still this attempt's. Ranks: all (collective).

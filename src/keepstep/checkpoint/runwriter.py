@@ -23,11 +23,9 @@ from .retention import Decision, Policy, plan_retention, room_for
 from .runfolder import Committed, RunFolder, read_checkpoint
 from .selection import WORDS, Choice, SelectionError, Verify, choose
 from .storage import Storage, sizes_of
+from .trash import Trash
 
 logger = logging.getLogger(__name__)
-
-REPLACED = "replaced-"  # in the trash: the name of a checkpoint whose step is being saved again
-SWEPT = "swept-"  # beside staging and trash: what earlier attempts left there
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,9 @@ class RunWriter:
         attempt: this launch, counted from 1.
         owner: the name under which it owns the folder.
         min_free: bytes that a save is to leave on the disk.
-        staging, trash: its own parts of these folders. The next owner takes all parts away in one
-            rename; whoever still wants to rename something out of them, or into them, cannot.
+        staging: its own part of that folder. The next owner takes all parts away in one rename:
+            whoever still wants to rename something out of it cannot.
+        trash: its own part of that one.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class RunWriter:
         self.policy = policy
         self.storage = storage
         self.owner = owner or f"by-hand-{secrets.token_hex(4)}"
-        self.staging, self.trash = run.staging / self.owner, run.trash / self.owner
+        self.staging, self.trash = run.staging / self.owner, Trash(run, storage, self.owner)
         self.run_id = run.run_id() or secrets.token_hex(6)
         self.min_free = 0
         self._recording = threading.Lock()
@@ -85,8 +84,9 @@ class RunWriter:
         """
         self.attempt += 1
         self.storage.make_folder(self.run.private)
-        self._restore_replaced()
-        self._sweep()
+        self.trash.sweep()
+        for place in (self.staging, self.trash.folder):
+            self.storage.make_folder(place)
         self.identify()
         # Requests were meant for an earlier attempt; but those of a job for all that it makes.
         meant = {self.owner, ""} if "job" in facts else {self.owner}
@@ -96,17 +96,6 @@ class RunWriter:
         self.storage.remove(self.run.status)  # it told how the attempt before this one ended
         self.record("attempt", **facts)
         self.point()
-
-    def _sweep(self) -> None:
-        """Remove what earlier attempts staged and threw away. First: the disk may be full."""
-        for place in (self.run.staging, self.run.trash):
-            if place.exists():
-                swept = f"{SWEPT}{place.name}-{secrets.token_hex(4)}"
-                self.storage.rename(place, self.run.private / swept)
-        for swept_folder in sorted(self.run.private.glob(f"{SWEPT}*")):
-            self.storage.remove(swept_folder)
-        for place in (self.staging, self.trash):
-            self.storage.make_folder(place)
 
     def identify(self) -> None:
         """Write down the run's name and its retention policy."""
@@ -166,7 +155,7 @@ class RunWriter:
         for folder in sorted({staged, *((staged / name).parent for name in manifest.files)}):
             self.storage.sync_folder(folder)
         target = self.run.path / staged.name
-        replaced = self._make_way(target)
+        replaced = self.trash.make_way(target)
         try:
             self.storage.rename(staged, target)
         except OSError as error:
@@ -220,16 +209,12 @@ class RunWriter:
         return self._discard([decision for decision in plan if not decision.keep])
 
     def _discard(self, gone: list[Decision]) -> list[int]:
-        """First renamed, then removed."""
         for decision in gone:
-            folder = self.run.path / folder_name(decision.step)
-            discarded = self.trash / f"{folder.name}-{secrets.token_hex(3)}"
-            self.storage.make_folder(self.trash)
             try:
-                self.storage.rename(folder, discarded)
+                aside = self.trash.take(self.run.path / folder_name(decision.step))
             except FileNotFoundError:
                 continue  # somebody else (`keepstep prune`) was faster
-            self._empty(discarded, decision.step, decision.reason)
+            self._empty(aside, decision.step, decision.reason)
         return [decision.step for decision in gone]
 
     def prune_after_verifying(self, chosen: Committed) -> None:
@@ -310,38 +295,8 @@ class RunWriter:
         step = step_of(path.name)
         return str(step) if step and path.parent == self.run.path.resolve() else None
 
-    def _make_way(self, target: Path) -> Path | None:
-        """Put aside the checkpoint of the same step, of a branch that this attempt went back from.
-
-        It is kept whole until its successor stands in its place: see `_restore_replaced`.
-        """
-        if not os.path.lexists(target):
-            return None
-        if target.name not in {c.path.name for c in self.run.checkpoints()}:
-            raise ManifestError(f"{target.name} is in the way, and is not this run's")
-        self.storage.make_folder(self.trash)
-        aside = self.trash / f"{REPLACED}{target.name}"
-        if aside.exists():
-            self.storage.remove(aside)
-        self.storage.rename(target, aside)
-        return aside
-
-    def _restore_replaced(self) -> None:
-        """A commit killed between putting the old folder aside and placing the new: undo it."""
-        for aside in self.run.trash.glob(f"*/{REPLACED}*") if self.run.trash.is_dir() else []:
-            target = self.run.path / aside.name.removeprefix(REPLACED)
-            try:
-                manifest = Manifest.from_json((aside / MANIFEST_NAME).read_text())
-            except (OSError, ManifestError):
-                continue  # its removal had begun: the successor was in place
-            complete = not differences(manifest, sizes_of(aside, manifest.files))
-            if complete and not os.path.lexists(target):
-                self.storage.rename(aside, target)
-
-    def _empty(self, discarded: Path, step: int, reason: str) -> None:
-        """Remove what lies in the trash; its manifest first, so that nobody restores a part."""
-        self.storage.remove(discarded / MANIFEST_NAME)
-        self.storage.remove(discarded)
+    def _empty(self, aside: Path, step: int, reason: str) -> None:
+        self.trash.empty(aside)
         self.record("prune", step=step, reason=reason)
 
     def _stored(self, request: str, weights_only: bool) -> str:
