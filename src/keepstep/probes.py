@@ -114,6 +114,8 @@ def check_space(training: KeepstepConfig, size: int) -> Iterator[Problem]:
     run, policy = RunFolder(str(training.output_dir)), training.policy()
     place = nearest(run.path)
     count = 1 + (policy.limit or 1)  # and the one that is being written
+    if training.save_strategy == "no" and training.save_interval_seconds is None:
+        count = 1  # when it is stopped
     needed = count * size
     if policy.total_bytes is not None:
         needed = min(needed, policy.total_bytes + size)
@@ -166,7 +168,8 @@ def _host_memory(training: KeepstepConfig, shapes: Shapes, strategy: Strategy) -
 
 
 def _device_memory(recipe: Recipe, shapes: Shapes, strategy: Strategy) -> Iterator[Problem]:
-    if torch.cuda.is_available():
+    quantized = recipe.model.load_in_4bit or recipe.model.load_in_8bit  # not estimated
+    if torch.cuda.is_available() and not quantized:
         total = torch.cuda.get_device_properties(0).total_memory
         yield from check_device(recipe, shapes, strategy, total)
 

@@ -62,6 +62,11 @@ def test_space_for_the_limit_and_one(tmp_path: Path, free: Any) -> None:
     assert "39 GB are free" in problem.what
 
 
+def test_a_run_that_saves_when_stopped_only(tmp_path: Path, free: Any) -> None:
+    free(15 * GB)
+    assert space(training(tmp_path / "run", save_strategy="no"), 10 * GB) == []
+
+
 def test_space_bounded_by_a_budget_and_kept_for_others(tmp_path: Path, free: Any) -> None:
     args = training(tmp_path / "run", save_total_limit=9, keep_total_bytes="20GB")
     free(30 * GB)
