@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -15,6 +16,7 @@ from . import __version__, distributed
 from .checkpoint.batch import Dealt
 from .checkpoint.manager import CheckpointManager
 from .checkpoint.manifest import has_weights, strategy_name
+from .checkpoint.ownership import VARIABLE
 from .checkpoint.runfolder import Committed
 from .checkpoint.runwriter import Saved
 from .checkpoint.selection import Choice
@@ -99,9 +101,10 @@ def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
         say(f"Failed{where}: {outcome.reason}")
         return
     if outcome.outcome == "preempted":
+        then = "" if VARIABLE in os.environ else " Run the same command again to go on."  # or a job
         say(
             f"Stopped on request ({outcome.reason}) after step {outcome.global_step}; the state is "
-            "saved. Run the same command again to go on."
+            f"saved.{then}"
         )
         return
     say(f"Finished: {outcome.global_step} steps{_but(outcome)}.")
