@@ -103,6 +103,7 @@ def _metric(training: KeepstepConfig) -> Iterator[Problem]:
             f"checkpoints by {name}",
             "leave greater_is_better out",
             "direction",
+            "warning",
         )
 
 

@@ -100,7 +100,7 @@ def test_train_sh_with_a_bad_recipe(recipe: Path, tmp_path: Path) -> None:
     assert code == 2, output
     assert output.splitlines()[1:] == [
         "keepstep: the recipe has a problem:",
-        "  - unknown flag --max_step",
+        "  - unknown flag --max_step [field]",
         "    Hint: did you mean `max_steps`?",
     ]
 

@@ -260,7 +260,7 @@ def test_stopped_by_its_user_and_not_allowed_to_requeue(job: Job) -> None:
     job.happens("USR1, and the site forbids to requeue")
     job.usr1()
     job.says(r"scontrol requeue: .*disabled")
-    job.says(r"to go on: 'slurm/submit.sh' .*'--nodes' '2'")
+    job.says(r"to go on: cd .* 'slurm/submit.sh' .*'--nodes' '2'")
     assert job.ends("FAILED")["ExitCode"] == "75:0"
     job.submit("--nodes", "2", fields={"max_steps": 400})
     job.says(r"carrying on from checkpoint-\d+")
