@@ -149,10 +149,11 @@ rm -f "$job/fruitless" "$run/.keepstep/stop" # of an earlier job
 id=$(sbatch --parsable "$job/train.sbatch" "$job")
 id=${id%%;*}
 echo "$id" >"$job/id"
+quoted=$(printf %q "$run")
 cat <<END
 Job $id trains $run on $nodes node(s), $processes process(es) each.
-  follow  tail -F $run/.keepstep/logs/$id.log
-  look    keepstep ls $run
-  stop    keepstep stop $run     (saves, and ends; scancel $id: saves if there is time)
+  follow  tail -F $quoted/.keepstep/logs/$id.log
+  look    keepstep ls $quoted
+  stop    keepstep stop $quoted     (saves, and ends; scancel $id: saves if there is time)
   resume  the same command
 END
