@@ -18,7 +18,7 @@ OTHERS = (
 
 def check_saving(training: KeepstepConfig) -> Iterator[Problem]:
     """Every problem of the fields about checkpoints. Ranks: any."""
-    for check in (_sizes, _ranking, _metric, _best, _recovery_points, _weights_only, _times):
+    for check in (_sizes, _ranking, _metric, _recovery_points, _weights_only, _times):
         yield from check(training)
 
 
@@ -104,15 +104,6 @@ def _metric(training: KeepstepConfig) -> Iterator[Problem]:
             "leave greater_is_better out",
             "direction",
             "warning",
-        )
-
-
-def _best(training: KeepstepConfig) -> Iterator[Problem]:
-    if training.load_best_model_at_end and training.ranking_metric is None:
-        yield Problem(
-            "load_best_model_at_end: there is nothing to compare checkpoints by",
-            "eval_strategy: steps, metric_for_best_model: eval_loss",
-            "no-best",
         )
 
 

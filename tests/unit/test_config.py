@@ -196,6 +196,21 @@ def test_what_zero_cannot_combine(
     assert expected is None or expected in found[0]
 
 
+def test_the_best_of_nothing_cannot_be_loaded() -> None:
+    (problem,) = problems(
+        flags(load_best_model_at_end=True, eval_strategy="no", keep_ranking="recency")
+    )
+    assert "load_best_model_at_end requires the save and eval strategy to match" in problem
+
+
+def test_one_process_with_several_gpus_and_two_ways_to_shard() -> None:
+    recipe = parse_recipe(flags())
+    recipe.training._n_gpu = 2
+    recipe.training.fsdp = "full_shard"
+    recipe.training.deepspeed_plugin = FakePlugin(zero_optimization={"stage": 2})
+    assert [problem.code for problem in validate(recipe)] == ["batch", "zero"]
+
+
 def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("keepstep.preflight.requires", lambda name: ["peft>=99", "typer>=0.20"])
     (problem,) = validate(parse_recipe(flags()))
