@@ -322,6 +322,11 @@ class KeepstepConfig(SFTConfig):
         """DeepSpeed's ZeRO stage; 0 for DDP or a single process."""
         return int(self.deepspeed_plugin.zero_stage) if self.deepspeed_plugin else 0
 
+    def offloaded(self, what: Literal["optimizer", "param"]) -> str:
+        """Where DeepSpeed keeps it: `none` (on the device), `cpu`, `nvme`."""
+        zero = self._deepspeed_settings.get("zero_optimization", {})
+        return str((zero.get(f"offload_{what}") or {}).get("device") or "none")
+
     @property
     def precision(self) -> str:
         return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
@@ -369,9 +374,7 @@ class KeepstepConfig(SFTConfig):
     def rigid(self) -> str | None:
         """Why this attempt can only resume what as many processes with its ZeRO stage have written;
         None: it can resume any."""
-        zero = self._deepspeed_settings.get("zero_optimization", {})
-        devices = [zero.get(f"offload_{what}", {}).get("device") for what in ("optimizer", "param")]
-        if "nvme" in devices:
+        if "nvme" in (self.offloaded("optimizer"), self.offloaded("param")):
             return "an optimizer or parameters on NVMe are not resharded"
         if self._autotp_size > 1 or self.parallelism_config:
             return "tensor, context or sequence parallelism is not resharded"

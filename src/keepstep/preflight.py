@@ -104,11 +104,10 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
 
 def _zero(recipe: Recipe) -> Iterator[Problem]:
     """What DeepSpeed's ZeRO cannot combine (0.19.8)."""
-    training, plugin = recipe.training, recipe.training.deepspeed_plugin
-    if plugin is None:
+    training = recipe.training
+    if training.deepspeed_plugin is None:
         return
-    zero = plugin.deepspeed_config.get("zero_optimization", {})
-    offload = (zero.get("offload_param") or {}).get("device") or "none"
+    offload = training.offloaded("param")
     if offload != "none" and training.zero_stage < 3:
         yield Problem(
             f"offload_param_device: {offload} needs ZeRO-3, and this is ZeRO-{training.zero_stage}",

@@ -90,18 +90,13 @@ def _companions(name: str) -> int:
 
 def strategy_of(recipe: Recipe, processes: int | None = None) -> Strategy:
     """How this launch shares the model out. Ranks: any."""
-    training, plugin = recipe.training, recipe.training.deepspeed_plugin
-    zero = plugin.deepspeed_config.get("zero_optimization", {}) if plugin else {}
-
-    def offloads(what: str) -> bool:
-        return bool((zero.get(f"offload_{what}") or {}).get("device", "none") != "none")
-
+    training = recipe.training
     return Strategy(
         training.zero_stage,
         processes or training.world_size,
         bool(training.bf16 or training.fp16),
-        offloads("optimizer"),
-        offloads("param"),
+        training.offloaded("optimizer") != "none",
+        training.offloaded("param") != "none",
     )
 
 

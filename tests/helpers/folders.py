@@ -58,6 +58,12 @@ def final_digests(run: Path, step: int) -> dict[str, str]:
     return {name: e.xxh3_128 for name, e in files.items() if name != "trainer_state.json"}
 
 
+def events(run: RunFolder, kind: str) -> list[dict]:
+    """The events of that kind, in their order."""
+    lines = map(json.loads, run.events.read_text().splitlines())
+    return [line for line in lines if line["event"] == kind]
+
+
 def left_behind(run: RunFolder) -> list[Path]:
     """What lies in the attempts' parts of staging and trash."""
     return [path for place in (run.staging, run.trash) for path in place.glob("*/*")]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from keepstep.checkpoint.runfolder import RunFolder
-from tests.helpers.folders import left_behind
+from tests.helpers.disks import small_disk_at
+from tests.helpers.folders import events, left_behind
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import argv
 
@@ -22,18 +20,8 @@ FIELDS = {"max_steps": 20, "save_steps": 4, "eval_steps": 4}
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """100 MB: six checkpoints of the demo model."""
-    if os.geteuid() != 0:
-        pytest.skip("not root: no filesystem can be mounted")
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", place], check=True)
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
-def events(run: RunFolder, kind: str) -> list[dict]:
-    lines = map(json.loads, run.events.read_text().splitlines())
-    return [line for line in lines if line["event"] == kind]
+    with small_disk_at(tmp_path / "disk", "100m") as place:
+        yield place
 
 
 @pytest.mark.parametrize("mode", ["lazy", "off"])

@@ -18,6 +18,7 @@ from keepstep.checkpoint.runfolder import RunFolder
 from keepstep.config import KeepstepConfig, Problem
 from keepstep.estimate import Shapes, Strategy
 from keepstep.parsing import parse_recipe
+from tests.helpers.disks import small_disk_at
 from tests.helpers.folders import commit, identify
 
 GB = 10**9
@@ -106,13 +107,8 @@ def test_space_is_asked_for_and_given_back(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("not root: no filesystem can be mounted")
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", place], check=True)
-    yield place
-    subprocess.run(["umount", place], check=True)
+    with small_disk_at(tmp_path / "disk", "10m") as place:
+        yield place
 
 
 def test_a_full_disk_says_so(small_disk: Path) -> None:

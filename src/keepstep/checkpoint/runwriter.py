@@ -189,9 +189,11 @@ class RunWriter:
         Raises:
             OSError: one more checkpoint, as large as the newest, would take `min_free`.
         """
+        if not self.min_free:
+            return
         newest, free = self.run.checkpoints()[-1:], self.storage.free(self.run.path)
         size = newest[0].manifest.total_bytes if newest else 0
-        if free < size + self.min_free and self.min_free:
+        if free < size + self.min_free:
             raise OSError(
                 errno.ENOSPC,
                 f"{free / 1e9:.3g} GB are free, a checkpoint takes {size / 1e9:.3g} GB, and "

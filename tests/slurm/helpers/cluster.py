@@ -29,7 +29,6 @@ from typing import Any
 
 from tests.slurm.helpers.processes import below, facts, matching, run, send, wait_for
 
-ROOT = Path(__file__).resolve().parents[3]
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "bridge", "nsenter", "unshare")
 # Slurm's own variables, of a job that this machine may be a part of.
 SLURM_VARIABLE = re.compile(r"(SLURM|SBATCH|SRUN)")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.folders import events
 from tests.helpers.ranks import ROOT
 from tests.helpers.recipes import argv
 from tests.slurm.helpers.cluster import Cluster
@@ -165,8 +166,7 @@ class Job:
         return [(e["attempt"], e["step"]) for e in self.events("commit")]
 
     def events(self, kind: str) -> list[dict[str, object]]:
-        lines = self.run.events.read_text().splitlines()
-        return [e for e in map(json.loads, lines) if e["event"] == kind]
+        return events(self.run, kind)
 
     def intact(self) -> None:
         """Every checkpoint, byte for byte; nothing torn beside them."""
