@@ -194,6 +194,8 @@ class RunReporter(TrainerCallback):
         if saved.pruned:
             text += f", pruned {', '.join(map(str, saved.pruned))}"
         self._line(state, text + self._best_checkpoint(saved.best))
+        if saved.free is None:
+            return
         room = (saved.free - self.trainer.args.min_free) // max(1, manifest.total_bytes)
         if room < ROOM_WORTH_TELLING:
             free = human_bytes(saved.free)

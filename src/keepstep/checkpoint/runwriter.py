@@ -36,7 +36,7 @@ class Saved:
         checkpoint: what was committed.
         best: the best checkpoint now.
         pruned: the steps that went for it.
-        free: bytes left on the disk.
+        free: bytes left on the disk; None: not known.
         facts: `stall`, `wait` (for the save before; part of the stall), `copy`, `write` and
             `digest` (part of the write), in seconds, of the slowest rank each; `slowest_rank` to
             write; `gb_per_s`: of all ranks together; `read_back`: seconds to check the files that
@@ -47,7 +47,7 @@ class Saved:
     best: Committed | None
     pruned: list[int]
     facts: dict[str, Any]
-    free: int = 0
+    free: int | None = None
 
 
 class RunWriter:

@@ -258,11 +258,13 @@ def _finish(writer: RunWriter, checkpoint: Committed, facts: dict[str, Any]) -> 
     """
     pruned: list[int] = []
     best: Committed | None = None
+    free: int | None = None
     try:
         writer.point()
         pruned = writer.prune()
         writer.point()
         best = writer.best()
+        free = writer.storage.free(writer.run.path)
     except Exception as error:
         logger.warning("%s is saved, but pruning failed: %s", checkpoint.path.name, error)
-    return Saved(checkpoint, best, pruned, facts, writer.storage.free(writer.run.path))
+    return Saved(checkpoint, best, pruned, facts, free)
