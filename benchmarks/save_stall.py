@@ -257,7 +257,7 @@ def measure(arguments: argparse.Namespace) -> None:
             self.times["memcpy GB/s"].append(size / (time.perf_counter() - began) / 1e9)
 
         def save_raw(self, model: Any, trial: Any) -> None:
-            from keepstep.checkpoint.storage import CHUNK
+            from keepstep.checkpoint.files import CHUNK
 
             size = int(self.manager.saver.arena.size) if self.manager.saver.arena else 0
             whole = torch.frombuffer(self.manager.saver.arena._memory, dtype=torch.uint8)

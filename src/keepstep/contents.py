@@ -16,9 +16,9 @@ from peft import PeftModel
 from transformers.trainer_callback import ExportableState
 
 from . import distributed
+from .checkpoint.files import BLOCK
 from .checkpoint.layout import LayoutError, groups, is_stage3, masters
 from .checkpoint.sources import LAYOUT_FILE, NAMES_FILE, ReshardError
-from .checkpoint.storage import BLOCK
 from .checkpoint.tensors import layout_of
 from .checkpoint.weights import Probe, WeightsFile, ask, captured, trained
 from .checkpoint.writer import Part, Piece, SnapshotCheckpointEngine

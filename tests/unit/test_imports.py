@@ -26,9 +26,10 @@ LEVELS = [
         *("publish.__init__", "publish.best", "estimate"),
     },
     {
-        *("checkpoint.storage", "checkpoint.arena", "checkpoint.layout", "checkpoint.tensors"),
+        *("checkpoint.files", "checkpoint.layout", "checkpoint.tensors"),
         *("distributed", "outcome"),
     },
+    {"checkpoint.storage", "checkpoint.arena"},
     {
         *("checkpoint.runfolder", "checkpoint.joint", "checkpoint.serialization"),
         *("checkpoint.sources", "watchdog"),

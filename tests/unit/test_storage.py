@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from keepstep.checkpoint.storage import (
-    BLOCK,
-    CHUNK,
-    DIRECT_FROM,
-    Storage,
-    digest_of,
-    read_blocks,
-    sizes_under,
-)
+from keepstep.checkpoint.files import BLOCK, CHUNK, DIRECT_FROM, read_blocks
+from keepstep.checkpoint.storage import Storage, digest_of, sizes_under
 
 
 def test_a_file_is_counted_and_digested_while_it_is_written(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from keepstep.checkpoint.arena import Arena
+from keepstep.checkpoint.files import BLOCK
 from keepstep.checkpoint.joint import digest_of_joint
-from keepstep.checkpoint.storage import BLOCK, Storage, digest_of
+from keepstep.checkpoint.storage import Storage, digest_of
 from keepstep.checkpoint.writer import Part, Piece, Report
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from .storage import BLOCK, CHUNK
+from .files import BLOCK, CHUNK
 
 logger = logging.getLogger(__name__)
 

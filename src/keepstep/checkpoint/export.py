@@ -19,11 +19,12 @@ from huggingface_hub.serialization._base import split_state_dict_into_shards_fac
 
 from .arena import aligned
 from .companions import write_companions
+from .files import CHUNK
 from .runfolder import Committed, RunFolder
 from .serialization import bytes_of
 from .shards import zero_source
 from .sources import LAYOUT_FILE, MASTER, ReshardError, Source, copy_slice
-from .storage import CHUNK, Storage, sizes_under
+from .storage import Storage, sizes_under
 from .tensors import DTYPES, Entry, lay_out, mapped
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import xxhash
 
-from .storage import read_blocks
+from .files import read_blocks
 
 
 @dataclass(frozen=True)

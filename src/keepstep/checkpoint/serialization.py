@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.serialization import config
 
-from .storage import BLOCK, DigestingFile
+from .files import BLOCK, DigestingFile
 
 Memory = tuple[int, int, torch.dtype, tuple[int, ...]]
 

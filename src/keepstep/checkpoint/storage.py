@@ -9,125 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
+import fcntl
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import xxhash
 
-CHUNK = 16 * 2**20
-BLOCK = 4096  # what O_DIRECT asks of offsets, sizes and addresses, on any device
-DIRECT_FROM = 2**20
-# Answers to O_DIRECT: not on this file system, or not from this memory.
-NOT_DIRECT = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
-Before = Callable[[str, Path], None]  # called with the name of the operation and its path
+from .files import CHUNK, Before, DigestingFile, Output, naming, opened, read_blocks
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+TEMPORARY = ".*.new"  # what `replace` leaves behind when it is killed
 
 
-class DigestingFile:
-    """A file being written from front to back: counted and digested (xxh3-128) on the way, and
-    synced when closed (or, without `sync`, later: see `Storage.sync`).
+class NotOwnerError(PermissionError):
+    """This attempt must not change the run folder: another one owns it, or is still at work.
 
-    Large writes go past the page cache (O_DIRECT) where memory, offset and file system allow it:
-    twice as fast as through it, and it leaves the training's memory alone.
+    Whoever catches an OSError around a disk operation lets this one through.
     """
-
-    def __init__(self, path: Path, before: Before, sync: bool) -> None:
-        before("create", path)
-        self._sync = sync
-        self._path = path
-        self._before = before
-        self._output = _Output(path, os.O_TRUNC)
-        self._digest = xxhash.xxh3_128()
-        self.bytes = 0
-        self.digest_seconds = 0.0
-        self._failure: OSError | None = None
-
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        view = memoryview(data).cast("B")
-        try:
-            for start in range(0, view.nbytes, CHUNK):
-                self._append(view[start : start + CHUNK])
-        except OSError as error:
-            self._failure = error
-            raise
-        return view.nbytes
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    @property
-    def xxh3_128(self) -> str:
-        return self._digest.hexdigest()
-
-    def __enter__(self) -> DigestingFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if error is None and self._sync:
-                self._before("sync", self._path)
-                os.fsync(self._output.descriptor)
-        except OSError as caught:
-            self._failure = self._failure or caught
-        try:
-            self._output.close()
-        except OSError as caught:
-            self._failure = self._failure or caught
-        if self._failure is not None:  # torch.save reports it as "unexpected pos 704 vs 598"
-            raise self._failure from error
-
-    def _append(self, chunk: memoryview) -> None:
-        started = time.perf_counter()
-        self._digest.update(chunk)
-        self.digest_seconds += time.perf_counter() - started
-        self._output.write(chunk, self.bytes)
-        self.bytes += chunk.nbytes
-
-
-class _Output:
-    """An open file, written at any offset; whole blocks past the page cache where that can be."""
-
-    def __init__(self, path: Path, flags: int) -> None:
-        self._path = path
-        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o666)
-        self._direct: int | None = None
-
-    def write(self, content: memoryview, offset: int) -> None:
-        head = min(-offset % BLOCK, content.nbytes)
-        body = (content.nbytes - head) // BLOCK * BLOCK
-        done = 0
-        if body >= DIRECT_FROM:
-            _write_all(self.descriptor, content[:head], offset)
-            done = head + self._write_direct(content[head : head + body], offset + head)
-        _write_all(self.descriptor, content[done:], offset + done)
-
-    def close(self) -> None:
-        try:
-            os.close(self.descriptor)
-        finally:
-            if self._direct is not None:
-                os.close(self._direct)
-
-    def _write_direct(self, blocks: memoryview, offset: int) -> int:
-        """How much of these whole blocks could be written past the page cache."""
-        try:
-            if self._direct is None:
-                self._direct = os.open(self._path, os.O_WRONLY | os.O_DIRECT)
-            return os.pwrite(self._direct, blocks, offset)
-        except OSError as error:
-            if error.errno not in NOT_DIRECT:
-                raise
-            return 0
 
 
 class Storage:
@@ -151,7 +54,8 @@ class Storage:
         """Create `path` and its parents; an existing folder is kept."""
         if not path.is_dir():
             self.before("make_folder", path)
-            path.mkdir(parents=True, exist_ok=True)
+            with naming("mkdir", path):
+                path.mkdir(parents=True, exist_ok=True)
             self.sync_folder(path.parent)
 
     def create(self, path: Path, sync: bool = True) -> DigestingFile:
@@ -192,23 +96,33 @@ class Storage:
         """
         self.before("create", path)
         digest = xxhash.xxh3_128()
-        output = _Output(path, 0)
+        output = Output(path, 0)
         try:
-            os.ftruncate(output.descriptor, size)  # to the same size by all: nothing is cut off
+            with naming("ftruncate", path):
+                os.ftruncate(output.descriptor, size)  # by all, the same: nothing is cut off
             for offset, content in extents:
                 digest.update(content)
                 output.write(content, offset)
             self.before("sync", path)
-            os.fsync(output.descriptor)
+            with naming("fsync", path):
+                os.fsync(output.descriptor)
         finally:
             output.close()
         return digest.hexdigest()
 
     def replace(self, path: Path, content: bytes) -> None:
         """Write a file so that a reader sees the old content or the new one, never a part."""
-        temporary = path.with_name(f".{path.name}.new")
-        self.write(temporary, content)
-        self.rename(temporary, path)
+        # Of its own name: two processes may replace the same file at the same moment.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+        try:
+            self.write(temporary, content)
+            self.rename(temporary, path)
+        except NotOwnerError:
+            raise
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
     def free(self, path: Path) -> int:
         """Bytes that can still be written to the disk of `path`."""
@@ -222,7 +136,7 @@ class Storage:
     def append_line(self, path: Path, line: str) -> None:
         """Add one line to a log; a torn last line of a killed writer is closed first."""
         self.before("append_line", path)
-        with open(path, "a+b") as file:
+        with naming("append", path), open(path, "a+b") as file:
             if file.tell() and not _ends_with_newline(file):
                 line = "\n" + line
             file.write(line.encode() + b"\n")
@@ -240,16 +154,39 @@ class Storage:
         try:
             _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:  # some network filesystems cannot sync folders
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
                 raise
 
     def rename(self, source: Path, target: Path) -> None:
         """Give a file or folder another name, in one step."""
         self.before("rename", source)
-        os.rename(source, target)
+        with naming("rename", source):
+            os.rename(source, target)
         self.sync_folder(target.parent)
         if source.parent != target.parent:
             self.sync_folder(source.parent)
+
+    def move(self, source: Path, target: Path, order: Callable[[Path], Any]) -> None:
+        """Rename a folder; where only files can be renamed, one after the other in this order.
+
+        (A folder that is in the lower layer of an overlay, as in a container's image.)
+        """
+        try:
+            self.rename(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV or not source.is_dir():
+                raise
+            self.move_content(source, target, order)
+
+    def move_content(self, source: Path, target: Path, order: Callable[[Path], Any]) -> None:
+        """Rename what is in a folder, file by file in this order, into another one."""
+        self.make_folder(target)
+        for child in sorted(sorted(source.iterdir()), key=order):
+            if child.is_dir() and not child.is_symlink():
+                self.move_content(child, target / child.name, order)
+            else:
+                self.rename(child, target / child.name)
+        self._remove_folder(source)
 
     def point(self, link: Path, target: str) -> None:
         """Make `link` a relative symbolic link to `target`, replaced in one step."""
@@ -257,51 +194,81 @@ class Storage:
             return
         self.before("point", link)
         temporary = link.with_name(f".{link.name}.new")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target)
-        os.rename(temporary, link)
+        with naming("symlink", link):
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(target)
+            os.rename(temporary, link)
 
     def remove(self, path: Path) -> None:
-        """Delete a file, a link or a whole folder; what is already gone is no error."""
-        if path.is_dir() and not path.is_symlink():
-            for child in sorted(path.iterdir()):
-                self.remove(child)
-            self.before("remove_folder", path)
-            path.rmdir()
-        else:
+        """Delete a file, a link or a whole folder; what is already gone is no error.
+
+        Of a folder all that can be deleted is, before the first error is raised.
+        """
+        if not path.is_dir() or path.is_symlink():
             self.before("remove", path)
-            path.unlink(missing_ok=True)
+            with naming("unlink", path):
+                path.unlink(missing_ok=True)
+            return
+        failure: OSError | None = None
+        with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+            for child in sorted(path.iterdir()):
+                try:
+                    self.remove(child)
+                except NotOwnerError:
+                    raise
+                except OSError as error:
+                    failure = failure or error
+        if failure is not None:
+            raise failure
+        self._remove_folder(path)
+
+    def _remove_folder(self, path: Path) -> None:
+        self.before("remove_folder", path)
+        with naming("rmdir", path), contextlib.suppress(FileNotFoundError):
+            path.rmdir()
+
+    @contextlib.contextmanager
+    def locked(self, path: Path, patience: float) -> Iterator[bool]:
+        """Keep other processes out of what is done in here, as long as they ask the same.
+
+        Yields: False where that cannot be had: a file system without locks, or whoever holds it
+            does not let go for `patience` seconds.
+        """
+        self.before("lock", path)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            yield False
+            return
+        try:
+            yield _lock(descriptor, time.monotonic() + patience)
+        finally:
+            os.close(descriptor)
+
+    def overwrite(self, path: Path, content: bytes) -> None:
+        """Write a few bytes where a file has its block already: a full disk has no other."""
+        self.before("overwrite", path)
+        with naming("write", path), open(path, "r+b", buffering=0) as file:
+            file.write(content)
+            file.truncate()
+            os.fsync(file.fileno())
 
 
-def read_blocks(path: Path) -> Iterator[memoryview]:
-    """A file's content from front to back, past the page cache where that can be.
-
-    Each part is valid until the next one is asked for.
-    """
-    buffer = memoryview(mmap.mmap(-1, CHUNK))
-    descriptor = _open_for_reading(path)
-    try:
-        position = 0
-        while count := os.preadv(descriptor, [buffer], position):
-            yield buffer[:count]
-            position += count
-    finally:
-        os.close(descriptor)
-
-
-def _open_for_reading(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECT)
-    except OSError as error:
-        if error.errno not in NOT_DIRECT:
-            raise
-        return os.open(path, os.O_RDONLY)
+def _lock(descriptor: int, deadline: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK or time.monotonic() > deadline:
+                return False
+        time.sleep(0.02)
 
 
 def digest_of(path: Path) -> str:
     """xxh3-128 of a file's content, in hex."""
     digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
+    with naming("read", path), open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -325,18 +292,9 @@ def sizes_of(folder: Path, names: Iterable[str]) -> dict[str, int]:
     return sizes
 
 
-def _write_all(descriptor: int, content: memoryview, offset: int) -> None:
-    while content.nbytes:
-        written = os.pwrite(descriptor, content, offset)
-        content, offset = content[written:], offset + written
-
-
 def _fsync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
+    with naming("fsync", path), opened(path, flags) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _ends_with_newline(file: BinaryIO) -> bool:

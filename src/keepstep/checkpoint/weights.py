@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from .files import BLOCK
 from .layout import LayoutError, masters, slices
-from .storage import BLOCK
 from .tensors import TYPES, Entry, lay_out
 from .writer import Changes, Part, Piece
 

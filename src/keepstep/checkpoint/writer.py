@@ -13,10 +13,11 @@ import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 from .arena import Arena, aligned
+from .files import BLOCK, CHUNK, DigestingFile
 from .joint import Share, merged
 from .manifest import FileEntry
 from .serialization import Memory, Recorder, bytes_of, memory_of, owned, torch_save, with_tensors
-from .storage import BLOCK, CHUNK, DigestingFile, Storage, digest_of, sizes_under
+from .storage import Storage, digest_of, sizes_under
 
 DERIVED = "keepstep_derived"  # in DeepSpeed's model states: names of parameters not stored there
 
