@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -410,7 +411,9 @@ class Recipe:
 
 
 def _plain(value: Any) -> Any:
-    """An enumeration's value; JSON cannot hold the member."""
+    """What JSON can hold: an enumeration's value, infinity as a word."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value.value if isinstance(value, Enum) else value
 
 

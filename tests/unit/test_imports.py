@@ -22,7 +22,7 @@ LEVELS = [
             "checkpoint.retention",
             "checkpoint.selection",
         ),
-        *("checkpoint.lineage", "checkpoint.schedule", "noise", "preemption"),
+        *("checkpoint.lineage", "checkpoint.schedule", "checkpoint.strict", "noise", "preemption"),
         *("publish.__init__", "publish.best", "estimate"),
     },
     {

@@ -11,6 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from .strict import TextError, build
+
+MOST = 10**6  # of processes, of rows at once, of accumulated batches
+
 
 class BatchError(ValueError):
     """The rows of a step cannot be shared out among these processes."""
@@ -53,10 +57,21 @@ class Dealt:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Dealt | None:
-        """What `as_json` gave; None of an empty one."""
+        """What `as_json` gave; None of an empty one.
+
+        Raises:
+            TextError: it is not that.
+        """
         if not values:
             return None
-        return Dealt(Batch(**values["batch"]), Batch(**values["asked"]), values["rows"])
+        dealt: Dealt = build(Dealt, values, "dealt")
+        for batch in (dealt.batch, dealt.asked):
+            counts = (batch.per_device, batch.accumulation, batch.world_size)
+            if not all(1 <= count <= MOST for count in counts):
+                raise TextError(f"dealt: {batch} cannot be")
+        if dealt.rows is not None and dealt.rows < 1:
+            raise TextError(f"dealt.rows is {dealt.rows}")
+        return dealt
 
 
 def process_counts(rows: int) -> list[int]:

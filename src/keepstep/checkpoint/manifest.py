@@ -2,21 +2,60 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-FORMAT_VERSION = 1
+from .batch import Dealt
+from .strict import TextError, UnknownFieldError, build, names_fault, parse, shown
+
+FORMAT_VERSION = 2
+WITHOUT_DIGEST = 1  # the format that has no digest of itself
 MANIFEST_NAME = "manifest.json"
+LONGEST_MANIFEST = 16 * 2**20  # bytes: room for the files of some ten thousand ranks
+MOST = 10**5  # files, and so ranks: every one has a file
+BEGINNING = re.compile(r'\{\n "digest": "([0-9a-f]{64})",\n')
+SHARD = re.compile(r"zero_pp_rank_\d+_mp_rank_00_optim_states\.pt\Z")
+SHOWN = 5  # of ranks without files
+XXH3_128 = re.compile(r"[0-9a-f]{32}")
 UNIVERSAL = "/zero/optimizer_state.pt"  # in a universal checkpoint of DeepSpeed
 FOLDER_PATTERN = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
+# What numbers can be; beyond that they would be believed, and cost a day.
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "format_version": (WITHOUT_DIGEST, FORMAT_VERSION),
+    "attempt": (0, 10**9),
+    "parent": (0, 10**15),
+    "global_step": (0, 10**15),
+    "epoch": (0, 10**9),
+    "samples": (0, 10**18),
+    "world_size": (1, MOST),
+    "zero_stage": (0, 3),
+    "planned_steps": (0, 10**15),
+    "save_seconds": (0, 10**9),
+}
+# Of what is free otherwise: what a resume or a model card reckons with.
+INNER: Mapping[str, Mapping[str, Any]] = {
+    "settings": {"seed": int, "learning_rate": float | None},
+    "health": {"finite": bool, "loss": float, "grad_norm": float},
+    "about": {
+        **{"tokens": int | None, "train_seconds": float, "parameters": int, "trained": int},
+        **{"card": dict[str, Any] | None, "base_model": str | None},
+    },
+}
+
+
 class ManifestError(ValueError):
-    """A manifest that cannot be read: not JSON, another format, a missing field."""
+    """A manifest that cannot be read: not what was written, or not of a checkpoint."""
+
+
+class NewerFormatError(ManifestError):
+    """A manifest that a newer keepstep wrote: it is no damage, and cannot be judged by this one."""
 
 
 @dataclass(frozen=True)
@@ -84,29 +123,101 @@ class Manifest:
     def total_bytes(self) -> int:
         return sum(entry.bytes for entry in self.files.values())
 
+    @property
+    def has_digest(self) -> bool:
+        """Whether the manifest itself could be checked when it was read."""
+        return self.format_version != WITHOUT_DIGEST
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        """The manifest as it is stored, with a SHA-256 of its text without the line of that.
+
+        Raises:
+            ValueError: it holds what JSON does not: NaN, infinity.
+        """
+        values = asdict(self) | {"format_version": FORMAT_VERSION}
+        text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return f'{{\n "digest": "{digest}",\n{text[2:]}'
 
     @staticmethod
     def from_json(text: str) -> Manifest:
         """Read what `to_json` wrote.
 
         Raises:
-            ManifestError: the text is not a manifest of a format that this version reads.
+            NewerFormatError: a newer keepstep wrote it.
+            ManifestError: the text is not what was written, or no manifest; nothing else is raised,
+                whatever the text.
         """
+        if len(text) > LONGEST_MANIFEST:
+            raise ManifestError(f"not a manifest: it has more than {LONGEST_MANIFEST} characters")
         try:
-            values: dict[str, Any] = json.loads(text)
-            if values["format_version"] != FORMAT_VERSION:
-                raise ManifestError(
-                    f"manifest format {values['format_version']}; this keepstep reads "
-                    f"{FORMAT_VERSION}"
-                )
-            values["files"] = {name: FileEntry(**entry) for name, entry in values["files"].items()}
-            return Manifest(**values)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if isinstance(error, ManifestError):
-                raise
+            values = parse(text)
+            if not isinstance(values, dict):
+                raise TextError("it is no object")
+            version = build(int, values.get("format_version"), "format_version")
+            if version > FORMAT_VERSION:
+                raise NewerFormatError(_newer(f"manifest format {version}"))
+            if version != WITHOUT_DIGEST:
+                _check_digest(text, values)
+            manifest: Manifest = build(Manifest, values)
+            _check(manifest)
+        except UnknownFieldError as error:
+            raise NewerFormatError(_newer(f"{error}, that this one does not know")) from error
+        except TextError as error:
             raise ManifestError(f"not a manifest: {error}") from error
+        return manifest
+
+
+def _newer(seen: str) -> str:
+    return (
+        f"written by a newer keepstep: {seen}; this one reads up to format {FORMAT_VERSION}. "
+        "Hint: upgrade keepstep"
+    )
+
+
+def _check_digest(text: str, values: dict[str, Any]) -> None:
+    """Take the digest out of `values` if it is that of `text`."""
+    match = BEGINNING.match(text)
+    stated = values.pop("digest", None)
+    if match is None or match[1] != stated:
+        raise TextError("it does not begin with its digest")
+    body = "{\n" + text[match.end() :]
+    if hashlib.sha256(body.encode()).hexdigest() != stated:
+        raise TextError("its digest differs: it is not what was written")
+
+
+def _check(manifest: Manifest) -> None:
+    """Fields of the right types are those of a checkpoint.
+
+    Raises:
+        TextError: they cannot be.
+    """
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(manifest, name)
+        if value is not None and not low <= value <= high:
+            raise TextError(f"{name} is {value}, not from {low} to {high}")
+    for name, kinds in INNER.items():
+        for inner, value in getattr(manifest, name).items():
+            build(kinds.get(inner, Any), value, f"{name}.{inner}")
+    dealt, rows = Dealt.from_json(manifest.dealt), manifest.settings.get("rows_per_step")
+    if dealt is not None and rows not in (None, dealt.batch.rows):
+        raise TextError(f"dealt is {dealt.batch}, and rows_per_step is {shown(str(rows))}")
+    _check_files(manifest.files)
+
+
+def _check_files(files: Mapping[str, FileEntry]) -> None:
+    if len(files) > MOST:
+        raise TextError(f"files: there are {len(files)}, {MOST} are the most")
+    for name, entry in files.items():
+        if not (0 <= entry.rank < MOST and 0 <= entry.bytes < 2**63):
+            raise TextError(f"files: {shown(name)}: {entry.bytes} bytes of rank {entry.rank}")
+        if XXH3_128.fullmatch(entry.xxh3_128) is None:
+            raise TextError(f"files: {shown(name)}: its digest is {shown(entry.xxh3_128)}")
+    fault = names_fault(files)
+    if fault is not None:
+        raise TextError(f"files: {fault}")
+    if MANIFEST_NAME in files:
+        raise TextError(f"files: {MANIFEST_NAME} cannot list itself")
 
 
 def folder_name(step: int) -> str:
@@ -119,24 +230,27 @@ def step_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def ranks_without_files(files: Mapping[str, FileEntry], world_size: int) -> list[int]:
+def ranks_without_files(files: Mapping[str, FileEntry], world_size: int) -> Sequence[int]:
     """Ranks whose part is absent: every rank stores at least its RNG state."""
     present = {entry.rank for entry in files.values()}
     return [rank for rank in range(world_size) if rank not in present]
 
 
-def differences(manifest: Manifest, sizes: Mapping[str, int]) -> list[str]:
-    """What is wrong with a folder whose files have these sizes (name → bytes); empty: nothing.
+def differences(manifest: Manifest, sizes: Mapping[str, int | None]) -> list[str]:
+    """What is wrong with a folder whose files have these sizes (name → bytes; None: what is there
+    is no regular file); empty: nothing.
 
     A file that the manifest does not list is not a fault: people leave notes in folders.
     """
-    found = [
-        f"rank {rank} has no file in it"
-        for rank in ranks_without_files(manifest.files, manifest.world_size)
-    ]
+    absent = ranks_without_files(manifest.files, manifest.world_size)
+    found = [f"rank {rank} has no file in it" for rank in absent[:SHOWN]]
+    if len(absent) > SHOWN:
+        found.append(f"nor have {len(absent) - SHOWN} other ranks")
     for name, entry in sorted(manifest.files.items()):
         if name not in sizes:
             found.append(f"{name} is missing")
+        elif sizes[name] is None:
+            found.append(f"{name} is no regular file")
         elif sizes[name] != entry.bytes:
             found.append(f"{name} has {sizes[name]} bytes, {entry.bytes} were written")
     return found
@@ -156,9 +270,9 @@ def missing_state(manifest: Manifest) -> list[str]:
     missing = [name for name in needed if name not in manifest.files]
     shards = [f"zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in world]
     universal = any(name.endswith(UNIVERSAL) for name in manifest.files)
-    for shard in shards if manifest.zero_stage and not universal else []:
-        if not any(name.endswith(shard) for name in manifest.files):
-            missing.append(shard)
+    if manifest.zero_stage and not universal:
+        found = {match[0] for match in map(SHARD.search, manifest.files) if match}
+        missing += [shard for shard in shards if shard not in found]
     return missing
 
 

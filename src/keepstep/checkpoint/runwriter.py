@@ -151,7 +151,9 @@ class RunWriter:
         missing = differences(manifest, sizes_of(staged, manifest.files))
         if missing:
             raise ManifestError(f"the staged checkpoint is incomplete: {'; '.join(missing)}")
-        self.storage.write(staged / MANIFEST_NAME, manifest.to_json().encode())
+        text = manifest.to_json()
+        Manifest.from_json(text)  # what could not be read again must not be committed
+        self.storage.write(staged / MANIFEST_NAME, text.encode())
         for folder in sorted({staged, *((staged / name).parent for name in manifest.files)}):
             self.storage.sync_folder(folder)
         target = self.run.path / staged.name

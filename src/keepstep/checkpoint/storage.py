@@ -13,6 +13,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -283,13 +284,26 @@ def sizes_under(folder: Path) -> dict[str, int]:
     }
 
 
-def sizes_of(folder: Path, names: Iterable[str]) -> dict[str, int]:
-    """These files below `folder`, as far as they exist: name → bytes."""
-    sizes: dict[str, int] = {}
+def sizes_of(folder: Path, names: Iterable[str]) -> dict[str, int | None]:
+    """These files below `folder`, as far as they exist: name → bytes; None of what is no regular
+    file, or lies behind a link: nothing outside of `folder` is looked at, and no pipe is opened."""
+    sizes: dict[str, int | None] = {}
+    folders: dict[str, bool] = {"": True}  # each, and whether it is one
     for name in names:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            sizes[name] = os.stat(os.path.join(folder, name)).st_size
+            status = os.lstat(os.path.join(folder, name))
+            regular = stat.S_ISREG(status.st_mode) and _within(folder, name, folders)
+            sizes[name] = status.st_size if regular else None
     return sizes
+
+
+def _within(folder: Path, name: str, known: dict[str, bool]) -> bool:
+    """Whether all folders on the way to a file are folders, not links."""
+    above = name.rpartition("/")[0]
+    if above not in known:
+        status = os.lstat(os.path.join(folder, above))
+        known[above] = stat.S_ISDIR(status.st_mode) and _within(folder, above, known)
+    return known[above]
 
 
 def _fsync(path: Path, flags: int) -> None:
