@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keepstep.checkpoint.joint import JointError, Share, digest_of_joint, merged
@@ -30,6 +30,7 @@ def shared(path: Path, cuts: list[int], owners: list[int]) -> tuple[bytes, dict[
     return content, shares
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=30), st.integers(1, 4), st.integers())
 def test_every_way_to_share_a_file(sizes: list[int], ranks: int, seed: int) -> None:
     path = Path(os.environ["PYTEST_TMP"]) / "x"
