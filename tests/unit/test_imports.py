@@ -23,13 +23,14 @@ LEVELS = [
             "checkpoint.selection",
         ),
         *("checkpoint.lineage", "checkpoint.schedule", "checkpoint.strict", "noise", "preemption"),
+        "checkpoint.history",
         *("publish.__init__", "publish.best", "estimate"),
     },
     {
         *("checkpoint.files", "checkpoint.layout", "checkpoint.tensors"),
         *("distributed", "outcome"),
     },
-    {"checkpoint.storage", "checkpoint.arena"},
+    {"checkpoint.storage", "checkpoint.arena", "checkpoint.reading"},
     {
         *("checkpoint.runfolder", "checkpoint.joint", "checkpoint.serialization"),
         *("checkpoint.sources", "watchdog"),

@@ -4,9 +4,11 @@ import pytest
 
 from keepstep.checkpoint.selection import (
     Candidate,
+    NewerError,
     NoProgressError,
     SelectionError,
     Situation,
+    UnreadableError,
     choose,
 )
 
@@ -93,3 +95,33 @@ def test_crash_loops_step_back_and_end() -> None:
         choose("auto", situation(candidates=[], fruitless={0: 3}))
     with pytest.raises(NoProgressError, match="from checkpoint-20 3 times"):
         choose("20", situation(fruitless={20: 3}))
+
+
+def of_steps(errors: dict[int, Exception]) -> dict[str, object]:
+    def verify(step: int) -> list[str]:
+        if step in errors:
+            raise errors[step]
+        return []
+
+    return {"verify": verify}
+
+
+def test_what_cannot_be_read_is_passed_by_and_is_no_damage() -> None:
+    choice = choose("auto", situation(**of_steps({30: UnreadableError("EIO: model.safetensors")})))
+    assert (choice.step, choice.invalid) == (20, {})
+    assert choice.passed_by == {30: "EIO: model.safetensors"}
+    unseen = of_steps({10: UnreadableError("not looked at")})
+    assert choose("auto", situation(**unseen)).step == 30
+    nothing = situation(**of_steps(dict.fromkeys(STEPS, UnreadableError("EIO"))))
+    for request in ("auto", "latest", "30"):
+        with pytest.raises(UnreadableError, match="EIO"):
+            choose(request, nothing)
+
+
+def test_an_older_one_is_not_gone_on_from_where_a_newer_version_has_written() -> None:
+    newer = of_steps({30: NewerError("format 9")})
+    for request in ("auto", "latest"):
+        with pytest.raises(NewerError, match="format 9"):
+            choose(request, situation(**newer))
+    assert choose("20", situation(**newer)).step == 20  # by name
+    assert choose("auto", situation(**of_steps({20: NewerError("format 9")}))).step == 30

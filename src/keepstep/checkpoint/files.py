@@ -105,7 +105,7 @@ class Output:
 
     def __init__(self, path: Path, flags: int) -> None:
         self._path = path
-        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o666)
+        self.descriptor = no_link(path, os.O_WRONLY | os.O_CREAT | flags)
         self._direct: int | None = None
         self._refused = False
 
@@ -160,6 +160,11 @@ def read_blocks(path: Path) -> Iterator[memoryview]:
         except OSError as error:
             if not flag or error.errno not in NOT_DIRECT:
                 raise
+
+
+def no_link(path: str | Path, flags: int) -> int:
+    """Open a file, not what a link leads to: whoever has planted one has another file in mind."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 @contextlib.contextmanager

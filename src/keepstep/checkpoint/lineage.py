@@ -26,6 +26,8 @@ class Attempt:
         number: counted from 1.
         request: its `resume_from_checkpoint`; None: it ended before it had chosen.
         resumed_from: the step it began at, 0 for the beginning of the run.
+        begun_at_known: whether that is known: the line that told it may be lost.
+        path: its request as it was written, where that is a path.
         commits: checkpoints that it committed.
         outcome: finished, preempted, failed, …; None: killed, or still at work.
         reached: the step at which it ended, None unless it said so.
@@ -43,16 +45,19 @@ class Attempt:
     resharded: tuple[int, int] | None = None
     began: str | None = None
     job: Mapping[str, Any] = field(default_factory=dict)
+    begun_at_known: bool = True
+    path: str | None = None
 
 
 def abandoned_steps(nodes: Iterable[Node], attempts: Iterable[Attempt] = ()) -> set[int]:
     """Steps of an abandoned branch: a later attempt began at an earlier step and has committed.
 
     The history of attempts is needed as well: retention may have pruned every checkpoint that
-    tells where a branch began, and what it left behind must not come back to life.
+    tells where a branch began, and what it left behind must not come back to life. But where an
+    attempt began that nothing tells of any more is not made up: a hole in the log is no rewind.
     """
     known = list(nodes)
-    begun = {attempt.number: attempt.resumed_from for attempt in attempts if attempt.commits}
+    begun = {a.number: a.resumed_from for a in attempts if a.commits and a.begun_at_known}
     begun |= {node.attempt: node.parent for node in known}
     earliest_after: dict[int, float] = {}  # attempt → the earliest step a later attempt began at
     earliest = inf

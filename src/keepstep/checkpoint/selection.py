@@ -17,6 +17,14 @@ class SelectionError(LookupError):
     """What was asked for cannot be had; the message lists what exists."""
 
 
+class NewerError(SelectionError):
+    """A newer keepstep wrote what would have been taken: an older one is not gone on from."""
+
+
+class UnreadableError(OSError):
+    """A checkpoint that cannot be read now. It is no damage: it may be read another time."""
+
+
 class NoProgressError(SelectionError):
     """Everything there is to resume from has been tried, again and again, without a commit."""
 
@@ -38,7 +46,7 @@ class Situation:
         candidates: the run's committed checkpoints, in any order.
         best: the step of the best one on the living branch, None without a metric.
         verify: a step → what is wrong with its files; empty: valid. Called newest first, and no
-            more often than needed: it may read every byte.
+            more often than needed: it may read every byte. Raises UnreadableError, NewerError.
         fruitless: a step (0: the beginning) → how often this request resumed it since the last
             progress.
         patience: how often the same step may be resumed without progress.
@@ -78,6 +86,8 @@ def choose(request: str, situation: Situation) -> Choice:
         NoProgressError: with `auto`, everything was resumed `patience` times without progress.
         SelectionError: what was asked for does not exist or is damaged; or, with `auto`,
             checkpoints exist and none is valid: starting from zero would hide that.
+        NewerError: a newer keepstep wrote it.
+        UnreadableError: it cannot be read; or, with `auto`, none of them can.
     """
     if situation.under_way:
         return replace(_newest_valid(situation), under_way=True)
@@ -108,13 +118,18 @@ def choose(request: str, situation: Situation) -> Choice:
 def _newest_valid(situation: Situation) -> Choice:
     passed_by: dict[int, str] = {}
     invalid: dict[int, str] = {}
+    unreadable = False
     for candidate in sorted(situation.candidates, key=lambda c: c.step, reverse=True):
         step = candidate.step
         if candidate.abandoned:
             passed_by[step] = "on an abandoned branch"
             continue
         tries = situation.fruitless.get(step, 0)
-        faults = () if tries >= situation.patience else situation.verify(step)
+        try:
+            faults = () if tries >= situation.patience else situation.verify(step)
+        except UnreadableError as error:
+            passed_by[step], unreadable = str(error), True
+            continue
         if tries >= situation.patience:
             passed_by[step] = f"resumed {tries} times without progress"
         elif faults:
@@ -122,12 +137,18 @@ def _newest_valid(situation: Situation) -> Choice:
         else:
             return Choice(step, passed_by, invalid)
     listing = _some([f"    checkpoint-{step}: {why}" for step, why in passed_by.items()], "\n")
+    if unreadable:
+        raise UnreadableError(
+            f"no checkpoint can be read and resumed now:\n{listing}\n"
+            "    Hint: look at the disk; nothing has been set aside, launch it again then."
+        )
     if any("without progress" in why for why in passed_by.values()):
         raise NoProgressError(f"nothing is left to resume from:\n{listing}")
     if passed_by:
         raise SelectionError(
             f"{len(passed_by)} checkpoints exist and none is valid:\n{listing}\n"
-            "    Hint: restore one of them, or set resume_from_checkpoint: never to start again."
+            "    Hint: restore one of them, name the step of one on an abandoned branch, or set "
+            "resume_from_checkpoint: never to start again."
         )
     _check_progress(situation, None)
     return Choice(None)

@@ -21,8 +21,10 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from .files import CHUNK, Before, DigestingFile, Output, naming, opened, read_blocks
+from .files import CHUNK, Before, DigestingFile, Output, naming, no_link, opened, read_blocks
 
+# Answers to `link`: to another file system, not allowed there, none there, or too many of the file.
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TEMPORARY = ".*.new"  # what `replace` leaves behind when it is killed
 
@@ -52,7 +54,13 @@ class Storage:
         self.before = guarded
 
     def make_folder(self, path: Path) -> None:
-        """Create `path` and its parents; an existing folder is kept."""
+        """Create `path` and its parents; an existing folder is kept.
+
+        Raises:
+            OSError: of the disk; or a link is in its place, which would lead out of the run.
+        """
+        if path.is_symlink():
+            raise NotADirectoryError(errno.ENOTDIR, "a link in a folder's place", str(path))
         if not path.is_dir():
             self.before("make_folder", path)
             with naming("mkdir", path):
@@ -81,13 +89,19 @@ class Storage:
         return file
 
     def link(self, source: Path, path: Path, or_copy: bool = False) -> None:
-        """A second name for a file; `or_copy`: a copy, on a file system that has no such."""
+        """A second name for a file; `or_copy`: a copy, on a file system that has no such.
+
+        Raises:
+            OSError: of the disk; FileExistsError: `path` exists, which is never written over.
+        """
         self.before("link", path)
         try:
-            os.link(source, path)
+            os.link(source, path, follow_symlinks=False)
         except OSError as error:
-            if not or_copy or isinstance(error, FileNotFoundError):
+            if not or_copy or error.errno not in NO_LINK:
                 raise
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
             self.copy(source, path)
 
     def write_at(self, path: Path, size: int, extents: Iterable[tuple[int, memoryview]]) -> str:
@@ -132,12 +146,13 @@ class Storage:
     def note(self, path: Path, text: str) -> None:
         """Write a few words that may be lost: not synced, and a reader may see a part."""
         self.before("note", path)
-        path.write_text(text)
+        with open(path, "w", opener=no_link) as file:
+            file.write(text)
 
     def append_line(self, path: Path, line: str) -> None:
         """Add one line to a log; a torn last line of a killed writer is closed first."""
         self.before("append_line", path)
-        with naming("append", path), open(path, "a+b") as file:
+        with naming("append", path), open(path, "a+b", opener=no_link) as file:
             if file.tell() and not _ends_with_newline(file):
                 line = "\n" + line
             file.write(line.encode() + b"\n")
@@ -237,7 +252,7 @@ class Storage:
         """
         self.before("lock", path)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = no_link(path, os.O_RDWR | os.O_CREAT)
         except OSError:
             yield False
             return
@@ -249,7 +264,7 @@ class Storage:
     def overwrite(self, path: Path, content: bytes) -> None:
         """Write a few bytes where a file has its block already: a full disk has no other."""
         self.before("overwrite", path)
-        with naming("write", path), open(path, "r+b", buffering=0) as file:
+        with naming("write", path), open(path, "r+b", 0, opener=no_link) as file:
             file.write(content)
             file.truncate()
             os.fsync(file.fileno())

@@ -17,7 +17,7 @@ from ..checkpoint.companions import write_companions
 from ..checkpoint.manifest import MANIFEST_NAME, Manifest, has_weights
 from ..checkpoint.retention import Policy
 from ..checkpoint.runfolder import Committed, read_checkpoint
-from ..checkpoint.storage import Storage, digest_of
+from ..checkpoint.storage import Storage, digest_of, sizes_of
 from . import card
 from .best import BEST_FILE, Best
 
@@ -36,6 +36,10 @@ def freeze(checkpoint: Committed, folder: Path, storage: Storage, copy: bool = F
     manifest = checkpoint.manifest
     left_out = (".pt", ".pth") if has_weights(manifest) else ".pth"  # else the shards are needed
     wanted = {name: e for name, e in manifest.files.items() if not name.endswith(left_out)}
+    sizes = sizes_of(checkpoint.path, wanted)
+    for name in sizes:
+        if sizes[name] is None:
+            raise OSError(f"{name} of step {checkpoint.step} is no regular file")
     if folder.exists():
         storage.remove(folder)
     for name in wanted:

@@ -16,6 +16,7 @@ from typing import Any
 
 from huggingface_hub import get_token
 
+from ..checkpoint.files import no_link
 from ..checkpoint.retention import Policy
 from .hub import Target
 
@@ -37,7 +38,7 @@ class Push:
         self._timeout = timeout
         self._answer: dict[str, Any] | None = None
         environment = {**os.environ, **QUIET, **NO_GPU, "HF_TOKEN": get_token() or ""}
-        with open(log or os.devnull, "ab") as errors:
+        with open(log or os.devnull, "ab", opener=no_link) as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "keepstep.publish.push"],
                 env=environment,

@@ -1,0 +1,95 @@
+"""Reads what lies in a run folder: regular files of bounded size, and nothing behind a link.
+
+Anything may lie where a file is looked for. What is none is told from what cannot be read now: a
+disk that answers with an error is asked again before it is believed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .files import naming
+from .strict import TextError, checked
+
+T = TypeVar("T")
+SMALL = 2**20  # bytes of a file that holds a few words, or one object
+LONGEST_LOG = 2**28
+PAUSES = (0.2, 0.8)  # seconds between the tries to read
+ABSENT = (FileNotFoundError, NotADirectoryError)
+KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link"}
+
+
+class OddFileError(ValueError):
+    """What is there is not what was written there: no regular file, too large, no text."""
+
+
+def read_bytes(path: Path, limit: int, begin: int = 0) -> bytes:
+    """The content of a regular file from `begin`. A link is not followed, a pipe not opened.
+
+    Raises:
+        OddFileError: it is none, or has more than `limit` bytes.
+        OSError: there is nothing, or it cannot be read now; the error names the file.
+    """
+    mode = os.lstat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise OddFileError(f"it is {KINDS.get(stat.S_IFMT(mode), 'a pipe or a device')}, no file")
+    with naming("read", path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if os.fstat(descriptor).st_size > limit:
+                raise OddFileError(f"it has more than {limit} bytes")
+            file.seek(begin)
+            return file.read(limit + 1 - begin)
+
+
+def read_text(path: Path, limit: int = SMALL) -> str:
+    """The same as text.
+
+    Raises:
+        OddFileError, OSError: as `read_bytes`; or it is not UTF-8.
+    """
+    try:
+        return read_bytes(path, limit).decode()
+    except UnicodeDecodeError as error:
+        raise OddFileError(f"it is no text: {error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, which may carry a check of itself.
+
+    Raises:
+        OddFileError, OSError: as `read_text`; or it is none, or not what was written.
+    """
+    try:
+        return checked(read_text(path).strip())[0]
+    except TextError as error:
+        raise OddFileError(str(error)) from error
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file lies there, not a link to one. Raises OSError as `lstat` does."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except ABSENT:
+        return False
+
+
+def patiently(look: Callable[[], T]) -> T:
+    """What `look`, which only reads, returns; it is tried again a few times on an error.
+
+    Raises:
+        OSError: the last.
+    """
+    for pause in PAUSES:
+        try:
+            return look()
+        except ABSENT:
+            raise
+        except OSError:
+            time.sleep(pause)
+    return look()
