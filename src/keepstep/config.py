@@ -279,13 +279,16 @@ class KeepstepConfig(SFTConfig):
 
     def schedule(self) -> Schedule:
         """When to save beside `save_steps`, and when to stop."""
+        wall, steady = preemption.started()
         moments = [float(end) for end in [os.environ.get("SLURM_JOB_END_TIME")] if end]
-        if self.time_limit:
-            moments.append(preemption.started() + parse_duration(str(self.time_limit)))
         if self.deadline:
             moments.append(parse_moment(str(self.deadline)))
-        end = min(moments) if moments else None
-        return Schedule(self.save_interval_seconds, end, self.stop_margin_seconds)
+        moment = min(moments, default=None)
+        deadlines = [] if moment is None else [steady + moment - wall]
+        if self.time_limit:
+            deadlines.append(steady + parse_duration(str(self.time_limit)))
+        deadline = min(deadlines, default=None)
+        return Schedule(self.save_interval_seconds, deadline, self.stop_margin_seconds, moment)
 
     @property
     def ranking_metric(self) -> str | None:

@@ -2,22 +2,23 @@
 
 A signal to any rank, `keepstep stop`, `keepstep save-now`, the deadline and the time since the last
 save: the main process decides, every rank hears of it in the same few bytes, and all save the same
-step.
+step. The same after each batch of an evaluation, which may take an hour.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import TrainerCallback
 
 from . import distributed, preemption
 from .checkpoint.runfolder import RunFolder
 from .checkpoint.schedule import STOPS, Moment, Reason, Schedule, lost_minutes, next_save
-from .checkpoint.storage import Storage
 
 if TYPE_CHECKING:
     from .trainer import KeepstepTrainer
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0  # between looks at the run folder: it may be a network filesystem
 SPOKEN = {"deadline": "the deadline", "stop": "keepstep stop"}
 
 
@@ -33,50 +33,96 @@ class EvaluationStoppedError(Exception):
     """An evaluation is broken off, on every rank at the same batch: somebody asked for a stop."""
 
 
+class Requests(Protocol):
+    """What the pacer asks of a `Lookout`."""
+
+    @property
+    def requests(self) -> tuple[str, ...]: ...
+
+    def take_up(self, names: tuple[str, ...]) -> None: ...
+
+
 class Pacer:
-    """The main process's measurements and its reasons to save."""
+    """The main process's measurements and its reasons to save. Neither looks at the disk: what was
+    asked for there, the lookout has seen."""
 
     def __init__(
         self,
-        run: RunFolder,
         schedule: Schedule,
-        clock: Callable[[], float] = time.time,
-        owned: Callable[[], bool] = lambda: True,
+        lookout: Requests,
+        clock: Callable[[], float] = preemption.steady,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        """
-        Args:
-            owned: whether the run is still this attempt's.
-        """
-        self.run, self.schedule, self._clock, self._owned = run, schedule, clock, owned
-        self.lost = False
-        self.save_seconds = [seconds_of(save) for save in run.saves().values()]
+        self.schedule, self.lookout, self._clock, self._wall = schedule, lookout, clock, wall
+        self.save_seconds: list[float] = []
         self.step_seconds: list[float] = []
-        self.last_save = self._last_step = self._last_look = clock()
-        self._requests: tuple[str, ...] = ()
+        self.evaluation_seconds: list[float] = []
+        self._batch_seconds: list[float] = []
+        self._stalls = 0.0
+        self.last_save = self._since = clock()
+        self._heard: tuple[str, ...] = ()
 
-    def step_ended(self, in_flight: bool) -> Reason | None:
-        """Why to save after this step."""
-        now = self._clock()
-        self.step_seconds.append(now - self._last_step)
-        self._last_step = now
-        if now - self._last_look >= LOOK_SECONDS:
-            self._last_look = now
-            self._requests = self.run.requests()
-            self.lost = not self._owned()
-        moment = Moment(
-            now, self.last_save, self.save_seconds, self.step_seconds, in_flight, self._requests
+    def remember(self, run: RunFolder) -> None:
+        """How long saves and evaluations of earlier attempts took."""
+        self.save_seconds += [seconds_of(save) for save in run.saves().values()]
+        for checkpoint in run.checkpoints():
+            metrics = checkpoint.manifest.metrics
+            seconds = [value for name, value in metrics.items() if name.endswith("_runtime")]
+            self.evaluation_seconds += [sum(seconds)] if seconds else []
+
+    def step_ended(self) -> None:
+        self.step_seconds.append(self._lap())
+
+    def batch_ended(self) -> None:
+        """Of an evaluation."""
+        self._batch_seconds.append(self._lap())
+
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Its time is none of the step that follows; what breaks it off tells no time."""
+        began, stalls = self._clock(), self._stalls
+        try:
+            yield
+            self.evaluation_seconds.append(self._clock() - began - (self._stalls - stalls))
+        finally:
+            self._batch_seconds.clear()
+            self._lap()
+
+    def decide(self, now: Moment) -> Reason | None:
+        """Why to save now. `now`: what the trainer knows; the measurements are added."""
+        self._heard = self.lookout.requests
+        return next_save(
+            self.schedule,
+            replace(
+                now,
+                now=self._clock(),
+                wall=self._wall(),
+                last_save=self.last_save,
+                requests=self._heard,
+                save_seconds=self.save_seconds,
+                step_seconds=self.step_seconds,
+                evaluation_seconds=self.evaluation_seconds,
+                batch_seconds=self._batch_seconds,
+            ),
         )
-        return next_save(self.schedule, moment)
 
-    def save_begins(self, storage: Storage) -> None:
+    def save_begins(self) -> None:
         """What was asked for is under way."""
         self.last_save = self._clock()
-        for name in self._requests:
-            storage.remove(self.run.request(name))
-        self._requests = ()
+        self.lookout.take_up(self._heard)
+
+    def save_begun(self) -> None:
+        """Training goes on: its stall is none of the step or the batch that follows."""
+        self._stalls += self._lap()
 
     def save_ended(self, facts: dict[str, Any]) -> None:
         self.save_seconds.append(seconds_of(facts))
+
+    def _lap(self) -> float:
+        """Seconds since this was asked last."""
+        now = self._clock()
+        seconds, self._since = now - self._since, now
+        return seconds
 
 
 def seconds_of(facts: dict[str, Any]) -> float:
@@ -103,30 +149,96 @@ class EveryStep(TrainerCallback):
             manager = self.trainer.manager
             if self._saves_at_its_end_only(args, state):
                 logger.warning("there is no checkpoint inside of these %s steps", state.max_steps)
-            self.pacer = Pacer(manager.run, args.schedule(), owned=manager.owned)
+            self.pacer = Pacer(args.schedule(), manager.lookout())
+            try:
+                self.pacer.remember(manager.run)
+            except OSError as error:
+                logger.warning("how long saves took is not known: %s", error)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress()
+        if self.pacer is not None:
+            self.pacer.step_ended()
+            if not self._told_lost:
+                self._tell_lost(args, state, self.pacer)
+        self._decide(args, state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Here evaluations by epochs are due; also where training stops inside of an epoch."""
+        if self.trainer.preempted is not None:
+            control.should_evaluate = False
+        elif control.should_evaluate:
+            self._decide(args, state, control)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Nothing waits for the end of an evaluation, which may take an hour."""
+        self.progress()
+        if not self.trainer.is_in_train:
+            return
+        if self.pacer is not None:
+            self.pacer.batch_ended()
+        if self._decide(args, state, control, evaluating=True):
+            raise EvaluationStoppedError
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.pacer is not None:
+            self.pacer.save_begun()
+
+    def evaluation(self) -> contextlib.AbstractContextManager[None]:
+        """Measures an evaluation. Ranks: any."""
+        return contextlib.nullcontext() if self.pacer is None else self.pacer.evaluation()
+
+    def _decide(self, args: Any, state: Any, control: Any, evaluating: bool = False) -> bool:
+        """What to do now; returns whether to stop. Ranks: all (collective)."""
         trainer, asked = self.trainer, preemption.requested()
         saver = trainer.manager.saver
-        reason = self.pacer.step_ended(saver.in_flight) if self.pacer else None
+        evaluates = evaluating or control.should_evaluate
+        last_step = state.global_step >= state.max_steps
+        moment = Moment(
+            now=0,
+            last_save=0,
+            in_flight=saver.in_flight,
+            save_due=control.should_save or (evaluates and args.save_strategy == "best"),
+            evaluation_due=control.should_evaluate and not evaluating,
+            last_step=last_step,
+        )
+        reason = self.pacer.decide(moment) if self.pacer else None
         news, stop, save, lost = distributed.any_rank(
             saver.has_news(),
             asked is not None or reason in STOPS,
             reason is not None,
-            self.pacer is not None and self.pacer.lost,
+            self._has_lost(),
         )
         if lost:
             trainer.manager.confirm()
-        if self.pacer is not None and not self._told_lost:
-            self._tell_lost(args, state, self.pacer)
         if news:
             trainer.hear()
-        save = save or trainer.try_again
-        if stop and state.global_step < state.max_steps:
+        if state.global_step == 0:  # eval_on_start: the first step will be saved
+            return stop
+        if stop and (evaluates or not last_step):
             self._stop(control, asked, reason)
-        elif save:
+            return True
+        if save or trainer.try_again:
+            self._save(control, evaluating)
+        return False
+
+    def _has_lost(self) -> bool:
+        """Main process: whether the lookout has seen another owner; tell what else it has seen."""
+        if self.pacer is None:
+            return False
+        lookout = self.trainer.manager.lookout()
+        for fault in lookout.faults():
+            logger.warning("the run folder: %s\n    It is tried again; training goes on.", fault)
+        return lookout.lost
+
+    def _save(self, control: Any, evaluating: bool) -> None:
+        """At the step's end, or at once: an evaluation may go on for long. Ranks: all."""
+        if not evaluating:
             control.should_save = True
+            return
+        self.trainer._save_checkpoint(self.trainer.model, None)
+        if self.pacer is not None:
+            self.pacer.save_begun()
 
     def _tell_lost(self, args: Any, state: Any, pacer: Pacer) -> None:
         """Once the pace is known: does a failure lose more than `max_lost_minutes`?"""
@@ -148,17 +260,6 @@ class EveryStep(TrainerCallback):
     def _save_steps(self, args: Any, state: Any) -> float:
         """Steps between two saves; infinite where steps do not decide."""
         return float(state.save_steps) if args.save_strategy == "steps" else float("inf")
-
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A stop does not wait for the end of an evaluation, which may take an hour."""
-        self.progress()
-        asked = preemption.requested()
-        if not self.trainer.is_in_train or not 0 < state.global_step < state.max_steps:
-            return
-        (stop,) = distributed.any_rank(asked is not None)
-        if stop:
-            self._stop(control, asked, None)
-            raise EvaluationStoppedError
 
     def _stop(self, control: Any, asked: str | None, reason: Reason | None) -> None:
         """Agree on why, then save and stop. Ranks: all (collective)."""

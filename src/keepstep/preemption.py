@@ -10,11 +10,17 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
+
+def steady() -> float:
+    """Seconds on a clock that nobody sets, and that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 # Ctrl-C reaches a rank from the terminal and again from its launcher: that is one request.
 ONE_REQUEST_SECONDS = 2.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-_started = time.time()
+_started = time.time(), steady()
 _launcher: int | None = None
 _received: list[tuple[int, float]] = []
 
@@ -25,7 +31,7 @@ def install_handlers() -> None:
     Call it before the slow imports, in every rank: a signal that comes earlier ends the process.
     """
     global _started, _launcher
-    _started = time.time()
+    _started = time.time(), steady()
     for number in SIGNALS:
         signal.signal(number, _handle)
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -41,8 +47,8 @@ def die_with_parent(number: int) -> None:
         os.kill(os.getpid(), number)
 
 
-def started() -> float:
-    """When this process began its work, in seconds since the epoch."""
+def started() -> tuple[float, float]:
+    """When this process began its work: in seconds since the epoch, and on the steady clock."""
     return _started
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from . import preemption
 from .checkpoint.retention import parse_bytes
+from .checkpoint.schedule import left
 from .config import KeepstepConfig, Problem
 
 # What an evaluation of SFTTrainer (trl 1.16, transformers 5.23) gives, and which way is better.
@@ -160,11 +162,11 @@ def _weights_only(training: KeepstepConfig) -> Iterator[Problem]:
 
 def _times(training: KeepstepConfig) -> Iterator[Problem]:
     try:
-        end = training.schedule().deadline
+        seconds = left(training.schedule(), preemption.steady(), time.time())
     except ValueError as error:
         yield Problem(f"time_limit or deadline: {error}", code="time")
         return
-    if end is not None and end <= time.time() + training.stop_margin_seconds:
+    if seconds <= training.stop_margin_seconds:
         yield Problem(
             "the deadline is over before a step can be made and saved (stop_margin_seconds: "
             f"{training.stop_margin_seconds:g})",

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from . import distributed, preemption
 from .checkpoint.manager import CheckpointManager
+from .checkpoint.schedule import left
 from .config import Problem, Recipe
 from .console import say
 from .outcome import EXIT_STATUS, Outcome
@@ -117,12 +118,16 @@ class Publishing(TrainerCallback):
     def _why_stop(self, manager: CheckpointManager) -> str | None:
         """A scheduler that wants the machine back does not wait for the Hub."""
         manager.beat()
-        if not manager.owned():
+        lookout, asked = manager.lookout(), preemption.requested()
+        if lookout.lost:
             return "the run belongs to a newer attempt"
-        asked, end = preemption.requested(), self._args.schedule().deadline
+        if "stop" in lookout.requests:
+            lookout.take_up(["stop"])
+            asked = "keepstep stop"
         if asked is not None:
             return f"stopped on request ({asked})"
-        if end is not None and time.time() > end - self._args.stop_margin_seconds:
+        seconds = left(self._args.schedule(), preemption.steady(), time.time())
+        if seconds < self._args.stop_margin_seconds:
             return "the job's time is over"
         return None
 

@@ -89,7 +89,7 @@ class KeepstepTrainer(SFTTrainer):
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._logged: dict[str, float] = {}
         self._finite: Any = True
-        self._begun: int | None = None
+        self._begun: tuple[int, bool] | None = None
         self.contents = Contents(self)
         # Retention is the manager's: with a limit of 1, Trainer deletes folders at the end.
         self.args.save_total_limit = None
@@ -150,7 +150,8 @@ class KeepstepTrainer(SFTTrainer):
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         try:
-            return dict(super()._evaluate(*args, **kwargs))
+            with self.every_step.evaluation():
+                return dict(super()._evaluate(*args, **kwargs))
         except EvaluationStoppedError:
             return {}
 
@@ -216,17 +217,18 @@ class KeepstepTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Begin to save this step, once. Ranks: all (collective)."""
-        if self._begun == self.state.global_step:
+        step = (self.state.global_step, self._evaluated[0] == self.state.global_step)
+        if self.every_step.pacer is not None:
+            self.every_step.pacer.save_begins()
+        if self._begun == step:
             return  # stopped in the middle of an epoch, Trainer comes here once more
         self.hear()
         self._trying_again, self.try_again = self.try_again, False
         self.store_flos()
         self.state.best_model_checkpoint = None  # an absolute path: not for trainer_state.json
-        if self.every_step.pacer is not None:
-            self.every_step.pacer.save_begins(self.manager.storage)
         try:
             self.manager.saver.save(self._describe(), self.contents.store)
-            self._begun = self.state.global_step
+            self._begun = step
         except SaveError as error:
             self._failed(error)
         if not self.manager.saver.in_background:

@@ -37,6 +37,7 @@ LEVELS = [
     },
     {
         "checkpoint.companions",
+        "checkpoint.lookout",
         "checkpoint.ownership",
         "checkpoint.runwriter",
         "checkpoint.trash",

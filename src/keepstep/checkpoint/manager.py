@@ -6,9 +6,7 @@ decides or changes in the run folder, the main process does (`RunWriter`) and th
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from .. import distributed
 from ..outcome import Outcome
 from .batch import Batch, BatchError, Dealt, agree
 from .lineage import Attempt
+from .lookout import Lookout
 from .manifest import (
     differences,
     drift,
@@ -26,7 +25,7 @@ from .manifest import (
     not_reshardable,
     strategy_name,
 )
-from .ownership import BEAT_SECONDS, NotOwnerError, Owner, claim, job_facts
+from .ownership import NotOwnerError, Owner, claim, job_facts
 from .retention import Policy
 from .runfolder import Committed, RunFolder
 from .runwriter import RunWriter
@@ -98,7 +97,8 @@ class CheckpointManager:
         self.previous: Attempt | None = None
         self._owner: Owner | None = None
         self._writer: RunWriter | None = None
-        self._beats, self._last_beat = 0, float("-inf")
+        self._lookout: Lookout | None = None
+        self._beats = 0
 
     def start(self) -> None:
         """Begin an attempt, as the owner of the run. Ranks: all (collective).
@@ -149,14 +149,17 @@ class CheckpointManager:
             self._owner.check()
 
     def beat(self) -> None:
-        """Show whoever watches from outside that this attempt gets on. Ranks: any."""
+        """The attempt gets on; its lookout shows that outside. Ranks: any."""
         self._beats += 1
-        if self._writer is None or time.monotonic() - self._last_beat < BEAT_SECONDS:
-            return
-        self._last_beat = time.monotonic()
-        with contextlib.suppress(OSError):  # a full disk is no reason to end
-            text = f"{self._writer.owner} {self._beats}\n"
-            self.storage.note(self.run.heartbeat, text)
+
+    def lookout(self) -> Lookout:
+        """Who looks at the run folder beside this thread, until the attempt ends. Main process."""
+        if self._lookout is None:
+            if self._owner is None:
+                raise RuntimeError("start() was not called")
+            self._lookout = Lookout(self.run, self.storage, self._owner, lambda: self._beats)
+            self._lookout.start()
+        return self._lookout
 
     def choose(self, resume: Resume) -> tuple[Committed | None, Choice]:
         """The checkpoint to resume from, None for the beginning. Ranks: all (collective).
@@ -204,6 +207,8 @@ class CheckpointManager:
         collective: a failed rank comes alone.
         """
         self.saver.wait_alone()
+        if self._lookout is not None:
+            self._lookout.stop()
         outcome.tell_shell()
         if self._writer is not None and self.owned():
             self._writer.end(outcome.as_json())

@@ -1,7 +1,10 @@
-"""When to save, and when to stop for lack of time. Pure: the clock is passed in.
+"""When to save, and when to stop for lack of time. Pure: the clocks are passed in.
 
 Beside `save_steps`, which is the Trainer's: by seconds, on request, and early enough before a
 deadline that the last save is committed when it comes.
+
+There are two clocks. A steady one measures lengths of time: nobody sets it, and it goes on while a
+machine sleeps. The wall clock is what a deadline is given by, and it may be wrong, and set right.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from statistics import median
 from typing import Literal
@@ -29,26 +32,35 @@ class Schedule:
 
     Attributes:
         interval: the most seconds between two saves; None: `save_steps` alone decides.
-        deadline: the moment (seconds, on the caller's clock) at which the run must have ended.
+        deadline: when the run must have ended, in seconds on the steady clock.
         margin: seconds that are to be left then.
+        moment: the deadline by the wall clock, in seconds since the epoch. What comes first counts:
+            a clock that was set, whichever of its readings was wrong, makes no run miss its end.
     """
 
     interval: float | None = None
     deadline: float | None = None
     margin: float = 30.0
+    moment: float | None = None
 
 
 @dataclass(frozen=True)
 class Moment:
-    """How things are when a step has ended.
+    """How things are when a step has ended, or a batch of an evaluation.
 
     Attributes:
-        now: on the deadline's clock.
+        now: on the steady clock.
         last_save: when the newest save began (or the attempt, before the first).
         save_seconds: of earlier saves, from their beginning to their commit.
-        step_seconds: of the latest steps, with the evaluations between them.
+        step_seconds: of the latest steps, without the saves and evaluations between them.
         in_flight: whether an earlier save is still being written.
         requests: what somebody has asked for: `stop`, `save-now`.
+        save_due: whether this step will be saved if the run goes on.
+        evaluation_due: whether an evaluation comes before the next step.
+        evaluation_seconds: of earlier evaluations.
+        batch_seconds: of the latest batches of the evaluation that is under way.
+        last_step: whether no step follows.
+        wall: on the wall clock.
     """
 
     now: float
@@ -57,12 +69,25 @@ class Moment:
     step_seconds: Sequence[float] = ()
     in_flight: bool = False
     requests: Collection[str] = ()
+    save_due: bool = False
+    evaluation_due: bool = False
+    evaluation_seconds: Sequence[float] = ()
+    batch_seconds: Sequence[float] = ()
+    last_step: bool = False
+    wall: float = -math.inf
 
 
 def next_save(schedule: Schedule, moment: Moment) -> Reason | None:
     """Why to save now (and, for `STOPS`, to stop); None: there is no reason to."""
-    if schedule.deadline is not None and moment.now + needed(schedule, moment) >= schedule.deadline:
+    reason = _asked(schedule, moment)
+    # A save that begins now is in the way of the last one.
+    then = replace(moment, save_due=moment.save_due or reason is not None)
+    if left(schedule, moment.now, moment.wall) <= needed(schedule, then):
         return "deadline"
+    return reason
+
+
+def _asked(schedule: Schedule, moment: Moment) -> Reason | None:
     if "stop" in moment.requests:
         return "stop"
     if "save-now" in moment.requests:
@@ -72,11 +97,27 @@ def next_save(schedule: Schedule, moment: Moment) -> Reason | None:
     return None
 
 
+def left(schedule: Schedule, now: float, wall: float) -> float:
+    """Seconds until the run must have ended; infinite without a deadline."""
+    ends = (schedule.deadline, now), (schedule.moment, wall)
+    return min((end - time for end, time in ends if end is not None), default=math.inf)
+
+
 def needed(schedule: Schedule, moment: Moment) -> float:
-    """Seconds to be safe: one more step, what is in flight, the last save, the margin."""
-    save = high(moment.save_seconds[-LOOK_BACK:]) or FIRST_SAVE_SECONDS
-    saves = 2 if moment.in_flight else 1
-    return high(moment.step_seconds[-LOOK_BACK:]) + saves * save + schedule.margin
+    """Seconds to be safe: until it is asked again, the saves before the last one, that, the margin.
+
+    It is asked at the end of each step and of each batch of an evaluation. What is on its way, or
+    begins at this step, has to arrive before the last save begins. An evaluation that would have to
+    be broken off is not begun. Of the first one nothing is known: a batch is taken for a step, and
+    it is broken off in time.
+    """
+    save, step = high(moment.save_seconds[-LOOK_BACK:]), high(moment.step_seconds[-LOOK_BACK:])
+    saves, ahead = 1 + moment.in_flight, high(moment.batch_seconds[-LOOK_BACK:])
+    if moment.evaluation_due:
+        ahead += high(moment.evaluation_seconds[-LOOK_BACK:]) or step
+    if not moment.last_step:
+        ahead, saves = ahead + step, saves + moment.save_due
+    return ahead + saves * (save or FIRST_SAVE_SECONDS) + schedule.margin
 
 
 def lost_minutes(
