@@ -14,6 +14,7 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from . import preemption
 from .checkpoint.batch import Batch
+from .checkpoint.manifest import strategy_name
 from .checkpoint.retention import Policy, parse_bytes
 from .checkpoint.saver import Mode
 from .checkpoint.schedule import Schedule, parse_duration, parse_moment
@@ -323,8 +324,13 @@ class KeepstepConfig(SFTConfig):
 
     @property
     def zero_stage(self) -> int:
-        """DeepSpeed's ZeRO stage; 0 for DDP or a single process."""
+        """DeepSpeed's ZeRO stage; 0 where nothing is sharded: also DDP or a single process."""
         return int(self.deepspeed_plugin.zero_stage) if self.deepspeed_plugin else 0
+
+    @property
+    def strategy(self) -> str:
+        """The name of how state is shared out among the processes."""
+        return strategy_name(self.zero_stage, self.deepspeed_plugin is not None)
 
     def offloaded(self, what: Literal["optimizer", "param"]) -> str:
         """Where DeepSpeed keeps it: `none` (on the device), `cpu`, `nvme`."""
@@ -362,8 +368,7 @@ class KeepstepConfig(SFTConfig):
     @property
     def rows_are_dealt(self) -> bool:
         """Whether keepstep deals the rows of a step; else the Trainer's sampler does."""
-        rebalanced = _word(self.train_sampling_strategy) == "batch_rebalance"
-        return not (rebalanced or self.parallelism_config or self._autotp_size > 1)
+        return _word(self.train_sampling_strategy) != "batch_rebalance"
 
     @property
     def _deepspeed_settings(self) -> dict[str, Any]:
@@ -371,20 +376,14 @@ class KeepstepConfig(SFTConfig):
         return self.deepspeed_plugin.deepspeed_config if self.deepspeed_plugin else {}
 
     @property
-    def _autotp_size(self) -> int:
-        return int(self._deepspeed_settings.get("tensor_parallel", {}).get("autotp_size", 0))
-
-    @property
     def rigid(self) -> str | None:
         """Why this attempt can only resume what as many processes with its ZeRO stage have written;
         None: it can resume any."""
         if "nvme" in (self.offloaded("optimizer"), self.offloaded("param")):
             return "an optimizer or parameters on NVMe are not resharded"
-        if self._autotp_size > 1 or self.parallelism_config:
-            return "tensor, context or sequence parallelism is not resharded"
         if not self.average_tokens_across_devices:
             return "average_tokens_across_devices: false makes the loss depend on that number"
-        if self.deepspeed_plugin and _word(self.optim) not in RESHARDED_OPTIMIZERS:
+        if self.zero_stage and _word(self.optim) not in RESHARDED_OPTIMIZERS:
             return f"optim: {_word(self.optim)} has not been tested with another number"
         if _word(self.train_sampling_strategy) == "batch_rebalance":
             return "train_sampling_strategy: batch_rebalance deals out rows by that number"

@@ -58,7 +58,7 @@ def introduce(
     parameters, trained = trainer.parameter_counts()
     say(
         f"keepstep {__version__}: {args.output_dir}, attempt {trainer.manager.attempt}, "
-        f"{args.world_size} x {strategy_name(args.zero_stage)}, {args.precision}"
+        f"{args.world_size} x {args.strategy}, {args.precision}"
     )
     say(
         f"{recipe.model.model_name_or_path}: {parameters:,} parameters, "
@@ -123,8 +123,12 @@ def _but(outcome: Outcome) -> str:
 
 
 def _told(resharded: Resharded) -> str:
-    before = f"{resharded.from_processes} x {strategy_name(resharded.from_stage)}"
-    now = f"{resharded.to_processes} x {strategy_name(resharded.to_stage)}"
+    strategies = (
+        strategy_name(resharded.from_stage, resharded.from_deepspeed),
+        strategy_name(resharded.to_stage, resharded.to_deepspeed),
+    )
+    before = f"{resharded.from_processes} x {strategies[0]}"
+    now = f"{resharded.to_processes} x {strategies[1]}"
     return (
         f"resharded checkpoint-{resharded.step}: {before} → {now}, {human_bytes(resharded.bytes)} "
         f"in {resharded.seconds:.2f} s ({resharded.gb_per_s:.2f} GB/s)"

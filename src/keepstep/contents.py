@@ -51,8 +51,8 @@ class Contents:
 
     @property
     def engine(self) -> Any:
-        """DeepSpeed's, None without."""
-        return self.trainer.deepspeed if self.trainer.is_deepspeed_enabled else None
+        """DeepSpeed's that shards; None without, and at stage 0: there all is stored as DDP's."""
+        return self.trainer.deepspeed if self.trainer.args.zero_stage else None
 
     def attach(self) -> None:
         """Once the engine is there, before it loads anything: it saves and loads through us."""

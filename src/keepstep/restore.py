@@ -6,6 +6,7 @@ torch's) own loader as it is; any other is resharded on the way (checkpoint/resh
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -23,7 +24,7 @@ from .checkpoint.layout import LayoutError
 from .checkpoint.reshard import fits, load_shard, restore_torch, shard_for
 from .checkpoint.runfolder import Committed
 from .checkpoint.shards import zero_source
-from .checkpoint.sources import NAMES_FILE, ReshardError, Source, TorchSource
+from .checkpoint.sources import NAMES_FILE, ReshardError, Source, TorchSource, stored_optimizer
 
 if TYPE_CHECKING:
     from .trainer import KeepstepTrainer
@@ -37,8 +38,8 @@ class Resharded:
 
     Attributes:
         step: of the checkpoint.
-        from_processes, from_stage: that wrote it (stage 0: DDP or a single process).
-        to_processes, to_stage: that have it now.
+        from_processes, from_stage, from_deepspeed: that wrote it (stage 0: nothing is sharded).
+        to_processes, to_stage, to_deepspeed: that have it now.
         bytes: read by all ranks together.
         seconds: from the first file opened to the state loaded, on the slowest rank.
     """
@@ -50,6 +51,8 @@ class Resharded:
     to_stage: int
     bytes: int
     seconds: float
+    from_deepspeed: bool = False
+    to_deepspeed: bool = False
 
     @property
     def gb_per_s(self) -> float:
@@ -68,16 +71,19 @@ def restore(trainer: KeepstepTrainer, checkpoint: Committed) -> Resharded | None
         ReshardError: on every rank: the state cannot be given to these processes.
     """
     started = time.perf_counter()
+    engine = trainer.contents.engine
     if checkpoint.manifest.zero_stage == 0 != trainer.args.zero_stage:
         trainer.contents.plan()  # collective: which weight of the file is which of the model
     source = together(lambda: _foreign_source(trainer, checkpoint))
     if len(set(distributed.gather(source is None))) > 1:
         raise ReshardError(f"{checkpoint.path.name} is not the same for every rank")
-    if source is None and trainer.is_deepspeed_enabled:
+    if source is None and engine is not None:
         _load_shards_as_they_are(trainer, checkpoint)
-    elif source is not None and trainer.is_deepspeed_enabled:
-        shard = together(lambda: shard_for(trainer.deepspeed, source))
-        load_shard(trainer.deepspeed, shard, source.counters)
+    elif source is None and trainer.is_deepspeed_enabled:
+        together(lambda: SFTTrainer._load_from_checkpoint(trainer, str(checkpoint.path)))
+    elif source is not None and engine is not None:
+        shard = together(lambda: shard_for(engine, source))
+        load_shard(engine, shard, source.counters)
     elif source is not None:
         optimizer = trainer.contents.optimizer()
         assert optimizer is not None  # the Trainer has made it
@@ -95,6 +101,8 @@ def restore(trainer: KeepstepTrainer, checkpoint: Committed) -> Resharded | None
         to_stage=trainer.args.zero_stage,
         bytes=sum(count for count, _ in reports),
         seconds=round(max(seconds for _, seconds in reports), 4),
+        from_deepspeed=checkpoint.manifest.deepspeed,
+        to_deepspeed=trainer.is_deepspeed_enabled,
     )
 
 
@@ -154,13 +162,15 @@ def _load_shards_as_they_are(trainer: KeepstepTrainer, checkpoint: Committed) ->
 
 
 def _load_schedule(trainer: KeepstepTrainer, checkpoint: Committed, source: Source | None) -> None:
-    """The scheduler; without DeepSpeed loss scaler and, as it is, optimizer. Ranks: any."""
+    """The scheduler; where nothing is sharded loss scaler and, as it is, optimizer. Ranks: any."""
     schedule, scaler = trainer.lr_scheduler, trainer.accelerator.scaler
     if scaler is not None:  # DeepSpeed has one of its own
         trainer._load_scaler(str(checkpoint.path))
-    if source is None:
+    if source is None and trainer.contents.engine is not None:
         trainer._load_optimizer_and_scheduler(str(checkpoint.path))
     else:
+        if source is None:
+            _load_optimizer(trainer, checkpoint)
         stored = torch.load(checkpoint.path / "scheduler.pt", weights_only=True)
         groups = len(schedule.optimizer.param_groups)
         schedule.load_state_dict(schedule_for(groups, stored))
@@ -169,6 +179,19 @@ def _load_schedule(trainer: KeepstepTrainer, checkpoint: Committed, source: Sour
     before = checkpoint.manifest.settings.get("learning_rate")
     if before and before != trainer.args.learning_rate:
         _rescale(schedule, trainer.args.learning_rate / before)
+
+
+def _load_optimizer(trainer: KeepstepTrainer, checkpoint: Committed) -> None:
+    """torch's optimizer, whole on every rank, from what DDP or DeepSpeed's stage 0 has written."""
+    optimizer = trainer.contents.optimizer()
+    assert optimizer is not None  # the Trainer has made it
+    stored = copy.deepcopy(stored_optimizer(checkpoint.path))  # out of the mapped file
+    groups = iter([group for group in stored["param_groups"] if group["params"]])
+    live = optimizer.state_dict()["param_groups"]  # DeepSpeed drops groups that are empty
+    stored["param_groups"] = [next(groups) if group["params"] else group for group in live]
+    optimizer.load_state_dict(stored)
+    if trainer.is_deepspeed_enabled:
+        trainer.deepspeed.global_steps = checkpoint.step
 
 
 def settle_gradients(trainer: KeepstepTrainer, batches: Iterable[Any]) -> None:

@@ -162,7 +162,7 @@ def resume_of(recipe: Recipe, settings: dict[str, Any]) -> Resume:
         weights_only=training.resume_weights_only,
         batch=training.batch,
         allow_batch_change=training.allow_batch_change,
-        zero_stage=training.zero_stage,
+        strategy=training.strategy,
         rigid=training.rigid,
     )
 

@@ -271,7 +271,7 @@ class KeepstepTrainer(SFTTrainer):
         return self.last_saved.checkpoint.step if self.last_saved else None
 
     def stores_weights(self) -> bool:
-        """Whether this step's checkpoint gets a weights file. Without DeepSpeed it is the state."""
+        """Whether this step's checkpoint gets a weights file. Without shards it is the state."""
         wanted, args = self.args.save_weights, self.args
         if wanted == "every" or args.zero_stage == 0 or args.save_only_model:
             return True
@@ -290,6 +290,7 @@ class KeepstepTrainer(SFTTrainer):
             metrics=metrics if step == self.state.global_step else {},
             world_size=self.args.world_size,
             zero_stage=self.args.zero_stage,
+            deepspeed=self.is_deepspeed_enabled,
             planned_steps=self.state.max_steps,
             settings=self.settings,
             health=self._health(),

@@ -81,7 +81,7 @@ def main() -> None:
     manager = CheckpointManager(RUN, policy, Storage(before=crash), mode=MODE)
     manager.start()
     chosen, choice = manager.choose(
-        Resume(REQUEST, batch=Batch(1, 1, world), zero_stage=3, patience=10**6)
+        Resume(REQUEST, batch=Batch(1, 1, world), strategy="ZeRO-3", patience=10**6)
     )
     if MODE != "off":
         assert manager.saver.reserve(1 << 20) is None

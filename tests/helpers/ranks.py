@@ -30,7 +30,15 @@ def forget_shared_memory(port: int) -> None:
 
 
 def strategy_file(strategy: str, folder: Path) -> Path:
-    """The accelerate config of that name; with `-offload` at its end, the optimizer on the host."""
+    """The accelerate config of that name, or at that path. `-offload` at the end: the optimizer
+    on the host; `cpu_zero0`: DeepSpeed, and nothing is shared out."""
+    if strategy.endswith(".yaml"):
+        return Path(strategy)
+    if strategy == "cpu_zero0":
+        path = folder / "cpu_zero0.yaml"
+        text = (ROOT / "accelerate_configs/cpu_zero2.yaml").read_text()
+        path.write_text(text.replace("zero_stage: 2", "zero_stage: 0"))
+        return path
     plain = strategy.removesuffix("-offload")
     path = ROOT / f"accelerate_configs/{plain}.yaml"
     if plain != strategy:

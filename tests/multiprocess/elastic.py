@@ -38,7 +38,7 @@ def plain(settings: dict[str, Any]) -> dict[str, Any]:
 def gathered(trainer: KeepstepTrainer) -> dict[str, Any]:
     """The whole state, by parameter name: the same on every rank."""
     state: dict[str, Any] = {}
-    engine = trainer.deepspeed if trainer.is_deepspeed_enabled else None
+    engine = trainer.contents.engine
     optimizer = trainer.contents.optimizer()
     assert optimizer is not None
     if engine is not None and not is_stage3(engine):

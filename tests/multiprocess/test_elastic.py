@@ -37,9 +37,11 @@ class Chain:
     def __init__(self, ranks: Ranks, demo: Path, folder: Path, **fields: object) -> None:
         self.ranks, self.watch, self.output_dir = ranks, folder / "watch", folder / "run"
         self.command = argv(demo, self.output_dir, **FIELDS | fields)
+        self.norms = True  # DeepSpeed 0.19.8 tells no gradient's norm at stage 0
 
     def launch(self, strategy: str, processes: int, stop: int = 0) -> str:
         """Train until `stop` (0: the end); the log."""
+        self.norms &= strategy != "cpu_zero0"
         run = self.ranks.start(
             [str(self.watch), str(stop), *self.command],
             strategy=strategy,
@@ -65,7 +67,7 @@ class Chain:
         last = RunFolder(self.output_dir).checkpoints()[-1]
         history = json.loads((last.path / "trainer_state.json").read_text())["log_history"]
         names = ("loss", "learning_rate", "grad_norm")
-        return {e["step"]: tuple(e[n] for n in names) for e in history if "loss" in e}
+        return {e["step"]: tuple(e.get(n) for n in names) for e in history if "loss" in e}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,8 @@ def compare(chain: Chain, straight: Chain, rounding: float = ROUNDING) -> None:
     for step, (loss, rate, norm) in found.items():
         assert rate == expected[step][1]
         assert loss == pytest.approx(expected[step][0], abs=rounding)
-        assert norm == pytest.approx(expected[step][2], rel=100 * rounding)
+        if chain.norms or norm is not None:
+            assert norm == pytest.approx(expected[step][2], rel=100 * rounding)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,7 @@ def test_every_row_once_per_epoch(straight: dict) -> None:
 STRATEGIES = {
     "stages": [("cpu_zero3", 2), ("cpu_zero2", 2), ("cpu_zero3", 3), ("ddp", 1), ("zero1", 2)],
     "ddp": [("ddp", 2), ("ddp", 1), ("cpu_zero3", 2), ("ddp", 3)],
+    "zero0": [("cpu_zero0", 2), ("ddp", 1), ("cpu_zero0", 3), ("cpu_zero2", 1), ("cpu_zero0", 2)],
     "offload": [("cpu_zero2-offload", 2), ("cpu_zero2", 1), ("cpu_zero3-offload", 3)],
     "back": [("cpu_zero3", 2), ("cpu_zero3-offload", 2), ("cpu_zero3", 1)],
 }
@@ -283,10 +287,12 @@ def test_shards_written_offline_are_loaded_as_they_are(
     compare(chain, straight["full"])
 
 
+MOSTLY_COVERED = ("stock-universal-zero2", "stock-zero0")
 ADOPTED = {
     "stock-zero2": ("cpu_zero2", False),
     "stock-zero3": ("cpu_zero3", False),
     "stock-ddp": ("ddp", False),
+    "stock-zero0": ("cpu_zero0", False),
     "stock-universal-zero2": ("cpu_zero2", True),
     "stock-universal-zero3": ("cpu_zero3", True),
 }
@@ -295,7 +301,7 @@ ADOPTED = {
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=pytest.mark.long) if case == "stock-universal-zero2" else case
+        pytest.param(case, marks=pytest.mark.long) if case in MOSTLY_COVERED else case
         for case in ADOPTED
     ],
 )

@@ -22,6 +22,8 @@ CASES = {
     "zero3-offload": ("cpu_zero3-offload", {}),
     "lora": ("cpu_zero3", LORA),
     "ddp": ("ddp", {}),
+    "zero0": ("cpu_zero0", {}),
+    "zero0-lora": ("cpu_zero0", LORA),
 }
 
 
@@ -32,7 +34,10 @@ def loss_curve(output_dir: Path) -> dict[int, float]:
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(c, marks=pytest.mark.long) if c == "zero2-offload" else c for c in CASES],
+    [
+        pytest.param(c, marks=pytest.mark.long) if c in ("zero2-offload", "zero0-lora") else c
+        for c in CASES
+    ],
 )
 def test_interrupted_equals_uninterrupted(
     ranks: Ranks, demo: Path, workspace: Path, case: str

@@ -10,6 +10,8 @@ import torch
 
 from keepstep.checkpoint.adopt import AdoptError, adopt
 from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.checkpoint.shards import zero_source
+from keepstep.checkpoint.sources import ReshardError, stored_optimizer
 from keepstep.restore import schedule_for
 from tests.helpers.folders import commit, left_behind
 
@@ -79,3 +81,17 @@ def test_a_schedule_for_other_groups() -> None:
     assert schedule_for(1, two) == stored
     with pytest.raises(ValueError, match="different schedules"):
         schedule_for(1, stored | {"base_lrs": [0.1, 0.2]})
+
+
+def test_what_deepspeed_stores_at_stage_0(tmp_path: Path) -> None:
+    """The optimizer is in the module's file, whole; in 16 bit with masters that are not known."""
+    (tmp_path / "latest").write_text("global_step3")
+    file = tmp_path / "global_step3/mp_rank_00_model_states.pt"
+    file.parent.mkdir()
+    whole = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"params": [0]}]}
+    torch.save({"module": {}, "optimizer": whole}, file)
+    assert zero_source(tmp_path) is None
+    assert stored_optimizer(tmp_path) == whole
+    torch.save({"module": {}, "optimizer": {"fp32_groups_flat": []}}, file)
+    with pytest.raises(ReshardError, match="half precision at ZeRO stage 0 is not supported"):
+        stored_optimizer(tmp_path)

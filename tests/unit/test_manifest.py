@@ -23,6 +23,7 @@ from keepstep.checkpoint.manifest import (
     missing_state,
     not_reshardable,
     step_of,
+    strategy_name,
 )
 from tests.helpers.folders import manifest
 
@@ -278,3 +279,20 @@ def test_an_adopted_checkpoint_may_lack_rng_states() -> None:
     known = manifest(5, files=files, world_size=1, zero_stage=3)
     assert missing_state(known) == ["rng_state.pth"]
     assert missing_state(manifest(5, files=files, world_size=1, zero_stage=3, origin="x")) == []
+
+
+def test_deepspeed_at_stage_0_keeps_the_state_in_its_own_file() -> None:
+    names = ("trainer_state.json", "scheduler.pt", "rng_state.pth")
+    files = {name: FileEntry(0, 1, "") for name in (*names, "optimizer.pt")}
+    known = manifest(5, files=files, world_size=1, zero_stage=0, deepspeed=True)
+    assert missing_state(known) == []
+    older = {
+        name: FileEntry(0, 1, "") for name in (*names, "global_step5/mp_rank_00_model_states.pt")
+    }
+    assert missing_state(manifest(5, files=older, world_size=1, zero_stage=0)) == []
+    only_names = {name: FileEntry(0, 1, "") for name in names}
+    assert missing_state(manifest(5, files=only_names, world_size=1, zero_stage=0)) == [
+        "optimizer.pt"
+    ]
+    assert strategy_name(0, deepspeed=True) == "ZeRO-0"
+    assert strategy_name(0) == "DDP"

@@ -32,7 +32,7 @@ from .runfolder import Committed, RunFolder
 from .runwriter import RunWriter
 from .serialization import torch_save
 from .shards import UniversalSource, zero_source
-from .sources import MASTER, Source, load, load_pickled
+from .sources import MASTER, Source, load_pickled, stored_optimizer
 from .storage import Storage
 
 # Left where they are: a pickle of all arguments, secrets among them, and copies of programs.
@@ -95,7 +95,7 @@ def _open(path: Path) -> Source | None:
     """What DeepSpeed has stored at `path`; None when torch has stored the optimizer."""
     with _naming(path):
         source = UniversalSource(path) if (path / "zero").is_dir() else zero_source(path)
-    if source is None and not (path / "optimizer.pt").is_file():
+    if source is None and not any((path / name).is_file() for name in ("optimizer.pt", "latest")):
         raise AdoptError(
             f"{path} is no checkpoint: it holds neither shards of DeepSpeed (with `latest` or "
             "`latest_universal` beside them), nor optimizer.pt, nor a universal checkpoint's zero/"
@@ -185,6 +185,7 @@ def _manifest(
         metrics=finite_metrics(metrics),
         world_size=world_size,
         zero_stage=source.stage if source else 0,
+        deepspeed=any(name.endswith("model_states.pt") for name in files),
         dtype=_dtype(path),
         adapter=(path / "adapter_config.json").is_file(),
         planned_steps=int(state.get("max_steps", 0)),
@@ -226,8 +227,8 @@ def _check(staged: Path) -> None:
     """Open the copy as a resume would: every element has its place in a file that can be read."""
     source = zero_source(staged)
     if source is None:
-        with _naming(Path("optimizer.pt")):
-            load(staged / "optimizer.pt")
+        with _naming(Path("the optimizer's state")):
+            stored_optimizer(staged)
         return
     for name, elements in source.sizes.items():
         for key in (MASTER, *source.moments):

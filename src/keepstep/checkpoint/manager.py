@@ -55,7 +55,7 @@ class Resume:
         weights_only: take the weights and start at step 0 with a new optimizer.
         batch: how the recipe shares out the rows of a step among this attempt's processes.
         allow_batch_change: accept other rows a step where those processes cannot share them out.
-        zero_stage: DeepSpeed's ZeRO stage of this attempt, 0 for DDP or a single process.
+        strategy: how this attempt shares state out (`strategy_name`).
         rigid: why this attempt can only resume what was written by as many processes with the
             same stage; None: any.
     """
@@ -68,7 +68,7 @@ class Resume:
     weights_only: bool = False
     batch: Batch = field(default_factory=lambda: Batch(1, 1, 1))
     allow_batch_change: bool = False
-    zero_stage: int = 0
+    strategy: str = "DDP"
     rigid: str | None = None
 
 
@@ -280,12 +280,12 @@ def _check_state(checkpoint: Committed, resume: Resume) -> None:
             "    Hint: resume_weights_only: true starts anew with its weights."
         )
     reason = resume.rigid or not_reshardable(manifest.files)
-    written = (manifest.world_size, manifest.zero_stage)
-    here = (resume.batch.world_size, resume.zero_stage)
+    written = (manifest.world_size, strategy_name(manifest.zero_stage, manifest.deepspeed))
+    here = (resume.batch.world_size, resume.strategy)
     if written != here and reason:
         raise SelectionError(
-            f"{name} was written by {_processes(*written)}; this attempt has {_processes(*here)}, "
-            f"and {reason}\n"
+            f"{name} was written by {written[0]} x {written[1]}; this attempt has {here[0]} x "
+            f"{here[1]}, and {reason}\n"
             f"    Hint: launch {written[0]} processes with the config that the run began with."
         )
 
@@ -304,10 +304,6 @@ def _agreed_batch(checkpoint: Committed, resume: Resume) -> Batch:
     if changed:
         raise DriftError(_drift_report(checkpoint, changed))
     return batch
-
-
-def _processes(count: int, zero_stage: int) -> str:
-    return f"{count} x {strategy_name(zero_stage)}"
 
 
 def _drift_report(checkpoint: Committed, changed: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ SHARD = re.compile(r"zero_pp_rank_\d+_mp_rank_00_optim_states\.pt\Z")
 SHOWN = 5  # of ranks without files
 XXH3_128 = re.compile(r"[0-9a-f]{32}")
 UNIVERSAL = "/zero/optimizer_state.pt"  # in a universal checkpoint of DeepSpeed
+WHOLE = "/mp_rank_00_model_states.pt"  # DeepSpeed's own file at stage 0: the optimizer is in it
 FOLDER_PATTERN = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
@@ -81,6 +82,7 @@ class Manifest:
         metrics: the evaluation at this step (`eval_loss`, …); empty when none was made here.
         world_size: processes that wrote it.
         zero_stage: DeepSpeed's ZeRO stage, 0 for DDP or a single process.
+        deepspeed: whether DeepSpeed wrote it; with `zero_stage` 0 it shards nothing.
         dtype: the weights' type, as in `float32`.
         adapter: True when only an adapter (LoRA) is stored, not the base model.
         planned_steps: how many optimizer steps the run was to have; 0: not known.
@@ -117,6 +119,7 @@ class Manifest:
     origin: str = ""
     dealt: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    deepspeed: bool = False
     format_version: int = FORMAT_VERSION
 
     @property
@@ -265,7 +268,7 @@ def missing_state(manifest: Manifest) -> list[str]:
     world = range(manifest.world_size)
     if not manifest.origin:  # else a stream is derived where none is stored
         needed += [f"rng_state_{r}.pth" for r in world] if len(world) > 1 else ["rng_state.pth"]
-    if manifest.zero_stage == 0:
+    if manifest.zero_stage == 0 and not any(name.endswith(WHOLE) for name in manifest.files):
         needed.append("optimizer.pt")
     missing = [name for name in needed if name not in manifest.files]
     shards = [f"zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in world]
@@ -296,8 +299,8 @@ def not_reshardable(names: Iterable[str]) -> str | None:
     return None
 
 
-def strategy_name(zero_stage: int) -> str:
-    return f"ZeRO-{zero_stage}" if zero_stage else "DDP"
+def strategy_name(zero_stage: int, deepspeed: bool = False) -> str:
+    return f"ZeRO-{zero_stage}" if zero_stage or deepspeed else "DDP"
 
 
 def drift(

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .sources import MASTER, MOMENTS, Piece, ReshardError, Stored, load_pickled
+from .sources import MASTER, MODULE_FILE, MOMENTS, Piece, ReshardError, Stored, load_pickled
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
@@ -135,7 +135,7 @@ class Zero12Source(ZeroStored):
     _masters, _optimizer = "single_partition_of_fp32_groups", "base_optimizer_state"
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "mp_rank_00_model_states.pt")
+        super().__init__(folder, MODULE_FILE)
         shard = self._shard(0)
         self._part = [  # elements of a rank's part of each group, padding included
             flat.numel() + padding
@@ -208,7 +208,7 @@ class UniversalSource(Stored):
 
 
 def zero_source(checkpoint: Path) -> Zero3Source | Zero12Source | UniversalSource | None:
-    """What DeepSpeed has stored in a checkpoint; None when it has stored nothing.
+    """What DeepSpeed has stored in a checkpoint; None when it has stored no shards.
 
     Raises:
         ReshardError: it is not all there, or of a kind that is not supported.
@@ -219,6 +219,8 @@ def zero_source(checkpoint: Path) -> Zero3Source | Zero12Source | UniversalSourc
         folder = checkpoint / (checkpoint / tag).read_text().strip()
         if (folder / "zero" / "optimizer_state.pt").is_file():
             return UniversalSource(folder)
+        if (folder / MODULE_FILE).is_file() and not any(folder.glob("*zero_pp_rank_*")):
+            return None  # stage 0
         stage3 = any(folder.glob("*zero_pp_rank_0_mp_rank_00_model_states.pt"))
         return Zero3Source(folder) if stage3 else Zero12Source(folder)
     return None

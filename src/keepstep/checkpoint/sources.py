@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 MASTER = "fp32"
+MODULE_FILE = "mp_rank_00_model_states.pt"  # DeepSpeed's, below stage 3
 MOMENTS = ("exp_avg", "exp_avg_sq")
 NAMES_FILE = "optimizer_names.json"  # beside optimizer.pt, which knows its parameters by number
 LAYOUT_FILE = (
@@ -135,7 +136,7 @@ class TorchSource(Stored):
         self._weights = dict(_stored_weights(folder, weights))
         self.buffers = self._weights
         self.counters = {"global_steps": step, "skipped_steps": 0}
-        saved = load(folder / "optimizer.pt")
+        saved = stored_optimizer(folder)
         self._state: dict[str, Any] = {}
         self._param_groups: dict[str, Any] = {}
         stored = [group for group in saved["param_groups"] if group["params"]]
@@ -172,6 +173,23 @@ class TorchSource(Stored):
 def load(path: Path) -> Any:
     """A torch file that holds tensors and plain values, mapped; nothing else is unpickled."""
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def stored_optimizer(checkpoint: Path) -> dict[str, Any]:
+    """The state of torch's optimizer where every rank has all of it: optimizer.pt, or what
+    DeepSpeed 0.19.8 puts beside the module at stage 0 (older keepstep, the stock Trainer).
+
+    Raises:
+        ReshardError: half precision at stage 0: the masters are in a form of its own.
+    """
+    if (checkpoint / "optimizer.pt").is_file():
+        state: dict[str, Any] = load(checkpoint / "optimizer.pt")
+        return state
+    folder = checkpoint / (checkpoint / "latest").read_text().strip()
+    state = load_pickled(folder / MODULE_FILE)["optimizer"] or {}
+    if not {"state", "param_groups"} <= state.keys():
+        raise ReshardError(f"{checkpoint.name}: half precision at ZeRO stage 0 is not supported")
+    return state
 
 
 def load_pickled(path: Path) -> Any:

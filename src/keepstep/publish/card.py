@@ -151,7 +151,7 @@ def _training(manifest: Manifest, about: Mapping[str, Any]) -> str:
         "parameters": f"{about.get('parameters', 0):,}, {about.get('trained', 0):,} trained",
         "precision": about.get("precision"),
         "hardware": f"{manifest.world_size} x {about.get('hardware', NOT_SAID)}, "
-        f"{strategy_name(manifest.zero_stage)}",
+        f"{strategy_name(manifest.zero_stage, manifest.deepspeed)}",
         "wall time": _duration(about.get("train_seconds")),
         "versions": ", ".join(f"{name} {v}" for name, v in sorted(manifest.versions.items())),
     }
