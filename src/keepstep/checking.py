@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from rich.table import Table
 
 from . import noise
@@ -19,7 +18,6 @@ from .report import human_bytes, step_seconds
 
 if TYPE_CHECKING:
     from .config import Problem, Recipe
-    from .estimate import Strategy
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE [--field value ...]")]
@@ -142,42 +140,38 @@ def _parsed(recipe: Path, flags: list[str]) -> Recipe:
 
 def _problems(recipe: Recipe, processes: int, config_file: Path | None) -> Iterator[Problem]:
     """Every problem, of the recipe and of this machine; the Hub's only when it has been named."""
+    from .config import ConfigError
     from .preflight import validate
+    from .preflight_launch import check_launch, launch_in
     from .probes import check_model, see_together
     from .publishing import Publishing
     from .shapes import shapes_of, strategy_of
 
-    problems = validate(recipe)
+    problems, launch = validate(recipe), None
+    if config_file is not None:
+        try:
+            launch = launch_in(config_file, recipe)
+            problems += [p for p in check_launch(launch, recipe) if p not in problems]
+        except ConfigError as error:
+            problems += error.problems
     yield from problems
-    if not recipe.training.output_dir or any(p.code in ("run", "model", "size") for p in problems):
+    unknown = ("run", "model", "size", "launch")
+    if not recipe.training.output_dir or any(p.code in unknown for p in problems):
         return
     yield from see_together(Path(recipe.training.output_dir))
     shapes = shapes_of(recipe)
     if shapes is not None:
-        strategy = _of_launch(config_file, replace(strategy_of(recipe), processes=processes))
+        strategy = replace(strategy_of(recipe), processes=processes)
+        if launch is not None:
+            strategy = replace(
+                strategy,
+                stage=launch.stage,
+                offload_optimizer=launch.offloaded("optimizer") != "none",
+                offload_parameters=launch.offloaded("param") != "none",
+            )
         yield from check_model(recipe, shapes, strategy)
     if not any(p.code == "hub" for p in problems):
         yield from Publishing(recipe).check()
-
-
-def _of_launch(config_file: Path | None, plain: Strategy) -> Strategy:
-    """The strategy that an accelerate config asks for."""
-    if config_file is None:
-        return plain
-    try:
-        config = yaml.safe_load(config_file.read_text())
-        zero = config.get("deepspeed_config") or {}
-        offloaded = [
-            zero.get(f"offload_{n}_device", "none") != "none" for n in ("optimizer", "param")
-        ]
-        return replace(
-            plain,
-            stage=int(zero.get("zero_stage", 0)),
-            offload_optimizer=offloaded[0],
-            offload_parameters=offloaded[1],
-        )
-    except (OSError, ValueError, AttributeError) as error:
-        fail(f"--config_file {config_file}: {error}")
 
 
 def _short_of_time(recipe: Recipe, walltime: float) -> list[Problem]:

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from .checkpoint.selection import WORDS
 from .config import Problem, Recipe
+from .preflight_launch import check_launch, launch_of
 from .preflight_saving import check_saving
 
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{12,}")
@@ -22,7 +23,7 @@ TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{12,}")
 
 def validate(recipe: Recipe) -> list[Problem]:
     """Every problem that can be seen without loading data or model. Ranks: any."""
-    checks = (_run_folder, _sources, _saving, _batch, _zero, _secrets, _hub, _versions)
+    checks = (_run_folder, _sources, _saving, _batch, _launch, _secrets, _hub, _versions)
     return [problem for check in checks for problem in check(recipe)]
 
 
@@ -102,24 +103,8 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-def _zero(recipe: Recipe) -> Iterator[Problem]:
-    """What DeepSpeed's ZeRO cannot combine (0.19.8)."""
-    training = recipe.training
-    if training.deepspeed_plugin is None:
-        return
-    offload = training.offloaded("param")
-    if offload != "none" and training.zero_stage < 3:
-        yield Problem(
-            f"offload_param_device: {offload} needs ZeRO-3, and this is ZeRO-{training.zero_stage}",
-            "zero_stage: 3, or offload the optimizer alone",
-            "zero",
-        )
-    if training.zero_stage == 3 and recipe.model.load_in_8bit:
-        yield Problem(
-            "load_in_8bit: ZeRO-3 cannot share out 8-bit weights", "ZeRO-2, or load_in_4bit", "zero"
-        )
-    if training.fsdp:
-        yield Problem("fsdp and DeepSpeed are two ways of doing the same", "choose one", "zero")
+def _launch(recipe: Recipe) -> Iterator[Problem]:
+    return check_launch(launch_of(recipe), recipe)
 
 
 def _secrets(recipe: Recipe) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import argv
 
+FSDP2 = Path(str(files("trl") / "accelerate_configs/fsdp2.yaml"))
 MISTAKES = {
     "unknown field": ({"max_step": 3}, ["unknown flag --max_step", "did you mean `max_steps`?"]),
     "missing file": ({"dataset_name": "no/such/file.jsonl"}, ["there is no no/such/file.jsonl"]),
@@ -41,4 +43,14 @@ def test_one_clear_message(ranks: Ranks, demo: Path, workspace: Path, mistake: s
     assert "Traceback" not in run.output
     assert run.output.count("keepstep: the recipe has") == 1
     assert len(run.output.splitlines()) <= 9
+    assert not output_dir.exists()
+
+
+def test_a_launch_that_shares_out_in_another_way(ranks: Ranks, demo: Path, workspace: Path) -> None:
+    output_dir = workspace / "never-made"
+    run = ranks.start(argv(demo, output_dir), strategy=str(FSDP2))
+    assert run.wait() == [2, 2]
+    assert "FSDP (fully sharded data parallelism) is not supported [launch]" in run.output
+    assert "Traceback" not in run.output
+    assert run.output.count("keepstep: the recipe has") == 1
     assert not output_dir.exists()

@@ -54,7 +54,7 @@ LEVELS = [
     {"publish.process", "publish.push"},
     {"publish.publisher", "publish.by_hand"},
     {"config"},
-    {"preflight_saving"},
+    {"preflight_saving", "preflight_launch"},
     {"preflight"},
     {"shapes"},
     {"probes"},
