@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: install demo test test-cluster test-others test-long check format clean
+.PHONY: install demo test test-cluster test-runs test-others test-long check format clean
 
 install: $(VENV)/.installed
 
@@ -17,14 +17,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh
 
-test: install # two campaigns at a time: a cluster's jobs wait more than they work
-	$(MAKE) --jobs=2 --output-sync=target test-cluster test-others
+test: install # three campaigns at a time: all of them wait more than they work
+	$(MAKE) --jobs=3 --output-sync=target test-cluster test-runs test-others
 
 test-cluster:
 	$(BIN)/python -m pytest -m 'not long' tests/slurm
 
+test-runs:
+	$(BIN)/python -m pytest -m 'not long' tests/multiprocess
+
 test-others:
-	$(BIN)/python -m pytest -m 'not long' --ignore tests/slurm
+	$(BIN)/python -m pytest -m 'not long' --ignore tests/slurm --ignore tests/multiprocess
 
 test-long: install
 	$(BIN)/python -m pytest -m long

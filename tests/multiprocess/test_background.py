@@ -38,7 +38,11 @@ def saves(run: Path) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize(
     ("strategy", "fields"),
-    [("cpu_zero3", {}), ("cpu_zero2", {}), ("ddp", LORA), ("ddp", {"optim": "adafactor"})],
+    [
+        ("cpu_zero3", {}),
+        pytest.param("cpu_zero2", {}, marks=pytest.mark.long),
+        *(("ddp", LORA), ("ddp", {"optim": "adafactor"})),
+    ],
     ids=["zero3", "zero2", "ddp-lora", "ddp-adafactor"],
 )
 def test_checkpoints_are_the_same_in_every_mode(
