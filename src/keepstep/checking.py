@@ -63,7 +63,7 @@ def check(
         }
         typer.echo(json.dumps(found, indent=1))
     else:
-        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+        console.tell_lines("\n".join(lines))
     raise typer.Exit(2 if errors else 0)
 
 
@@ -84,7 +84,7 @@ def estimate(
     try:
         parsed = _parsed(recipe, context.args)
     except ConfigError as error:
-        fail(error.report().removeprefix("keepstep: "))
+        fail(*error.report().removeprefix("keepstep: ").split("\n"))
     shapes = shapes_of(parsed)
     if shapes is None:
         fail(f"the shapes of {parsed.model.model_name_or_path} cannot be had from its config.json")
@@ -108,13 +108,12 @@ def estimate(
         told = {"parameters": shapes.total, "trained": shapes.trained, "disk_speed": speed}
         typer.echo(json.dumps({**told, "num_processes": num_processes, "rows": rows}, indent=1))
         return
-    console.print(_table(rows, limit), highlight=False)
-    console.print(
+    console.table(_table(rows, limit))
+    console.tell(
         f"{shapes.total:,} parameters, {shapes.trained:,} trained; {num_processes} processes, "
         f"{step.rows} x {step.length} tokens each. The disk writes {human_bytes(speed)} a second "
         "now; training stops for a part of a save only. Memory is a rough figure: activations "
         "depend on the model.",
-        highlight=False,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from . import (
     transfer,  # noqa: F401
 )
 from .checkpoint.manifest import step_of
+from .checkpoint.printable import printable
 from .checkpoint.retention import plan_retention
 from .checkpoint.runwriter import RunWriter
 from .checkpoint.selection import WORDS
@@ -39,6 +41,7 @@ from .report import (
     save_table,
     tell_answer,
 )
+from .terminal import show_as_data
 
 
 @app.callback(invoke_without_command=True)
@@ -67,19 +70,19 @@ def list_checkpoints(
         return
     checkpoints = folder.checkpoints()
     if not checkpoints:
-        console.print(f"{run}: no committed checkpoint yet", highlight=False)
+        console.tell(f"{run}: no committed checkpoint yet")
         return
-    console.print(checkpoint_table(folder), highlight=False)
+    console.table(checkpoint_table(folder))
     if verbose:
-        console.print("\nsaves, in seconds:")
-        console.print(save_table(folder), highlight=False)
-        console.print(save_hint(folder, mtbf_hours), highlight=False)
+        console.tell_lines("\nsaves, in seconds:")
+        console.table(save_table(folder))
+        console.tell(save_hint(folder, mtbf_hours))
     total = sum(c.manifest.total_bytes for c in checkpoints)
-    console.print(f"{len(checkpoints)} checkpoints, {human_bytes(total)}", highlight=False)
+    console.tell(f"{len(checkpoints)} checkpoints, {human_bytes(total)}")
     if verbose or any(attempt.job for attempt in folder.attempts()):
-        console.print(attempt_table(folder), highlight=False)
+        console.table(attempt_table(folder))
     for name, fault in (folder.unreadable() | folder.strangers()).items():
-        console.print(f"{name}: {fault}", highlight=False)
+        console.tell(f"{name}: {fault}")
 
 
 @app.command()
@@ -101,17 +104,16 @@ def verify(
         if not faults[checkpoint.path.name]:
             how = "every byte" if deep else "sizes"
             manifest = checkpoint.manifest
-            console.print(
+            console.tell(
                 f"{checkpoint.path.name}: valid ({len(manifest.files)} files, "
                 f"{human_bytes(manifest.total_bytes)}, {how} compared)",
-                highlight=False,
             )
     for name, found in {} if as_json else faults.items():
         for fault in found:
-            console.print(f"{name}: {fault}", highlight=False)
+            console.tell(f"{name}: {fault}")
     if any(faults.values()) or not faults:
         if not faults:
-            console.print(f"{path}: no committed checkpoint", highlight=False)
+            console.tell(f"{path}: no committed checkpoint")
         raise typer.Exit(1)
 
 
@@ -135,7 +137,7 @@ def which(
         typer.echo(json.dumps(answers, indent=1))
     else:
         for answer in answers:
-            console.print(tell_answer(answer), highlight=False, markup=False)
+            console.tell_lines(tell_answer(answer))
     if any(answer["error"] or answer["refused"] for answer in answers):
         raise typer.Exit(1)
 
@@ -159,7 +161,7 @@ def _ask(run: Path, request: str) -> None:
     if folder.status.is_file() and not folder.job.is_dir():  # a job comes back by itself
         fail(f"{run}: its last attempt has ended, nobody is at work")
     Storage().write(folder.request(request), b"")
-    console.print(f"asked for: it is done after the step that {run} is at", highlight=False)
+    console.tell(f"asked for: it is done after the step that {run} is at")
 
 
 @app.command()
@@ -174,7 +176,7 @@ def prune(
     gone = [decision for decision in plan if not decision.keep]
     for decision in gone:
         verb = "would remove" if dry_run else "removing"
-        console.print(f"{verb} checkpoint-{decision.step}: {decision.reason}", highlight=False)
+        console.tell(f"{verb} checkpoint-{decision.step}: {decision.reason}")
     if gone and not dry_run:
         newest = folder.checkpoints()[-1]
         faults = folder.faults(newest, deep=None)
@@ -184,7 +186,7 @@ def prune(
         writer.prune(keep_abandoned=False)
         writer.point()
     if not gone:
-        console.print("nothing to prune", highlight=False)
+        console.tell("nothing to prune")
 
 
 @app.command()
@@ -208,4 +210,14 @@ def unpin(run: RunArgument, step: StepArgument) -> None:
 def main() -> None:
     """The console script."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed only unpickles its classes here
-    app()
+    show_as_data()
+    if all(printable(argument) == argument for argument in sys.argv):
+        app()
+    try:  # errors of usage quote arguments
+        sys.exit(app(standalone_mode=False))
+    except Exception as error:
+        told = getattr(error, "format_message", None)
+        if told is None:
+            raise
+        console.tell(f"keepstep: {told()}")
+        sys.exit(2)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from .checkpoint.manifest import step_of
 from .checkpoint.runfolder import Committed, RunFolder
+from .terminal import Terminal
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-console = Console()
+console = Terminal()
 if not console.is_terminal:
     console.width = 200  # a file or a pipe has no right margin
 
@@ -21,8 +21,10 @@ StepArgument = Annotated[int, typer.Argument(metavar="STEP", help="The checkpoin
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
-def fail(message: str) -> NoReturn:
-    console.print(f"keepstep: {message}", highlight=False, markup=False)
+def fail(message: str, *more: str) -> NoReturn:
+    """End with status 2, and these lines."""
+    for line in (f"keepstep: {message}", *more):
+        console.tell(line)
     raise typer.Exit(2)
 
 

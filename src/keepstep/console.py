@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 import datasets
 import transformers
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 from transformers import TrainerCallback
 
 from . import __version__, distributed
@@ -17,6 +15,7 @@ from .checkpoint.batch import Dealt
 from .checkpoint.manager import CheckpointManager
 from .checkpoint.manifest import has_weights, strategy_name
 from .checkpoint.ownership import VARIABLE
+from .checkpoint.printable import printable
 from .checkpoint.runfolder import Committed
 from .checkpoint.runwriter import Saved
 from .checkpoint.selection import Choice
@@ -24,23 +23,24 @@ from .config import Recipe
 from .outcome import Outcome
 from .report import human_bytes
 from .restore import Resharded
+from .terminal import Terminal, bar_text, complain
 from .trainer import KeepstepTrainer
 
 WAIT_WORTH_TELLING = 0.05  # seconds
 ROOM_WORTH_TELLING = 3  # checkpoints
 
-console = Console()
+console = Terminal()
 
 
 def say(text: str) -> None:
     """A line to whoever watches. Ranks: any; only the main process prints."""
     if distributed.is_main():
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.tell_lines(text)
 
 
 def say_everywhere(text: str) -> None:
     """A line from this rank, whichever it is: something is wrong. Ranks: any, any thread."""
-    print(text, file=sys.stderr, flush=True)
+    complain(text)
 
 
 def show_library_bars() -> None:
@@ -70,7 +70,7 @@ def introduce(
         reason = "as many rows as before" if kept else f"not {before.batch.rows}, as before"
         say(f"(the recipe says {trainer.asked}; {reason})")
     for step, why in choice.passed_by.items():
-        say(f"checkpoint-{step} is passed by: {why}")
+        say(f"checkpoint-{step} is passed by: {printable(why)}")
     if choice.under_way:
         say(f"resume_from_checkpoint: {args.resume_from_checkpoint} was done by an earlier attempt")
     if checkpoint is not None and choice.weights_only:
@@ -149,12 +149,11 @@ class RunReporter(TrainerCallback):
             say(_told(self.trainer.resharded))
         if not console.is_terminal or not distributed.is_main():
             return
-        self.progress = Progress(
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        self.progress = console.bar(
+            bar_text("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
-            TextColumn("{task.description}"),
+            bar_text("{task.description}"),
             TimeRemainingColumn(),
-            console=console,
         )
         self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step)
         self.progress.start()

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 
 from .checkpoint.batch import BatchError, Dealt, agree
 from .checkpoint.manifest import Manifest, not_reshardable, strategy_name
+from .checkpoint.printable import printable
 from .checkpoint.retention import Record, best_step
 from .checkpoint.runfolder import RunFolder
 from .checkpoint.schedule import best_interval
@@ -41,19 +32,6 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
-
-
-@contextlib.contextmanager
-def progress_bar(console: Console, text: str) -> Iterator[Callable[[int, int], None]]:
-    """On a terminal a bar with rate and time left; elsewhere nothing. Yields (done, total) → None,
-    in bytes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    bar = Progress(
-        *columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console, transient=True
-    )
-    with bar if console.is_terminal else contextlib.nullcontext():
-        task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def checkpoint_rows(run: RunFolder) -> list[dict[str, Any]]:
@@ -257,7 +235,8 @@ def tell_answer(answer: dict[str, Any]) -> str:
     if answer["num_processes"] is not None and answer["step"] is not None:
         told = answer["batch"] or f"not possible: {answer['refused']}"
         lines.append(f"  on {answer['num_processes']} processes: {told}")
-    lines += [f"  not checkpoint-{step}: {why}" for step, why in answer["others"].items()]
+    others = answer["others"].items()
+    lines += [f"  not checkpoint-{step}: {printable(why)}" for step, why in others]
     return "\n".join(lines)
 
 

@@ -38,6 +38,7 @@ from .outcome import CONFIG_EXIT_STATUS, EXIT_STATUS, Outcome, ended
 from .parsing import parse_recipe
 from .preflight import validate
 from .probes import probe
+from .terminal import complain, warnings_as_lines
 from .trainer import KeepstepTrainer
 from .watchdog import Watchdog
 
@@ -45,6 +46,7 @@ from .watchdog import Watchdog
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one attempt; returns the exit status. Ranks: all."""
     noise.silence_prints()
+    warnings_as_lines()
     show_library_bars()
     try:
         return attempt(parse_recipe(sys.argv[1:] if argv is None else argv)).exit
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Outcome("failed", "configuration", exit=CONFIG_EXIT_STATUS).tell_shell()
         return CONFIG_EXIT_STATUS
     except Exception:
-        traceback.print_exc()
+        complain(traceback.format_exc())
         return EXIT_STATUS["failed"]
     finally:
         distributed.leave()

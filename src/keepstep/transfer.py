@@ -11,7 +11,8 @@ import typer
 from . import noise
 from .checkpoint.runfolder import RunFolder
 from .commands import RunArgument, app, console, fail, one_checkpoint, run_folder
-from .report import human_bytes, progress_bar
+from .report import human_bytes
+from .terminal import progress_bar
 
 
 @app.command()
@@ -43,9 +44,8 @@ def export(
             made = work(source, to, dtype=dtype, max_shard_size=max_shard_size, progress=progress)
     except (ExportError, OSError) as error:
         fail(str(error))
-    console.print(
+    console.tell(
         f"{to}: {len(made.files)} files, {human_bytes(sum(made.files.values()))}, {made.dtype}",
-        highlight=False,
     )
 
 
@@ -70,7 +70,7 @@ def push(
 
     folder = run_folder(run)
     try:
-        with console.status(f"pushing the best of {run} …"):
+        with console.waiting(f"pushing the best of {run} …"):
             answer = push_best(
                 folder,
                 repo_id,
@@ -85,7 +85,7 @@ def push(
     except ValueError as error:
         fail(f"--card is no JSON: {error}")
     for line in answer:
-        console.print(line, highlight=False, markup=False)
+        console.tell(line)
 
 
 @app.command()
@@ -105,10 +105,9 @@ def reshard(
         made = write_for(source, RunFolder(into), num_processes)
     except (BatchError, ReshardError) as error:
         fail(str(error))
-    console.print(
+    console.tell(
         f"{into / made.path.name}: {human_bytes(made.manifest.total_bytes)}, for {num_processes} "
         f"processes (it was written by {source.manifest.world_size})",
-        highlight=False,
     )
 
 
@@ -132,10 +131,9 @@ def adopt(
     except AdoptError as error:
         fail(str(error))
     manifest = adopted.checkpoint.manifest
-    console.print(
+    console.tell(
         f"{into / adopted.checkpoint.path.name}: {manifest.origin}, {len(manifest.files)} files, "
         f"{human_bytes(manifest.total_bytes)}, committed.\nNot checked:",
-        highlight=False,
     )
     for sentence in adopted.unchecked:
-        console.print(f"  - {sentence}", highlight=False)
+        console.tell(f"  - {sentence}")

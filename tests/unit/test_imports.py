@@ -19,6 +19,7 @@ LEVELS = [
         *(
             "checkpoint.batch",
             "checkpoint.manifest",
+            "checkpoint.printable",
             "checkpoint.retention",
             "checkpoint.selection",
         ),
@@ -28,7 +29,7 @@ LEVELS = [
     },
     {
         *("checkpoint.files", "checkpoint.layout", "checkpoint.tensors"),
-        *("distributed", "outcome"),
+        *("distributed", "outcome", "terminal"),
     },
     {"checkpoint.storage", "checkpoint.arena", "checkpoint.reading"},
     {

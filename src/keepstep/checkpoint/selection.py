@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .batch import Batch
+from .printable import printable
 
 WORDS = ("auto", "latest", "best", "never")
 PATIENCE = 3  # resumes of one checkpoint without progress, unless the recipe says otherwise
@@ -162,9 +163,9 @@ def _check_progress(situation: Situation, step: int | None) -> None:
 
 
 def _some(texts: Sequence[str], separator: str) -> str:
-    """The first few of many, and how many more there are."""
+    """The first few of many, and how many more there are; each may quote names of files."""
     more = [f"    and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
-    return separator.join([*texts[:SHOWN], *more])
+    return separator.join([*map(printable, texts[:SHOWN]), *more])
 
 
 def _listing(situation: Situation) -> str:

@@ -1,0 +1,23 @@
+"""What people are shown of a text that others may have chosen: names of files, metrics, runs."""
+
+from __future__ import annotations
+
+import unicodedata
+
+# Control and format characters (ESC, C1, bidirectional overrides, …), lone surrogates (bytes of a
+# file's name that are no text), private ones, separators of lines and paragraphs.
+HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+
+
+def printable(text: str) -> str:
+    """The text on one line, with everything that steers a terminal, or is not seen, escaped."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_shown(c) if unicodedata.category(c) in HIDDEN else c for c in text)
+
+
+def _shown(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # as Python keeps a byte that is no text
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode()
