@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any, ClassVar, Literal
 
 import torch
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
-from . import preemption
+from . import preemption, trajectory
 from .checkpoint.batch import Batch
 from .checkpoint.manifest import strategy_name
 from .checkpoint.retention import Policy, parse_bytes
 from .checkpoint.saver import Mode
 from .checkpoint.schedule import Schedule, parse_duration, parse_moment
-
-TRAJECTORY_TRAINING = (
-    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim"),
-    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed"),
-    *("data_seed", "bf16", "fp16", "max_length", "packing", "shuffle_dataset"),
-    *("completion_only_loss", "assistant_only_loss", "neftune_noise_alpha"),
-    "average_tokens_across_devices",
-)
-TRAJECTORY_MODEL = (
-    *("dtype", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
-    *("lora_modules_to_save", "use_rslora", "use_dora"),
-)
-
+from .trajectory import word
 
 RESHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")  # `optim`, as tested
 
@@ -368,7 +354,7 @@ class KeepstepConfig(SFTConfig):
     @property
     def rows_are_dealt(self) -> bool:
         """Whether keepstep deals the rows of a step; else the Trainer's sampler does."""
-        return _word(self.train_sampling_strategy) != "batch_rebalance"
+        return word(self.train_sampling_strategy) != "batch_rebalance"
 
     @property
     def _deepspeed_settings(self) -> dict[str, Any]:
@@ -383,9 +369,9 @@ class KeepstepConfig(SFTConfig):
             return "an optimizer or parameters on NVMe are not resharded"
         if not self.average_tokens_across_devices:
             return "average_tokens_across_devices: false makes the loss depend on that number"
-        if self.zero_stage and _word(self.optim) not in RESHARDED_OPTIMIZERS:
-            return f"optim: {_word(self.optim)} has not been tested with another number"
-        if _word(self.train_sampling_strategy) == "batch_rebalance":
+        if self.zero_stage and word(self.optim) not in RESHARDED_OPTIMIZERS:
+            return f"optim: {word(self.optim)} has not been tested with another number"
+        if word(self.train_sampling_strategy) == "batch_rebalance":
             return "train_sampling_strategy: batch_rebalance deals out rows by that number"
         return None
 
@@ -404,20 +390,5 @@ class Recipe:
         Not in it: `max_steps` and `num_train_epochs`, which extend a run, and how the rows of a
         step are shared out among processes.
         """
-        training = {name: getattr(self.training, name) for name in TRAJECTORY_TRAINING}
-        model = {name: getattr(self.model, name) for name in TRAJECTORY_MODEL}
-        if not self.model.use_peft:
-            model = {name: value for name, value in model.items() if "ora" not in name}
-        rows = {"rows_per_step": self.training.batch.rows}
-        return {n: _plain(v) for n, v in (training | model | rows).items()}
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: an enumeration's value, infinity as a word."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value.value if isinstance(value, Enum) else value
-
-
-def _word(value: Any) -> str:
-    return str(_plain(value))
+        found = trajectory.settings(self.training, self.model, self.data)
+        return found | {"rows_per_step": self.training.batch.rows}

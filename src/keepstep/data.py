@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +15,7 @@ from .config import ConfigError, DataConfig, KeepstepConfig, Problem
 
 Rows: TypeAlias = Any  # datasets.Dataset, or IterableDataset when streamed
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+STREAM_SAMPLE = 100  # rows of a stream that it is known by
 EVAL_SPLITS = ("validation", "eval", "dev")
 LAYOUTS = "`messages`, `prompt` and `completion`, or `text`"
 
@@ -47,14 +49,28 @@ def load_data(data: DataConfig, training: KeepstepConfig) -> tuple[Rows, Rows | 
 def fingerprint(rows: Rows | None) -> str | None:
     """A short digest of the rows: their number, columns, and a thousand of them.
 
-    Ranks: any; the same everywhere. None for streamed rows, and for none at all.
+    Ranks: any; the same everywhere. None for streamed rows (see `stream_fingerprint`), and for none
+    at all.
     """
     if rows is None or isinstance(rows, datasets.IterableDataset):
         return None
     digest = xxhash.xxh3_64(f"{len(rows)} {sorted(rows.column_names)}".encode())
     for index in range(0, len(rows), max(1, len(rows) // 1000)):
-        digest.update(json.dumps(rows[index], sort_keys=True, default=str).encode())
+        digest.update(_row_bytes(rows[index]))
     return f"{len(rows)} rows, {digest.hexdigest()}"
+
+
+def stream_fingerprint(rows: Rows | None) -> str | None:
+    """A short digest of a stream: its first rows. Ranks: any; the same everywhere. None for rows
+    that are not streamed, and for none at all."""
+    if not isinstance(rows, datasets.IterableDataset):
+        return None
+    first = [_row_bytes(row) for row in itertools.islice(rows, STREAM_SAMPLE)]
+    return f"a stream, its first {len(first)} rows {xxhash.xxh3_64_hexdigest(b''.join(first))}"
+
+
+def _row_bytes(row: Any) -> bytes:
+    return json.dumps(row, sort_keys=True, default=str).encode()
 
 
 def _load_mixture(data: DataConfig) -> Any:

@@ -13,6 +13,8 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from .config import ConfigError, KeepstepConfig, Problem
 
+WEIGHT_BLOCKS, BLOCK_BYTES = 8, 1 << 16  # of a weights file that it is known by
+
 
 def build_tokenizer(model: ModelConfig, training: KeepstepConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a pad token.
@@ -55,6 +57,64 @@ def fingerprint(model: ModelConfig) -> str:
     weights = sorted((p.name, p.stat().st_size) for p in folder.glob("*.safetensors"))
     content = (folder / "config.json").read_bytes() + json.dumps(weights).encode()
     return f"{folder.name}, {xxhash.xxh3_64_hexdigest(content)}"
+
+
+def weights_fingerprint(model: ModelConfig) -> str | None:
+    """A short digest of the weights under an adapter: blocks of each file of a local base model.
+
+    None where a checkpoint holds all the weights itself, and for a Hub model (`fingerprint` has its
+    revision). Ranks: any; the same everywhere.
+    """
+    folder = Path(str(model.model_name_or_path)).expanduser()
+    if not model.use_peft or not folder.is_dir():
+        return None
+    digest = xxhash.xxh3_64()
+    for path in sorted({*folder.glob("*.safetensors"), *folder.glob("*.bin")}):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for number in range(WEIGHT_BLOCKS):
+                file.seek(max(0, size - BLOCK_BYTES) * number // (WEIGHT_BLOCKS - 1))
+                digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def tokenizer_settings(
+    tokenizer: PreTrainedTokenizerBase, training: KeepstepConfig
+) -> dict[str, str | None]:
+    """What determines how a row becomes tokens, by content: vocabulary, template, special tokens.
+
+    Ranks: any; the same everywhere.
+
+    Raises:
+        ConfigError: there is no chat template at `chat_template_path`.
+    """
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    template = _chat_template(tokenizer, training)
+    return {
+        "tokenizer": f"{len(vocabulary)} tokens, {_digest(vocabulary)}",
+        "chat_template": None if template is None else _digest(template),
+        "eos_token": training.eos_token or tokenizer.eos_token,
+        "pad_token": training.pad_token or tokenizer.pad_token,
+    }
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerBase, training: KeepstepConfig) -> Any:
+    """The one that SFTTrainer will use (trl 1.16): of a file, of another tokenizer, its own."""
+    path = training.chat_template_path
+    if path is None:
+        return tokenizer.chat_template
+    try:
+        if path.endswith((".jinja", ".j2")) and Path(path).is_file():
+            return Path(path).read_text(encoding="utf-8")
+        return AutoTokenizer.from_pretrained(path).chat_template
+    except Exception as error:  # OSError, ValueError, tokenizers' own Exception
+        what = f"chat_template_path: {path} cannot be read: {str(error).splitlines()[0]}"
+        raise ConfigError([Problem(what, code="model")]) from error
+
+
+def _digest(value: Any) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(value).encode())
 
 
 def model_arguments(model: ModelConfig, training: KeepstepConfig) -> dict[str, Any]:

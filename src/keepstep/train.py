@@ -138,7 +138,11 @@ def gather_inputs(
         inputs["processing_class"] = model.build_tokenizer(recipe.model, recipe.training)
         settings["dataset"] = data.fingerprint(train_rows)
         settings["eval_dataset"] = data.fingerprint(evaluation_rows)
+        settings["stream"] = data.stream_fingerprint(train_rows)
+        settings["eval_stream"] = data.stream_fingerprint(evaluation_rows)
+        settings |= model.tokenizer_settings(inputs["processing_class"], recipe.training)
         settings["base_model"] = model.fingerprint(recipe.model)
+        settings["base_weights"] = model.weights_fingerprint(recipe.model)
     except ConfigError as error:
         problems = error.problems
     for name, values in transposed(distributed.gather(settings)).items():
@@ -196,6 +200,10 @@ def build_trainer(
         **inputs,
         **arguments,
     )
+    attention = {"attn_implementation": trainer.model.config._attn_implementation}
+    trainer.settings |= attention
+    if trainer.start is not None:
+        manager.compare(trainer.start, attention, training.allow_drift)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunReporter(trainer))
     if training.early_stopping_patience is not None:

@@ -31,6 +31,10 @@ def test_drift_is_refused_field_by_field(ranks: Ranks, demo: Path, workspace: Pa
     assert re.search(r"learning_rate: 0\.004 → 0\.001\n +seed: 42 → 7", refused.output)
     assert "allow_drift: [learning_rate, seed]" in refused.output
     assert status(run)["exit"] == 2
+    refused = ranks.start(argv(demo, run, **SHORT | {"attn_implementation": "eager"}))
+    assert refused.wait() == [2, 2]
+    assert "attn_implementation: sdpa → eager" in refused.output
+    changed += ["--attn_implementation", "sdpa"]  # which the model had taken by itself
     accepted = ranks.run([*changed, "--allow_drift", "learning_rate", "seed"])
     assert "carrying on from checkpoint-4; 6 steps are planned now, not 4" in accepted.output
     state = json.loads((run / "checkpoint-6/trainer_state.json").read_text())

@@ -25,6 +25,7 @@ LEVELS = [
         ),
         *("checkpoint.lineage", "checkpoint.schedule", "checkpoint.strict", "noise", "preemption"),
         "checkpoint.history",
+        "trajectory",
         *("publish.__init__", "publish.best", "estimate"),
     },
     {

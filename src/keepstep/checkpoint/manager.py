@@ -183,6 +183,19 @@ class CheckpointManager:
             self.saver.on_main("pruning", lambda writer: writer.prune_after_verifying(chosen))
         return chosen, choice
 
+    def compare(
+        self, start: Committed, settings: Mapping[str, Any], accepted: Sequence[str]
+    ) -> None:
+        """Compare settings that are known once the model is built. Ranks: all (collective).
+
+        Raises:
+            DriftError: on every rank: on one of them they are not those of the checkpoint.
+        """
+        seen = distributed.gather(drift(start.manifest.settings, settings, accepted))
+        changed = next((lines for lines in seen if lines), None)
+        if changed:
+            raise DriftError(_drift_report(start, changed))
+
     def best(self) -> Committed | None:
         """The best committed checkpoint. Ranks: all (collective)."""
         return self.saver.on_main("looking up the best checkpoint", lambda writer: writer.best())
@@ -300,7 +313,7 @@ def _agreed_batch(checkpoint: Committed, resume: Resume) -> Batch:
         raise SelectionError(f"{checkpoint.path.name}: {error}") from error
     accepted = [*resume.allow_drift, *([ROWS] if resume.allow_batch_change else [])]
     now = {**(resume.settings or {}), ROWS: batch.rows}
-    changed = drift(manifest.settings, now, accepted)
+    changed = drift(manifest.settings, now, accepted, manifest.planned_steps)
     if changed:
         raise DriftError(_drift_report(checkpoint, changed))
     return batch
