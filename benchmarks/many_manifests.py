@@ -17,10 +17,11 @@ from pathlib import Path
 
 import xxhash
 
+from keepstep.checkpoint.keeping import now
 from keepstep.checkpoint.manifest import FileEntry, Manifest, folder_name
 from keepstep.checkpoint.retention import Policy
 from keepstep.checkpoint.runfolder import RunFolder
-from keepstep.checkpoint.runwriter import RunWriter, now
+from keepstep.checkpoint.runwriter import RunWriter
 from keepstep.checkpoint.selection import choose
 from keepstep.checkpoint.storage import Storage
 

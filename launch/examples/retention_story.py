@@ -12,10 +12,11 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+from keepstep.checkpoint.keeping import now
 from keepstep.checkpoint.manifest import FileEntry, Manifest
 from keepstep.checkpoint.retention import Policy
 from keepstep.checkpoint.runfolder import RunFolder
-from keepstep.checkpoint.runwriter import RunWriter, now
+from keepstep.checkpoint.runwriter import RunWriter
 from keepstep.checkpoint.storage import Storage
 from keepstep.cli import app
 

@@ -15,10 +15,10 @@ from . import (
     checking,  # noqa: F401  # these register their commands
     transfer,  # noqa: F401
 )
+from .checkpoint.keeping import Keeper
 from .checkpoint.manifest import step_of
 from .checkpoint.printable import printable
 from .checkpoint.retention import plan_retention
-from .checkpoint.runwriter import RunWriter
 from .checkpoint.selection import WORDS
 from .checkpoint.storage import Storage
 from .commands import (
@@ -69,6 +69,10 @@ def list_checkpoints(
         typer.echo(json.dumps(checkpoint_rows(folder), indent=1))
         return
     checkpoints = folder.checkpoints()
+    for name, fault in folder.odd().items():
+        console.tell(f"{name}: {fault}")
+    for path in sorted(folder.pinned_aside.glob("*/*")):
+        console.tell(f"{path}: pinned; a branch has saved its step again")
     if not checkpoints:
         console.tell(f"{run}: no committed checkpoint yet")
         return
@@ -81,8 +85,6 @@ def list_checkpoints(
     console.tell(f"{len(checkpoints)} checkpoints, {human_bytes(total)}")
     if verbose or any(attempt.job for attempt in folder.attempts()):
         console.table(attempt_table(folder))
-    for name, fault in (folder.unreadable() | folder.strangers()).items():
-        console.tell(f"{name}: {fault}")
 
 
 @app.command()
@@ -94,10 +96,10 @@ def verify(
     """Compare files with the manifests; exit status 1 when anything is wrong."""
     folder, checkpoints = checkpoints_at(path)
     faults = {c.path.name: folder.faults(c, deep) for c in checkpoints}
-    unreadable = folder.unreadable()
+    odd = folder.odd()
     if step_of(path.resolve().name) is not None:
-        unreadable = {n: f for n, f in unreadable.items() if n == path.resolve().name}
-    faults.update({name: [fault] for name, fault in unreadable.items()})
+        odd = {name: fault for name, fault in odd.items() if name == path.resolve().name}
+    faults.update({name: [fault] for name, fault in odd.items()})
     if as_json:
         typer.echo(json.dumps(faults, indent=1))
     for checkpoint in [] if as_json else checkpoints:
@@ -182,9 +184,9 @@ def prune(
         faults = folder.faults(newest, deep=None)
         if faults:
             fail(f"{newest.path.name} is damaged, nothing is pruned: {faults[0]}")
-        writer = RunWriter(folder, policy, Storage())
-        writer.prune(keep_abandoned=False)
-        writer.point()
+        keeper = Keeper(folder, policy, Storage())
+        keeper.prune(keep_abandoned=False)
+        keeper.point()
     if not gone:
         console.tell("nothing to prune")
 
@@ -195,7 +197,7 @@ def pin(run: RunArgument, step: StepArgument) -> None:
     folder = run_folder(run)
     if step not in {c.step for c in folder.checkpoints()}:
         fail(f"{run} has no checkpoint-{step}")
-    RunWriter(folder, folder.policy(), Storage()).pin(step)
+    Keeper(folder, folder.policy(), Storage()).pin(step)
 
 
 @app.command()
@@ -204,7 +206,7 @@ def unpin(run: RunArgument, step: StepArgument) -> None:
     folder = run_folder(run)
     if step not in folder.pinned():
         fail(f"checkpoint-{step} is not pinned")
-    RunWriter(folder, folder.policy(), Storage()).unpin(step)
+    Keeper(folder, folder.policy(), Storage()).unpin(step)
 
 
 def main() -> None:

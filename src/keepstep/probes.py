@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import secrets
@@ -34,7 +33,7 @@ from .shapes import shapes_of, step_of, strategy_of
 
 SEE_SECONDS = 15.0  # until a node sees a new file: network filesystems look again after a while
 SAMPLE_BYTES = 256 << 20
-FULL = (errno.ENOSPC, errno.EDQUOT)
+SPARE = 8
 
 
 def probe(recipe: Recipe) -> list[Problem]:
@@ -106,7 +105,10 @@ def check_model(recipe: Recipe, shapes: Shapes, strategy: Strategy) -> Iterator[
 
 
 def check_space(training: KeepstepConfig, size: int) -> Iterator[Problem]:
-    """Whether the disk, and this user's quota there, hold what the run will keep.
+    """Whether the disk holds what the run will keep.
+
+    Quotas are not looked at, but for those that the file system tells as its free space: whoever
+    asks by taking the space takes it from others, and from a save that is being written.
 
     Args:
         size: of one checkpoint, in bytes.
@@ -122,36 +124,16 @@ def check_space(training: KeepstepConfig, size: int) -> Iterator[Problem]:
     there = sum(checkpoint.manifest.total_bytes for checkpoint in run.checkpoints())
     needed = max(needed - there, size) + training.min_free
     free = shutil.disk_usage(place).free
-    if needed <= free and (refusal := _reserve(place, needed)) is None:
+    if needed <= free:
         return
-    why = f"{human_bytes(free)} are free" if needed > free else os.strerror(refusal or 0)
     yield Problem(
         f"output_dir: {count} checkpoints of {human_bytes(size)} take {human_bytes(needed)} more "
-        f"on the disk of {place}, and {why}",
+        f"on the disk of {place}, and {human_bytes(free)} are free",
         "free space, save_weights: never (no weights file), or a lower save_total_limit",
         "space",
         # A run that is under way goes on as long as it can: it prunes, and skips saves loudly.
         "warning" if run.is_used() else "error",
     )
-
-
-def _reserve(place: Path, size: int) -> int | None:
-    """Ask the filesystem for space, and give it back: quotas tell nobody but whoever asks.
-
-    Returns: the error's number, None when it would be had (or cannot be asked for).
-    """
-    path = place / f".keepstep-probe-{secrets.token_hex(4)}"
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
-    try:
-        offset, length = ctypes.c_int64(0), ctypes.c_int64(size)
-        if libc.fallocate(descriptor, 0, offset, length) == 0:
-            return None
-        number = ctypes.get_errno()
-        return number if number in FULL else None
-    finally:
-        os.close(descriptor)
-        path.unlink()
 
 
 def _host_memory(training: KeepstepConfig, shapes: Shapes, strategy: Strategy) -> Iterator[Problem]:
@@ -197,7 +179,12 @@ def check_device(
 
 
 def disk_speed(folder: Path) -> float:
-    """Bytes per second of a durable write to the disk of `folder`, measured now; 0: no room."""
+    """Bytes per second of a durable write to the disk of `folder`, measured now; 0: no room.
+
+    It is not measured where others could miss the space meanwhile.
+    """
+    if shutil.disk_usage(nearest(folder)).free < SPARE * SAMPLE_BYTES:
+        return 0.0
     path = nearest(folder) / f".keepstep-probe-{secrets.token_hex(4)}"
     content = memoryview(bytearray(SAMPLE_BYTES))
     started = time.perf_counter()

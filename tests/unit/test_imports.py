@@ -35,14 +35,14 @@ LEVELS = [
     {"checkpoint.storage", "checkpoint.arena", "checkpoint.reading"},
     {
         *("checkpoint.runfolder", "checkpoint.joint", "checkpoint.serialization"),
+        "checkpoint.setbacks",
         *("checkpoint.sources", "watchdog"),
     },
     {
         "checkpoint.companions",
         "checkpoint.lookout",
         "checkpoint.ownership",
-        "checkpoint.runwriter",
-        "checkpoint.trash",
+        *("checkpoint.runwriter", "checkpoint.keeping", "checkpoint.trash"),
         "checkpoint.writer",
         "checkpoint.shards",
         "report",

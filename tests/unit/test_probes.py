@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +48,6 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def set_free(count: int) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, count))
-        monkeypatch.setattr(probes, "_reserve", lambda place, size: None)
 
     return set_free
 
@@ -88,21 +88,27 @@ def test_a_run_that_is_under_way_is_only_warned(tmp_path: Path, free: Any) -> No
     assert [p.severity for p in space(args, one)] == ["warning"]
 
 
-@pytest.mark.parametrize("number", [errno.EDQUOT, errno.ENOSPC])
-def test_a_quota_that_says_nothing_until_it_is_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 10**15))
-    monkeypatch.setattr(probes, "_reserve", lambda place, size: number)
-    (problem,) = space(training(tmp_path / "run"), GB)
-    assert os.strerror(number) in problem.what
+def test_looking_takes_no_space_from_others(tmp_path: Path) -> None:
+    """Somebody beside writes into the last free bytes while launches look, again and again."""
+    with small_disk_at(tmp_path / "disk", "40m") as disk:
+        stop, refused = threading.Event(), []
 
+        def save() -> None:
+            while not stop.is_set():
+                try:
+                    (disk / "save").write_bytes(bytes(30 << 20))
+                except OSError as error:
+                    refused.append(error)
+                (disk / "save").unlink()
 
-def test_space_is_asked_for_and_given_back(tmp_path: Path) -> None:
-    before = shutil.disk_usage(tmp_path).free
-    assert probes._reserve(tmp_path, 100 * 10**6) is None
-    assert list(tmp_path.iterdir()) == []
-    assert shutil.disk_usage(tmp_path).free == pytest.approx(before, rel=0.05)
+        args, beside = training(disk / "run"), threading.Thread(target=save)
+        beside.start()
+        for _ in range(200):
+            space(args, 5 << 20)
+            probes.disk_speed(disk)
+        stop.set()
+        beside.join()
+        assert refused == []
 
 
 @pytest.fixture
@@ -112,8 +118,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_says_so(small_disk: Path) -> None:
-    assert probes._reserve(small_disk, 20 * 10**6) == errno.ENOSPC
-    assert probes._reserve(small_disk, 5 * 10**6) is None
+    (problem,) = space(training(small_disk / "run"), 6 << 20)
+    assert "10.5 MB are free" in problem.what
     assert probes.disk_speed(small_disk) == 0.0, "256 MB cannot be written to try it"
     assert list(small_disk.iterdir()) == []
 

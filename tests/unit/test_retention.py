@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 from hypothesis import given
@@ -111,3 +112,41 @@ def test_abandoned_branches_make_room() -> None:
     records = [Record(10), Record(20), Record(30, abandoned=True), Record(15, pinned=True)]
     gone = room_for(40, records, Policy(3, "recency"))
     assert [d.step for d in gone] == [10, 30]
+
+
+anything = st.lists(
+    st.builds(
+        Record,
+        step=st.integers(0, 30),
+        value=values,
+        bytes=st.integers(0, 10),
+        pinned=st.booleans(),
+        abandoned=st.booleans(),
+    ),
+    max_size=9,
+    unique_by=lambda r: r.step,
+)
+bounded = st.builds(
+    Policy,
+    limit=st.one_of(st.none(), st.integers(1, 4)),
+    ranking=st.sampled_from(["metric", "recency"]),
+    metric=st.just("eval_loss"),
+    every_n_steps=st.one_of(st.none(), st.integers(1, 5)),
+    total_bytes=st.one_of(st.none(), st.integers(0, 30)),
+)
+
+
+@given(anything, bounded, st.integers(0, 40), st.booleans(), st.data())
+def test_what_a_run_would_carry_on_from_never_goes(
+    records: list[Record], policy: Policy, step: int, keep_abandoned: bool, data: st.DataObject
+) -> None:
+    """The newest, a pin, and what this attempt resumed: of whichever branch, at whichever step."""
+    resumed = data.draw(st.sampled_from([None, *(r.step for r in records)]))
+    records = [replace(r, grown_from=r.step == resumed) for r in records]
+    alive = [r.step for r in records if not r.abandoned]
+    newest = max(alive or [r.step for r in records], default=None)
+    needed = {r.step for r in records if r.pinned or r.grown_from} | {newest}
+    early = {d.step for d in room_for(step, records, policy)}
+    assert not needed & early
+    planned = {d.step for d in plan_retention(records, policy, keep_abandoned) if not d.keep}
+    assert not planned & (needed - {None if alive else newest})

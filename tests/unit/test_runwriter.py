@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keepstep.checkpoint.lineage import Node
-from keepstep.checkpoint.manifest import FileEntry, Manifest, ManifestError
+from keepstep.checkpoint.manifest import FileEntry, Manifest
 from keepstep.checkpoint.retention import Policy, Record
 from keepstep.checkpoint.runfolder import RunFolder
 from keepstep.checkpoint.runwriter import RunWriter
@@ -105,9 +105,8 @@ def test_what_is_not_this_runs_is_never_touched(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         launch.save(step)
     assert launch.steps() == [30]
-    with pytest.raises(ManifestError, match="checkpoint-40 is in the way"):
+    with pytest.raises(FileExistsError, match=r"in the way, and not this run's: .*checkpoint-40"):
         launch.save(40)
-    launch.writer.discard(40)
     names = {p.name for p in tmp_path.iterdir()}
     assert {"checkpoint-mine", "checkpoint-40", "checkpoint-5", "checkpoint-30"} <= names
 
@@ -336,3 +335,76 @@ def prune_by_the_book(
     alive = [Record(step, losses[step]) for step in disk if step not in abandoned]
     kept = brute_force(alive, policy) | abandoned
     return {step: node for step, node in disk.items() if step in kept}
+
+
+def test_a_full_disk_spares_what_a_branch_grew_from(tmp_path: Path) -> None:
+    """Also when a person prunes meanwhile, when no line could be written about the resume, and
+    when the attempt has died before it had saved."""
+    policy = Policy(2, "recency")
+    launch = Launch(tmp_path, Policy(None))
+    for step in (100, 200, 300, 400):
+        launch.save(step)
+    back = Launch(tmp_path, policy, request="100")
+    assert back.writer.make_room(150) == [200]
+    assert back.steps() == [100, 300, 400]
+    RunWriter(RunFolder(tmp_path), Policy(1), Storage()).prune(keep_abandoned=False)
+    assert back.steps() == [100, 400]
+    assert [d.reason for d in back.folder.retention()] == ["recent, resumed", "newest"]
+    lines = back.folder.events.read_text().splitlines(keepends=True)
+    back.folder.events.write_text("".join(line for line in lines if '"resume"' not in line))
+    back.writer.policy = Policy(1)
+    assert back.writer.make_room(150) == []
+    back.folder.events.write_text("".join(lines))
+    again = Launch(tmp_path, Policy(1), request="100")
+    assert again.steps() == [100, 400]
+    again.save(150)
+    assert again.steps() == [150, 400]
+    assert again.writer.make_room(160) == [400]
+    assert again.steps() == [150]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["save", "save", "make room", "pin", "prune", "relaunch", "go back"]),
+            st.integers(0, 5),
+        ),
+        max_size=16,
+    ),
+    st.integers(1, 3),
+)
+def test_making_room_leaves_what_the_run_stands_on(
+    script: list[tuple[str, int]], limit: int
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        launch = Launch(Path(name), Policy(limit, "recency"))
+        step, committed = 0, True
+        for action, which in script:
+            there = launch.steps()
+            alive = [r.step for r in launch.folder.records(None) if not r.abandoned]
+            needed = {*alive[-1:], *launch.folder.pinned()}
+            if not committed and launch.parent is not None:
+                needed.add(launch.parent)
+            if action == "save":
+                step += 1 + which
+                launch.save(step)
+                committed = True
+                continue
+            if action == "make room":
+                launch.writer.make_room(step + 1)
+            elif action == "prune":
+                RunWriter(launch.folder, Policy(limit, "recency"), Storage()).prune(False)
+            elif action == "pin" and there:
+                launch.writer.pin(there[which % len(there)])
+                continue
+            elif action in ("relaunch", "go back") and there:
+                launch.end("failed", step)
+                back = str(there[which % len(there)])
+                request = "auto" if action == "relaunch" and alive else back
+                try:
+                    launch = Launch(Path(name), Policy(limit, "recency"), request=request)
+                except SelectionError:  # tried too often
+                    return
+                step, committed = launch.step, False
+            assert needed <= set(launch.steps()), action

@@ -19,17 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from .runfolder import RunFolder
-from .storage import Storage
+from .storage import FULL, Storage
+from .storage import NotOwnerError as NotOwnerError
 
 # A job that makes several attempts names the owner itself: slurm/lib.sh.
 VARIABLE = "KEEPSTEP_OWNER"
 # Until an attempt that was killed a moment ago is gone, or a stopped one has saved.
 WAIT_SECONDS = 20.0
+LOCK = "owner.lock"
 BEAT_SECONDS = 1.0  # between signs of life: the run folder may lie on a network filesystem
-
-
-class NotOwnerError(PermissionError):
-    """This attempt must not change the run folder: another one owns it, or is still at work."""
 
 
 @dataclass(frozen=True)
@@ -82,23 +80,30 @@ def claim(run: RunFolder, storage: Storage, patience: float = WAIT_SECONDS) -> O
         owner = Owner(run, token)
         owner.check()
         return owner
-    if not token:
-        _wait_for_the_other(run, patience)
     storage.make_folder(run.private)
-    token = token or secrets.token_hex(6)
-    storage.replace(run.owner_file, f"{token} {_process(os.getpid())}\n".encode())
-    return Owner(run, token)
-
-
-def _wait_for_the_other(run: RunFolder, patience: float) -> None:
-    """Wait until nobody is seen to be at work. One that was killed may still be leaving."""
     deadline = time.monotonic() + patience
-    while (who := _at_work(run)) is not None:
+    while True:
+        # Of two launches at the same moment one looks after the other has written its name.
+        with storage.locked(run.private / LOCK, patience):
+            who = None if token else _at_work(run)
+            if who is None:
+                token = token or secrets.token_hex(6)
+                _take(run, storage, f"{token} {_process(os.getpid())}\n".encode())
+                return Owner(run, token)
         if time.monotonic() > deadline:
             raise NotOwnerError(
                 f"{run.path} is being trained by {who}\n"
                 f"    Hint: `keepstep stop {run.path}` ends it with a save."
             )
+
+
+def _take(run: RunFolder, storage: Storage, name: bytes) -> None:
+    try:
+        storage.replace(run.owner_file, name)
+    except OSError as error:
+        if error.errno not in FULL or not run.owner_file.exists():
+            raise
+        storage.overwrite(run.owner_file, name)  # the sweep is to make room, and has to own it
 
 
 def _at_work(run: RunFolder) -> str | None:

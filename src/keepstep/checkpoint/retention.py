@@ -43,6 +43,8 @@ class Record:
         bytes: its size.
         pinned: somebody asked to keep it.
         abandoned: on a branch that a later attempt went back from; it is not ranked.
+        grown_from: the newest attempt resumed it and has not committed yet: until then it is what
+            that attempt's branch goes on from.
     """
 
     step: int
@@ -50,6 +52,7 @@ class Record:
     bytes: int = 0
     pinned: bool = False
     abandoned: bool = False
+    grown_from: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,9 @@ def plan_retention(
     The newest always stays. With a limit of N, N stay: the newest and the best by metric (or the
     most recent); when the newest is among the N best, exactly the N best. Places that no ranked
     checkpoint claims go to the most recent. Pins and multiples of `every_n_steps` stay beside
-    them. Abandoned checkpoints stay, uncounted, unless `keep_abandoned` is False. What exceeds
-    `total_bytes` then goes, the least wanted first; never the newest, never a pin.
+    them, and so does what an attempt resumed, until it has committed. Abandoned checkpoints stay,
+    uncounted, unless `keep_abandoned` is False. What exceeds `total_bytes` then goes, the least
+    wanted first; never the newest, a pin or what was resumed.
     """
     reasons = _claims(records, policy, keep_abandoned)
     over_budget = _beyond_budget(records, reasons, policy.total_bytes)
@@ -104,10 +108,12 @@ def plan_retention(
 def room_for(step: int, records: Sequence[Record], policy: Policy) -> list[Decision]:
     """What may go before the checkpoint of `step` is there, because its commit would prune it.
 
-    Abandoned branches as well; never the newest, which nothing has replaced yet. The coming
+    Abandoned branches as well; never the newest, which nothing has replaced yet, nor what this
+    attempt resumed, which it goes back to as long as it has no checkpoint of its own. The coming
     metric is of no account: the newest has a place, and the best share the others, in any case.
     """
-    newest = max((record.step for record in records if not record.abandoned), default=None)
+    alive = [record.step for record in records if not record.abandoned]
+    newest = max(alive or [record.step for record in records], default=None)
     plan = plan_retention([*records, Record(step)], policy, keep_abandoned=False)
     return [d for d in plan if not d.keep and d.step not in (newest, step)]
 
@@ -137,6 +143,8 @@ def _claims(
     for record in sorted(records, key=lambda r: r.step, reverse=True):
         if record.pinned:
             claims.setdefault(record.step, []).append("pinned")
+        elif record.grown_from and claims.get(record.step) != ["newest"]:
+            claims.setdefault(record.step, []).append("resumed")
         elif record.abandoned and keep_abandoned:
             claims.setdefault(record.step, []).append("abandoned branch, not counted")
     return claims
@@ -152,7 +160,8 @@ def _beyond_budget(
     for step in reversed(claims):
         if budget is None or total <= budget:
             break
-        if "newest" not in claims[step] and not by_step[step].pinned:
+        record = by_step[step]
+        if "newest" not in claims[step] and not record.pinned and not record.grown_from:
             total -= by_step[step].bytes
             gone.add(step)
     return gone

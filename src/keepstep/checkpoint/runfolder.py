@@ -12,7 +12,7 @@ from .lineage import Attempt, Node, abandoned_steps, fruitless_resumes, is_under
 from .manifest import MANIFEST_NAME, Manifest, ManifestError, differences, folder_name, step_of
 from .retention import Decision, Policy, Record, best_step, plan_retention
 from .selection import Candidate, Situation, Verify
-from .storage import digest_of, sizes_of
+from .storage import digest_of, sizes_of, sizes_under
 
 PRIVATE = ".keepstep"
 JOB = ("job", "nodes", "restarts")  # what an attempt says of its batch job
@@ -43,6 +43,7 @@ class RunFolder:
         self.trash = self.private / "trash"
         self.quarantine = self.private / "quarantine"
         self.pins = self.private / "pins"
+        self.pinned_aside = self.private / "pinned"  # pinned, and their steps saved again
         self.publishing = self.private / "publish"
         self.target = self.publishing / "target.json"
         self.events = self.private / "events.jsonl"
@@ -100,14 +101,46 @@ class RunFolder:
 
     def strangers(self) -> dict[str, str]:
         """Folders named like checkpoints that this run did not commit: name → why not."""
-        run_id, found = self.run_id(), {}
+        run_id, lost, found = self.run_id(), self.lost_manifests(), {}
         for folder in self._folders():
             read = self._manifest_in(folder)
-            if read is None:
+            if read is None and folder.name not in lost:
                 found[folder.name] = f"it has no {MANIFEST_NAME}: keepstep did not commit it"
             elif isinstance(read, Committed) and read.manifest.run_id != run_id:
                 found[folder.name] = f"it belongs to another run ({read.manifest.run_id})"
         return found
+
+    def lost_manifests(self) -> dict[str, str]:
+        """Folders that this run committed, and whose manifest is gone: name → what is wrong.
+
+        events.jsonl tells them: the step was committed, and has not been removed since; and there
+        is no more in the folder than there was.
+        """
+        left: dict[int, int] = {}  # step → bytes, of what is to be there
+        for event in self._events():
+            step, size, kind = event.get("step"), event.get("bytes"), event["event"]
+            if not isinstance(step, int):
+                continue
+            if kind == "commit" and isinstance(size, int):
+                left[step] = size
+            elif kind == "quarantine" or (kind == "prune" and event.get("reason") != "replaced"):
+                left.pop(step, None)
+        return {
+            folder.name: f"it has lost its {MANIFEST_NAME}"
+            for folder in self._folders()
+            if folder.is_dir()
+            and self._manifest_in(folder) is None
+            and sum(sizes_under(folder).values()) <= left.get(step_of(folder.name) or 0, -1)
+        }
+
+    def odd(self) -> dict[str, str]:
+        """All that is named like a checkpoint of this run and is none: name → why not."""
+        return self.unreadable() | self.lost_manifests() | self.in_the_way()
+
+    def in_the_way(self) -> dict[str, str]:
+        """Names of checkpoints that are taken by what is not this run's: name → what it is."""
+        links = [e for e in self._entries() if step_of(e.name) is not None and e.is_symlink()]
+        return self.strangers() | {link.name: "it is a link" for link in links}
 
     def request(self, name: str) -> Path:
         """The file that asks for one of `REQUESTS`."""
@@ -138,7 +171,9 @@ class RunFolder:
         """What retention looks at, taken from the manifests and the pins."""
         checkpoints, pinned = self.checkpoints(), self.pinned()
         nodes = [Node(c.step, c.manifest.attempt, c.manifest.parent or 0) for c in checkpoints]
-        abandoned = abandoned_steps(nodes, self.attempts())
+        attempts = self.attempts()
+        abandoned, newest = abandoned_steps(nodes, attempts), attempts[-1:]
+        grown_from = [a.resumed_from for a in newest if a.request is not None and not a.commits]
         return [
             Record(
                 c.step,
@@ -146,6 +181,7 @@ class RunFolder:
                 c.manifest.total_bytes,
                 c.step in pinned,
                 c.step in abandoned,
+                c.step in grown_from,
             )
             for c in checkpoints
         ]
@@ -209,7 +245,8 @@ class RunFolder:
         attempts, records = self.attempts(), self.records(policy.metric)
         candidates = [Candidate(r.step, r.value, r.abandoned) for r in records]
         # Folders that cannot be taken are listed too: what is there is never passed by in silence.
-        odd = {step_of(n) or 0: why for n, why in (self.unreadable() | self.strangers()).items()}
+        faults = self.unreadable() | self.lost_manifests() | self.strangers()
+        odd = {step_of(name) or 0: why for name, why in faults.items()}
         return Situation(
             candidates=candidates + [Candidate(step) for step in odd],
             best=best_step(records, policy),
@@ -254,11 +291,13 @@ class RunFolder:
         return self._events_read[1]
 
     def _folders(self) -> list[Path]:
+        return [e for e in self._entries() if step_of(e.name) is not None and not e.is_symlink()]
+
+    def _entries(self) -> list[Path]:
         try:
-            entries = list(self.path.iterdir())
+            return list(self.path.iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [e for e in entries if step_of(e.name) is not None and not e.is_symlink()]
 
     def _manifest_in(self, folder: Path) -> Committed | str | None:
         """The checkpoint in `folder`; a text when its manifest is bad; None when it has none.

@@ -17,9 +17,10 @@ from .. import distributed
 from .arena import Arena, free_host_memory
 from .flight import Flight, SaveError
 from .joint import digest_of_joint
+from .keeping import now
 from .manifest import FileEntry, Manifest
 from .runfolder import Committed
-from .runwriter import RunWriter, Saved, now
+from .runwriter import RunWriter, Saved
 from .storage import Storage
 from .writer import Part, Report
 
@@ -254,17 +255,17 @@ def _facts(reports: Sequence[Report]) -> dict[str, Any]:
 def _finish(writer: RunWriter, checkpoint: Committed, facts: dict[str, Any]) -> Saved:
     """Main process: after a commit the links, then retention, then the links once more.
 
-    The checkpoint is there whatever happens here; what cannot be pruned now goes at the next save.
+    The checkpoint is there whatever the disk says here; what cannot be pruned now goes later.
     """
     pruned: list[int] = []
     best: Committed | None = None
     free: int | None = None
-    try:
+    with writer.setbacks.allowed("the links are not set"):
         writer.point()
+    with writer.setbacks.allowed("nothing is pruned"):
         pruned = writer.prune()
+    with writer.setbacks.allowed("after a save the run folder cannot be looked at"):
         writer.point()
         best = writer.best()
         free = writer.storage.free(writer.run.path)
-    except Exception as error:
-        logger.warning("%s is saved, but pruning failed: %s", checkpoint.path.name, error)
     return Saved(checkpoint, best, pruned, facts, free)
