@@ -6,11 +6,14 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.helpers import launchers
 from tests.helpers.ranks import ROOT, Ranks
 
+hypothesis.settings.register_profile("slow machines", deadline=None)
+hypothesis.settings.load_profile("slow machines")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Shared between environments, DeepSpeed would compile its extension anew at every launch.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
