@@ -17,6 +17,7 @@ from . import (
 )
 from .checkpoint.keeping import Keeper
 from .checkpoint.manifest import step_of
+from .checkpoint.notes import notes_on
 from .checkpoint.printable import printable
 from .checkpoint.retention import plan_retention
 from .checkpoint.selection import WORDS
@@ -42,6 +43,8 @@ from .report import (
     tell_answer,
 )
 from .terminal import show_as_data
+
+WITHOUT_DIGEST = "its manifest has no digest of its own (an older keepstep)"
 
 
 @app.callback(invoke_without_command=True)
@@ -69,7 +72,7 @@ def list_checkpoints(
         typer.echo(json.dumps(checkpoint_rows(folder), indent=1))
         return
     checkpoints = folder.checkpoints()
-    for name, fault in folder.odd().items():
+    for name, fault in (folder.odd() | notes_on(folder)).items():
         console.tell(f"{name}: {fault}")
     for path in sorted(folder.pinned_aside.glob("*/*")):
         console.tell(f"{path}: pinned; a branch has saved its step again")
@@ -95,7 +98,7 @@ def verify(
 ) -> None:
     """Compare files with the manifests; exit status 1 when anything is wrong."""
     folder, checkpoints = checkpoints_at(path)
-    faults = {c.path.name: folder.faults(c, deep) for c in checkpoints}
+    faults = {c.path.name: folder.state_of(c, deep) for c in checkpoints}
     odd = folder.odd()
     if step_of(path.resolve().name) is not None:
         odd = {name: fault for name, fault in odd.items() if name == path.resolve().name}
@@ -108,11 +111,14 @@ def verify(
             manifest = checkpoint.manifest
             console.tell(
                 f"{checkpoint.path.name}: valid ({len(manifest.files)} files, "
-                f"{human_bytes(manifest.total_bytes)}, {how} compared)",
+                f"{human_bytes(manifest.total_bytes)}, {how} compared)"
+                + ("" if manifest.has_digest else f"; {WITHOUT_DIGEST}"),
             )
     for name, found in {} if as_json else faults.items():
         for fault in found:
             console.tell(f"{name}: {fault}")
+    for name, note in {} if as_json else notes_on(folder).items():
+        console.tell(f"{name}: {note}")
     if any(faults.values()) or not faults:
         if not faults:
             console.tell(f"{path}: no committed checkpoint")

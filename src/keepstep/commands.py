@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from .checkpoint.manifest import step_of
 from .checkpoint.runfolder import Committed, RunFolder
+from .checkpoint.selection import SelectionError
 from .terminal import Terminal
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class Commands(TyperGroup):
+    """What no command can go on without is told in a sentence, not in a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # nobody reads on: click knows
+            raise
+        except SelectionError as error:
+            fail(str(error))
+        except OSError as error:
+            console.tell(f"keepstep: {error}")
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 console = Terminal()
 if not console.is_terminal:
     console.width = 200  # a file or a pipe has no right margin

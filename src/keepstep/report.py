@@ -17,7 +17,7 @@ from .checkpoint.printable import printable
 from .checkpoint.retention import Record, best_step
 from .checkpoint.runfolder import RunFolder
 from .checkpoint.schedule import best_interval
-from .checkpoint.selection import PATIENCE, SelectionError, choose
+from .checkpoint.selection import PATIENCE, SelectionError, UnreadableError, choose
 
 SAVE_FACTS = (
     *("stall", "wait", "copy", "write", "digest", "read_back", "commit"),
@@ -58,7 +58,7 @@ def checkpoint_rows(run: RunFolder) -> list[dict[str, Any]]:
             "origin": c.manifest.origin,
             "abandoned": c.step in abandoned,
             "finite": c.manifest.health.get("finite", True),
-            "faults": run.faults(c),
+            "faults": run.state_of(c),
             "keep": decisions[c.step].keep,
             "reason": decisions[c.step].reason,
             "save": {n: v for n, v in saves.get(c.step, {}).items() if n in SAVE_FACTS},
@@ -177,7 +177,7 @@ def resume_answer(run: RunFolder, request: str, num_processes: int | None = None
     )
     try:
         choice = choose(request, situation)
-    except SelectionError as error:
+    except (SelectionError, UnreadableError) as error:
         return answer | {"error": str(error), "others": {}}
     newest, best = max((r.step for r in alive), default=0), best_step(alive, policy)
     if choice.step is not None:

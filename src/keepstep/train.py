@@ -23,7 +23,7 @@ from . import about, data, distributed, model, publishing
 from .checkpoint.manager import CheckpointManager, DriftError, Resume
 from .checkpoint.ownership import NotOwnerError
 from .checkpoint.runfolder import Committed
-from .checkpoint.selection import Choice, NoProgressError, SelectionError
+from .checkpoint.selection import Choice, NoProgressError, SelectionError, UnreadableError
 from .checkpoint.sources import ReshardError
 from .config import ConfigError, Problem, Recipe
 from .console import (
@@ -94,7 +94,8 @@ def attempt(recipe: Recipe) -> Outcome:
         raise
     except NoProgressError as error:
         outcome = ended("no_progress", reason=str(error))
-    except NotOwnerError as error:  # nothing is written any more
+    # Nothing is written any more; or nothing can be read, which a later launch may find otherwise.
+    except (NotOwnerError, UnreadableError) as error:
         outcome = ended("failed", reason=str(error))
     except (SelectionError, DriftError, ReshardError) as error:
         watchdog.stop()

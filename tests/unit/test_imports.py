@@ -33,6 +33,7 @@ LEVELS = [
         *("distributed", "outcome", "terminal"),
     },
     {"checkpoint.storage", "checkpoint.arena", "checkpoint.reading"},
+    {"checkpoint.committed"},
     {
         *("checkpoint.runfolder", "checkpoint.joint", "checkpoint.serialization"),
         "checkpoint.setbacks",
@@ -40,7 +41,7 @@ LEVELS = [
     },
     {
         "checkpoint.companions",
-        "checkpoint.lookout",
+        *("checkpoint.lookout", "checkpoint.notes"),
         "checkpoint.ownership",
         *("checkpoint.runwriter", "checkpoint.keeping", "checkpoint.trash"),
         "checkpoint.writer",

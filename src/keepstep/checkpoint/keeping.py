@@ -19,7 +19,8 @@ from .manifest import folder_name, step_of
 from .retention import Decision, Policy, Record, plan_retention, room_for
 from .runfolder import Committed, RunFolder
 from .setbacks import Setbacks
-from .storage import FULL, NotOwnerError, Storage
+from .storage import NotOwnerError, Storage
+from .strict import with_check
 from .trash import Trash, manifest_first
 
 logger = logging.getLogger(__name__)
@@ -56,14 +57,17 @@ class Keeper:
     def identify(self) -> None:
         """Write down the run's name and its retention policy."""
         self.storage.make_folder(self.run.private)
-        content = _json({"run_id": self.run_id, "policy": asdict(self.policy)})
+        identity = {"run_id": self.run_id, "policy": asdict(self.policy)}
+        content = with_check(json.dumps(identity)).encode() + b"\n"
         with contextlib.suppress(OSError):  # as when there is none yet
             if self.run.identity.read_bytes() == content:
                 return
         try:
             self.storage.replace(self.run.identity, content)
+        except NotOwnerError:
+            raise
         except OSError as error:
-            if error.errno not in FULL or self.run.run_id() is None:
+            if self.run.run_id() is None:  # nothing else would tell it
                 raise
             logger.warning("the retention policy is not written down yet: %s", error)
 
@@ -84,7 +88,7 @@ class Keeper:
         Nothing goes when an older one was chosen: then nobody knows whether the newest is valid.
         """
         alive = [r.step for r in self.run.records(None) if not r.abandoned]
-        if chosen.path.parent == self.run.path and chosen.step == max(alive):
+        if chosen.path.parent == self.run.path and chosen.step == max(alive, default=None):
             self.prune()
             self.point()
             self.identify()  # once more: there may not have been any room for it
@@ -134,7 +138,8 @@ class Keeper:
         line = {"time": now(), "attempt": self.attempt, "event": event, **facts}
         try:
             with self._recording:  # a save's thread, and the main one
-                self.storage.append_line(self.run.events, self._without_paths(json.dumps(line)))
+                text = with_check(self._without_paths(json.dumps(line)))
+                self.storage.append_line(self.run.events, text)
         except NotOwnerError:
             raise
         except OSError as error:
@@ -175,7 +180,3 @@ class Keeper:
 def now() -> str:
     """UTC, ISO 8601, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _json(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, indent=1).encode() + b"\n"

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from .ownership import NotOwnerError, Owner
+from .reading import is_file
 from .runfolder import REQUESTS, RunFolder
 from .storage import Storage
 
@@ -91,7 +92,7 @@ class Lookout:
         seen = dict(self._seen)
         for name in REQUESTS:
             with self._trying(f"looking for {name}"):
-                seen[name] = self.run.request(name).exists()
+                seen[name] = is_file(self.run.request(name))
         self._seen = seen
         self._taken_up.difference_update(removed)  # a file that is there now asks anew
         with self._trying("looking for the owner"):

@@ -26,11 +26,12 @@ from .manifest import (
     strategy_name,
 )
 from .ownership import NotOwnerError, Owner, claim, job_facts
+from .reading import patiently
 from .retention import Policy
 from .runfolder import Committed, RunFolder
 from .runwriter import RunWriter
 from .saver import Mode, Saver
-from .selection import Choice, SelectionError
+from .selection import Choice, SelectionError, UnreadableError
 from .storage import Storage, sizes_of
 
 T = TypeVar("T")
@@ -165,11 +166,12 @@ class CheckpointManager:
         """The checkpoint to resume from, None for the beginning. Ranks: all (collective).
 
         The main process decides and verifies; damaged checkpoints that were passed by go to
-        quarantine; then every rank confirms that it sees the same files.
+        quarantine, what cannot be read now stays; then every rank confirms that it sees the files.
 
         Raises:
             SelectionError: what is asked for cannot be had (NoProgressError: not any more).
             DriftError: the settings have changed; the message lists them.
+            UnreadableError: no checkpoint can be read now.
         """
         outcome = distributed.on_main_process(
             "choosing", lambda: _caught(lambda: self._decide(resume))
@@ -268,15 +270,19 @@ class CheckpointManager:
     def _confirm(self, chosen: Committed | None, depth: Depth) -> None:
         """Every rank sees the files that the main process has verified. Ranks: all (collective)."""
         seen: list[str] = []
+        unreadable = ""
         if chosen is not None and depth != "off":
+            names = chosen.manifest.files
             try:
-                seen = differences(chosen.manifest, sizes_of(chosen.path, chosen.manifest.files))
+                seen = differences(chosen.manifest, patiently(lambda: sizes_of(chosen.path, names)))
             except OSError as error:
-                seen = [str(error)]
+                unreadable = str(error)
         where = f"rank {distributed.rank()} on {socket.gethostname()}"
-        found = [
-            f"{who}: {faults[0]}" for who, faults in distributed.gather((where, seen)) if faults
-        ]
+        heard = distributed.gather((where, seen, unreadable))
+        for who, _, why in heard:
+            if why:
+                raise UnreadableError(f"{who} cannot read the checkpoint: {why}")
+        found = [f"{who}: {faults[0]}" for who, faults, _ in heard if faults]
         if found:
             raise SelectionError(
                 "the checkpoint is not the same for every rank; is output_dir on a filesystem "
@@ -332,5 +338,5 @@ def _caught(action: Callable[[], T]) -> T | Exception:
     """The value, or the error that every rank is to raise."""
     try:
         return action()
-    except (SelectionError, DriftError, NotOwnerError) as error:
+    except (SelectionError, DriftError, UnreadableError, NotOwnerError) as error:
         return error

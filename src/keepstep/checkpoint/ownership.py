@@ -9,18 +9,25 @@ that was frozen between the look and a rename finds nothing to commit.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import secrets
 import socket
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .runfolder import RunFolder
+from .reading import ABSENT, OddFileError, is_file, read_text
+from .runfolder import REQUESTS, RunFolder
+from .selection import SelectionError
 from .storage import FULL, Storage
 from .storage import NotOwnerError as NotOwnerError
+
+logger = logging.getLogger(__name__)
 
 # A job that makes several attempts names the owner itself: slurm/lib.sh.
 VARIABLE = "KEEPSTEP_OWNER"
@@ -74,9 +81,11 @@ def claim(run: RunFolder, storage: Storage, patience: float = WAIT_SECONDS) -> O
     Raises:
         NotOwnerError: it is at work, even after `patience` seconds; or the job that names the owner
             has named another one.
+        SelectionError: the run's private folder is none.
     """
     token = os.environ.get(VARIABLE)
-    if token and run.owner() is not None:
+    clear_the_way(run, storage)
+    if token and _words(run):
         owner = Owner(run, token)
         owner.check()
         return owner
@@ -97,6 +106,38 @@ def claim(run: RunFolder, storage: Storage, patience: float = WAIT_SECONDS) -> O
             )
 
 
+def clear_the_way(run: RunFolder, storage: Storage) -> None:
+    """Rename what has the name of one of the run's own files or folders, and is none: a folder in a
+    file's place would be in the way for ever, and a link leads out of the run.
+
+    Raises:
+        SelectionError: the run's private folder is none itself.
+    """
+    folders = (run.staging, run.trash, run.quarantine, run.pins, run.pinned_aside, run.publishing)
+    files = (run.owner_file, run.identity, run.status, run.events, run.heartbeat)
+    requests = map(run.request, REQUESTS)
+    if not _is_a(stat.S_IFDIR, run.private):
+        raise SelectionError(
+            f"{run.private} is no folder, but a file or a link\n"
+            "    Hint: move it away; what is written there must lie beside the checkpoints."
+        )
+    for path in (*folders, *files, *requests, run.private / LOCK):
+        if _is_a(stat.S_IFDIR if path in folders else stat.S_IFREG, path):
+            continue
+        aside = path.with_name(f"odd-{path.name}-{secrets.token_hex(3)}")
+        logger.warning("%s is not what keepstep makes: it is renamed to %s", path, aside.name)
+        storage.rename(path, aside)
+
+
+def _is_a(kind: int, path: Path) -> bool:
+    """Whether what is at `path`, if anything, is of that kind, as far as can be seen; a link is of
+    none of these."""
+    try:
+        return stat.S_IFMT(os.lstat(path).st_mode) == kind
+    except OSError:  # nothing, or nobody knows: whoever wants to read it meets the same
+        return True
+
+
 def _take(run: RunFolder, storage: Storage, name: bytes) -> None:
     try:
         storage.replace(run.owner_file, name)
@@ -108,19 +149,36 @@ def _take(run: RunFolder, storage: Storage, name: bytes) -> None:
 
 def _at_work(run: RunFolder) -> str | None:
     """Who works for the run, as far as that can be seen from here; a second or more."""
-    words = run.owner_words()
+    words = _words(run)
     if len(words) == 4 and words[2].isdecimal():
         pid = int(words[2])
         if pid == os.getpid() or _process(pid) != " ".join(words[1:]):
             return None
         time.sleep(0.2)
         return f"process {pid} of this machine"
-    if len(words) == 1 and run.heartbeat.exists() and not run.status.exists():
-        before = run.heartbeat.read_text()
+    before = _heart(run)
+    if len(words) == 1 and before is not None and not is_file(run.status):
         time.sleep(BEAT_SECONDS * 2)
-        if run.heartbeat.read_text() != before:
+        if _heart(run) != before:
             return f"job {words[0].split('.')[0]}"
     return None
+
+
+def _words(run: RunFolder) -> list[str]:
+    """The owner's; none where the file holds something else: nobody has written that."""
+    try:
+        return run.owner_words()
+    except OSError as error:
+        if error.errno != errno.EUCLEAN:
+            raise
+        return []
+
+
+def _heart(run: RunFolder) -> str | None:
+    try:
+        return read_text(run.heartbeat)
+    except (*ABSENT, OddFileError):
+        return None
 
 
 def _process(pid: int) -> str | None:

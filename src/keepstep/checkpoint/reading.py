@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .files import naming
+from .history import read_lines
 from .strict import TextError, checked
 
 T = TypeVar("T")
@@ -21,6 +22,7 @@ SMALL = 2**20  # bytes of a file that holds a few words, or one object
 LONGEST_LOG = 2**28
 PAUSES = (0.2, 0.8)  # seconds between the tries to read
 ABSENT = (FileNotFoundError, NotADirectoryError)
+NOTHING: tuple[tuple[int, int, int], int, list[dict[str, Any]], int] = ((0, 0, 0), 0, [], 0)
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link"}
 
 
@@ -93,3 +95,37 @@ def patiently(look: Callable[[], T]) -> T:
         except OSError:
             time.sleep(pause)
     return look()
+
+
+class Journal:
+    """A log of events that grows while it is read: only what is new is read again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # File, time and size when it was read; where its whole lines end; those; damaged ones.
+        self._known: tuple[tuple[int, int, int], int, list[dict[str, Any]], int] = NOTHING
+        self._read: tuple[list[dict[str, Any]], int] = ([], 0)
+
+    def read(self) -> tuple[list[dict[str, Any]], int]:
+        """Its events, and how many lines are not what was written.
+
+        Raises:
+            OddFileError, OSError: as `read_bytes`; nothing: there are none.
+        """
+        try:
+            status = os.lstat(self._path)
+        except ABSENT:
+            return [], 0
+        seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+        before, end, events, damaged = self._known
+        if seen == before:
+            return self._read
+        if seen[0] != before[0] or seen[2] <= before[2]:
+            _, end, events, damaged = NOTHING
+        whole, newline, rest = read_bytes(self._path, LONGEST_LOG, end).rpartition(b"\n")
+        more, lost = read_lines(whole.decode(errors="replace"))
+        last, torn = read_lines(rest.decode(errors="replace"))
+        end += len(whole) + len(newline)
+        self._read = events + more + last, damaged + lost + torn
+        self._known = seen, end, events + more, damaged + lost
+        return self._read

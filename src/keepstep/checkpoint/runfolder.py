@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from dataclasses import dataclass, replace
+import errno
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
+from .committed import Committed as Committed
+from .committed import Listing, Unfit, faults_of, look_at
+from .committed import read_checkpoint as read_checkpoint
+from .history import as_asked_now, attempts_of
 from .lineage import Attempt, Node, abandoned_steps, fruitless_resumes, is_under_way
-from .manifest import MANIFEST_NAME, Manifest, ManifestError, differences, folder_name, step_of
+from .manifest import MANIFEST_NAME, step_of
+from .reading import (
+    ABSENT,
+    SMALL,
+    Journal,
+    OddFileError,
+    is_file,
+    read_object,
+    read_text,
+)
 from .retention import Decision, Policy, Record, best_step, plan_retention
-from .selection import Candidate, Situation, Verify
-from .storage import digest_of, sizes_of, sizes_under
+from .selection import (
+    WORDS,
+    Candidate,
+    NewerError,
+    SelectionError,
+    Situation,
+    UnreadableError,
+    Verify,
+)
+from .storage import sizes_under
+from .strict import TextError, build
 
 PRIVATE = ".keepstep"
-JOB = ("job", "nodes", "restarts")  # what an attempt says of its batch job
 REQUESTS = ("stop", "save-now")  # files of these names: what somebody asks of a running attempt
-# What is read in less than a minute, at a rate that any disk reaches.
-DIGEST_ALL_BELOW_BYTES = 60 * 500 * 10**6
-
-
-@dataclass(frozen=True)
-class Committed:
-    """One committed checkpoint: where it lies and what its manifest says."""
-
-    path: Path
-    manifest: Manifest
-
-    @property
-    def step(self) -> int:
-        return self.manifest.global_step
 
 
 class RunFolder:
@@ -52,23 +59,45 @@ class RunFolder:
         self.owner_file = self.private / "owner"
         self.heartbeat = self.private / "heartbeat"
         self.job = self.private / "job"  # what slurm/submit.sh has put there
-        self._events_read: tuple[int, list[dict[str, Any]]] = (-1, [])
-        self._read: dict[Path, tuple[tuple[int, int, int], Committed | str]] = {}
+        self.journal = Journal(self.events)
+        self._listing = Listing(self.path)
 
     def run_id(self) -> str | None:
-        """The run's name, None in a folder that no run has used."""
-        known = _read_json(self.identity).get("run_id")
-        if known is None:
-            newest = self.checkpoints(any_run=True)[-1:]
-            known = newest[0].manifest.run_id if newest else None
-        return known
+        """The run's name, None in a folder that no run has used.
+
+        Where run.json does not tell it, the log does, or the checkpoints, if all are of one run.
+
+        Raises:
+            SelectionError: they are of several, and nothing tells which is this one.
+        """
+        known = self._identity().get("run_id")
+        if isinstance(known, str) and known:
+            return known
+        told = [event["run_id"] for event in self._events() if "run_id" in event]
+        if told:
+            return str(told[-1])
+        commits = [event for event in self._events() if event["event"] == "commit"]
+        logged = {(event["attempt"], event.get("step")) for event in commits}
+        there = self.checkpoints(any_run=True)
+        own = [c for c in there if (c.manifest.attempt, c.step) in logged] or there
+        found = {c.manifest.run_id: c.path.name for c in own}
+        if len(found) > 1:
+            named = ", ".join(f"{name} of run {run}" for run, name in found.items())
+            raise SelectionError(
+                f"{self.identity.relative_to(self.path)} does not tell which run this is, and the "
+                f"checkpoints are of {len(found)}: {named}\n"
+                "    Hint: move those of the other run out of the folder."
+            )
+        return next(iter(found), None)
 
     def policy(self) -> Policy:
-        """The retention policy of the newest attempt; nothing is ranked in a folder without one."""
+        """The retention policy of the newest attempt; nothing is ranked, and all is kept, in a
+        folder without one."""
         try:
-            return Policy(**_read_json(self.identity).get("policy", {}))
-        except TypeError:  # written by another version
+            policy: Policy = build(Policy, self._identity().get("policy", {}))
+        except TextError:  # written by another version
             return Policy()
+        return policy if (policy.limit or 1) > 0 and (policy.every_n_steps or 1) > 0 else Policy()
 
     def checkpoints(self, any_run: bool = False) -> list[Committed]:
         """This run's committed checkpoints, oldest step first.
@@ -76,11 +105,15 @@ class RunFolder:
         Folders without a readable manifest of this run are somebody else's: never listed, never
         touched. A link is not followed.
         """
-        found = [c for c in map(self._manifest_in, self._folders()) if isinstance(c, Committed)]
+        found = [c for c in self._listing.found().values() if isinstance(c, Committed)]
         if not any_run:
             run_id = self.run_id()
             found = [c for c in found if c.manifest.run_id == run_id]
         return sorted(found, key=lambda c: c.step)
+
+    def folders(self) -> list[str]:
+        """What is named like a checkpoint, and is no link."""
+        return sorted(name for name, is_link in self._listing.names().items() if not is_link)
 
     def is_used(self) -> bool:
         """Whether it has a history, that a checkpoint from elsewhere would not be a part of."""
@@ -95,20 +128,23 @@ class RunFolder:
         return {c.step: c for c in self.checkpoints()}[step]
 
     def unreadable(self) -> dict[str, str]:
-        """Folders named like checkpoints whose manifest cannot be read: name → what is wrong."""
-        read = ((folder.name, self._manifest_in(folder)) for folder in self._folders())
-        return {name: fault for name, fault in read if isinstance(fault, str)}
+        """Folders named like checkpoints whose manifest cannot be taken: name → what is wrong."""
+        return {name: unfit.reason for name, unfit in self._unfit().items()}
+
+    def damaged(self) -> dict[str, str]:
+        """Those among them whose manifest is not what was written."""
+        unfit = self._unfit()
+        return {name: unfit[name].reason for name in unfit if unfit[name].kind == "damaged"}
 
     def strangers(self) -> dict[str, str]:
         """Folders named like checkpoints that this run did not commit: name → why not."""
-        run_id, lost, found = self.run_id(), self.lost_manifests(), {}
-        for folder in self._folders():
-            read = self._manifest_in(folder)
-            if read is None and folder.name not in lost:
-                found[folder.name] = f"it has no {MANIFEST_NAME}: keepstep did not commit it"
-            elif isinstance(read, Committed) and read.manifest.run_id != run_id:
-                found[folder.name] = f"it belongs to another run ({read.manifest.run_id})"
-        return found
+        run_id, lost, strangers = self.run_id(), self.lost_manifests(), {}
+        for name, found in self._listing.found().items():
+            if found is None and name not in lost:
+                strangers[name] = f"it has no {MANIFEST_NAME}: keepstep did not commit it"
+            elif isinstance(found, Committed) and found.manifest.run_id != run_id:
+                strangers[name] = f"it belongs to another run ({found.manifest.run_id})"
+        return strangers
 
     def lost_manifests(self) -> dict[str, str]:
         """Folders that this run committed, and whose manifest is gone: name → what is wrong.
@@ -126,11 +162,11 @@ class RunFolder:
             elif kind == "quarantine" or (kind == "prune" and event.get("reason") != "replaced"):
                 left.pop(step, None)
         return {
-            folder.name: f"it has lost its {MANIFEST_NAME}"
-            for folder in self._folders()
-            if folder.is_dir()
-            and self._manifest_in(folder) is None
-            and sum(sizes_under(folder).values()) <= left.get(step_of(folder.name) or 0, -1)
+            name: f"it has lost its {MANIFEST_NAME}"
+            for name, found in self._listing.found().items()
+            if found is None
+            and (self.path / name).is_dir()
+            and sum(sizes_under(self.path / name).values()) <= left.get(step_of(name) or 0, -1)
         }
 
     def odd(self) -> dict[str, str]:
@@ -139,8 +175,8 @@ class RunFolder:
 
     def in_the_way(self) -> dict[str, str]:
         """Names of checkpoints that are taken by what is not this run's: name → what it is."""
-        links = [e for e in self._entries() if step_of(e.name) is not None and e.is_symlink()]
-        return self.strangers() | {link.name: "it is a link" for link in links}
+        links = [name for name, is_link in self._listing.names().items() if is_link]
+        return self.strangers() | dict.fromkeys(links, "it is a link")
 
     def request(self, name: str) -> Path:
         """The file that asks for one of `REQUESTS`."""
@@ -148,28 +184,45 @@ class RunFolder:
 
     def requests(self) -> tuple[str, ...]:
         """What somebody has asked for."""
-        return tuple(name for name in REQUESTS if self.request(name).exists())
+        return tuple(name for name in REQUESTS if is_file(self.request(name)))
 
     def owner(self) -> str | None:
         """The name of the attempt that may change the folder (see ownership.py), None of none."""
         return next(iter(self.owner_words()), None)
 
     def owner_words(self) -> list[str]:
-        """The owner's name, and its process where that is known: host, id, beginning."""
+        """The owner's name, and its process where that is known: host, id, beginning.
+
+        Raises:
+            OSError: it cannot be read, or is not what an owner writes.
+        """
         try:
-            return self.owner_file.read_text().split()
-        except FileNotFoundError:
+            return read_text(self.owner_file, SMALL).split()
+        except ABSENT:
             return []
+        except OddFileError as error:
+            raise OSError(errno.EUCLEAN, str(error), str(self.owner_file)) from error
 
     def pinned(self) -> set[int]:
-        """Steps that somebody asked to keep (`keepstep pin`)."""
-        if not self.pins.is_dir():
+        """Steps that somebody asked to keep (`keepstep pin`). A link is not followed.
+
+        Raises:
+            OSError: they cannot be read now.
+        """
+        try:
+            if not stat.S_ISDIR(os.lstat(self.pins).st_mode):
+                return set()
+            return {int(name) for name in os.listdir(self.pins) if name.isdecimal()}
+        except ABSENT:
             return set()
-        return {int(entry.name) for entry in self.pins.iterdir() if entry.name.isdecimal()}
 
     def records(self, metric: str | None) -> list[Record]:
         """What retention looks at, taken from the manifests and the pins."""
-        checkpoints, pinned = self.checkpoints(), self.pinned()
+        checkpoints = self.checkpoints()
+        try:
+            pinned = self.pinned()
+        except OSError:  # nobody knows which: nothing is pruned meanwhile
+            pinned = {c.step for c in checkpoints}
         nodes = [Node(c.step, c.manifest.attempt, c.manifest.parent or 0) for c in checkpoints]
         attempts = self.attempts()
         abandoned, newest = abandoned_steps(nodes, attempts), attempts[-1:]
@@ -197,35 +250,10 @@ class RunFolder:
         return plan_retention(self.records(policy.metric), policy)
 
     def attempts(self) -> list[Attempt]:
-        """Every launch of the run, oldest first, from events.jsonl; a torn line is left out."""
-        attempts: dict[int, Attempt] = {}
-        for event in self._events():
-            number, kind = event["attempt"], event["event"]
-            attempt = attempts.setdefault(number, Attempt(number))
-            if kind == "attempt":
-                job: dict[str, Any] = {
-                    name: event[name] for name in ("job", "nodes", "restarts") if name in event
-                }
-                attempt = replace(attempt, began=event.get("time"), job=job)
-            elif kind == "resume":
-                attempt = replace(
-                    attempt, request=event.get("request"), resumed_from=event.get("step") or 0
-                )
-            elif kind == "reshard":
-                written_by = (event.get("from_processes", 0), event.get("from_stage", 0))
-                attempt = replace(attempt, resharded=written_by)
-            elif kind == "commit":
-                attempt = replace(attempt, commits=attempt.commits + 1)
-            elif kind == "end":
-                attempt = replace(
-                    attempt, outcome=event.get("outcome"), reached=event.get("global_step")
-                )
-            attempts[number] = attempt
-        for checkpoint in self.checkpoints():  # killed between its commit and the line about it
-            number = checkpoint.manifest.attempt
-            attempt = attempts.get(number, Attempt(number, "auto"))
-            attempts[number] = replace(attempt, commits=max(1, attempt.commits))
-        return [attempts[number] for number in sorted(attempts)]
+        """Every launch of the run, oldest first, as the manifests and events.jsonl tell it."""
+        there = self.checkpoints()  # killed between a commit and the line about it
+        nodes = [Node(c.step, c.manifest.attempt, c.manifest.parent or 0) for c in there]
+        return attempts_of(self._events(), nodes)
 
     def saves(self) -> dict[int, dict[str, Any]]:
         """What events.jsonl says of the save of each committed checkpoint, by step.
@@ -240,113 +268,87 @@ class RunFolder:
             and attempts.get(event.get("step", -1)) == event["attempt"]
         }
 
-    def situation(self, request: str, policy: Policy, verify: Verify, patience: int) -> Situation:
-        """What `selection.choose` needs to know of this folder; `request` as the events hold it."""
-        attempts, records = self.attempts(), self.records(policy.metric)
+    def situation(
+        self,
+        request: str,
+        policy: Policy,
+        verify: Verify,
+        patience: int,
+        weights_only: bool = False,
+    ) -> Situation:
+        """What `selection.choose` needs to know of this folder."""
+        self._listing.wait_until_readable()
+        names = self.names_of(request, weights_only)
+        attempts, records = as_asked_now(self.attempts(), names), self.records(policy.metric)
         candidates = [Candidate(r.step, r.value, r.abandoned) for r in records]
         # Folders that cannot be taken are listed too: what is there is never passed by in silence.
         faults = self.unreadable() | self.lost_manifests() | self.strangers()
-        odd = {step_of(name) or 0: why for name, why in faults.items()}
+        odd = {step_of(name) or 0: name for name in faults}
         return Situation(
             candidates=candidates + [Candidate(step) for step in odd],
             best=best_step(records, policy),
-            verify=lambda step: [odd[step]] if step in odd else verify(step),
-            fruitless=fruitless_resumes(attempts, request),
+            verify=lambda step: (
+                self._why_odd(odd[step], faults[odd[step]]) if step in odd else verify(step)
+            ),
+            fruitless=fruitless_resumes(attempts, names[0]),
             patience=patience,
-            under_way=request != "auto" and is_under_way(request, attempts),
+            under_way=names[0] != "auto" and is_under_way(names[0], attempts),
         )
 
-    def faults(self, checkpoint: Committed, deep: bool | None = False) -> list[str]:
-        """What differs from the manifest: ranks, names and sizes; with `deep`, digests too.
+    def names_of(self, request: str, weights_only: bool = False) -> list[str]:
+        """What a request is called in the log: first what it means, then how it is written.
 
-        `deep` None: digests when reading every byte takes less than a minute.
+        A path means a run's checkpoint, wherever the folders lie and whatever links lead there. It
+        is written relative to this folder, never absolute.
         """
-        if deep is None:
-            deep = checkpoint.manifest.total_bytes < DIGEST_ALL_BELOW_BYTES
-        manifest = checkpoint.manifest
-        found = differences(manifest, sizes_of(checkpoint.path, manifest.files))
-        if deep and not found:
-            found = [
-                f"{name}: content has changed (xxh3-128 differs)"
-                for name, entry in sorted(manifest.files.items())
-                if digest_of(checkpoint.path / name) != entry.xxh3_128
-            ]
-        return found
+        names = [request]
+        if request.isdecimal():
+            names.append(f"{self.run_id()}@{request}")
+        elif request not in WORDS:
+            path = Path(request).expanduser()
+            names = [os.path.relpath(path, self.path)]
+            found = look_at(path.resolve())
+            if isinstance(found, Committed):
+                own = [str(found.step)] if found.manifest.run_id == self.run_id() else []
+                names = [f"{found.manifest.run_id}@{found.step}", *own, *names]
+        return [f"{name} weights_only" if weights_only else name for name in names]
+
+    def faults(self, checkpoint: Committed, deep: bool | None = False) -> list[str]:
+        """What differs from the manifest (see `faults_of`). Raises: UnreadableError."""
+        return faults_of(checkpoint, deep)
+
+    def state_of(self, checkpoint: Committed, deep: bool | None = False) -> list[str]:
+        """The same to be shown: that it cannot be read now is said as a fault is."""
+        try:
+            return faults_of(checkpoint, deep)
+        except UnreadableError as error:
+            return [str(error)]
+
+    def _identity(self) -> dict[str, Any]:
+        try:
+            return read_object(self.identity)
+        except (OSError, OddFileError):
+            return {}
 
     def _events(self) -> list[dict[str, Any]]:
-        """The lines of events.jsonl, read again only when it has grown."""
+        """The lines of events.jsonl that are what was written; none, where it cannot be read."""
         try:
-            size = self.events.stat().st_size
-        except FileNotFoundError:
-            return []
-        if size != self._events_read[0]:
-            events = []
-            for line in self.events.read_text(errors="replace").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    event = json.loads(line)
-                    events.append(
-                        event | {"attempt": int(event["attempt"]), "event": event["event"]}
-                    )
-            self._events_read = (size, events)
-        return self._events_read[1]
-
-    def _folders(self) -> list[Path]:
-        return [e for e in self._entries() if step_of(e.name) is not None and not e.is_symlink()]
-
-    def _entries(self) -> list[Path]:
-        try:
-            return list(self.path.iterdir())
-        except (FileNotFoundError, NotADirectoryError):
+            return self.journal.read()[0]
+        except (OSError, OddFileError):
             return []
 
-    def _manifest_in(self, folder: Path) -> Committed | str | None:
-        """The checkpoint in `folder`; a text when its manifest is bad; None when it has none.
+    def _unfit(self) -> dict[str, Unfit]:
+        return {n: found for n, found in self._listing.found().items() if isinstance(found, Unfit)}
 
-        A manifest is read again only when its file has changed: thousands cost a stat each.
-        Another error of the disk (a network filesystem away) is raised: it is no damage.
+    def _why_odd(self, name: str, reason: str) -> list[str]:
+        """What is wrong with a folder that is no checkpoint of this run.
+
+        Raises:
+            UnreadableError, NewerError: nothing, for all that is known.
         """
-        path = folder / MANIFEST_NAME
-        try:
-            stat = path.stat()
-            signature = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-            known = self._read.get(path)
-            if known is None or known[0] != signature:
-                known = self._read[path] = (signature, _parse(folder, path.read_text()))
-            return known[1]
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except UnicodeDecodeError as error:
-            return f"{MANIFEST_NAME}: {error}"
-
-
-def read_checkpoint(folder: Path) -> Committed:
-    """The committed checkpoint at a path, of whichever run.
-
-    Raises:
-        ManifestError: there is none.
-    """
-    try:
-        read = _parse(folder, (folder / MANIFEST_NAME).read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{folder} holds no readable {MANIFEST_NAME}: {error}") from error
-    if isinstance(read, str):
-        raise ManifestError(f"{folder}: {read}")
-    return read
-
-
-def _parse(folder: Path, text: str) -> Committed | str:
-    try:
-        manifest = Manifest.from_json(text)
-    except ManifestError as error:
-        return str(error)
-    if folder.name != folder_name(manifest.global_step):
-        return f"its manifest is of step {manifest.global_step}"
-    return Committed(folder, manifest)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        unfit = self._unfit().get(name)
+        if unfit is not None and unfit.kind == "unreadable":
+            raise UnreadableError(f"{name}: {reason}")
+        if unfit is not None and unfit.kind == "newer":
+            raise NewerError(f"{name} was {reason}, or name the step of an older checkpoint.")
+        return [reason]

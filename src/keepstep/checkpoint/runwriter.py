@@ -17,9 +17,11 @@ from typing import Any
 
 from .keeping import Keeper
 from .manifest import MANIFEST_NAME, Manifest, ManifestError, differences, folder_name, step_of
+from .notes import notes_on
+from .reading import OddFileError, read_text
 from .retention import Policy
 from .runfolder import Committed, RunFolder, read_checkpoint
-from .selection import WORDS, Choice, SelectionError, Verify, choose
+from .selection import WORDS, Choice, SelectionError, UnreadableError, Verify, choose
 from .storage import NotOwnerError, Storage, sizes_of
 from .trash import in_the_way
 
@@ -54,6 +56,7 @@ class RunWriter(Keeper):
     Attributes:
         min_free: bytes that a save is to leave on the disk.
         staging: its own part of that folder, as `trash` is one.
+        asked: what its resume asked for, as the log holds it.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class RunWriter(Keeper):
         super().__init__(run, policy, storage, owner)
         self.staging = run.staging / self.owner
         self.min_free = 0
+        self.asked: str | None = None
 
     def start(self, **facts: Any) -> None:
         """Begin an attempt: sweep what a killed one left behind, and set the links right.
@@ -78,10 +82,12 @@ class RunWriter(Keeper):
         # Requests were meant for an earlier attempt; but those of a job for all that it makes.
         meant = {self.owner, ""} if "job" in facts else {self.owner}
         for name in self.run.requests():
-            if self.run.request(name).read_text() not in meant:
+            if self._meant_for(name) not in meant:
                 self.storage.remove(self.run.request(name))
         self.storage.remove(self.run.status)  # it told how the attempt before this one ended
-        self.record("attempt", **facts)
+        self.record("attempt", run_id=self.run_id, **facts)
+        for name, note in notes_on(self.run).items():
+            logger.warning("%s: %s", name, note)
         self.point()
 
     def select(
@@ -91,10 +97,10 @@ class RunWriter(Keeper):
 
         Raises:
             SelectionError: `request` cannot be had.
+            UnreadableError: it cannot be read now.
         """
         own = self._own_step(request)
-        asked = self._stored(request, weights_only)
-        situation = self.run.situation(asked, self.policy, verify, patience)
+        situation = self.run.situation(request, self.policy, verify, patience, weights_only)
         if not (own or request in WORDS or request.isdecimal() or situation.under_way):
             return _read_foreign(Path(request)), Choice(None)
         choice = choose(own or request, situation)
@@ -168,6 +174,8 @@ class RunWriter(Keeper):
             step=manifest.global_step,
             bytes=manifest.total_bytes,
             metrics=manifest.metrics,
+            parent=manifest.parent,  # and the request: lineage does not hang on one line
+            request=self.asked,
             commit=round(time.perf_counter() - started, 4),
             **facts,
         )
@@ -209,7 +217,7 @@ class RunWriter(Keeper):
         target = self.run.path / folder_name(step)
         if target.name in {checkpoint.path.name for checkpoint in self.run.checkpoints()}:
             return
-        broken = self.run.unreadable() | self.run.lost_manifests()
+        broken = self.run.damaged() | self.run.lost_manifests()
         if target.name in broken:
             self.quarantine(target.name, broken[target.name])
         if os.path.lexists(target):
@@ -222,8 +230,11 @@ class RunWriter(Keeper):
         step = chosen.step if chosen and not choice.weights_only else None
         self.parent = step
         passed_by = {str(step): why for step, why in choice.passed_by.items()}
-        asked = self._stored(request, weights_only)
-        self.record("resume", request=asked, step=step, passed_by=passed_by)
+        self.asked, *others = self.run.names_of(request, weights_only)
+        written = (
+            {} if request in WORDS or request.isdecimal() else {"path": [self.asked, *others][-1]}
+        )
+        self.record("resume", request=self.asked, **written, step=step, passed_by=passed_by)
 
     def end(self, status: dict[str, Any]) -> None:
         """Say how this attempt ended: status.json for shells, a line in events.jsonl."""
@@ -242,18 +253,19 @@ class RunWriter(Keeper):
         step = step_of(path.name)
         return str(step) if step and path.parent == self.run.path.resolve() else None
 
-    def _stored(self, request: str, weights_only: bool) -> str:
-        """A request as events.jsonl holds it: a path relative to the run folder, never absolute."""
-        if request not in WORDS and not request.isdecimal():
-            request = os.path.relpath(Path(request).expanduser(), self.run.path)
-        return f"{request} weights_only" if weights_only else request
+    def _meant_for(self, name: str) -> str:
+        """The attempt that a request names; of what cannot be read nobody knows it."""
+        try:
+            return read_text(self.run.request(name))
+        except (OSError, OddFileError):
+            return "nobody"
 
 
 def _stands(target: Path, manifest: Manifest) -> bool:
     """Whether `target` is this checkpoint, and not what a successor of this attempt made of it."""
     try:
         return read_checkpoint(target).manifest.to_json() == manifest.to_json()
-    except ManifestError:
+    except (ManifestError, UnreadableError):
         return False
 
 

@@ -14,7 +14,16 @@ import os
 import secrets
 from pathlib import Path
 
-from .manifest import MANIFEST_NAME, Manifest, ManifestError, differences, folder_name
+from .manifest import (
+    LONGEST_MANIFEST,
+    MANIFEST_NAME,
+    Manifest,
+    ManifestError,
+    differences,
+    folder_name,
+    step_of,
+)
+from .reading import OddFileError, is_file, read_text
 from .runfolder import RunFolder
 from .setbacks import Setbacks
 from .storage import FULL, TEMPORARY, NotOwnerError, Storage, sizes_of, sizes_under
@@ -71,9 +80,10 @@ class Trash:
                 # (The owner's may be that of a launch of this moment.)
                 if not temporary.name.startswith(f".{self._run.owner_file.name}."):
                     self._storage.remove(temporary)
-        for marker in sorted(self._run.path.glob(f"checkpoint-*/{PRUNED}")):
-            with self._setbacks.allowed(f"{marker.parent.name} is not removed"):
-                if self._is_this_runs(marker):
+        for name in self._run.folders():
+            with self._setbacks.allowed(f"{name} is not removed"):
+                marker = self._run.path / name / PRUNED
+                if is_file(marker) and self._is_this_runs(marker):
                     self.empty(marker.parent)
 
     def clear(self) -> None:
@@ -135,9 +145,12 @@ class Trash:
             FileExistsError: neither: something else is in its place.
         """
         target = self._run.path / aside.name.removeprefix(REPLACED)
+        if step_of(target.name) is None:
+            return  # nothing of ours
         try:
-            manifest = Manifest.from_json((aside / MANIFEST_NAME).read_text())
-        except (FileNotFoundError, NotADirectoryError, ManifestError):
+            text = read_text(aside / MANIFEST_NAME, LONGEST_MANIFEST)
+            manifest = Manifest.from_json(text)
+        except (FileNotFoundError, NotADirectoryError, OddFileError, ManifestError):
             return  # its removal had begun: the successor was in place
         if (target / MANIFEST_NAME).exists():
             if manifest.global_step in self._run.pinned():
@@ -181,10 +194,10 @@ class Trash:
 
     def _is_this_runs(self, marker: Path) -> bool:
         try:
-            manifest = Manifest.from_json(marker.read_text())
-        except ManifestError:
+            manifest = Manifest.from_json(read_text(marker, LONGEST_MANIFEST))
+        except (OddFileError, ManifestError):
             return False
-        return manifest.run_id == self._run.run_id() and not marker.parent.is_symlink()
+        return manifest.run_id == self._run.run_id()
 
 
 def in_the_way(target: Path) -> FileExistsError:
