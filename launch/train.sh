@@ -4,14 +4,16 @@
 # Chooses the number of processes and the accelerate config, prints the `accelerate launch` line,
 # runs it, and ends with the run's own exit status, which launchers hide:
 #   0 finished   75 preempted: run the same command again   2 the recipe is wrong   70 failed
+#   76 no progress: nothing is left to go on from
 #
 # Environment: KEEPSTEP_PROCESSES   processes in all (default: this machine's GPUs; 2 on CPU)
 #              KEEPSTEP_CONFIG      accelerate config (default: zero3; zero2 on one GPU; cpu_zero3)
 #              KEEPSTEP_LAUNCH_ARGS machines and port (default: --num_machines 1 --main_process_port 0)
 set -euo pipefail
+trap '' PIPE # a terminal or a reader that is gone costs lines: whatever is told here may fail
 
 if [[ $# -eq 0 || $1 == -* ]]; then
-  sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 if [[ " $* " == *" --hub_token"* ]]; then
@@ -65,16 +67,14 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
 
 command=(accelerate launch --config_file "$config" --num_processes "$processes"
   "${launch_args[@]}" -m keepstep.train --config "$recipe" "$@")
-printf '+'
-printf ' %q' "${command[@]}"
-printf '\n'
+{ printf '+' && printf ' %q' "${command[@]}" && printf '\n'; } || true
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export KEEPSTEP_STATUS_FILE=$scratch/status.json
 
-# The launcher meets any exit status but 0 with a traceback of its own. It is held back, and shown
-# only when the run itself has not said how it ended.
+# The launcher meets any exit status but 0 with a traceback of its own. It is held back, and what comes
+# with it; all of it is shown unless the run has ended as it was to.
 without_launcher_traceback() {
   trap '' TERM HUP USR1 USR2 # Slurm signals every process; without this one, stderr would break
   local line held=''
@@ -82,11 +82,24 @@ without_launcher_traceback() {
     if [[ -n $held || $line =~ ^[WE][0-9]+\ .*torch/distributed/elastic/ ]]; then
       held+=$line$'\n'
     else
-      printf '%s\n' "$line"
+      printf '%s\n' "$line" || true # and read on: the ranks wait when nobody does
     fi
   done
-  [[ -s $KEEPSTEP_STATUS_FILE ]] || printf %s "$held"
+  printf %s "$held" >"$scratch/held"
 } >&2
+
+# One sentence from the launcher's report: who was ended by a signal. (The launcher itself ends the
+# others by TERM.)
+name_culprit() {
+  local rank pid number signal
+  read -r rank pid number < <(awk '
+    /^ *rank +: /      { rank = $3 }
+    /^ *exitcode +: -/ { pid = $5; print rank, pid + 0, -$3 }' "$scratch/held" | sort -k3,3 -n |
+    grep -v ' 15$') || return 0
+  signal=$(kill -l "$number")
+  [[ $signal != KILL ]] || signal+=": by hand, or by the kernel for lack of memory (dmesg tells)"
+  echo "keepstep: rank $rank (process $pid) was ended by signal $number, SIG$signal" >&2
+}
 
 mkfifo "$scratch/stderr"
 without_launcher_traceback <"$scratch/stderr" &
@@ -102,15 +115,16 @@ start_launcher() {
 }
 start_launcher 2>"$scratch/stderr" &
 launcher=$!
-interrupts=0
+interrupts=0 asked=''
 stop() {
+  asked=1
   kill -TERM "$launcher" 2>/dev/null || true
 }
 interrupt() { # the second means now; a kill costs no more than the steps since the last save
   interrupts=$((interrupts + 1))
   if [[ $interrupts -eq 1 ]]; then
-    echo "keepstep: stopping after this step and its save; Ctrl-C again ends at once" >&2
     stop
+    echo "keepstep: stopping after this step and its save; Ctrl-C again ends at once" >&2 || true
   else
     # shellcheck disable=SC2046 # one word each: the ranks are the launcher's children
     kill -KILL $(cat "/proc/$launcher/task/"*/children) 2>/dev/null || true
@@ -127,7 +141,15 @@ while kill -0 "$launcher" 2>/dev/null; do # a trapped signal ends `wait` early
 done
 wait "$filter" || true
 
+if [[ -n $asked && ! -s $KEEPSTEP_STATUS_FILE ]]; then # no attempt had begun: nothing is lost
+  echo "keepstep: stopped before the run began; run the same command again to go on" >&2 || true
+  exit 75
+fi
 said=$(sed -n 's/.*"exit": \([0-9]*\).*/\1/p' "$KEEPSTEP_STATUS_FILE" 2>/dev/null || true)
+if [[ ! $said =~ ^(0|2|75)$ ]]; then
+  cat "$scratch/held" >&2 || true
+  name_culprit || true
+fi
 if [[ -n $said ]]; then
   exit "$said"
 fi

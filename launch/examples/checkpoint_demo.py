@@ -58,8 +58,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end)
 
 
-def make_trainer(run: Path, epochs: int, request: str) -> tuple[KeepstepTrainer, Path | None]:
-    """A trainer for the run folder, and the checkpoint that it is to resume from."""
+def make_trainer(run: Path, epochs: int, request: str) -> KeepstepTrainer:
+    """A trainer for the run folder, that goes on from what is asked for."""
     args = KeepstepConfig(
         output_dir=str(run),
         num_train_epochs=epochs,
@@ -86,6 +86,7 @@ def make_trainer(run: Path, epochs: int, request: str) -> tuple[KeepstepTrainer,
         model=GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, **tokens)),
         args=args,
         manager=manager,
+        start=checkpoint,
         train_dataset=Dataset.from_dict({"text": TRAIN}),
         eval_dataset=Dataset.from_dict({"text": EVALUATION}),
         processing_class=tokenizer,
@@ -100,7 +101,7 @@ def make_trainer(run: Path, epochs: int, request: str) -> tuple[KeepstepTrainer,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunReporter(trainer))
-    return trainer, checkpoint.path if checkpoint else None
+    return trainer
 
 
 def tell(trainer: KeepstepTrainer) -> None:
@@ -117,15 +118,15 @@ def main() -> None:
     show_library_bars()
 
     print("Two epochs of two steps:")
-    trainer, _ = make_trainer(run, epochs=2, request="auto")
+    trainer = make_trainer(run, epochs=2, request="auto")
     trainer.train()
     tell(trainer)
 
     print("A new trainer, from the best checkpoint, for one epoch more:")
-    trainer, checkpoint = make_trainer(run, epochs=3, request="best")
-    assert checkpoint is not None
-    print(f"resumed at step {checkpoint.name.removeprefix('checkpoint-')}")
-    trainer.train(resume_from_checkpoint=str(checkpoint))
+    trainer = make_trainer(run, epochs=3, request="best")
+    assert trainer.start is not None
+    print(f"resumed at step {trainer.start.step}")
+    trainer.train()
     tell(trainer)
 
 

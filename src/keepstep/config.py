@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,6 +23,12 @@ from .checkpoint.retention import Policy, parse_bytes
 from .checkpoint.saver import Mode
 from .checkpoint.schedule import Schedule, parse_duration, parse_moment
 from .trajectory import word
+
+# May differ between attempts that do the same; secrets are in no digest.
+NOT_IN_FINGERPRINT = (
+    *("output_dir", "resume_from_checkpoint", "max_attempts_without_progress", "deadline"),
+    *("time_limit", "run_name", "logging_dir", "local_rank", "hub_token"),
+)
 
 RESHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")  # `optim`, as tested
 
@@ -54,6 +66,28 @@ class ConfigError(ValueError):
         count = f"{len(self.problems)} problems" if len(self.problems) > 1 else "a problem"
         lines = [f"  - {problem.told()}" for problem in self.problems]
         return "\n".join([f"keepstep: the recipe has {count}:", *lines])
+
+
+@contextmanager
+def refused_by_libraries() -> Iterator[None]:
+    """What the libraries refuse before training begins, they refuse of the recipe.
+
+    (An option of theirs that goes not with another one, a module name that the model lacks.) An
+    error that keepstep's own code has raised is none of these, nor one of the disk or the network.
+
+    Raises:
+        ConfigError: in the place of their error, with its text and where it comes from.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, AssertionError, ImportError, NotImplementedError) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        parts = Path(where.filename).parts
+        if "keepstep" in (*parts, type(error).__module__.split(".")[0]):
+            raise
+        place = f"{'/'.join(parts[-3:])}:{where.lineno}"
+        text = f"{type(error).__name__}: {str(error).strip()}"
+        raise ConfigError([Problem(text, f"refused by {place}", code="refused")]) from error
 
 
 @dataclass
@@ -392,3 +426,19 @@ class Recipe:
         """
         found = trajectory.settings(self.training, self.model, self.data)
         return found | {"rows_per_step": self.training.batch.rows}
+
+    def fingerprint(self) -> str:
+        """A digest of what is asked for, and of whom: the same for attempts that do the same."""
+        training = self.training
+        asked: dict[str, Any] = {"processes": training.world_size}
+        asked["deepspeed"] = training._deepspeed_settings
+        for part in (self.data, training, self.model):
+            names = [f.name for f in fields(part) if f.name not in NOT_IN_FINGERPRINT]
+            asked |= {name: getattr(part, name, None) for name in names}
+        text = json.dumps(asked, default=_word_or_type)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _word_or_type(value: Any) -> str:
+    """For JSON: an object's text may hold its address."""
+    return str(value.value) if isinstance(value, Enum) else type(value).__name__

@@ -102,10 +102,9 @@ def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
         return
     if outcome.outcome == "preempted":
         then = "" if VARIABLE in os.environ else " Run the same command again to go on."  # or a job
-        say(
-            f"Stopped on request ({outcome.reason}) after step {outcome.global_step}; the state is "
-            f"saved.{then}"
-        )
+        step = outcome.global_step
+        saved = "." if step is None else f" after step {step}; the state is saved."
+        say(f"Stopped on request ({outcome.reason}){saved}{then}")
         return
     say(f"Finished: {outcome.global_step} steps{_but(outcome)}.")
     if best is not None and metric:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+logger = logging.getLogger(__name__)
 
 Word = Literal["finished", "preempted", "failed", "no_progress"]
 EXIT_STATUS: dict[str, int] = {"finished": 0, "preempted": 75, "failed": 70, "no_progress": 76}
@@ -38,13 +41,23 @@ class Outcome:
         return asdict(self)
 
     def tell_shell(self) -> None:
-        """Write a copy where launch/train.sh looks for it.
+        """Write a copy where launch/train.sh looks for it. Ranks: any."""
+        _tell_shell(json.dumps(self.as_json()))
 
-        Ranks: any; the first of each machine writes, for the script that launched it.
-        """
-        path = os.environ.get(STATUS_FILE)
-        if path and os.environ.get("LOCAL_RANK", "0") == "0":
-            Path(path).write_text(json.dumps(self.as_json()) + "\n")
+
+def tell_shell_of_beginning() -> None:
+    """From here on an attempt is under way, which a stop has to save. Ranks: any."""
+    _tell_shell('{"outcome": null}')
+
+
+def _tell_shell(text: str) -> None:
+    """The first rank of each machine writes, for the script that launched it."""
+    path = os.environ.get(STATUS_FILE)
+    if path and os.environ.get("LOCAL_RANK", "0") == "0":
+        try:
+            Path(path).write_text(text + "\n")
+        except OSError as error:  # it has the exit status of the launcher, too
+            logger.warning("launch/train.sh cannot be told how this attempt ends: %s", error)
 
 
 def ended(outcome: Word, **facts: Any) -> Outcome:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+# HUP: the terminal was closed, the connection lost.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
 def steady() -> float:
@@ -33,6 +37,8 @@ def install_handlers() -> None:
     global _started, _launcher
     _started = time.time(), steady()
     for number in SIGNALS:
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # nohup
         signal.signal(number, _handle)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _launcher = os.getppid()
@@ -61,10 +67,31 @@ def requested() -> str | None:
     return f"{name} (its launcher is gone)" if _launcher not in (None, os.getppid()) else name
 
 
+def tell_at_once(tell: Callable[[str], None]) -> None:
+    """Have `tell` called with the name of the first signal, in a thread of its own.
+
+    At once: the handler waits for the main thread to come back from a long call, as into a
+    collective, and somebody who is in a hurry may kill it there. Ranks: any, the main thread.
+    """
+    heard, written = os.pipe()
+    os.set_blocking(written, False)
+    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    for number, _ in _received[:1]:  # it came earlier
+        os.write(written, bytes([number]))
+
+    def listen() -> None:
+        while (number := os.read(heard, 1)[0]) not in SIGNALS:
+            pass  # a child has ended, say
+        tell(signal.Signals(number).name)
+
+    threading.Thread(target=listen, daemon=True, name="keepstep-signals").start()
+
+
 def _handle(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     interrupts = [when for earlier, when in _received if earlier == signal.SIGINT]
     if number == signal.SIGINT and interrupts and now - interrupts[0] > ONE_REQUEST_SECONDS:
-        os.write(2, b"keepstep: a second SIGINT: this rank ends at once\n")
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, b"keepstep: a second SIGINT: this rank ends at once\n")
         os._exit(128 + number)  # as safe as SIGKILL; a raised error would meet waiting peers
     _received.append((number, now))

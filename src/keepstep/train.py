@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
-from . import noise, preemption
+from . import noise, preemption, streams
 
 if __name__ == "__main__":  # before the slow imports, which take seconds and write to the log
     preemption.install_handlers()
+    streams.protect()
     noise.silence()
 
 import sys
@@ -25,7 +26,7 @@ from .checkpoint.ownership import NotOwnerError
 from .checkpoint.runfolder import Committed
 from .checkpoint.selection import Choice, NoProgressError, SelectionError, UnreadableError
 from .checkpoint.sources import ReshardError
-from .config import ConfigError, Problem, Recipe
+from .config import ConfigError, Problem, Recipe, refused_by_libraries
 from .console import (
     RunReporter,
     farewell,
@@ -34,7 +35,7 @@ from .console import (
     say_everywhere,
     show_library_bars,
 )
-from .outcome import CONFIG_EXIT_STATUS, EXIT_STATUS, Outcome, ended
+from .outcome import CONFIG_EXIT_STATUS, EXIT_STATUS, Outcome, ended, tell_shell_of_beginning
 from .parsing import parse_recipe
 from .preflight import validate
 from .probes import probe
@@ -45,6 +46,7 @@ from .watchdog import Watchdog
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one attempt; returns the exit status. Ranks: all."""
+    streams.protect()
     noise.silence_prints()
     warnings_as_lines()
     show_library_bars()
@@ -77,20 +79,27 @@ def attempt(recipe: Recipe) -> Outcome:
     watchdog = watch(recipe, manager)
     watchdog.start()
     try:
-        inputs, settings, problems = gather_inputs(recipe)
+        early = stop_asked() is not None
+        inputs, settings, problems = ({}, {}, []) if early else gather_inputs(recipe)
         agree(problems)
-        manager.start()
+        begin(manager)
         checkpoint, choice = manager.choose(resume_of(recipe, settings))
         facts = distributed.on_main_process(
             "describing the run", lambda: about.describe(recipe, hub.license)
         )
-        trainer = build_trainer(recipe, checkpoint, choice, manager, settings, inputs, facts)
+        with refused_by_libraries():
+            trainer = build_trainer(recipe, checkpoint, choice, manager, settings, inputs, facts)
         trainer.every_step.watchdog = watchdog
+        stop_if_asked()
         hub.start(trainer)
+        manager.begin_training()
         introduce(trainer, recipe, checkpoint, choice)
         outcome = carry_on(trainer)
-    except ConfigError:
-        watchdog.stop()
+    except StoppedError as stop:
+        outcome = ended("preempted", reason=f"{stop}, before training began")
+    except ConfigError as error:
+        watchdog.stop(missed=True)
+        manager.end(Outcome("failed", str(error), exit=CONFIG_EXIT_STATUS))
         raise
     except NoProgressError as error:
         outcome = ended("no_progress", reason=str(error))
@@ -111,6 +120,36 @@ def attempt(recipe: Recipe) -> Outcome:
     manager.end(outcome)
     farewell(manager, outcome)
     return outcome
+
+
+class StoppedError(Exception):
+    """Somebody has asked for a stop before training has begun: there is nothing to save."""
+
+
+def stop_asked() -> str | None:
+    """The signals that ask for a stop, None when there are none. Ranks: all (collective)."""
+    of_ranks = enumerate(distributed.gather(preemption.requested()))
+    return ", ".join(f"{name} to rank {rank}" for rank, name in of_ranks if name) or None
+
+
+def stop_if_asked() -> None:
+    """
+    Ranks: all (collective).
+
+    Raises:
+        StoppedError: on every rank, when one of them has received a signal.
+    """
+    asked = stop_asked()
+    if asked is not None:
+        raise StoppedError(asked)
+
+
+def begin(manager: CheckpointManager) -> None:
+    """Begin the attempt, unless it has been asked to stop. Ranks: all (collective)."""
+    tell_shell_of_beginning()
+    manager.start()
+    preemption.tell_at_once(manager.stop_asked)
+    stop_if_asked()
 
 
 def watch(recipe: Recipe, manager: CheckpointManager) -> Watchdog:
@@ -171,6 +210,7 @@ def resume_of(recipe: Recipe, settings: dict[str, Any]) -> Resume:
         allow_batch_change=training.allow_batch_change,
         strategy=training.strategy,
         rigid=training.rigid,
+        recipe=recipe.fingerprint(),
     )
 
 
@@ -214,17 +254,19 @@ def build_trainer(
 
 def carry_on(trainer: KeepstepTrainer) -> Outcome:
     """Train from its start to the end. Ranks: all (collective)."""
-    start, planned = trainer.start, trainer.planned_steps()
-    step = start.step if start else 0
-    if step >= planned or trainer.manager.was_finished_at(start, planned):
+    start, planned, finish = trainer.start, trainer.planned_steps(), trainer.manager.finish
+    plan = {"steps": planned, **trainer.may_stop_early()}
+    step = finish.step if finish and finish.holds(plan) else start.step if start else 0
+    if step >= planned or (finish and finish.holds(plan)):
         say(f"This run is finished, at step {step} of {planned}: there is nothing to train.")
     else:
-        trainer.train(resume_from_checkpoint=str(start.path) if start else None)
+        trainer.train()
         trainer.manager.confirm()
         step = trainer.state.global_step
     best = trainer.manager.best()
     facts: dict[str, Any] = {"global_step": step, "best_step": best.step if best else None}
     if trainer.preempted is None:
+        trainer.manager.record_finish(step, plan)
         return ended("finished", **facts)
     if trainer.saved_step() != step:
         return ended("failed", reason=f"stopped ({trainer.preempted}), and not saved", **facts)

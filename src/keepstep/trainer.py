@@ -37,6 +37,7 @@ from .checkpoint.manifest import Manifest, finite_metrics
 from .checkpoint.reshard import rng_seed
 from .checkpoint.runfolder import Committed
 from .checkpoint.runwriter import Saved
+from .config import refused_by_libraries
 from .contents import Contents
 from .pacing import EvaluationStoppedError, EveryStep
 from .restore import Resharded, restore, settle_gradients
@@ -96,6 +97,29 @@ class KeepstepTrainer(SFTTrainer):
         self.every_step = EveryStep(self)
         self.add_callback(self.every_step)
 
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train from `start`, with its whole state, to the end. Ranks: all (collective).
+
+        Args:
+            resume_from_checkpoint: nothing, or the path of `start`.
+
+        Raises:
+            ValueError: another checkpoint is named, or was chosen, than `start`: its state would
+                not be restored.
+        """
+        start, chosen = (c.path.resolve() if c else None for c in (self.start, self.manager.chosen))
+        named = resume_from_checkpoint or None
+        other = named is not None and (named is True or Path(named).resolve() != start)
+        if other or start != chosen:
+            raise ValueError(
+                f"start is {_name(start)}, the manager has chosen {_name(chosen)}, and train() is "
+                f"given {named}: only the state of `start` is restored\n"
+                "    Hint: checkpoint, choice = manager.choose(...); KeepstepTrainer(start="
+                "checkpoint unless choice.weights_only, ...); train()"
+            )
+        self.manager.begin_training()
+        return super().train(str(self.start.path) if self.start else None, *args, **kwargs)
+
     def get_train_dataloader(self) -> Any:
         loader, order = super().get_train_dataloader(), self._get_train_sampler()
         return self.rows.dealing(loader, order, distributed.rank())
@@ -148,6 +172,12 @@ class KeepstepTrainer(SFTTrainer):
         """How many optimizer steps the whole run has. Ranks: all."""
         return int(self.set_initial_training_values(self.args, self.get_train_dataloader())[-1])
 
+    def may_stop_early(self) -> dict[str, Any]:
+        """What may end the run before its last planned step, as far as the recipe says it."""
+        policy, patience = self.manager.policy, self.args.early_stopping_patience
+        ranked = {"metric": policy.metric, "greater_is_better": policy.greater_is_better}
+        return {} if patience is None else {"patience": patience, **ranked}
+
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         try:
             with self.every_step.evaluation():
@@ -168,7 +198,8 @@ class KeepstepTrainer(SFTTrainer):
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> Any:
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        with refused_by_libraries():
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         self.contents.attach()
         if self.start is not None:
             self.resharded = restore(self, self.start)
@@ -350,3 +381,7 @@ class KeepstepTrainer(SFTTrainer):
             self.processing_class.save_pretrained(output_dir)
         else:
             self.contents.gathering.attempt(write)
+
+
+def _name(path: Path | None) -> str:
+    return path.name if path else "the beginning"

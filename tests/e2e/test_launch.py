@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers import launchers
 from tests.helpers.launchers import TIMEOUT, end, start, wait_until
 from tests.helpers.ranks import ROOT
 from tests.helpers.recipes import argv
@@ -75,6 +77,56 @@ def test_train_sh_when_a_rank_is_killed(recipe: Path, tmp_path: Path) -> None:
     assert code == 70, output
     assert not any(rank.is_running() for rank in ranks)
     assert json.loads((tmp_path / "run/.keepstep/status.json").read_text())["outcome"] == "failed"
+    assert "torch.distributed.elastic.multiprocessing.errors.ChildFailedError" in output
+    culprit = (
+        f"keepstep: rank 1 (process {ranks[1].pid}) was ended by signal 9, SIGKILL: by hand, or"
+    )
+    assert output.splitlines()[-1].startswith(culprit)
+
+
+def test_train_sh_when_its_terminal_is_closed(recipe: Path, tmp_path: Path) -> None:
+    """A window that is closed, a lost connection: HUP, and then nothing can be written."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv("launch/train.sh", ["launch/train.sh", str(recipe), "--max_steps", "10000"])
+    launchers.watch(pid)
+    events, told = tmp_path / "run/.keepstep/events.jsonl", b""
+    while not (events.exists() and '"event": "training"' in events.read_text()):
+        told += os.read(terminal, 10**6)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 75, told
+    status = json.loads((tmp_path / "run/.keepstep/status.json").read_text())
+    assert (status["outcome"], status["exit"]) == ("preempted", 75)
+    assert "SIGTERM to rank 0" in status["reason"]  # train.sh has passed it on
+    assert RunFolder(tmp_path / "run").checkpoints()[-1].step == status["global_step"]
+
+
+@pytest.mark.parametrize("importing", ["the launcher", "the ranks"])
+def test_train_sh_interrupted_while_it_imports(
+    recipe: Path, tmp_path: Path, importing: str
+) -> None:
+    """Nothing has begun: there is nothing to save, and nothing has failed."""
+    log = tmp_path / "log"
+    process = start(["launch/train.sh", str(recipe)], log)
+    deadline = time.monotonic() + TIMEOUT
+    while not (seen := launcher_of(process) if importing == "the launcher" else ranks_of(process)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert seen
+    process.send_signal(signal.SIGINT)
+    code, output = end(process, log)
+    assert code == 75, output
+    assert "Traceback" not in output
+    status = tmp_path / "run/.keepstep/status.json"
+    assert not status.exists() or json.loads(status.read_text())["outcome"] == "preempted"
+    assert RunFolder(tmp_path / "run").checkpoints() == []
+
+
+def launcher_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    found = psutil.Process(process.pid).children()
+    return [p for p in found if "accelerate" in " ".join(p.cmdline()[:2])]
 
 
 def test_train_sh_interrupted_twice(recipe: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from keepstep.checkpoint.manifest import MANIFEST_NAME, FileEntry, Manifest, folder_name
 from keepstep.checkpoint.runfolder import RunFolder
@@ -36,11 +38,23 @@ def manifest(step: int, **changes: object) -> Manifest:
     return Manifest(**values)  # type: ignore[arg-type]
 
 
-def commit(run: Path, step: int, **changes: object) -> Path:
-    """A committed checkpoint of two ranks, a few bytes each."""
+STATE = {"trainer_state.json": 0, "scheduler.pt": 0} | {
+    f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt": rank for rank in (0, 1)
+}
+
+
+def commit(
+    run: Path, step: int, more: Mapping[str, int] = MappingProxyType({}), **changes: object
+) -> Path:
+    """A committed checkpoint of two ranks, a few bytes each.
+
+    Args:
+        more: further files → the rank that wrote them; `STATE`: a resume finds what it needs.
+    """
     folder = run / folder_name(step)
     files = {}
-    for name, rank in (("model.safetensors", 0), ("rng_state_0.pth", 0), ("rng_state_1.pth", 1)):
+    names = {"model.safetensors": 0, "rng_state_0.pth": 0, "rng_state_1.pth": 1, **more}
+    for name, rank in names.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(f"{name} of step {step}".encode() * 20)

@@ -27,8 +27,13 @@ def start(command: list[str], log: Path, cwd: Path = ROOT) -> subprocess.Popen[b
             # A shell's background jobs ignore it, and hand that on: Ctrl-C could not be tested.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
-    _started.append(psutil.Process(process.pid))
+    watch(process.pid)
     return process
+
+
+def watch(pid: int) -> None:
+    """See to it that a process and its children do not outlive the test."""
+    _started.append(psutil.Process(pid))
 
 
 def clear() -> None:

@@ -134,3 +134,41 @@ def test_a_crash_loop_steps_back_and_ends(ranks: Ranks, demo: Path, workspace: P
             attempt.wait()
     assert status(run)["outcome"] == "no_progress"
     assert [c.step for c in RunFolder(run).checkpoints()] == [2]  # nothing was lost
+
+
+def test_a_finished_run_whose_last_steps_are_not_saved(
+    ranks: Ranks, demo: Path, workspace: Path
+) -> None:
+    run = workspace / "best-only"
+    fields = {"save_strategy": "best", "eval_steps": 1, "learning_rate": 0.05, "max_steps": 5}
+    first = ranks.run(argv(demo, run, **fields))
+    assert "Finished: 5 steps." in first.output
+    (saved, *_) = [c.step for c in RunFolder(run).checkpoints()][::-1]
+    assert saved < 5
+    again = ranks.run(argv(demo, run, **fields))
+    assert "This run is finished, at step 5 of 5: there is nothing to train." in again.output
+    assert "  loss " not in again.output
+    assert (status(run)["outcome"], status(run)["global_step"]) == ("finished", 5)
+    more = ranks.run(argv(demo, run, **fields | {"max_steps": 6}))
+    assert f"carrying on from checkpoint-{saved}; 6 steps are planned now" in more.output
+    assert "Finished: 6 steps." in more.output
+
+
+def test_a_recipe_that_a_library_refuses(ranks: Ranks, demo: Path, workspace: Path) -> None:
+    """At every launch; once it is repaired, the run begins."""
+    run = workspace / "refused"
+    fields = {
+        **SHORT,
+        "max_attempts_without_progress": 1,
+        "lr_scheduler_type": "cosine_with_restarts",
+    }
+    wrong = argv(demo, run, **fields, lr_scheduler_kwargs='{"cycles": 2}')
+    for _ in range(2):
+        refused = ranks.start(wrong)
+        assert refused.wait() == [2, 2], refused.output
+        assert "keepstep: the recipe has a problem:" in refused.output
+        assert "unexpected keyword argument 'cycles' [refused]" in refused.output
+        assert "Traceback" not in refused.output
+        assert status(run)["exit"] == 2
+    repaired = ranks.run(argv(demo, run, **fields, lr_scheduler_kwargs='{"num_cycles": 2}'))
+    assert "Finished: 4 steps." in repaired.output

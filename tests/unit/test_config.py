@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -260,3 +262,29 @@ def test_a_batch_is_taken() -> None:
     training.take(Batch(2, 6, 1))
     assert training.batch == Batch(2, 6, 1)
     assert training.train_batch_size == 2
+
+
+def test_the_same_recipe_is_known_again() -> None:
+    """In another process too; at another time, in another place, it is still the same."""
+
+    def fingerprint(**fields: object) -> str:
+        return parse_recipe(flags(**fields)).fingerprint()
+
+    here = fingerprint(learning_rate=1e-3)
+    code = "import sys; from keepstep.parsing import parse_recipe; "
+    code += "print(parse_recipe(sys.argv[1:]).fingerprint())"
+    there = subprocess.run(
+        [sys.executable, "-c", code, *flags(learning_rate=1e-3)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert there.stdout.splitlines()[-1] == here
+    moved = {"output_dir": "elsewhere", "time_limit": "3h", "resume_from_checkpoint": "best"}
+    assert fingerprint(learning_rate=1e-3, **moved) == here
+    for field, value in (
+        ("learning_rate", 2e-3),
+        ("use_peft", True),
+        ("gradient_checkpointing", False),
+    ):
+        assert fingerprint(**{"learning_rate": 1e-3, field: value}) != here

@@ -26,6 +26,7 @@ LEVELS = [
         *("checkpoint.lineage", "checkpoint.schedule", "checkpoint.strict", "noise", "preemption"),
         "checkpoint.history",
         "trajectory",
+        "streams",
         *("publish.__init__", "publish.best", "estimate"),
     },
     {

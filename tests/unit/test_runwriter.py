@@ -48,6 +48,7 @@ class Launch:
         self.writer.record_resume(request, weights_only, chosen, self.choice)
         if chosen is not None:
             self.writer.prune_after_verifying(chosen)
+        self.writer.record("training")
 
     def verify(self, step: int) -> list[str]:
         return self.folder.faults(self.folder.checkpoint(step), deep=True)
@@ -273,7 +274,7 @@ def test_pins_and_every_n_steps_and_budget(tmp_path: Path) -> None:
 def test_events_tell_the_story(tmp_path: Path) -> None:
     Launch(tmp_path).save(10, 1.0)
     lines = [json.loads(line) for line in (tmp_path / ".keepstep/events.jsonl").open()]
-    assert [line["event"] for line in lines] == ["attempt", "resume", "commit"]
+    assert [line["event"] for line in lines] == ["attempt", "resume", "training", "commit"]
     assert {"time", "attempt", "step", "bytes", "commit", "metrics"} <= set(lines[-1])
 
 

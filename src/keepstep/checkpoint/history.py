@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from .lineage import Attempt, Node
+from .lineage import Attempt, Finish, Node
 from .strict import TextError, build, checked
 
 JOB = ("job", "nodes", "restarts")  # what an attempt says of its batch job
@@ -22,8 +22,11 @@ FACTS: dict[str, Any] = {
     **dict.fromkeys(("bytes", "from_processes", "from_stage", "restarts"), int),
     **dict.fromkeys(("time", "event", "outcome", "run_id"), str),
     **dict.fromkeys(("request", "path", "nodes"), str | None),
+    **dict.fromkeys(("recipe", "signal"), str | None),
+    **dict.fromkeys(("exit", "newest"), int | None),
     "attempt": int,
     "passed_by": dict[str, str],
+    "plan": dict[str, Any],
 }
 FACTS_OF_COMMITS: dict[str, Any] = {
     **dict.fromkeys(("stall", "wait", "copy", "write", "digest", "read_back"), float),
@@ -115,7 +118,14 @@ def _with(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
             path=event.get("path"),
             resumed_from=event.get("step") or 0,
             begun_at_known=True,
+            recipe=event.get("recipe"),
         )
+    if kind == "training":
+        return replace(attempt, began_training=True)
+    if kind == "stop_asked":
+        return replace(attempt, stop_asked=True)
+    if kind == "finished" and {"step", "newest", "plan"} <= event.keys():
+        return replace(attempt, finish=Finish(event["step"], event["newest"], event["plan"]))
     if kind == "reshard":
         written_by = (event.get("from_processes", 0), event.get("from_stage", 0))
         return replace(attempt, resharded=written_by)
@@ -131,5 +141,6 @@ def _with(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
             begun_at_known=True,
         )
     if kind == "end":
-        return replace(attempt, outcome=event.get("outcome"), reached=event.get("global_step"))
+        outcome, reached = event.get("outcome"), event.get("global_step")
+        return replace(attempt, outcome=outcome, reached=reached, exit=event.get("exit"))
     return attempt

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+RECIPE = 2  # the exit status of an attempt whose recipe is wrong
+
 
 @dataclass(frozen=True)
 class Node:
@@ -16,6 +18,26 @@ class Node:
     step: int
     attempt: int
     parent: int
+
+
+@dataclass(frozen=True)
+class Finish:
+    """A run that was finished, as the events tell it.
+
+    Attributes:
+        step: the last one that was made.
+        newest: the newest checkpoint then; None without one.
+        plan: the planned `steps`, and what may stop it before them. None: not known (told by an
+            older version).
+    """
+
+    step: int
+    newest: int | None
+    plan: Mapping[str, Any] | None = None
+
+    def holds(self, plan: Mapping[str, Any]) -> bool:
+        """Whether the run is still finished under this plan."""
+        return self.step >= plan["steps"] or self.plan == plan
 
 
 @dataclass(frozen=True)
@@ -29,7 +51,12 @@ class Attempt:
         begun_at_known: whether that is known: the line that told it may be lost.
         path: its request as it was written, where that is a path.
         commits: checkpoints that it committed.
+        began_training: it had built everything, and was about to load its checkpoint.
+        stop_asked: a signal has asked it to stop.
+        recipe: a digest of what was asked for; None: not known.
+        finish: it came to the end of the run, or found it there.
         outcome: finished, preempted, failed, …; None: killed, or still at work.
+        exit: its exit status, None unless it said so.
         reached: the step at which it ended, None unless it said so.
         resharded: (processes, ZeRO stage) that wrote what it resumed from, if not the same as its.
         began: when, as the events tell it (UTC, ISO 8601).
@@ -40,7 +67,12 @@ class Attempt:
     request: str | None = None
     resumed_from: int = 0
     commits: int = 0
+    began_training: bool = False
+    stop_asked: bool = False
+    recipe: str | None = None
+    finish: Finish | None = None
     outcome: str | None = None
+    exit: int | None = None
     reached: int | None = None
     resharded: tuple[int, int] | None = None
     began: str | None = None
@@ -67,19 +99,43 @@ def abandoned_steps(nodes: Iterable[Node], attempts: Iterable[Attempt] = ()) -> 
     return {node.step for node in known if node.step > earliest_after[node.attempt]}
 
 
-def fruitless_resumes(attempts: Sequence[Attempt], request: str = "auto") -> dict[int, int]:
-    """How often each step was resumed since the last progress (a commit, or a finished run).
+def fruitless_resumes(
+    attempts: Sequence[Attempt], request: str = "auto", recipe: str | None = None
+) -> dict[int, int]:
+    """How often each step was resumed in vain since the last progress (a commit, or the end).
 
     For `auto` whoever asked; for any other request the resumes that it asked for itself: a person
-    who names a step wants it tried.
+    who names a step wants it tried. Attempts of another recipe do not count: this one has not been
+    tried yet.
     """
     count: dict[int, int] = {}
     for attempt in reversed(attempts):
-        if attempt.commits or attempt.outcome == "finished":
+        if attempt.commits or attempt.finish is not None or attempt.outcome == "finished":
             break
-        if attempt.request is not None and request in ("auto", attempt.request):
+        if None not in (recipe, attempt.recipe) and attempt.recipe != recipe:
+            continue
+        if _died_of_it(attempt) and request in ("auto", attempt.request):
             count[attempt.resumed_from] = count.get(attempt.resumed_from, 0) + 1
     return count
+
+
+def _died_of_it(attempt: Attempt) -> bool:
+    """Whether what an attempt resumed from may be what ended it.
+
+    Not when it ended before it had begun to load that, was asked to stop, or says that the recipe
+    is wrong. (Nobody can tell a kill by hand from one for lack of memory: that counts.)
+    """
+    if attempt.request is None or not attempt.began_training or attempt.stop_asked:
+        return False
+    return attempt.outcome is None or (attempt.outcome == "failed" and attempt.exit != RECIPE)
+
+
+def last_finish(attempts: Sequence[Attempt]) -> Finish | None:
+    """How the run was finished, if nothing has been committed since; None: it was not."""
+    for attempt in reversed(attempts):
+        if attempt.finish is not None or attempt.commits:
+            return attempt.finish
+    return None
 
 
 def is_under_way(request: str, attempts: Sequence[Attempt]) -> bool:
@@ -92,6 +148,6 @@ def is_under_way(request: str, attempts: Sequence[Attempt]) -> bool:
             continue  # it ended before it had chosen
         if attempt.request != request or attempt.outcome == "finished":
             return False
-        if attempt.commits:
+        if attempt.commits or attempt.finish is not None:
             return True
     return False

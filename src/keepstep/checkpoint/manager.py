@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from .. import distributed
 from ..outcome import Outcome
 from .batch import Batch, BatchError, Dealt, agree
-from .lineage import Attempt
+from .lineage import Finish, last_finish
 from .lookout import Lookout
 from .manifest import (
     differences,
@@ -59,6 +59,8 @@ class Resume:
         strategy: how this attempt shares state out (`strategy_name`).
         rigid: why this attempt can only resume what was written by as many processes with the
             same stage; None: any.
+        recipe: a digest of all that was asked for: what an attempt of the same recipe failed at,
+            this one will fail at, too.
     """
 
     request: str = "auto"
@@ -71,6 +73,7 @@ class Resume:
     allow_batch_change: bool = False
     strategy: str = "DDP"
     rigid: str | None = None
+    recipe: str | None = None
 
 
 class CheckpointManager:
@@ -78,6 +81,9 @@ class CheckpointManager:
 
     Attributes:
         saver: makes checkpoints.
+        chosen: the checkpoint to go on from with its whole state, None for the beginning.
+        finish: how the run was finished that this attempt goes on with; None: it was not.
+        training: everything is built, and what follows depends on what the attempt resumes from.
     """
 
     def __init__(
@@ -95,7 +101,9 @@ class CheckpointManager:
         self.min_free = min_free
         self.saver = Saver(lambda: self.writer, self.storage, mode, timeout)
         self.attempt = 0
-        self.previous: Attempt | None = None
+        self.chosen: Committed | None = None
+        self.finish: Finish | None = None
+        self.training = False
         self._owner: Owner | None = None
         self._writer: RunWriter | None = None
         self._lookout: Lookout | None = None
@@ -108,19 +116,18 @@ class CheckpointManager:
             NotOwnerError: another attempt has the run.
         """
 
-        def begin() -> tuple[str, int, Attempt | None]:
+        def begin() -> tuple[str, int]:
             owner = claim(self.run, self.storage)
             self.storage.guard(owner.check)
-            before = [a for a in self.run.attempts() if a.request is not None or a.commits][-1:]
             self._writer = RunWriter(self.run, self.policy, self.storage, owner.token)
             self._writer.min_free = self.min_free
             self._writer.start(**job_facts())
-            return owner.token, self._writer.attempt, before[0] if before else None
+            return owner.token, self._writer.attempt
 
         begun = distributed.on_main_process("starting the attempt", lambda: _caught(begin))
         if isinstance(begun, Exception):
             raise begun
-        token, self.attempt, self.previous = begun
+        token, self.attempt = begun
         self._owner = Owner(self.run, token)
         if not distributed.is_main():
             self.storage.guard(self._owner.check)
@@ -178,9 +185,10 @@ class CheckpointManager:
         )
         if isinstance(outcome, Exception):
             raise outcome
-        chosen, choice = outcome
+        chosen, choice, self.finish = outcome
         self._confirm(chosen, resume.verify)
-        self.saver.parent = chosen.step if chosen and not choice.weights_only else None
+        self.chosen = None if choice.weights_only else chosen
+        self.saver.parent = self.chosen.step if self.chosen else None
         if chosen is not None and resume.verify != "off":
             self.saver.on_main("pruning", lambda writer: writer.prune_after_verifying(chosen))
         return chosen, choice
@@ -202,18 +210,33 @@ class CheckpointManager:
         """The best committed checkpoint. Ranks: all (collective)."""
         return self.saver.on_main("looking up the best checkpoint", lambda writer: writer.best())
 
-    def was_finished_at(self, checkpoint: Committed | None, planned_steps: int) -> bool:
-        """Whether the attempt before this one finished at this checkpoint, with the same plan.
+    def is_finished(self, plan: Mapping[str, Any]) -> bool:
+        """Whether the run is finished under this plan, if not by the steps of its checkpoint.
 
-        (A run that stopped early is finished before its last planned step.) Ranks: any.
+        (Its last steps may have no checkpoint, and it may have stopped early.) Ranks: any.
         """
-        return (
-            checkpoint is not None
-            and self.previous is not None
-            and self.previous.outcome == "finished"
-            and self.previous.reached == checkpoint.step
-            and checkpoint.manifest.planned_steps == planned_steps
-        )
+        return self.finish is not None and self.finish.holds(plan)
+
+    def record_finish(self, step: int, plan: Mapping[str, Any]) -> None:
+        """The run is finished at this step. Ranks: all (collective)."""
+        self.saver.on_main("recording", lambda writer: writer.record_finish(step, dict(plan)))
+
+    def begin_training(self) -> None:
+        """From here on the attempt loads what it resumes from: if it dies, that may be why.
+
+        Ranks: all (collective).
+        """
+        if not self.training:
+            self.training = True
+            self.saver.on_main("recording", lambda writer: writer.record("training"))
+
+    def stop_asked(self, by: str) -> None:
+        """Write down that a signal has come: what follows is not the checkpoint's fault.
+
+        Ranks: any, any thread; the main process writes.
+        """
+        if self._writer is not None and self.owned():
+            self._writer.record("stop_asked", signal=by)
 
     def end(self, outcome: Outcome) -> None:
         """Write how the attempt ended, for shells and for the record.
@@ -235,14 +258,15 @@ class CheckpointManager:
             raise RuntimeError("start() was not called, or this is not the main process")
         return self._writer
 
-    def _decide(self, resume: Resume) -> tuple[Committed | None, Choice]:
+    def _decide(self, resume: Resume) -> tuple[Committed | None, Choice, Finish | None]:
         """Main process: select, quarantine, check for drift, and write it down."""
 
         def verify(step: int) -> list[str]:
             return self._faults(self.run.checkpoint(step), resume.verify)
 
+        finish = last_finish(self.run.attempts())
         chosen, choice = self.writer.select(
-            resume.request, verify, resume.patience, resume.weights_only
+            resume.request, verify, resume.patience, resume.weights_only, resume.recipe
         )
         if chosen is not None and chosen.path.parent != self.run.path:
             faults = self._faults(chosen, resume.verify)
@@ -259,8 +283,22 @@ class CheckpointManager:
                 f"    Hint: keepstep export {chosen.path} --to DIR, and model_name_or_path: DIR"
             )
         choice = replace(choice, weights_only=weights_only)
-        self.writer.record_resume(resume.request, resume.weights_only, chosen, choice)
-        return chosen, choice
+        self.writer.record_resume(
+            resume.request, resume.weights_only, chosen, choice, resume.recipe
+        )
+        if weights_only or not self._goes_on(finish, chosen, resume.request, choice):
+            finish = None
+        return chosen, choice, finish
+
+    def _goes_on(
+        self, finish: Finish | None, chosen: Committed | None, request: str, choice: Choice
+    ) -> bool:
+        """Whether an attempt goes on where the run was finished, and has not been sent back."""
+        if finish is None or (chosen is not None and chosen.path.parent != self.run.path):
+            return False
+        step = chosen.step if chosen else None
+        onward = request in ("auto", "latest") or choice.under_way or step == finish.step
+        return onward and step == finish.newest
 
     def _faults(self, checkpoint: Committed, depth: Depth) -> list[str]:
         if depth == "off":

@@ -275,6 +275,7 @@ class RunFolder:
         verify: Verify,
         patience: int,
         weights_only: bool = False,
+        recipe: str | None = None,
     ) -> Situation:
         """What `selection.choose` needs to know of this folder."""
         self._listing.wait_until_readable()
@@ -290,7 +291,7 @@ class RunFolder:
             verify=lambda step: (
                 self._why_odd(odd[step], faults[odd[step]]) if step in odd else verify(step)
             ),
-            fruitless=fruitless_resumes(attempts, names[0]),
+            fruitless=fruitless_resumes(attempts, names[0], recipe),
             patience=patience,
             under_way=names[0] != "auto" and is_under_way(names[0], attempts),
         )

@@ -91,16 +91,23 @@ class RunWriter(Keeper):
         self.point()
 
     def select(
-        self, request: str, verify: Verify, patience: int, weights_only: bool = False
+        self,
+        request: str,
+        verify: Verify,
+        patience: int,
+        weights_only: bool = False,
+        recipe: str | None = None,
     ) -> tuple[Committed | None, Choice]:
         """Choose the checkpoint to resume from; put damaged ones that were passed by aside.
+
+        `recipe`: a digest of what is asked for, else; attempts of another one have proved nothing.
 
         Raises:
             SelectionError: `request` cannot be had.
             UnreadableError: it cannot be read now.
         """
         own = self._own_step(request)
-        situation = self.run.situation(request, self.policy, verify, patience, weights_only)
+        situation = self.run.situation(request, self.policy, verify, patience, weights_only, recipe)
         if not (own or request in WORDS or request.isdecimal() or situation.under_way):
             return _read_foreign(Path(request)), Choice(None)
         choice = choose(own or request, situation)
@@ -224,7 +231,12 @@ class RunWriter(Keeper):
             raise in_the_way(target)
 
     def record_resume(
-        self, request: str, weights_only: bool, chosen: Committed | None, choice: Choice
+        self,
+        request: str,
+        weights_only: bool,
+        chosen: Committed | None,
+        choice: Choice,
+        recipe: str | None = None,
     ) -> None:
         """Write down what this attempt grows from."""
         step = chosen.step if chosen and not choice.weights_only else None
@@ -234,7 +246,13 @@ class RunWriter(Keeper):
         written = (
             {} if request in WORDS or request.isdecimal() else {"path": [self.asked, *others][-1]}
         )
-        self.record("resume", request=self.asked, **written, step=step, passed_by=passed_by)
+        facts = {"step": step, "passed_by": passed_by, "recipe": recipe}
+        self.record("resume", request=self.asked, **written, **facts)
+
+    def record_finish(self, step: int, plan: dict[str, Any]) -> None:
+        """Write down that the run is finished: there may be no checkpoint of its last step."""
+        alive = [r.step for r in self.run.records(None) if not r.abandoned]
+        self.record("finished", step=step, newest=max(alive, default=None), plan=plan)
 
     def end(self, status: dict[str, Any]) -> None:
         """Say how this attempt ended: status.json for shells, a line in events.jsonl."""

@@ -1,0 +1,142 @@
+"""What an attempt leaves for the next one to know: who is to blame, and whether the run is over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from keepstep.checkpoint.batch import Batch
+from keepstep.checkpoint.manager import CheckpointManager, Resume
+from keepstep.checkpoint.retention import Policy
+from keepstep.checkpoint.selection import NoProgressError
+from keepstep.config import ConfigError, refused_by_libraries
+from keepstep.outcome import Outcome, ended
+from tests.helpers.folders import STATE, commit, identify
+
+PLAN = {"steps": 30}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = identify(tmp_path / "run")
+    for step in (10, 20):
+        commit(folder, step, STATE)
+    return folder
+
+
+def attempt(run: Path, recipe: str = "this", request: str = "auto") -> CheckpointManager:
+    """One that has chosen what to resume from."""
+    manager = CheckpointManager(run, Policy())
+    manager.start()
+    manager.choose(Resume(request, recipe=recipe, batch=Batch(1, 1, 2), strategy="ZeRO-3"))
+    return manager
+
+
+def chosen(run: Path, recipe: str = "this", request: str = "auto") -> int | None:
+    """What the next attempt resumes from."""
+    found = attempt(run, recipe, request).chosen
+    return found.step if found else None
+
+
+def killed_before_it_loads(manager: CheckpointManager) -> None:
+    pass
+
+
+def failed_before_it_loads(manager: CheckpointManager) -> None:
+    manager.end(ended("failed", reason="OSError: no such model"))
+
+
+def refused(manager: CheckpointManager) -> None:
+    manager.begin_training()
+    manager.end(Outcome("failed", "configuration", exit=2))
+
+
+def interrupted_twice(manager: CheckpointManager) -> None:
+    manager.begin_training()
+    manager.stop_asked("SIGINT")
+
+
+def stopped(manager: CheckpointManager) -> None:
+    manager.end(ended("preempted", reason="SIGTERM to rank 0, before training began"))
+
+
+@pytest.mark.parametrize(
+    "end", [killed_before_it_loads, failed_before_it_loads, refused, interrupted_twice, stopped]
+)
+def test_no_checkpoint_is_to_blame(run: Path, end: object) -> None:
+    for _ in range(4):
+        end(attempt(run))  # type: ignore[operator]
+    assert chosen(run) == 20
+
+
+def killed(manager: CheckpointManager) -> None:
+    """While it loads, or in a step."""
+    manager.begin_training()
+
+
+def failed(manager: CheckpointManager) -> None:
+    manager.begin_training()
+    manager.end(ended("failed", reason="RuntimeError: a shard cannot be loaded"))
+
+
+@pytest.mark.parametrize("end", [killed, failed])
+def test_crash_loops_end(run: Path, end: object) -> None:
+    for step in (20, 20, 20, 10, 10, 10):
+        manager = attempt(run)
+        assert manager.chosen is not None
+        assert manager.chosen.step == step
+        end(manager)  # type: ignore[operator]
+    with pytest.raises(NoProgressError, match="checkpoint-20: resumed 3 times without progress"):
+        chosen(run)
+    assert chosen(run, recipe="repaired") == 20
+
+
+def test_a_run_that_has_finished_is_known(run: Path) -> None:
+    """Its last steps have no checkpoint; it was killed while it published; one dies since."""
+    assert not attempt(run).is_finished(PLAN)
+    attempt(run).record_finish(30, PLAN)
+    killed(attempt(run))
+    manager = attempt(run)
+    assert manager.is_finished(PLAN)
+    assert manager.finish is not None
+    assert (manager.finish.step, manager.finish.newest) == (30, 20)
+    assert not manager.is_finished({"steps": 40})
+    for request in ("10", "never", "20"):  # a person who goes back wants it to be trained again
+        assert not attempt(run, request=request).is_finished(PLAN)
+
+
+def test_a_run_without_checkpoints_that_has_finished_is_known(tmp_path: Path) -> None:
+    run = identify(tmp_path / "run")
+    attempt(run).record_finish(30, PLAN)
+    assert attempt(run).is_finished(PLAN)
+    assert not attempt(run, request="never").is_finished(PLAN)
+
+
+def test_a_run_whose_newest_checkpoint_is_gone_is_not_finished(run: Path) -> None:
+    attempt(run).record_finish(20, PLAN | {"patience": 1})
+    (run / "checkpoint-20/manifest.json").unlink()
+    (run / "checkpoint-20").rename(run / "gone")
+    assert not attempt(run).is_finished(PLAN | {"patience": 1})
+
+
+def test_what_a_library_refuses_is_the_recipes() -> None:
+    from peft import LoraConfig, get_peft_model
+    from torch import nn
+
+    adapter = LoraConfig(target_modules=["nowhere"])
+    with (
+        pytest.raises(ConfigError, match=r"(?s)Error: .*nowhere.*refused by .*\.py:\d+"),
+        refused_by_libraries(),
+    ):
+        get_peft_model(nn.Sequential(nn.Linear(2, 2)), adapter)  # type: ignore[arg-type]
+
+
+def test_what_is_not_the_recipes_is_not_refused() -> None:
+    from keepstep.checkpoint.retention import parse_bytes
+
+    with pytest.raises(OSError, match="no-such-file"), refused_by_libraries():
+        Path("/no-such-file").read_text()
+    with pytest.raises(ValueError, match="much") as caught, refused_by_libraries():
+        parse_bytes("much")
+    assert not isinstance(caught.value, ConfigError)  # our own code's
