@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import json
 import os
 import runpy
@@ -93,11 +94,15 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries write to stdout must not be taken for an answer
 
-    import deepspeed  # noqa: F401  # the imports are what this process is for
+    # The imports are what this process is for. (DeepSpeed's optimizer of that name, which every ZeRO
+    # engine imports, brings half of torch's compiler with it.)
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
     from torch.utils import tensorboard  # noqa: F401
 
     import keepstep.train  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # else every rank's collections go through all of that again
     for line in sys.stdin:
         request = json.loads(line)
         answer = start(request) if request["do"] == "start" else poll(request["pids"])
