@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +18,7 @@ from keepstep.checkpoint.manifest import ManifestError, folder_name
 from keepstep.checkpoint.ownership import VARIABLE, NotOwnerError, claim, job_facts
 from keepstep.checkpoint.retention import Policy
 from keepstep.checkpoint.runfolder import RunFolder
-from keepstep.checkpoint.storage import Storage
+from tests.helpers.disks import small_disk_at
 from tests.helpers.folders import left_behind
 from tests.unit.test_runwriter import Launch
 
@@ -180,3 +183,85 @@ def test_frozen_at_any_operation_it_changes_nothing_any_more(tmp_path: Path) -> 
         assert left_behind(folder) == [], "the next start finds what is left of both"
     assert total > 40
     assert seen >= {"create", "sync", "rename", "sync_folder", "remove", "append_line"}
+
+
+RACER = """
+import sys, time
+from pathlib import Path
+from keepstep.checkpoint.ownership import NotOwnerError, claim
+from keepstep.checkpoint.retention import Policy
+from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.checkpoint.runwriter import RunWriter
+from keepstep.checkpoint.storage import Storage
+
+print("ready", flush=True)
+for line in sys.stdin:
+    run, storage = RunFolder(line.strip()), Storage()
+    try:
+        owner = claim(run, storage, patience=0)
+        storage.guard(owner.check)
+        RunWriter(run, Policy(2), storage, owner.token).start()
+        print("owner", flush=True)
+    except NotOwnerError as error:
+        print("refused", flush=True)
+    except BaseException as error:
+        print("died", repr(error), flush=True)
+"""
+
+
+@pytest.fixture
+def racers() -> Iterator[list[subprocess.Popen[str]]]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([sys.executable, "-c", RACER], **pipes) for _ in range(3)]
+    for racer in started:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    yield started
+    for racer in started:
+        racer.kill()
+        racer.communicate()
+
+
+def test_launches_at_the_same_moment(tmp_path: Path, racers: list[subprocess.Popen[str]]) -> None:
+    """Of three real processes one gets each run, and goes on to begin its attempt; the others are
+    refused: never none, never two, never another error."""
+    for turn in range(25):
+        run = tmp_path / str(turn)
+        if turn % 2:  # with something to sweep
+            for name in ("staging/dead/checkpoint-1/a/b", "trash/dead/checkpoint-2/c/d"):
+                (run / ".keepstep" / name).mkdir(parents=True)
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write(f"{run}\n")
+            racer.stdin.flush()
+        answers = sorted(racer.stdout.readline().strip() for racer in racers if racer.stdout)
+        assert answers == ["owner", "refused", "refused"]
+
+
+def test_where_a_file_system_has_no_locks(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last to write its name has the run; the other one notices before it changes anything."""
+
+    def refuse(descriptor: int, flags: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    first = claim(run, Storage())
+    second = claim(run, Storage())  # (of the same process: not seen to be at work)
+    second.check()
+    with pytest.raises(NotOwnerError):
+        first.check()
+
+
+def test_a_name_that_does_not_fit_on_a_full_disk(tmp_path: Path) -> None:
+    with small_disk_at(tmp_path / "disk", "1m") as disk:
+        run = RunFolder(disk / "run")
+        claim(run, Storage())
+        (disk / "large").write_bytes(bytes(disk_free(disk)))
+        owner = claim(run, Storage())
+        owner.check()
+        assert run.owner() == owner.token
+        assert [p.name for p in run.private.iterdir() if p.name.startswith(".owner")] == []
+
+
+def disk_free(place: Path) -> int:
+    return shutil.disk_usage(place).free

@@ -34,6 +34,7 @@ VARIABLE = "KEEPSTEP_OWNER"
 # Until an attempt that was killed a moment ago is gone, or a stopped one has saved.
 WAIT_SECONDS = 20.0
 LOCK = "owner.lock"
+LOCK_SECONDS = 10.0  # a look takes three; who holds it longer is frozen, and may lose the run
 BEAT_SECONDS = 1.0  # between signs of life: the run folder may lie on a network filesystem
 
 
@@ -93,7 +94,7 @@ def claim(run: RunFolder, storage: Storage, patience: float = WAIT_SECONDS) -> O
     deadline = time.monotonic() + patience
     while True:
         # Of two launches at the same moment one looks after the other has written its name.
-        with storage.locked(run.private / LOCK, patience):
+        with storage.locked(run.private / LOCK, LOCK_SECONDS):
             who = None if token else _at_work(run)
             if who is None:
                 token = token or secrets.token_hex(6)
