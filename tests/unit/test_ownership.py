@@ -18,6 +18,7 @@ from keepstep.checkpoint.manifest import ManifestError, folder_name
 from keepstep.checkpoint.ownership import VARIABLE, NotOwnerError, claim, job_facts
 from keepstep.checkpoint.retention import Policy
 from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.checkpoint.storage import Storage
 from tests.helpers.disks import small_disk_at
 from tests.helpers.folders import left_behind
 from tests.unit.test_runwriter import Launch

@@ -166,7 +166,11 @@ class RunFolder:
             for name, found in self._listing.found().items()
             if found is None
             and (self.path / name).is_dir()
-            and sum(sizes_under(self.path / name).values()) <= left.get(step_of(name) or 0, -1)
+            and (there_were := left.get(step_of(name) or 0)) is not None
+            and (
+                sum(sizes_under(self.path / name).values()) <= there_were
+                or any(self.quarantine.glob(f"{name}-attempt-*"))  # killed on the way there
+            )
         }
 
     def odd(self) -> dict[str, str]:
