@@ -231,6 +231,8 @@ def test_launches_at_the_same_moment(tmp_path: Path, racers: list[subprocess.Pop
         if turn % 2:  # with something to sweep
             for name in ("staging/dead/checkpoint-1/a/b", "trash/dead/checkpoint-2/c/d"):
                 (run / ".keepstep" / name).mkdir(parents=True)
+        if turn % 3 == 0:  # and with what is not keepstep's
+            (run / ".keepstep/status.json").mkdir(parents=True)
         for racer in racers:
             assert racer.stdin is not None
             racer.stdin.write(f"{run}\n")

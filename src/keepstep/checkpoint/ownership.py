@@ -9,6 +9,7 @@ that was frozen between the look and a rename finds nothing to commit.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -127,7 +128,8 @@ def clear_the_way(run: RunFolder, storage: Storage) -> None:
             continue
         aside = path.with_name(f"odd-{path.name}-{secrets.token_hex(3)}")
         logger.warning("%s is not what keepstep makes: it is renamed to %s", path, aside.name)
-        storage.rename(path, aside)
+        with contextlib.suppress(FileNotFoundError):  # a launch at the same moment was faster
+            storage.rename(path, aside)
 
 
 def _is_a(kind: int, path: Path) -> bool:
