@@ -94,8 +94,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries write to stdout must not be taken for an answer
 
-    # The imports are what this process is for. (DeepSpeed's optimizer of that name, which every ZeRO
-    # engine imports, brings half of torch's compiler with it.)
+    # The imports are what this process is for. (DeepSpeed's optimizer of that name, which every
+    # ZeRO engine imports, brings half of torch's compiler with it.)
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
     from torch.utils import tensorboard  # noqa: F401
 
