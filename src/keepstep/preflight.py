@@ -17,6 +17,7 @@ from .checkpoint.selection import WORDS
 from .config import Problem, Recipe
 from .preflight_launch import check_launch, launch_of
 from .preflight_saving import check_saving
+from .trajectory import word
 
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{12,}")
 
@@ -57,6 +58,12 @@ def _run_folder(recipe: Recipe) -> Iterator[Problem]:
             "no path",
             code="resume",
         )
+    if training.ignore_data_skip:
+        yield Problem(
+            "ignore_data_skip: a resumed run would be given the same rows again",
+            "leave it out: keepstep skips rows without reading them",
+            "resume",
+        )
 
 
 def _sources(recipe: Recipe) -> Iterator[Problem]:
@@ -77,10 +84,28 @@ def _sources(recipe: Recipe) -> Iterator[Problem]:
     ):
         if value and looks_local(value) and not Path(value).expanduser().exists():
             yield Problem(f"{name}: there is no {value}", code="data")
+    yield from _stream(recipe)
     if not 0 < data.eval_split_fraction < 1:
         yield Problem(
             f"eval_split_fraction: {data.eval_split_fraction} is not between 0 and 1", code="data"
         )
+
+
+def _stream(recipe: Recipe) -> Iterator[Problem]:
+    """What cannot be had of rows whose number is not known."""
+    data, training = recipe.data, recipe.training
+    if not (data.dataset_streaming or data.streaming):
+        return
+    if training.max_steps <= 0:
+        yield Problem("a stream has no length that is known", "set max_steps", "data")
+    for name in ("save_strategy", "eval_strategy"):
+        if word(getattr(training, name)) == "epoch":
+            yield Problem(
+                f"{name}: epoch: where a pass over a stream ends is not known, so that a run could "
+                "not be resumed there",
+                f"{name}: steps",
+                "data",
+            )
 
 
 def _saving(recipe: Recipe) -> Iterator[Problem]:

@@ -87,6 +87,20 @@ class WithoutSignals:
             self._first(worker)
 
 
+def settle_loader(loader: Any, seed: int) -> None:
+    """Give a loader random numbers of its own, the same whatever was drawn from it before: by
+    default it takes them from the process's generator, and so from dropout's. Its workers leave
+    signals to their parent. Ranks: any, each its own."""
+    inner = getattr(loader, "base_dataloader", loader)  # Accelerate's loaders iterate over another
+    if not isinstance(inner.worker_init_fn, WithoutSignals):
+        inner.worker_init_fn = WithoutSignals(inner.worker_init_fn)
+        inner.generator = torch.Generator()
+    order = getattr(loader, "synchronized_generator", None)  # of rows grouped by length
+    for generator in (inner.generator, order):
+        if generator is not None:
+            generator.manual_seed(seed)
+
+
 class Collate:
     """Collates a micro-batch; for an empty one, a row that nothing is learned from.
 
@@ -117,6 +131,8 @@ class RowPlan:
         seed: of the epochs' orders.
         step: that the attempt starts at.
         samples: rows drawn before it.
+        streamed: whether the data is a stream: its length is not known.
+        passes, done: of a stream: passes that were over, and steps of the next one that were done.
     """
 
     course: Course | None
@@ -124,6 +140,9 @@ class RowPlan:
     seed: int
     step: int
     samples: int
+    streamed: bool = False
+    passes: int = 0
+    done: int = 0
 
     @property
     def lead(self) -> int:
@@ -160,21 +179,51 @@ def plan_rows(rows: Any, args: Any, start: Manifest | None) -> RowPlan:
     """
     seed = args.seed if args.data_seed is None else args.data_seed
     course, step, samples = None, start.global_step if start else 0, None
-    if has_length(rows) and args.rows_are_dealt:
+    streamed = not has_length(rows)
+    if not streamed and args.rows_are_dealt:
         course = Course(len(rows), args.batch.rows, args.dataloader_drop_last)
     if start is not None:
         before = Dealt.from_json(start.dealt)
         changed = before is not None and before.batch.rows != args.batch.rows
         if changed and (course is None or args.train_sampling_strategy == "group_by_length"):
             raise ReshardError(
-                "streamed rows, and rows grouped by length, need as many rows a step as before"
+                "streamed rows, rows grouped by length and balanced batches need as many rows a "
+                "step as before"
             )
         # A place among other rows means nothing: then, as Trainer does, the steps are counted.
         if before is None or course is None or before.rows == course.rows:
             samples = start.samples
     if samples is None:
         samples = course.after(0, step) if course else step * args.batch.rows
-    return RowPlan(course, args.batch, seed, step, samples)
+    passes, done = place_in_stream(start, args.batch) if streamed and start else (0, 0)
+    return RowPlan(course, args.batch, seed, step, samples, streamed, passes, done)
+
+
+def place_in_stream(start: Manifest, batch: Batch) -> tuple[int, int]:
+    """Where in a stream a checkpoint is: passes that are over, steps of the next that are done.
+
+    Raises:
+        ReshardError: that is not known; or `batch` would lay out a pass in other steps: what is
+            left at its end is filled up to whole micro-batches.
+    """
+    before = Dealt.from_json(start.dealt)
+    if before is not None and (before.batch.rows, before.batch.accumulation) != (
+        *(batch.rows, batch.accumulation),
+    ):
+        share, rest = divmod(before.batch.rows, before.batch.accumulation * batch.world_size)
+        hint = f"per_device_train_batch_size: {share}, " if not rest else "as many processes, "
+        raise ReshardError(
+            f"streamed rows are dealt out as before, or not at all: {before.batch} then, {batch} "
+            f"now\n    Hint: {hint}gradient_accumulation_steps: {before.batch.accumulation}"
+        )
+    if before is not None and before.passes is not None and before.done is not None:
+        return before.passes, before.done
+    if start.epoch > 1:
+        raise ReshardError(
+            f"checkpoint-{start.global_step} was made in a later pass over a stream, and does not "
+            "say where in it\n    Hint: resume_weights_only: true starts anew with its weights."
+        )
+    return 0, start.global_step
 
 
 def step_loader(loader: DataLoader[Any], sampler: StepSampler) -> RowLoader:
@@ -185,7 +234,8 @@ def step_loader(loader: DataLoader[Any], sampler: StepSampler) -> RowLoader:
         collate_fn=Collate(loader.collate_fn, loader.dataset[0]),
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
-        worker_init_fn=WithoutSignals(loader.worker_init_fn),
+        worker_init_fn=loader.worker_init_fn,
+        generator=loader.generator,
         multiprocessing_context=loader.multiprocessing_context,
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,

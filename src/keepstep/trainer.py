@@ -3,8 +3,9 @@
 What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
 - `_save_checkpoint`: Trainer writes straight into `checkpoint-N`, and rotates by age.
 - `_save`: Trainer stores its arguments, absolute paths and Hub token included, every time.
-- `get_train_dataloader`, `_init_training_state`, `set_initial_training_values`: which rows a step
-  has, and where a run goes on, does not depend on the number of processes.
+- `get_train_dataloader`, `_init_training_state`, `set_initial_training_values`, `_run_epoch`: which
+  rows a step has, and where a run goes on, does not depend on the number of processes.
+- `get_eval_dataloader`: an evaluation draws nothing from the generator that training goes on with.
 - `_prepare_for_training`, `_load_rng_state`, `_load_from_checkpoint`: what other processes wrote
   is given to these.
 - `compute_loss`: a rank without rows computes one, and learns nothing from it.
@@ -41,7 +42,7 @@ from .config import refused_by_libraries
 from .contents import Contents
 from .pacing import EvaluationStoppedError, EveryStep
 from .restore import Resharded, restore, settle_gradients
-from .sampling import IGNORED, WithoutSignals, plan_rows
+from .sampling import IGNORED, plan_rows, settle_loader
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class KeepstepTrainer(SFTTrainer):
         self._logged: dict[str, float] = {}
         self._finite: Any = True
         self._begun: tuple[int, bool] | None = None
+        self._pass = 0, 0  # of the data: its number, and the step at which it began
         self.contents = Contents(self)
         # Retention is the manager's: with a limit of 1, Trainer deletes folders at the end.
         self.args.save_total_limit = None
@@ -122,11 +124,12 @@ class KeepstepTrainer(SFTTrainer):
 
     def get_train_dataloader(self) -> Any:
         loader, order = super().get_train_dataloader(), self._get_train_sampler()
+        settle_loader(loader, self.rows.seed)
         return self.rows.dealing(loader, order, distributed.rank())
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         loader = super().get_eval_dataloader(*args, **kwargs)
-        loader.worker_init_fn = WithoutSignals(loader.worker_init_fn)
+        settle_loader(loader, self.rows.seed)
         return loader
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
@@ -146,7 +149,15 @@ class KeepstepTrainer(SFTTrainer):
         if self.rows.lead:
             epochs, steps = divmod(self.state.global_step + self.rows.lead, per_epoch)
             batches = steps * self.args.gradient_accumulation_steps
+        if self.rows.streamed:
+            epochs = self.rows.passes
+            batches = self.rows.done * self.args.gradient_accumulation_steps
         return epochs, batches
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        done = self.rows.done if kwargs["epoch"] == self.rows.passes else 0
+        self._pass = kwargs["epoch"], self.state.global_step - done
+        super()._run_epoch(*args, **kwargs)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         world_size = self.args.world_size
@@ -310,7 +321,6 @@ class KeepstepTrainer(SFTTrainer):
 
     def _describe(self) -> Manifest:
         step, metrics = self._evaluated
-        course = self.rows.course
         return Manifest(
             run_id="",
             attempt=0,
@@ -331,8 +341,16 @@ class KeepstepTrainer(SFTTrainer):
             saved_at="",
             save_seconds=0.0,
             about=self.about | self._counted(),
-            dealt=Dealt(self.args.batch, self.asked, course.rows if course else None).as_json(),
+            dealt=self._dealt().as_json(),
         )
+
+    def _dealt(self) -> Dealt:
+        if self.rows.streamed:
+            passes, began = self._pass
+            done = self.state.global_step - began
+            return Dealt(self.args.batch, self.asked, None, passes, done)
+        course = self.rows.course
+        return Dealt(self.args.batch, self.asked, course.rows if course else None)
 
     def parameter_counts(self) -> tuple[int, int]:
         """How many elements the model has, and how many of them are trained. Ranks: any."""

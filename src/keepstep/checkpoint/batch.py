@@ -46,11 +46,14 @@ class Dealt:
         batch: of its steps.
         asked: what the recipe had asked for; another number of processes may have changed it.
         rows: of the training data (packed ones, if rows are packed); None for a stream.
+        passes, done: of a stream: passes that are over, and steps of the next one that are done.
     """
 
     batch: Batch
     asked: Batch
     rows: int | None
+    passes: int | None = None
+    done: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,6 +74,8 @@ class Dealt:
                 raise TextError(f"dealt: {batch} cannot be")
         if dealt.rows is not None and dealt.rows < 1:
             raise TextError(f"dealt.rows is {dealt.rows}")
+        if min(dealt.passes or 0, dealt.done or 0) < 0:
+            raise TextError(f"dealt has {dealt.passes} passes, {dealt.done} steps")
         return dealt
 
 
