@@ -168,13 +168,13 @@ class Contents:
 
     def _state_json(self) -> bytes:
         """trainer_state.json, as Trainer writes it: callbacks that have a state are in it."""
+        states: dict[str, list[Any]] = {}
         for callback in [*self.trainer.callback_handler.callbacks, self.trainer.control]:
             if isinstance(callback, ExportableState):
-                name, state = type(callback).__name__, callback.state()
-                if isinstance(self.trainer.state.stateful_callbacks.get(name), list):
-                    self.trainer.state.stateful_callbacks[name].append(state)
-                else:
-                    self.trainer.state.stateful_callbacks[name] = state
+                states.setdefault(type(callback).__name__, []).append(callback.state())
+        self.trainer.state.stateful_callbacks = {
+            name: of_kind if len(of_kind) > 1 else of_kind[0] for name, of_kind in states.items()
+        }
         return json.dumps(vars(self.trainer.state), indent=2, sort_keys=True).encode() + b"\n"
 
     def group_names(self) -> list[list[str]]:

@@ -176,9 +176,13 @@ def _load_schedule(trainer: KeepstepTrainer, checkpoint: Committed, source: Sour
         schedule.load_state_dict(schedule_for(groups, stored))
     if source is not None and source.loss_scale is not None and scaler is not None:
         scaler.load_state_dict(scaler.state_dict() | {"scale": source.loss_scale})
-    before = checkpoint.manifest.settings.get("learning_rate")
-    if before and before != trainer.args.learning_rate:
-        _rescale(schedule, trainer.args.learning_rate / before)
+    stored_settings, args = checkpoint.manifest.settings, trainer.args
+    before = stored_settings.get("learning_rate")
+    if before and before != args.learning_rate:
+        _rescale(schedule, args.learning_rate / before)
+    ranking = [(n, getattr(args, n)) for n in ("metric_for_best_model", "greater_is_better")]
+    if any(stored_settings.get(name, value) != value for name, value in ranking):
+        schedule._reset()  # of a plateau or a greedy one: its best value was of another metric
 
 
 def _load_optimizer(trainer: KeepstepTrainer, checkpoint: Committed) -> None:

@@ -12,6 +12,7 @@ What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
 - `_prepare_for_training`: DeepSpeed saves and loads through our checkpoint engine.
 - `_finalize_training`: what is on its way to the disk has to arrive before the best is chosen.
 - `_load_best_model`: the best checkpoint may have been written by other processes.
+- `_load_callback_state`: callbacks go on counting, with the recipe's arguments.
 - `_evaluate`: a stop does not wait for the end of an evaluation.
 - `_determine_best_metric`: given the metrics of each evaluation; an infinite one must not win.
 """
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import set_seed
+from transformers import EarlyStoppingCallback, set_seed
 from trl import SFTTrainer
 
 from . import distributed
@@ -40,6 +41,7 @@ from .checkpoint.runfolder import Committed
 from .checkpoint.runwriter import Saved
 from .config import refused_by_libraries
 from .contents import Contents
+from .evaluations import best_of
 from .pacing import EvaluationStoppedError, EveryStep
 from .restore import Resharded, restore, settle_gradients
 from .sampling import IGNORED, plan_rows, settle_loader
@@ -146,6 +148,8 @@ class KeepstepTrainer(SFTTrainer):
         epochs, batches = super()._init_training_state(max_steps, per_epoch, *args)
         # Loaded from trainer_state.json are the intervals of the attempt that wrote it.
         self.state.compute_steps(self.args, max_steps)
+        if self.start is not None:
+            self._settle_best()
         if self.rows.lead:
             epochs, steps = divmod(self.state.global_step + self.rows.lead, per_epoch)
             batches = steps * self.args.gradient_accumulation_steps
@@ -153,6 +157,36 @@ class KeepstepTrainer(SFTTrainer):
             epochs = self.rows.passes
             batches = self.rows.done * self.args.gradient_accumulation_steps
         return epochs, batches
+
+    def _load_callback_state(self) -> None:
+        """Give each callback of this attempt what its predecessor had counted. Its arguments are
+        the recipe's (Trainer builds it anew with those of the checkpoint), and `control` is what
+        the loop makes it, not what it was in the middle of a step."""
+        if not self.args.restore_callback_states_from_checkpoint:
+            return
+        for name, stored in self.state.stateful_callbacks.items():
+            alike = [c for c in self.callback_handler.callbacks if type(c).__name__ == name]
+            states = stored if isinstance(stored, list) else [stored]
+            for callback, state in zip(alike, states, strict=False):
+                vars(callback).update(state.get("attributes", {}))
+
+    def _settle_best(self) -> None:
+        """The best value so far is one of the metric that ranks now, in its direction: if it is not
+        the checkpoint's, early stopping counts anew. Ranks: any; the same everywhere."""
+        policy, handler = self.manager.policy, self.callback_handler
+        if policy.metric is None:
+            return
+        best = best_of(self.state.log_history, policy.metric, policy.greater_is_better)
+        value, step = best or (None, None)
+        if self.state.best_metric == value:
+            return
+        self.state.best_metric, self.state.best_global_step = value, step
+        for callback in handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience_counter = 0
+        if distributed.is_main():
+            found = f"the best so far is {value:.6g}, of step {step}" if best else "none so far"
+            logger.warning("%s ranks from here on, another did before: %s", policy.metric, found)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         done = self.rows.done if kwargs["epoch"] == self.rows.passes else 0

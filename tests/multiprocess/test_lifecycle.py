@@ -102,10 +102,9 @@ def test_weights_without_state(ranks: Ranks, demo: Path, workspace: Path, kind: 
 
 def test_early_stopping_goes_on_counting(ranks: Ranks, demo: Path, workspace: Path) -> None:
     run = workspace / "patience"
-    command = argv(
-        demo, run, learning_rate=0, save_steps=1, eval_steps=1, early_stopping_patience=4
-    )
-    broken = ranks.start(command)
+    fields = {"learning_rate": 0, "save_steps": 1, "eval_steps": 1}
+    command = argv(demo, run, **fields, early_stopping_patience=4)
+    broken = ranks.start(argv(demo, run, **fields, early_stopping_patience=9))
     broken.wait_for("step  3/12  saved")
     broken.kill(signal.SIGKILL)
     broken.wait()
@@ -114,6 +113,30 @@ def test_early_stopping_goes_on_counting(ranks: Ranks, demo: Path, workspace: Pa
     assert status(run)["outcome"] == "finished"
     again = ranks.run(command)
     assert "This run is finished, at step 5 of 12" in again.output
+
+
+def test_the_best_value_is_one_of_the_metric_that_ranks(
+    ranks: Ranks, demo: Path, workspace: Path
+) -> None:
+    """No loss is below an accuracy: the run would end after two evaluations."""
+    run = workspace / "renamed"
+    fields = {"save_steps": 1, "eval_steps": 1, "early_stopping_patience": 2, "max_steps": 8}
+    first = argv(demo, run, **fields, metric_for_best_model="mean_token_accuracy")
+    broken = ranks.start(first, strategy="ddp", processes=1)
+    broken.wait_for("step 3/8  saved")
+    broken.kill(signal.SIGKILL)
+    broken.wait()
+    resumed = ranks.run(argv(demo, run, **fields), strategy="ddp", processes=1)
+    assert "Finished: 8 steps." in resumed.output
+    ((step, found),) = re.findall(
+        r"(?s)carrying on from checkpoint-(\d+).*eval_loss ranks from here on, another did before: "
+        r"the best so far is ([\d.]+), of step",
+        resumed.output,
+    )
+    log = json.loads((run / "checkpoint-8/trainer_state.json").read_text())["log_history"]
+    losses = {e["step"]: e["eval_loss"] for e in log if "eval_loss" in e}
+    best = min(loss for at, loss in losses.items() if at <= int(step))
+    assert float(found) == pytest.approx(best, rel=1e-5)
 
 
 def test_a_crash_loop_steps_back_and_ends(ranks: Ranks, demo: Path, workspace: Path) -> None:

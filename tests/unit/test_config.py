@@ -119,6 +119,13 @@ def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
         ({"save_timeout_seconds": 9e9}, "save_timeout_seconds: 9e+09 is not between 0 and"),
         ({"save_interval_seconds": 0}, "save_interval_seconds: 0 is not above 0"),
         ({"time_limit": "soon"}, "'soon' is no length of time"),
+        ({"ignore_data_skip": True}, "would be given the same rows again"),
+        ({"dataset_streaming": True}, "a stream has no length that is known"),
+        (
+            {"dataset_streaming": True, "max_steps": 900, "save_strategy": "epoch"}
+            | {"keep_ranking": "recency"},
+            "save_strategy: epoch: where a pass over a stream ends is not known",
+        ),
         ({"deadline": "2020-01-01T00:00"}, "the deadline is over before a step can be made"),
     ],
 )

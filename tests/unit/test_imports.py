@@ -25,8 +25,7 @@ LEVELS = [
         ),
         *("checkpoint.lineage", "checkpoint.schedule", "checkpoint.strict", "noise", "preemption"),
         "checkpoint.history",
-        "trajectory",
-        "streams",
+        *("trajectory", "evaluations", "streams"),
         *("publish.__init__", "publish.best", "estimate"),
     },
     {

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 import torch
+from accelerate import Accelerator, DataLoaderConfiguration
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from keepstep.checkpoint.batch import Batch, Course
-from keepstep.sampling import IGNORED, StepSampler, step_loader
+from keepstep.checkpoint.batch import Batch, Course, Dealt
+from keepstep.checkpoint.sources import ReshardError
+from keepstep.sampling import IGNORED, StepSampler, place_in_stream, settle_loader, step_loader
+from tests.helpers.folders import manifest
 
 
 def collate(rows: list[int]) -> dict[str, torch.Tensor]:
@@ -56,3 +62,62 @@ def test_a_rank_without_rows_takes_part_and_learns_nothing() -> None:
             assert learned in (micro["input_ids"].flatten().tolist(), [])
             seen += learned
     assert sorted(seen) == rows
+
+
+class Drawing(torch.utils.data.Dataset):
+    """Rows that draw a number where they are read."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, row: int) -> float:
+        return float(torch.rand(())) if torch.utils.data.get_worker_info() else float(row)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self) -> Iterator[float]:
+        yield from (Drawing()[row] for row in range(6))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["dealt", "accelerate", "stream"])
+def test_loaders_draw_nothing_from_the_process_s_generator(workers: int, kind: str) -> None:
+    """Else dropout would be another after a resume: iterators are not begun as often."""
+
+    def loader() -> DataLoader:
+        rows = Stream() if kind == "stream" else Drawing()
+        plain = DataLoader(rows, num_workers=workers, persistent_workers=workers > 0)
+        if kind == "dealt":
+            settle_loader(plain, 7)
+            course, batch = Course(6, 2), Batch(2, 1, 1)
+            return step_loader(plain, StepSampler(course, batch, 0, 7, SequentialSampler(rows), 0))
+        apart = DataLoaderConfiguration(dispatch_batches=False)  # as TRL has it
+        prepared = Accelerator(cpu=True, dataloader_config=apart).prepare(plain)
+        settle_loader(prepared, 7)
+        settle_loader(prepared, 7)  # each evaluation does, of a loader that stays
+        return prepared
+
+    before = torch.get_rng_state()
+    dealt = loader()
+    first = [[batch.tolist() for batch in dealt] for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    dealt = loader()
+    assert [[batch.tolist() for batch in dealt] for _ in range(2)] == first
+
+
+def at(step: int, epoch: float, **place: int) -> object:
+    dealt = Dealt(Batch(6, 1, 2), Batch(6, 1, 2), None, **place).as_json()
+    return manifest(step, epoch=epoch, dealt=dealt)
+
+
+def test_a_place_in_a_stream() -> None:
+    same, wider = Batch(6, 1, 2), Batch(12, 1, 1)
+    assert place_in_stream(at(7, 1.2, passes=1, done=2), same) == (1, 2)
+    assert place_in_stream(at(7, 1.2, passes=1, done=2), wider) == (1, 2)  # the same micro-batches
+    assert place_in_stream(at(4, 0.4), same) == (0, 4)  # of a version that did not write it down
+    assert place_in_stream(manifest(4, epoch=0.4, dealt={}), same) == (0, 4)
+    with pytest.raises(ReshardError, match="does not say where in it"):
+        place_in_stream(at(7, 1.2), same)
+    with pytest.raises(ReshardError, match="Hint: per_device_train_batch_size: 4, gradient_acc"):
+        place_in_stream(at(7, 1.2, passes=1, done=2), Batch(2, 2, 3))
