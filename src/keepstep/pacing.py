@@ -138,6 +138,7 @@ class EveryStep(TrainerCallback):
         self.pacer: Pacer | None = None
         self.watchdog: Watchdog | None = None
         self._told_lost = False
+        self._postponed = False  # a save, until the evaluation at the epoch's end is made
 
     def progress(self) -> None:
         self.trainer.manager.beat()
@@ -161,14 +162,29 @@ class EveryStep(TrainerCallback):
             self.pacer.step_ended()
             if not self._told_lost:
                 self._tell_lost(args, state, self.pacer)
+        if control.should_evaluate:
+            self.trainer.evaluation_due_at = state.global_step
         self._decide(args, state, control)
+        if self._evaluates_at_epoch_end(args, state):
+            # As where steps decide: a step is evaluated, then saved. A run that was killed between
+            # would go on with the next epoch, and without this one's evaluation.
+            self._postponed, control.should_save = control.should_save, False
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Here evaluations by epochs are due; also where training stops inside of an epoch."""
+        control.should_save |= self._postponed
+        self._postponed = False
+        if self._evaluates_at_epoch_end(args, state):
+            self.trainer.evaluation_due_at = state.global_step
         if self.trainer.preempted is not None:
             control.should_evaluate = False
         elif control.should_evaluate:
             self._decide(args, state, control)
+
+    def _evaluates_at_epoch_end(self, args: Any, state: Any) -> bool:
+        """Whether this is the last step of an epoch, or of all, and is to be evaluated as such."""
+        over = float(state.epoch).is_integer() or state.global_step >= state.max_steps
+        return bool(over and args.eval_strategy == "epoch" and args.eval_delay <= state.epoch)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Nothing waits for the end of an evaluation, which may take an hour."""

@@ -6,13 +6,16 @@ torch's) own loader as it is; any other is resharded on the way (checkpoint/resh
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch.nn.parallel import DistributedDataParallel
@@ -196,6 +199,32 @@ def _load_optimizer(trainer: KeepstepTrainer, checkpoint: Committed) -> None:
     optimizer.load_state_dict(stored)
     if trainer.is_deepspeed_enabled:
         trainer.deepspeed.global_steps = checkpoint.step
+
+
+def random_numbers() -> list[Any]:
+    """The states of this process's generators, and of its device's. Ranks: any."""
+    device = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return [random.getstate(), np.random.get_state(), torch.get_rng_state(), device]
+
+
+def set_random_numbers(states: list[Any]) -> None:
+    """What `random_numbers` gave. Ranks: any."""
+    numbers, arrays, tensors, device = states
+    random.setstate(numbers)
+    np.random.set_state(arrays)
+    torch.set_rng_state(tensors)
+    if device is not None:
+        torch.cuda.set_rng_state(device)
+
+
+@contextlib.contextmanager
+def random_numbers_apart() -> Iterator[None]:
+    """What is drawn within leaves this rank's random numbers as they were. Ranks: any."""
+    states = random_numbers()
+    try:
+        yield
+    finally:
+        set_random_numbers(states)
 
 
 def settle_gradients(trainer: KeepstepTrainer, batches: Iterable[Any]) -> None:

@@ -101,6 +101,14 @@ def settle_loader(loader: Any, seed: int) -> None:
             generator.manual_seed(seed)
 
 
+def tell_epoch(loader: Any, epoch: int) -> None:
+    """Tell the sampler at the bottom of a loader which epoch begins: of one whose first batches are
+    skipped, and that deals batches out among ranks, nobody does (accelerate 1.15). Ranks: any."""
+    while (loader := getattr(loader, "batch_sampler", None)) is not None:
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(epoch)
+
+
 class Collate:
     """Collates a micro-batch; for an empty one, a row that nothing is learned from.
 

@@ -256,8 +256,9 @@ def carry_on(trainer: KeepstepTrainer) -> Outcome:
     """Train from its start to the end. Ranks: all (collective)."""
     start, planned, finish = trainer.start, trainer.planned_steps(), trainer.manager.finish
     plan = {"steps": planned, **trainer.may_stop_early()}
-    step = finish.step if finish and finish.holds(plan) else start.step if start else 0
-    if step >= planned or (finish and finish.holds(plan)):
+    finished = finish is not None and finish.holds(plan)
+    step = finish.step if finish and finished else start.step if start else 0
+    if finished or (step >= planned and not trainer.owes_evaluation):
         say(f"This run is finished, at step {step} of {planned}: there is nothing to train.")
     else:
         trainer.train()

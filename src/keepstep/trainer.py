@@ -13,7 +13,9 @@ What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
 - `_finalize_training`: what is on its way to the disk has to arrive before the best is chosen.
 - `_load_best_model`: the best checkpoint may have been written by other processes.
 - `_load_callback_state`: callbacks go on counting, with the recipe's arguments.
-- `_evaluate`: a stop does not wait for the end of an evaluation.
+- `_evaluate`: a stop does not wait for the end of an evaluation, and training does not depend on
+  the random numbers that one draws.
+- `_run_epoch`, `_finalize_training`: an evaluation that a stop has cancelled is made up first.
 - `_determine_best_metric`: given the metrics of each evaluation; an infinite one must not win.
 """
 
@@ -43,8 +45,15 @@ from .config import refused_by_libraries
 from .contents import Contents
 from .evaluations import best_of
 from .pacing import EvaluationStoppedError, EveryStep
-from .restore import Resharded, restore, settle_gradients
-from .sampling import IGNORED, plan_rows, settle_loader
+from .restore import (
+    Resharded,
+    random_numbers,
+    random_numbers_apart,
+    restore,
+    set_random_numbers,
+    settle_gradients,
+)
+from .sampling import IGNORED, plan_rows, settle_loader, tell_epoch
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +73,13 @@ class KeepstepTrainer(SFTTrainer):
         asked: how the recipe shares out the rows of a step; `args.batch` is how it is done.
         rows: which rows the steps have.
         resharded: what had to be done to give the state of `start` to these processes, or None.
+        evaluation_due_at: the newest step with an evaluation, None before the first.
         preempted: why training stopped before its end, None when it did not.
         last_saved: the newest commit of this attempt, None before the first.
         try_again: a save found no room, and there is some now.
     """
+
+    control: Any
 
     def __init__(
         self,
@@ -87,6 +99,7 @@ class KeepstepTrainer(SFTTrainer):
         self.asked: Batch = asked or self.args.batch
         self.rows = plan_rows(self.train_dataset, self.args, start.manifest if start else None)
         self.resharded: Resharded | None = None
+        self.evaluation_due_at: int | None = None
         self.preempted: str | None = None
         self.last_saved: Saved | None = None
         self.try_again = self._trying_again = False
@@ -94,6 +107,7 @@ class KeepstepTrainer(SFTTrainer):
         self._logged: dict[str, float] = {}
         self._finite: Any = True
         self._begun: tuple[int, bool] | None = None
+        self._random_numbers: list[Any] | None = None  # as they are where the attempt starts
         self._pass = 0, 0  # of the data: its number, and the step at which it began
         self.contents = Contents(self)
         # Retention is the manager's: with a limit of 1, Trainer deletes folders at the end.
@@ -191,15 +205,48 @@ class KeepstepTrainer(SFTTrainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         done = self.rows.done if kwargs["epoch"] == self.rows.passes else 0
         self._pass = kwargs["epoch"], self.state.global_step - done
-        super()._run_epoch(*args, **kwargs)
+        tell_epoch(kwargs["train_dataloader"], kwargs["epoch"])
+        self._make_up_evaluation()
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    @property
+    def owes_evaluation(self) -> bool:
+        """Whether the step that this attempt starts at is still to be evaluated."""
+        if self.start is None or self.args.eval_strategy == "no":
+            return False
+        return self.start.manifest.evaluation_due and self._evaluated[0] != self.start.step
+
+    def _make_up_evaluation(self) -> None:
+        """Evaluate the step that a stop had left without, as the undisturbed run did: its metric,
+        the best one, early stopping and a plateau's schedule; and save it so. Ranks: all."""
+        step = self.state.global_step
+        if self.start is None or not self.owes_evaluation or self.preempted is not None:
+            return
+        if step != self.start.step:
+            return  # a later epoch begins
+        if distributed.is_main():
+            logger.warning("step %s was not evaluated to the end: that is made up now", step)
+        self.evaluation_due_at = step
+        self._load_rng_state(str(self.start.path))
+        self._determine_best_metric(self._evaluate(None, None), None)
+        if step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        if self.preempted is None:
+            self._save_checkpoint(self.model, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self._random_numbers is not None:  # the checkpoint may be being saved again by now
+            set_random_numbers(self._random_numbers)
+            return
         world_size = self.args.world_size
         file = "rng_state.pth" if world_size == 1 else f"rng_state_{distributed.rank()}.pth"
         manifest = self.start.manifest if self.start else None
         set_seed(rng_seed(self.args.seed, self.state.global_step, distributed.rank()))
         if manifest and manifest.world_size == world_size and file in manifest.files:
             super()._load_rng_state(checkpoint)
+        self._random_numbers = random_numbers()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.start is None or self.start.manifest.zero_stage == 0:
@@ -225,7 +272,7 @@ class KeepstepTrainer(SFTTrainer):
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         try:
-            with self.every_step.evaluation():
+            with self.every_step.evaluation(), random_numbers_apart():
                 return dict(super()._evaluate(*args, **kwargs))
         except EvaluationStoppedError:
             return {}
@@ -283,6 +330,7 @@ class KeepstepTrainer(SFTTrainer):
             super()._load_best_model()
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._make_up_evaluation()  # of the last step: then there was no epoch to run
         self.hear()
         if self.try_again:
             self._save_checkpoint(self.model, None)
@@ -343,7 +391,10 @@ class KeepstepTrainer(SFTTrainer):
             return []
 
     def saved_step(self) -> int | None:
-        """The step of this attempt's newest commit; None before the first, or when one failed."""
+        """The step of this attempt's newest commit, or that it starts at and has not left; None
+        before the first commit, or when one failed."""
+        if self.last_saved is None and self.start and self.start.step == self.state.global_step:
+            return self.start.step
         return self.last_saved.checkpoint.step if self.last_saved else None
 
     def stores_weights(self) -> bool:
@@ -363,6 +414,7 @@ class KeepstepTrainer(SFTTrainer):
             epoch=round(self.state.epoch or 0.0, 6),
             samples=self.rows.samples_at(self.state.global_step),
             metrics=metrics if step == self.state.global_step else {},
+            evaluation_due=self.evaluation_due_at == self.state.global_step != step,
             world_size=self.args.world_size,
             zero_stage=self.args.zero_stage,
             deepspeed=self.is_deepspeed_enabled,

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from keepstep.checkpoint.batch import Batch, Course, Dealt
 from keepstep.checkpoint.sources import ReshardError
-from keepstep.sampling import IGNORED, StepSampler, place_in_stream, settle_loader, step_loader
+from keepstep.restore import random_numbers, random_numbers_apart, set_random_numbers
+from keepstep.sampling import (
+    IGNORED,
+    StepSampler,
+    place_in_stream,
+    settle_loader,
+    step_loader,
+    tell_epoch,
+)
 from tests.helpers.folders import manifest
 
 
@@ -104,6 +118,39 @@ def test_loaders_draw_nothing_from_the_process_s_generator(workers: int, kind: s
     torch.rand(1)
     dealt = loader()
     assert [[batch.tolist() for batch in dealt] for _ in range(2)] == first
+
+
+def test_what_an_evaluation_draws_is_not_missed() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    states = random_numbers()
+    with contextlib.suppress(KeyError), random_numbers_apart():
+        first = draw()
+        raise KeyError("broken off")
+    assert draw() == first
+    set_random_numbers(states)
+    assert draw() == first
+
+
+def test_batches_balanced_by_length_are_those_of_the_epoch_that_a_resume_goes_on_in() -> None:
+    lengths = list(range(1, 25))
+
+    def loader() -> Any:
+        order = BatchRebalanceSampler(lengths, effective_batch_size=6, dp_size=2, grad_accum=1)
+        plain = DataLoader(lengths, batch_sampler=order, collate_fn=list)  # type: ignore[arg-type]
+        prepared = prepare_data_loader(plain, num_processes=2, put_on_device=False)
+        prepared.batch_sampler.num_processes = 1  # as Trainer has it: the sampler knows its rank
+        return prepared
+
+    Accelerator(cpu=True)
+    whole, resumed = loader(), loader()
+    tell_epoch(whole, 1)
+    rest = skip_first_batches(resumed, 2)
+    tell_epoch(resumed, 1)
+    assert list(rest) == list(whole)[2:]
+    tell_epoch(whole, 0)
+    assert list(rest) != list(whole)[2:]
 
 
 def at(step: int, epoch: float, **place: int) -> object:

@@ -94,6 +94,8 @@ class Manifest:
         save_seconds: how long training stood still for it.
         files: path relative to the checkpoint → `FileEntry`; the manifest itself is not in it.
         origin: where it came from, if not from a run of keepstep (`keepstep adopt`).
+        evaluation_due: an evaluation of this step was due, and had not been made to its end when
+            the state was stored: a run that goes on from here makes it up first.
         dealt: how the rows of a step were shared out (`Dealt`); empty: not known.
         about: for the model card: base model, data, license, sizes, hardware, tokens, seconds.
     """
@@ -117,6 +119,7 @@ class Manifest:
     save_seconds: float
     files: dict[str, FileEntry] = field(default_factory=dict)
     origin: str = ""
+    evaluation_due: bool = False
     dealt: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
     deepspeed: bool = False
