@@ -118,6 +118,7 @@ launcher=$!
 interrupts=0 asked=''
 stop() {
   asked=1
+  : >"$scratch/asked" # else TERM is how the launcher ends ranks whose peer is gone
   kill -TERM "$launcher" 2>/dev/null || true
 }
 interrupt() { # the second means now; a kill costs no more than the steps since the last save

@@ -50,6 +50,15 @@ def tell_shell_of_beginning() -> None:
     _tell_shell('{"outcome": null}')
 
 
+def is_persons(signal: str) -> bool:
+    """Whether this signal to a rank is somebody's wish. Ranks: any.
+
+    TERM is also what launchers send to the ranks that are left when one has died.
+    """
+    path = os.environ.get(STATUS_FILE)
+    return signal != "SIGTERM" or bool(path and Path(path).with_name("asked").exists())
+
+
 def _tell_shell(text: str) -> None:
     """The first rank of each machine writes, for the script that launched it."""
     path = os.environ.get(STATUS_FILE)

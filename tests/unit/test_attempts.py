@@ -57,6 +57,12 @@ def interrupted_twice(manager: CheckpointManager) -> None:
     manager.stop_asked("SIGINT")
 
 
+def rank_lost(manager: CheckpointManager) -> None:
+    """The launcher ends the ranks that are left, by TERM and then by force."""
+    manager.begin_training()
+    manager.stop_asked("SIGTERM")
+
+
 def stopped(manager: CheckpointManager) -> None:
     manager.end(ended("preempted", reason="SIGTERM to rank 0, before training began"))
 
@@ -80,7 +86,17 @@ def failed(manager: CheckpointManager) -> None:
     manager.end(ended("failed", reason="RuntimeError: a shard cannot be loaded"))
 
 
-@pytest.mark.parametrize("end", [killed, failed])
+def test_a_stop_through_the_script_is_somebodys(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEEPSTEP_STATUS_FILE", str(tmp_path / "status.json"))
+    (tmp_path / "asked").touch()
+    for _ in range(4):
+        rank_lost(attempt(run))
+    assert chosen(run) == 20
+
+
+@pytest.mark.parametrize("end", [killed, failed, rank_lost])
 def test_crash_loops_end(run: Path, end: object) -> None:
     for step in (20, 20, 20, 10, 10, 10):
         manager = attempt(run)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .. import distributed
-from ..outcome import Outcome
+from ..outcome import Outcome, is_persons
 from .batch import Batch, BatchError, Dealt, agree
 from .lineage import Finish, last_finish
 from .lookout import Lookout
@@ -231,11 +231,11 @@ class CheckpointManager:
             self.saver.on_main("recording", lambda writer: writer.record("training"))
 
     def stop_asked(self, by: str) -> None:
-        """Write down that a signal has come: what follows is not the checkpoint's fault.
+        """Write down that somebody wants a stop: a kill that follows is not the checkpoint's fault.
 
         Ranks: any, any thread; the main process writes.
         """
-        if self._writer is not None and self.owned():
+        if self._writer is not None and is_persons(by) and self.owned():
             self._writer.record("stop_asked", signal=by)
 
     def end(self, outcome: Outcome) -> None:
