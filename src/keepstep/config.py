@@ -264,6 +264,20 @@ class KeepstepConfig(SFTConfig):
         default="continue",
         metadata={"help": "What follows a save that failed (disk full, say): go on, or stop."},
     )
+    max_failed_saves: int | None = field(
+        default=5,
+        metadata={
+            "help": "So many saves in a row that failed end the run: what it would lose grows with "
+            "each; null: it goes on for ever."
+        },
+    )
+    last_save_retry_seconds: float = field(
+        default=60.0,
+        metadata={
+            "help": "At the end of training, or at a stop, a last save that failed is tried again "
+            "for so long: at once, then after longer and longer pauses."
+        },
+    )
     bf16: bool | None = field(
         default=None,
         metadata={"help": "Train in bfloat16; null: where the hardware has it, and fp16 is off."},

@@ -7,21 +7,30 @@ DeepSpeed's shards (or torch's optimizer.pt), scheduler, scaler, RNG and trainer
 from __future__ import annotations
 
 import contextlib
+import copy
+import errno
 import json
 import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers.trainer_callback import ExportableState
 
 from . import distributed
+from .checkpoint.failure import SaveError
 from .checkpoint.files import BLOCK
 from .checkpoint.layout import LayoutError, groups, is_stage3, masters
 from .checkpoint.sources import LAYOUT_FILE, NAMES_FILE, ReshardError
 from .checkpoint.tensors import layout_of
 from .checkpoint.weights import Probe, WeightsFile, ask, captured, trained
-from .checkpoint.writer import Part, Piece, SnapshotCheckpointEngine
+from .checkpoint.writer import Part, Piece, Rehearsal, SnapshotCheckpointEngine
+from .config import ConfigError, Problem
 
 if TYPE_CHECKING:
     from .trainer import KeepstepTrainer
@@ -66,21 +75,38 @@ class Contents:
         self._write_weights(part, folder)
         if not self.trainer.args.save_only_model:
             self._write_state(part)
-        part.attempt(lambda: self.trainer._save_rng_state(folder))
-        alone = self.trainer.args.world_size == 1
-        part.adopt("rng_state.pth" if alone else f"rng_state_{part.rank}.pth")
+        part.attempt(lambda: self._write_rng_state(part))
         if part.rank == 0:
             part.attempt(lambda: part.write("trainer_state.json", self._state_json()))
 
+    def rehearse(self) -> None:
+        """Before the first step: all that a save does, but for tensors and the disk of the run.
+
+        Ranks: all (collective).
+
+        Raises:
+            ConfigError: the model or its tokenizer cannot be stored.
+            SaveError: on every rank: a save would fail.
+        """
+        self.plan()
+        state = self.trainer.state
+        before = copy.deepcopy(state.stateful_callbacks)
+        with tempfile.TemporaryDirectory(prefix="keepstep-") as folder:
+            part = Rehearsal(Path(folder), distributed.rank())
+            self.store(part)
+        part.attempt(lambda: self.trainer.describe().to_json())
+        state.stateful_callbacks = before
+        causes = [cause for cause in distributed.gather(part.report.error) if cause]
+        if causes:
+            raise SaveError("no checkpoint of this run could be saved", causes) from part.error
+
     def _write_weights(self, part: Part, folder: str) -> None:
         """In Hugging Face layout: every rank its slices. Ranks: all (collective)."""
-        part.attempt(self.plan)
-        if self._companions is None:
-            return  # on every rank: the part has failed
+        assert self._companions is not None
         weights = self._weights
         if weights is not None and self.trainer.stores_weights():
             part.attempt(lambda: weights.store(part, self._pieces(weights)))
-        elif weights is None:
+        elif weights is None and not isinstance(part, Rehearsal):
             self.gathering = part
             try:
                 self.trainer.save_model(folder, _internal_call=True)  # gathers, then _save
@@ -90,19 +116,49 @@ class Contents:
             for name, content in self._companions.items():
                 part.write(name, content)
 
+    def store_gathered(self, state_dict: dict[str, Any]) -> None:
+        """The gathered weights, written by `save_pretrained`. The main process."""
+        part, storage = self.gathering, self.trainer.manager.storage
+        assert part is not None
+
+        def write() -> None:
+            storage.make_folder(part.folder)
+            try:
+                self.trainer.model.save_pretrained(part.folder, state_dict=state_dict)
+            except SafetensorError as error:  # names no number, and has removed what it wrote
+                if storage.free(part.folder) < sum(t.nbytes for t in state_dict.values()):
+                    full = errno.ENOSPC
+                    raise OSError(full, os.strerror(full), str(part.folder)) from error
+                raise
+
+        part.attempt(write)
+
     def plan(self) -> None:
-        """Once: how the weights are stored, without gathering if that can be. Ranks: all."""
+        """Once: how the weights are stored, without gathering if that can be. Ranks: all.
+
+        Raises:
+            ConfigError: transformers refuses to store the model's configuration, or its tokenizer.
+        """
         if self._companions is not None:
             return
+        self._keep_generation_config()
 
-        def look() -> tuple[dict[str, bytes], Probe | LayoutError]:
-            companions = captured(self.trainer.processing_class.save_pretrained)
+        def look() -> tuple[dict[str, bytes], Probe | LayoutError] | list[Problem]:
+            model = self.trainer.model
             try:
-                return companions, ask(self.trainer.model)
+                companions = _stored("tokenizer", self.trainer.processing_class)
+                for what, configuration in _configurations(model):
+                    _stored(what, configuration)
+                return companions, ask(model)
             except LayoutError as error:
                 return companions, error
+            except ConfigError as error:
+                return error.problems
 
-        self._companions, probe = distributed.on_main_process("asking for the weights", look)
+        found = distributed.on_main_process("asking for the weights", look)
+        if isinstance(found, list):
+            raise ConfigError(found)
+        companions, probe = found
         reason = None
         try:
             if isinstance(probe, LayoutError):
@@ -112,8 +168,11 @@ class Contents:
         except LayoutError as error:
             reason = str(error)
         reasons = [reason for reason in distributed.gather(reason) if reason]
+        self._companions = companions
         if reasons:
             self._weights = None
+            if self.engine is not None:  # whatever the config says: it is the one way to store them
+                self.engine._config.zero_config.gather_16bit_weights_on_model_save = True
             if distributed.is_main():
                 logger.warning("every save gathers the weights on one rank: %s", reasons[0])
             return
@@ -122,9 +181,32 @@ class Contents:
         if self.engine is not None:
             self._companions[LAYOUT_FILE] = layout_of(self._weights.entries, self._weights.names)
 
+    def _keep_generation_config(self) -> None:
+        """Have generation_config.json stored as it came, whatever transformers thinks of it.
+
+        Published ones set sampling values without do_sample. transformers (5.23) stores such a file
+        as long as it is what was loaded; but the Trainer gives it the tokenizer's special tokens.
+        """
+        config = getattr(self.trainer.model, "generation_config", None)
+        if config is None:
+            return
+        try:
+            config.validate(strict=True)
+        except ValueError as error:
+            config._original_object_hash = hash(config)
+            if distributed.is_main():
+                told = " ".join(str(error).split())
+                logger.warning(
+                    "generation_config.json is stored as it came. transformers: %s", told
+                )
+
     def _pieces(self, weights: WeightsFile) -> list[Piece]:
         world_size = self.trainer.args.world_size
         return weights.pieces(self.trainer.model, self.engine, distributed.rank(), world_size)
+
+    def _write_rng_state(self, part: Part) -> None:
+        for name, content in captured(self.trainer._save_rng_state).items():
+            part.write(name, content)
 
     def _write_state(self, part: Part) -> None:
         """Optimizer, scheduler and loss scaler. Ranks: all (collective)."""
@@ -142,6 +224,8 @@ class Contents:
 
     def _write_engine(self, part: Part, engine: Any) -> None:
         """DeepSpeed's shards: every rank its own, and the module's from rank 0."""
+        if isinstance(part, Rehearsal) and engine.zero_nvme_offload_optimizer():
+            return  # DeepSpeed copies files of the size of the optimizer
         copy_script, engine._copy_recovery_script = engine._copy_recovery_script, lambda path: None
         writer = self.engine_writer
         assert writer is not None
@@ -237,3 +321,32 @@ class Contents:
             if optimizer is None:
                 return None
         return optimizer
+
+
+def _configurations(model: Any) -> Iterator[tuple[str, Any]]:
+    """What is stored beside the weights: its name, and what has a `save_pretrained`."""
+    if isinstance(model, PeftModel):
+        yield from model.peft_config.items()
+        return
+    yield "configuration", model.config
+    if model.can_generate() and model.generation_config is not None:
+        yield "generation configuration", model.generation_config
+
+
+def _stored(what: str, thing: Any) -> dict[str, bytes]:
+    """The files of `thing`.
+
+    Raises:
+        ConfigError: its library refuses to store it.
+    """
+    try:
+        return captured(thing.save_pretrained)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        problem = Problem(
+            f"no checkpoint can be stored with the model's {what}: {error}",
+            "mend its file in a copy of the model, and name that: model_name_or_path",
+            "unsavable",
+        )
+        raise ConfigError([problem]) from error

@@ -28,6 +28,9 @@ def _sizes(training: KeepstepConfig) -> Iterator[Problem]:
     limit = training.save_total_limit
     if limit is not None and limit < 1:
         yield Problem(f"save_total_limit: {limit} would keep nothing", "at least 1", "limit")
+    failures = training.max_failed_saves
+    if failures is not None and failures < 1:
+        yield Problem(f"max_failed_saves: {failures} is not above 0", "null: no bound", "limit")
     for name in ("keep_total_bytes", "min_free_bytes"):
         try:
             parse_bytes(getattr(training, name) or 0)
@@ -173,6 +176,9 @@ def _times(training: KeepstepConfig) -> Iterator[Problem]:
             "set a later deadline, or a longer time_limit",
             "time",
         )
+    if training.last_save_retry_seconds < 0:
+        seconds = training.last_save_retry_seconds
+        yield Problem(f"last_save_retry_seconds: {seconds:g} is below 0", code="time")
     interval = training.save_interval_seconds
     if interval is not None and interval <= 0:
         yield Problem(f"save_interval_seconds: {interval:g} is not above 0", code="time")

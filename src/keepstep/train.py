@@ -266,11 +266,14 @@ def carry_on(trainer: KeepstepTrainer) -> Outcome:
         step = trainer.state.global_step
     best = trainer.manager.best()
     facts: dict[str, Any] = {"global_step": step, "best_step": best.step if best else None}
-    if trainer.preempted is None:
+    if trainer.preempted is None and trainer.saving.complete:
         trainer.manager.record_finish(step, plan)
         return ended("finished", **facts)
+    if trainer.preempted is None:
+        return ended("failed", reason=trainer.saving.reason, **facts)
     if trainer.saved_step() != step:
-        return ended("failed", reason=f"stopped ({trainer.preempted}), and not saved", **facts)
+        reason = f"stopped ({trainer.preempted}), and not saved: {trainer.saving.reason}"
+        return ended("failed", reason=reason, **facts)
     return ended("preempted", reason=trainer.preempted, **facts)
 
 

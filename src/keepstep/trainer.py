@@ -10,7 +10,7 @@ What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
   is given to these.
 - `compute_loss`: a rank without rows computes one, and learns nothing from it.
 - `_prepare_for_training`: DeepSpeed saves and loads through our checkpoint engine.
-- `_finalize_training`: what is on its way to the disk has to arrive before the best is chosen.
+- `_finalize_training`: the last save has to arrive before the best is chosen.
 - `_load_best_model`: the best checkpoint may have been written by other processes.
 - `_load_callback_state`: callbacks go on counting, with the recipe's arguments.
 - `_evaluate`: a stop does not wait for the end of an evaluation, and training does not depend on
@@ -21,7 +21,6 @@ What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
@@ -35,7 +34,6 @@ from trl import SFTTrainer
 
 from . import distributed
 from .checkpoint.batch import Batch, Dealt
-from .checkpoint.flight import SaveError
 from .checkpoint.manager import CheckpointManager
 from .checkpoint.manifest import Manifest, finite_metrics
 from .checkpoint.reshard import rng_seed
@@ -54,13 +52,13 @@ from .restore import (
     settle_gradients,
 )
 from .sampling import IGNORED, plan_rows, settle_loader, tell_epoch
+from .saving import Saving
 
 logger = logging.getLogger(__name__)
 
 LIBRARIES = (
     *("keepstep", "torch", "transformers", "trl", "accelerate", "deepspeed", "peft", "datasets"),
 )
-GO_ON = "Training goes on without it; the next save tries again."
 VERSIONS = {name: version(name) for name in LIBRARIES}
 
 
@@ -75,8 +73,7 @@ class KeepstepTrainer(SFTTrainer):
         resharded: what had to be done to give the state of `start` to these processes, or None.
         evaluation_due_at: the newest step with an evaluation, None before the first.
         preempted: why training stopped before its end, None when it did not.
-        last_saved: the newest commit of this attempt, None before the first.
-        try_again: a save found no room, and there is some now.
+        saving: its saves, and what came of them.
     """
 
     control: Any
@@ -101,12 +98,10 @@ class KeepstepTrainer(SFTTrainer):
         self.resharded: Resharded | None = None
         self.evaluation_due_at: int | None = None
         self.preempted: str | None = None
-        self.last_saved: Saved | None = None
-        self.try_again = self._trying_again = False
+        self.saving = Saving(self)
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._logged: dict[str, float] = {}
         self._finite: Any = True
-        self._begun: tuple[int, bool] | None = None
         self._random_numbers: list[Any] | None = None  # as they are where the attempt starts
         self._pass = 0, 0  # of the data: its number, and the step at which it began
         self.contents = Contents(self)
@@ -302,8 +297,8 @@ class KeepstepTrainer(SFTTrainer):
             self.manager.saver.on_main(
                 "recording", lambda writer: writer.record("reshard", **facts)
             )
-        self._prepare_saves()
         self._training_since = time.monotonic()
+        self._prepare_saves()
         return prepared
 
     def _prepare_saves(self) -> None:
@@ -314,10 +309,9 @@ class KeepstepTrainer(SFTTrainer):
         (not_lazy,) = distributed.any_rank(not self.contents.may_be_lazy())
         if saver.mode == "lazy" and not_lazy:
             saver.mode = "snapshot"
+        self.contents.rehearse()
         if saver.mode == "off":
             return
-        with contextlib.suppress(Exception):  # what fails here is tried again, and told, at a save
-            self.contents.plan()
         reason = saver.reserve(self.contents.snapshot_bytes())
         if reason is not None and distributed.is_main():
             logger.warning("%s: checkpoints are written in the foreground.", reason)
@@ -331,68 +325,37 @@ class KeepstepTrainer(SFTTrainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self._make_up_evaluation()  # of the last step: then there was no epoch to run
-        self.hear()
-        if self.try_again:
-            self._save_checkpoint(self.model, None)
-            self.hear()
-        best = None if self.preempted else self.manager.best()
+        self.saving.finish()
+        finished = self.preempted is None and self.saving.complete
+        best = self.manager.best() if finished else None
         self.state.best_model_checkpoint = str(best.path) if best else None
         return super()._finalize_training(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Begin to save this step, once. Ranks: all (collective)."""
-        step = (self.state.global_step, self._evaluated[0] == self.state.global_step)
-        if self.every_step.pacer is not None:
-            self.every_step.pacer.save_begins()
-        if self._begun == step:
-            return  # stopped in the middle of an epoch, Trainer comes here once more
-        self.hear()
-        self._trying_again, self.try_again = self.try_again, False
-        self.store_flos()
-        self.state.best_model_checkpoint = None  # an absolute path: not for trainer_state.json
-        try:
-            self.manager.saver.save(self._describe(), self.contents.store)
-            self._begun = step
-        except SaveError as error:
-            self._failed(error)
-        if not self.manager.saver.in_background:
-            self.hear()
-            if self.try_again:
-                self._save_checkpoint(model, trial)
+        self.saving.begin()
 
     def hear(self) -> None:
         """Wait for the save in flight, and for what came of it. Ranks: all (collective)."""
-        try:
-            saved = self.manager.saver.settle()
-        except SaveError as error:
-            self._failed(error)
-            return
-        if saved is not None and self.every_step.pacer is not None:
-            self.every_step.pacer.save_ended(saved.facts)
-        self.last_saved = saved or self.last_saved
+        self.saving.hear()
 
-    def _failed(self, error: SaveError) -> None:
-        """Save once more where room can be made, else go on without it. Ranks: all (collective)."""
-        room = self._make_room() if error.disk_full and not self._trying_again else []
-        self.try_again = bool(room)
-        if self.args.on_save_error == "stop" and not room:
-            raise error
-        then = f"Pruned {', '.join(map(str, room))}: it is tried once more." if room else GO_ON
-        logger.error("%s\n%s", error, then)
-        self._begun = self.last_saved = None
+    @property
+    def last_saved(self) -> Saved | None:
+        """The newest commit of this attempt, None before the first."""
+        return self.saving.last_saved
 
-    def _make_room(self) -> list[int]:
-        """What has gone for a checkpoint of this step. Ranks: all (collective)."""
-        try:
-            step = self.state.global_step
-            return self.manager.saver.on_main("making room", lambda w: w.make_room(step))
-        except SaveError as error:
-            logger.error("%s", error)
-            return []
+    @property
+    def try_again(self) -> bool:
+        """Whether a save found no room, and there is some now."""
+        return self.saving.try_again
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether this step has been evaluated."""
+        return self._evaluated[0] == self.state.global_step
 
     def saved_step(self) -> int | None:
         """The step of this attempt's newest commit, or that it starts at and has not left; None
-        before the first commit, or when one failed."""
+        before the first commit."""
         if self.last_saved is None and self.start and self.start.step == self.state.global_step:
             return self.start.step
         return self.last_saved.checkpoint.step if self.last_saved else None
@@ -404,7 +367,8 @@ class KeepstepTrainer(SFTTrainer):
             return True
         return bool(wanted == "best" and self.state.best_global_step == self.state.global_step)
 
-    def _describe(self) -> Manifest:
+    def describe(self) -> Manifest:
+        """What is known of this step before its files are written. Ranks: any."""
         step, metrics = self._evaluated
         return Manifest(
             run_id="",
@@ -476,15 +440,11 @@ class KeepstepTrainer(SFTTrainer):
         if not self.args.should_save:
             return
 
-        def write() -> None:
-            Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
-            self.model.save_pretrained(output_dir, state_dict=state_dict)
-
         if self.contents.gathering is None:
-            write()
+            self.model.save_pretrained(output_dir, state_dict=state_dict)
             self.processing_class.save_pretrained(output_dir)
         else:
-            self.contents.gathering.attempt(write)
+            self.contents.store_gathered(state_dict)
 
 
 def _name(path: Path | None) -> str:

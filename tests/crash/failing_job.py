@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from keepstep import distributed
-from keepstep.checkpoint.flight import SaveError
+from keepstep.checkpoint.failure import SaveError
 from keepstep.checkpoint.manager import CheckpointManager
 from keepstep.checkpoint.retention import Policy
 from tests.helpers.folders import manifest

@@ -31,7 +31,8 @@ def forget_shared_memory(port: int) -> None:
 
 def strategy_file(strategy: str, folder: Path) -> Path:
     """The accelerate config of that name, or at that path. `-offload` at the end: the optimizer
-    on the host; `cpu_zero0`: DeepSpeed, and nothing is shared out."""
+    on the host; `-ungathered`: DeepSpeed is not asked to gather weights for a save;
+    `cpu_zero0`: DeepSpeed, and nothing is shared out."""
     if strategy.endswith(".yaml"):
         return Path(strategy)
     if strategy == "cpu_zero0":
@@ -39,10 +40,14 @@ def strategy_file(strategy: str, folder: Path) -> Path:
         text = (ROOT / "accelerate_configs/cpu_zero2.yaml").read_text()
         path.write_text(text.replace("zero_stage: 2", "zero_stage: 0"))
         return path
-    plain = strategy.removesuffix("-offload")
+    plain = strategy.removesuffix("-offload").removesuffix("-ungathered")
     path = ROOT / f"accelerate_configs/{plain}.yaml"
     if plain != strategy:
-        text = path.read_text().replace("config:\n", "config:\n  offload_optimizer_device: cpu\n")
+        text = path.read_text()
+        if strategy.endswith("-offload"):
+            text = text.replace("config:\n", "config:\n  offload_optimizer_device: cpu\n")
+        else:
+            text = text.replace("zero3_save_16bit_model: true", "zero3_save_16bit_model: false")
         path = folder / f"{strategy}.yaml"
         path.write_text(text)
     return path

@@ -34,12 +34,6 @@ def stuck(self: Part) -> None:
     finish(self)
 
 
-def dies(self: Part) -> None:
-    if self.rank == 1 and self.folder.name == "checkpoint-4":
-        raise SystemExit("the writer of rank 1 dies")
-    finish(self)
-
-
 def full(self: Storage, path: Path, *arguments: Any) -> str:
     if distributed.rank() == 1 and path.parent.name == "checkpoint-4":
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -69,7 +63,7 @@ def unknown_layout(model: Any) -> Any:
     raise LayoutError("save_pretrained makes experts from other weights")
 
 
-if FAULT in ("slow", "stuck", "dies"):
+if FAULT in ("slow", "stuck"):
     Part.finish = globals()[FAULT]  # type: ignore[method-assign]
 elif FAULT == "full":
     Storage.write_at = full  # type: ignore[method-assign]

@@ -51,7 +51,7 @@ def test_what_may_be_pruned_goes_first(
     """Three checkpoints are there, and one of them would go for the fourth: it goes at once."""
     run = RunFolder(small_disk / "run")
     fields = argv(demo, run.path, **{**FIELDS, "save_total_limit": 3}, async_save=mode)
-    words = ["1", "16", "1000000", "1000", str(small_disk / "ballast")]
+    words = ["1", "16", "1000000", "19", str(small_disk / "ballast")]
     made = ranks.run([*words, *fields], script=SCRIPT)
     assert "checkpoint-16 was not saved: rank 1: OSError: [Errno 28] No space left" in made.output
     assert "Pruned 4: it is tried once more." in made.output
@@ -81,7 +81,9 @@ def test_room_is_left_for_others(ranks: Ranks, demo: Path, small_disk: Path) -> 
     assert "min_free_bytes" not in made.output
     assert len(run.checkpoints()) == 2
     (small_disk / "others").write_bytes(bytes(20 * 10**6))
-    made = ranks.run(argv(demo, run.path, **{**fields, "max_steps": 28}))
+    fields |= {"max_steps": 28, "last_save_retry_seconds": 0}
+    made = ranks.start(argv(demo, run.path, **fields))
+    assert made.wait() == [70, 70]
     assert "warning: output_dir: 3 checkpoints of 14." in made.output, "told, not refused"
     assert "min_free_bytes keeps 0.05 GB" in made.output
-    assert "Finished: 28 steps" in made.output
+    assert "Failed at step 28: checkpoint-28 was not saved" in made.output

@@ -118,6 +118,8 @@ def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
         ({"auto_find_batch_size": True}, "auto_find_batch_size would change the rows"),
         ({"save_timeout_seconds": 9e9}, "save_timeout_seconds: 9e+09 is not between 0 and"),
         ({"save_interval_seconds": 0}, "save_interval_seconds: 0 is not above 0"),
+        ({"max_failed_saves": 0}, "max_failed_saves: 0 is not above 0"),
+        ({"last_save_retry_seconds": -1}, "last_save_retry_seconds: -1 is below 0"),
         ({"time_limit": "soon"}, "'soon' is no length of time"),
         ({"ignore_data_skip": True}, "would be given the same rows again"),
         ({"dataset_streaming": True}, "a stream has no length that is known"),

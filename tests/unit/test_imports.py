@@ -29,7 +29,7 @@ LEVELS = [
         *("publish.__init__", "publish.best", "estimate"),
     },
     {
-        *("checkpoint.files", "checkpoint.layout", "checkpoint.tensors"),
+        *("checkpoint.failure", "checkpoint.files", "checkpoint.layout", "checkpoint.tensors"),
         *("distributed", "outcome", "terminal"),
     },
     {"checkpoint.storage", "checkpoint.arena", "checkpoint.reading"},
@@ -61,7 +61,7 @@ LEVELS = [
     {"preflight"},
     {"shapes"},
     {"probes"},
-    {"parsing", "data", "model", "contents", "pacing", "restore", "trainer"},
+    {"parsing", "data", "model", "contents", "pacing", "restore", "saving", "trainer"},
     {"about", "console"},
     {"publishing"},
     {"train", "commands"},

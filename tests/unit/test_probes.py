@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from keepstep import probes
-from keepstep.checkpoint.flight import SaveError
 from keepstep.checkpoint.runfolder import RunFolder
 from keepstep.config import KeepstepConfig, Problem
 from keepstep.estimate import Shapes, Strategy
@@ -154,9 +153,3 @@ def test_host_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (problem.code, problem.severity) == ("host-memory", "warning")
     args = training(tmp_path / "run", async_save="off")
     assert list(probes._host_memory(args, MODEL, strategy)) == []
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_save_that_found_no_room_is_known(number: int) -> None:
-    text = f"checkpoint-4 was not saved: rank 1: {OSError(number, os.strerror(number))}"
-    assert SaveError(text).disk_full == (number != errno.EIO)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from keepstep.checkpoint.flight import SaveError
+from keepstep.checkpoint.failure import SaveError
 from keepstep.checkpoint.manager import CheckpointManager, Resume
 from keepstep.checkpoint.retention import Policy
 from keepstep.checkpoint.runfolder import RunFolder

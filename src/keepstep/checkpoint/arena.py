@@ -66,7 +66,7 @@ class Arena:
         size = tensor.nbytes
         begin, end = self._used, self._used + size
         if size == 0 or end > self.size:  # cold memory: slower, as right
-            place = torch.empty(tensor.shape, dtype=tensor.dtype)
+            place = _fresh(tensor)
         else:
             self._used = -(-end // BLOCK) * BLOCK
             place = torch.frombuffer(self._memory, dtype=torch.uint8, count=size, offset=begin)
@@ -123,6 +123,13 @@ class Arena:
             error = int(runtime.cudaHostRegister(whole.data_ptr(), self.size, 0))
             if error:
                 logger.warning("snapshot memory is not pinned (CUDA error %s)", error)
+
+
+def _fresh(like: torch.Tensor) -> torch.Tensor:
+    try:
+        return torch.empty(like.shape, dtype=like.dtype)
+    except RuntimeError as error:  # torch's word for it
+        raise MemoryError(f"{like.nbytes} bytes for a snapshot") from error
 
 
 def aligned(size: int) -> torch.Tensor:

@@ -7,32 +7,21 @@ by the main threads, together (`Saver.settle`).
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .failure import Cause
 from .runwriter import Saved
 from .storage import Storage
 from .writer import Part, Report
 
 POLL_SECONDS = (0.01, 0.5)  # at first, and at most: thousands of ranks must not storm the disk
 STUCK = "its writer is stuck"
-FULL = re.compile(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]")
 Commit = Callable[[list[Report]], Saved]
-
-
-class SaveError(RuntimeError):
-    """A checkpoint could not be written; the same error on every rank, naming the culprit."""
-
-    @property
-    def disk_full(self) -> bool:
-        """Whether there was no room for it (or no quota): as the system says it, on any rank."""
-        return FULL.search(str(self)) is not None
 
 
 class Flight:
@@ -45,9 +34,10 @@ class Flight:
         written: set once this rank's part is written and reported, or has failed.
         failure: what kept this rank from reporting, None when nothing did.
         saved: the commit, on the main process.
-        error: on the main process, why there is no commit.
+        causes: on the main process, why there is no commit; empty as long as there may be one.
         committing: on the main process, whether the commit has begun: then it is not cancelled.
         told: whether what came of it has been collected.
+        failed: whether it was said to have failed.
     """
 
     def __init__(
@@ -57,11 +47,11 @@ class Flight:
         self.part = part
         self.deadline = time.monotonic() + timeout
         self.written = threading.Event()
-        self.failure: str | None = None
+        self.failure: Cause | None = None
         self.saved: Saved | None = None
-        self.error: str | None = None
+        self.causes: list[Cause] = []
         self.committing = False
-        self.told = False
+        self.told = self.failed = False
         self._reports = reports
         self._storage = storage
         self._commit: Commit | None = None
@@ -80,25 +70,25 @@ class Flight:
         try:
             self._thread.start()
         except RuntimeError as error:  # can't start new thread
-            self.failure = f"{type(error).__name__}: {error}"
+            self.failure = self._cause(str(error))
             self.part.copy()
             self.written.set()
 
     def finish(self) -> None:
         """Main process: commit when every rank has reported that its part is written."""
-        if self._commit is None or self.saved is not None or self.error is not None:
+        if self._commit is None or self.saved is not None or self.causes:
             return
         try:
             reports = self._gather()
-            failures = [f"rank {r.rank}: {r.error}" for r in reports if r.error]
+            failures = [report.error for report in reports if report.error]
             with self._decision:
                 self.committing = not (failures or self._cancelled.is_set())
             if self.committing:
                 self.saved = self._commit(reports)
             else:
-                self.error = "; ".join(failures) or "cancelled"
+                self.causes = failures or [self._cause("cancelled")]
         except BaseException as error:  # nobody else would hear of it
-            self.error = f"{type(error).__name__}: {error}"
+            self.causes = [Cause.of(error, self.part.rank)]
 
     @property
     def running(self) -> bool:
@@ -114,9 +104,9 @@ class Flight:
         """Wait for this rank's part; it has failed when it takes too long."""
         left = max(0.0, self.deadline - time.monotonic())
         if not self.written.wait(min(at_most, left)):
-            self.failure = self.failure or STUCK
-        elif self.failure == STUCK:
-            self.failure = "its writer was stuck, and has come back"
+            self.failure = self.failure or self._cause(STUCK)
+        elif self.failure == self._cause(STUCK):
+            self.failure = self._cause("its writer was stuck, and has come back")
 
     def wait(self, at_most: float = float("inf")) -> None:
         """Wait for the end of this rank's thread, until the deadline."""
@@ -139,9 +129,12 @@ class Flight:
             self.part.finish()
             self._tell()
         except BaseException as error:  # nobody else would hear of it
-            self.failure = f"{type(error).__name__}: {error}"
+            self.failure = Cause.of(error, self.part.rank)
         finally:
             self.written.set()
+
+    def _cause(self, text: str) -> Cause:
+        return Cause(self.part.rank, text)
 
     def _tell(self) -> None:
         content = json.dumps(self.part.report.as_json()).encode()
@@ -155,13 +148,20 @@ class Flight:
             for name in sorted(os.listdir(self._reports)):
                 number = name.removesuffix(".json")
                 if number.isdecimal() and int(number) not in reports:
-                    text = (self._reports / name).read_text()
-                    reports[int(number)] = Report.from_json(json.loads(text))
+                    reports[int(number)] = _read(self._reports / name, int(number))
             late = time.monotonic() > self.deadline or self._cancelled.is_set()
             if len(reports) == self._world_size or late:
                 break
             self._cancelled.wait(pause)
             pause = min(longest, 1.5 * pause)
         for rank in set(range(self._world_size)) - reports.keys():
-            reports[rank] = Report(rank, error="no report came of its part")
+            reports[rank] = Report(rank, error=Cause(rank, "no report came of its part"))
         return [reports[rank] for rank in sorted(reports)]
+
+
+def _read(path: Path, rank: int) -> Report:
+    """A rank's report; one of an error where the file does not hold what the rank wrote."""
+    try:
+        return Report.from_json(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return Report(rank, error=Cause(rank, f"its report cannot be read: {error!r}"))

@@ -11,14 +11,17 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .. import distributed
 from .arena import Arena, free_host_memory
-from .flight import Flight, SaveError
+from .failure import Cause, SaveError
+from .flight import STUCK, Flight
 from .joint import digest_of_joint
 from .keeping import now
 from .manifest import FileEntry, Manifest
+from .ownership import NotOwnerError
 from .runfolder import Committed
 from .runwriter import RunWriter, Saved
 from .storage import Storage
@@ -105,10 +108,9 @@ class Saver:
         waited, self._waited = self._waited, 0.0
         step = manifest.global_step
         if self._flight is not None:
-            raise SaveError(
-                f"checkpoint-{step} was not saved: the one of step {self._flight.step} is not done"
-            )
-        staged, reports = self.on_main("staging", lambda w: (w.stage(step), w.reports(step)))
+            busy = Cause(0, f"the one of step {self._flight.step} is not done")
+            raise SaveError(_failed(step), [busy], step)
+        staged, reports = self.on_main(_failed(step), lambda writer: _stage(writer, step), step)
         background = self.in_background
         part = Part(staged, distributed.rank(), self._storage, self.arena if background else None)
         write(part)
@@ -149,12 +151,14 @@ class Saver:
     def settle(self) -> Saved | None:
         """Wait for the save in flight. Ranks: all (collective).
 
-        Returns: the commit; None when there is nothing in flight, or when only the commit itself
-            takes longer than `timeout` (it may still arrive; until then no other save begins).
+        Returns: the commit; None when there is nothing in flight, when only the commit itself
+            takes longer than `timeout` (it may still arrive; until then no other save begins), or
+            when it has been said to have failed, and its writer is stuck.
 
         Raises:
-            SaveError: on every rank, when one of them could not write. Nothing of it is left, but
-                for what a writer that is stuck goes on with; that is removed once it comes back.
+            SaveError: on every rank, once, when one of them could not write. Nothing of it is left,
+                but for what a writer that is stuck goes on with; that is removed once it comes
+                back.
         """
         flight = self._flight
         if flight is None:
@@ -162,18 +166,26 @@ class Saver:
         started = time.perf_counter()
         flight.wait_written()
         heard = distributed.gather((flight.failure, not flight.written.is_set()))
-        failures = [f"rank {r}: {failure}" for r, (failure, _) in enumerate(heard) if failure]
+        failures = [failure for failure, _ in heard if failure]
         stuck = any(busy for _, busy in heard)
-        saved, reason, busy = self.on_main(
-            "waiting for the save", lambda writer: _outcome(writer, flight, failures, stuck)
+        saved, causes, busy = self.on_main(
+            _failed(flight.step),
+            lambda writer: _outcome(writer, flight, failures, stuck),
+            flight.step,
         )
-        flight.told = True
+        flight.told, known = True, flight.failed
+        flight.failed = flight.failed or bool(causes)
         if not (stuck or busy):
             self._flight = None
         self._waited = time.perf_counter() - started
-        if reason:
-            raise SaveError(f"checkpoint-{flight.step} was not saved: {reason}")
+        if causes and not known:
+            raise SaveError(_failed(flight.step), causes, flight.step)
         return saved
+
+    def wait_longer(self, seconds: float) -> None:
+        """Give the save in flight so many seconds more, from now on. Ranks: all."""
+        if self._flight is not None:
+            self._flight.deadline = time.monotonic() + seconds
 
     def wait_alone(self) -> None:
         """When this rank ends in an error: what is on its way may still arrive. Not collective."""
@@ -181,12 +193,23 @@ class Saver:
             self._flight.wait_written(at_most=LAST_WAIT_SECONDS)
             self._flight.wait(at_most=LAST_WAIT_SECONDS)
 
-    def on_main(self, what: str, action: Callable[[RunWriter], T]) -> T:
-        """Have the main process act; its error is a SaveError everywhere. Ranks: all."""
-        try:
-            return distributed.on_main_process(what, lambda: action(self._writer()))
-        except Exception as error:  # the other ranks have it as a RankError, whatever it is here
-            raise SaveError(f"{what}: {type(error).__name__}: {error}") from error
+    def on_main(self, what: str, action: Callable[[RunWriter], T], step: int | None = None) -> T:
+        """Have the main process act. Ranks: all (collective).
+
+        Raises:
+            SaveError: the same on every rank: what the main process met.
+        """
+
+        def tried() -> tuple[T, None] | tuple[None, Cause]:
+            try:
+                return action(self._writer()), None
+            except Exception as error:
+                return None, Cause.of(error, distributed.rank())
+
+        value, cause = distributed.on_main_process(what, tried)
+        if cause is not None:
+            raise SaveError(what, [cause], step)
+        return value  # type: ignore[return-value]
 
     def _commit(self, part: Part, manifest: Manifest, reports: Sequence[Report]) -> Saved:
         """Main process: every part is written. Take in what libraries wrote, commit, prune."""
@@ -217,9 +240,22 @@ class Saver:
         return _finish(writer, checkpoint, facts)
 
 
+def _failed(step: int) -> str:
+    return f"checkpoint-{step} was not saved"
+
+
+def _stage(writer: RunWriter, step: int) -> tuple[Path, Path]:
+    """Main process: a folder for the checkpoint, and one for the ranks' reports."""
+    try:
+        return writer.stage(step), writer.reports(step)
+    except OSError as error:
+        writer.record("save_failed", step=step, reason=str(Cause.of(error, distributed.rank())))
+        raise
+
+
 def _outcome(
-    writer: RunWriter, flight: Flight, failures: Sequence[str], stuck: bool
-) -> tuple[Saved | None, str, bool]:
+    writer: RunWriter, flight: Flight, failures: list[Cause], stuck: bool
+) -> tuple[Saved | None, list[Cause], bool]:
     """Main process: the commit, or why there is none; and whether its thread is still at work."""
     if failures:
         flight.cancel()
@@ -228,19 +264,23 @@ def _outcome(
     else:
         flight.finish()
     if flight.saved is not None:
-        return flight.saved, "", False
+        return flight.saved, [], False
     if flight.committing and flight.running:
-        logger.warning("the commit of checkpoint-%s is slow; it may still arrive", flight.step)
-        return None, "", True
-    reason = "; ".join(failures) or flight.error or "its writer is stuck"
-    if not flight.told:
+        if not flight.told:
+            logger.warning("the commit of checkpoint-%s is slow; it may still arrive", flight.step)
+        return None, [], True
+    causes = failures or flight.causes or [Cause(flight.part.rank, STUCK)]
+    if not flight.failed:
+        reason = "; ".join(map(str, causes))
         writer.record("save_failed", step=flight.step, reason=reason)
     if not (stuck or flight.running):  # else: when they have come back
         try:
             writer.discard(flight.step)
+        except NotOwnerError:
+            raise
         except OSError as error:
             logger.warning("not all of checkpoint-%s could be removed: %s", flight.step, error)
-    return None, reason, flight.running
+    return None, causes, flight.running
 
 
 def _facts(reports: Sequence[Report]) -> dict[str, Any]:

@@ -13,10 +13,20 @@ import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 from .arena import Arena, aligned
+from .failure import Cause
 from .files import BLOCK, CHUNK, DigestingFile
 from .joint import Share, merged
 from .manifest import FileEntry
-from .serialization import Memory, Recorder, bytes_of, memory_of, owned, torch_save, with_tensors
+from .serialization import (
+    Memory,
+    Nowhere,
+    Recorder,
+    bytes_of,
+    memory_of,
+    owned,
+    torch_save,
+    with_tensors,
+)
 from .storage import Storage, digest_of, sizes_under
 
 DERIVED = "keepstep_derived"  # in DeepSpeed's model states: names of parameters not stored there
@@ -61,7 +71,7 @@ class Report:
     rank: int
     files: dict[str, FileEntry] = field(default_factory=dict)
     shares: dict[str, Share] = field(default_factory=dict)
-    error: str | None = None
+    error: Cause | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: int = 0
 
@@ -75,7 +85,9 @@ class Report:
             name: Share(s["size"], tuple((a, b) for a, b in s["extents"]), s["xxh3_128"])
             for name, s in values.pop("shares").items()
         }
-        return Report(files=files, shares=shares, **values)
+        error = values.pop("error")
+        cause = None if error is None else Cause(**error)
+        return Report(files=files, shares=shares, error=cause, **values)
 
 
 class Part:
@@ -84,7 +96,7 @@ class Part:
     What is to be written is taken at once, and written by `finish()`, in whichever thread calls it.
     (Without an arena there is no room to take a state dict: `save` writes it at once.)
 
-    A disk error is kept, not raised: the other ranks are on their way to the next collective, and
+    An error is kept, not raised: the other ranks are on their way to the next collective, and
     would wait there for this one. After the first error nothing more is written.
 
     Attributes:
@@ -115,7 +127,7 @@ class Part:
                 write()
             except Exception as error:
                 self.error = error
-                self.report.error = f"{type(error).__name__}: {error}"
+                self.report.error = Cause.of(error, self.rank)
 
     def save(self, name: str, state: object, deferred: bool = False) -> None:
         """Store a state dict as `name`, in torch's zip format.
@@ -240,6 +252,22 @@ class Part:
 
     def _count(self, what: str, seconds: float) -> None:
         self.report.seconds[what] = self.report.seconds.get(what, 0.0) + seconds
+
+
+class Rehearsal(Part):
+    """Takes what any part takes, tensors left empty, and writes nothing."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        super().__init__(folder, rank, Storage())
+
+    def save(self, name: str, state: object, deferred: bool = False) -> None:
+        def hollow(tensor: torch.Tensor) -> torch.Tensor:
+            return torch.empty(0, dtype=tensor.dtype)
+
+        self.attempt(lambda: torch_save(with_tensors(state, hollow), Nowhere()))
+
+    def _afterwards(self, write: Callable[[], None]) -> None:
+        """What is taken is not stored."""
 
 
 class SnapshotCheckpointEngine(CheckpointEngine):  # type: ignore[misc]  # DeepSpeed is untyped

@@ -1,0 +1,73 @@
+"""The main job with saves that fail: last_save.py FAULT [fields of the recipe].
+
+FAULT: `read-only` (the disk, from the last step on), `for-a-moment` (until the save is tried
+again), `mistake` (in a program, from step 2 on), `renamed` (a method that saves need is gone),
+`callback` (one whose state is no JSON).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from keepstep import distributed, train
+from keepstep.contents import Contents
+from keepstep.saving import Saving
+from keepstep.trainer import KeepstepTrainer
+
+FAULT, *ARGV = sys.argv[1:]
+DISK = Path(ARGV[ARGV.index("--output_dir") + 1]).parent
+state_json, rest = Contents._state_json, Saving._rest
+
+
+def remount(how: str) -> None:
+    if distributed.is_main():
+        subprocess.run(["mount", "-o", f"remount,{how}", DISK], check=True)
+
+
+class ReadOnly(KeepstepTrainer):
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == self.state.max_steps - 1:
+            self.hear()
+            remount("ro")
+        return super().training_step(*args, **kwargs)
+
+
+def rest_and_mend(self: Saving, seconds: float) -> bool:
+    remount("rw")
+    return rest(self, seconds)
+
+
+def mistaken(self: Contents) -> bytes:
+    if self.trainer.state.global_step == 2:
+        raise KeyError("a name that is not there")
+    return state_json(self)
+
+
+class Odd(TrainerCallback, ExportableState):
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"seen": {1, 2}}}
+
+
+class WithOdd(KeepstepTrainer):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(Odd())
+
+
+if FAULT in ("read-only", "for-a-moment"):
+    train.KeepstepTrainer = ReadOnly  # type: ignore[misc]
+if FAULT == "for-a-moment":
+    Saving._rest = rest_and_mend  # type: ignore[method-assign]
+elif FAULT == "mistake":
+    Contents._state_json = mistaken  # type: ignore[method-assign]
+elif FAULT == "renamed":
+    del Trainer._save_rng_state
+elif FAULT == "callback":
+    train.KeepstepTrainer = WithOdd  # type: ignore[misc]
+sys.exit(train.main(ARGV))

@@ -1,0 +1,89 @@
+"""Causes of failed saves: what may pass and what stays, and that nothing is lost on the way."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from keepstep.checkpoint.failure import Cause, SaveError
+from keepstep.checkpoint.joint import JointError
+from keepstep.checkpoint.manifest import ManifestError
+from keepstep.checkpoint.ownership import NotOwnerError
+from keepstep.checkpoint.writer import Report
+
+PASSES = [
+    OSError(errno.EIO, "Input/output error"),
+    TimeoutError(),
+    ConnectionResetError(),
+    MemoryError(),
+    torch.OutOfMemoryError(),
+    JointError("model.safetensors does not hold what rank 1 wrote"),
+    ManifestError("the staged checkpoint is incomplete"),
+    NotOwnerError("the run belongs to a newer attempt"),
+    SafetensorError("Error while serializing: I/O error"),
+    shutil.Error([("a", "b", "No space left on device")]),
+]
+STAYS = [
+    AttributeError("_save_rng_state"),
+    TypeError(),
+    KeyError("rng"),
+    ValueError(),
+    RuntimeError("torch.save writes a storage in another way than was tested"),
+    AssertionError(),
+    ImportError(),
+    RecursionError(),
+    NotImplementedError(),
+    UnicodeEncodeError("ascii", "ä", 0, 1, "?"),
+    struct.error(),
+    pickle.PicklingError(),
+    io.UnsupportedOperation("write"),  # an OSError by inheritance
+    SystemExit("a writer ends"),
+]
+
+
+@pytest.mark.parametrize("error", PASSES, ids=lambda error: type(error).__name__)
+def test_what_the_environment_did_may_pass(error: Exception) -> None:
+    assert Cause.of(error, 0).environment
+    assert not Cause.of(error, 0).trace
+
+
+@pytest.mark.parametrize("error", STAYS, ids=lambda error: type(error).__name__)
+def test_a_mistake_in_a_program_stays_and_says_where(error: BaseException) -> None:
+    try:
+        raise error
+    except BaseException as caught:
+        cause = Cause.of(caught, 3)
+    assert not cause.environment
+    told = SaveError("checkpoint-4 was not saved", [cause], 4)
+    assert "test_failure.py" in told.__notes__[0]
+    assert "On rank 3" in told.__notes__[0]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_is_known_by_its_number(number: int) -> None:
+    error = OSError(number, os.strerror(number), "/run/checkpoint-4/model.safetensors")
+    report = Report(1, error=Cause.of(error, 1))
+    heard = Report.from_json(json.loads(json.dumps(report.as_json())))
+    assert heard == report, "through the file in which a rank reports"
+    assert heard.error is not None
+    assert heard.error.path == "/run/checkpoint-4/model.safetensors"
+    told = SaveError("checkpoint-4 was not saved", [Cause(0, "its writer is stuck"), heard.error])
+    assert told.disk_full == (number != errno.EIO)
+    assert told.environment
+
+
+def test_a_full_disk_is_not_known_by_its_text() -> None:
+    text = f"[Errno {errno.ENOSPC}] stands in a file name"
+    assert not SaveError("not saved", [Cause.of(FileNotFoundError(2, text), 0)]).disk_full
+    both = SaveError("not saved", [Cause.of(KeyError("x"), 0), Cause.of(OSError(28, "full"), 1)])
+    assert both.disk_full
+    assert not both.environment, "one mistake among them is enough"
