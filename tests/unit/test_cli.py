@@ -168,7 +168,8 @@ def test_ls_verbose_tells_what_saves_cost(run: Path) -> None:
     save = {"stall": 0.05, "wait": 0.0, "copy": 0.1, "write": 0.9, "digest": 0.04, "commit": 0.2}
     save["read_back"] = 0.15
     facts = {"bytes": 2_150_000_000, "gb_per_s": 2.4, "slowest_rank": 1, **save}
-    line = {"time": "", "attempt": 1, "event": "commit", "step": 20, **facts}
+    line = {"time": "2026-11-26T12:00:00+00:00", "attempt": 1, "event": "commit"}
+    line |= {"step": 20, **facts}
     other = line | {"attempt": 7, "stall": 9.0}  # of a checkpoint that was replaced
     log = run / ".keepstep/events.jsonl"
     log.write_text("".join(json.dumps(event) + "\n" for event in (line, other)))
