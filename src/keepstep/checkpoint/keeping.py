@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .manifest import folder_name, step_of
+from .reading import SMALL, OddFileError, read_bytes
 from .retention import Decision, Policy, Record, plan_retention, room_for
 from .runfolder import Committed, RunFolder
 from .setbacks import Setbacks
@@ -59,8 +60,8 @@ class Keeper:
         self.storage.make_folder(self.run.private)
         identity = {"run_id": self.run_id, "policy": asdict(self.policy)}
         content = with_check(json.dumps(identity)).encode() + b"\n"
-        with contextlib.suppress(OSError):  # as when there is none yet
-            if self.run.identity.read_bytes() == content:
+        with contextlib.suppress(OSError, OddFileError):  # as when there is none yet
+            if read_bytes(self.run.identity, SMALL) == content:
                 return
         try:
             self.storage.replace(self.run.identity, content)
