@@ -122,12 +122,17 @@ def together(action: Callable[[], T]) -> T:
         value = action()
     except Exception as caught:
         error = caught
-    told = error if error is None or isinstance(error, ReshardError) else repr(error)
+    told = error if error is None or isinstance(error, ReshardError) else _named(error)
     failures = [(r, e) for r, e in enumerate(distributed.gather(told)) if e is not None]
     for rank, failure in failures:
         kind = ReshardError if isinstance(failure, ReshardError) else distributed.RankError
         raise kind(f"rank {rank}: {failure}") from error
     return value  # type: ignore[return-value]
+
+
+def _named(error: Exception) -> str:
+    """With the file, which an OSError's `repr` leaves out."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, OSError) else repr(error)
 
 
 def _foreign_source(trainer: KeepstepTrainer, checkpoint: Committed) -> Source | None:

@@ -25,6 +25,7 @@ from .manifest import (
     MANIFEST_NAME,
     FileEntry,
     Manifest,
+    ManifestError,
     finite_metrics,
     missing_state,
 )
@@ -84,6 +85,9 @@ def adopt(path: Path, run: RunFolder, storage: Storage | None = None) -> Adopted
             raise AdoptError(f"{path} has no {', '.join(missing)}: there is no state to go on from")
         _check(staged)
         checkpoint = writer.commit(manifest, origin=manifest.origin)
+    except ManifestError as error:
+        writer.discard(step)
+        raise AdoptError(f"{path} cannot be taken in: {error}") from error
     except BaseException:
         writer.discard(step)
         raise

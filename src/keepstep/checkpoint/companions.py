@@ -36,7 +36,9 @@ def companions(checkpoint: Committed, dtype: str | None = None) -> dict[str, byt
     }
     if dtype and "config.json" in found:
         config = json.loads(found["config.json"])
-        for key in {"dtype", "torch_dtype"} & config.keys():
+        for key in {"dtype", "torch_dtype"} & (
+            config.keys() if isinstance(config, dict) else set()
+        ):
             config[key] = dtype.removeprefix("torch.")
         found["config.json"] = json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
     return found

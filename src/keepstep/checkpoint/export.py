@@ -20,11 +20,14 @@ from huggingface_hub.serialization._base import split_state_dict_into_shards_fac
 from .arena import aligned
 from .companions import write_companions
 from .files import CHUNK
+from .manifest import LONGEST_MANIFEST
+from .reading import OddFileError, read_text
 from .runfolder import Committed, RunFolder
 from .serialization import bytes_of
 from .shards import zero_source
 from .sources import LAYOUT_FILE, MASTER, ReshardError, Source, copy_slice
 from .storage import Storage, sizes_under
+from .strict import TextError, parse
 from .tensors import DTYPES, Entry, lay_out, mapped
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -154,7 +157,11 @@ def open_weights(checkpoint: Committed, dtype: str | None = None) -> tuple[Weigh
         return stored, file_name
     if not layout.is_file():
         raise ExportError(f"{checkpoint.path.name} holds no weights, and not how to make them")
-    return ShardWeights(_verified_shards(checkpoint), json.loads(layout.read_text())), file_name
+    source = _verified_shards(checkpoint)
+    try:
+        return ShardWeights(source, parse(read_text(layout, LONGEST_MANIFEST))), file_name
+    except (OddFileError, TextError, KeyError, TypeError) as error:
+        raise ExportError(f"{checkpoint.path.name}: {LAYOUT_FILE}: {error!r}") from error
 
 
 def _verified_shards(checkpoint: Committed) -> Source:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .sources import MASTER, MODULE_FILE, MOMENTS, Piece, ReshardError, Stored, load_pickled
+from .sources import MASTER, MODULE_FILE, MOMENTS, Piece, ReshardError, Stored, load_pickled, tagged
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
@@ -216,7 +216,7 @@ def zero_source(checkpoint: Path) -> Zero3Source | Zero12Source | UniversalSourc
     for tag in ("latest", "latest_universal"):
         if not (checkpoint / tag).is_file():
             continue
-        folder = checkpoint / (checkpoint / tag).read_text().strip()
+        folder = tagged(checkpoint, tag)
         if (folder / "zero" / "optimizer_state.pt").is_file():
             return UniversalSource(folder)
         if (folder / MODULE_FILE).is_file() and not any(folder.glob("*zero_pp_rank_*")):

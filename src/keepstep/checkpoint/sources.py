@@ -14,6 +14,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from safetensors import safe_open
 
+from .files import naming
+from .strict import name_fault
+
 MASTER = "fp32"
 MODULE_FILE = "mp_rank_00_model_states.pt"  # DeepSpeed's, below stage 3
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -172,7 +175,22 @@ class TorchSource(Stored):
 
 def load(path: Path) -> Any:
     """A torch file that holds tensors and plain values, mapped; nothing else is unpickled."""
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    with naming("read", path):
+        zipped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def tagged(checkpoint: Path, tag: str) -> Path:
+    """The folder of shards that a file (`latest`) names.
+
+    Raises:
+        ReshardError: it lies elsewhere.
+    """
+    name = (checkpoint / tag).read_text(errors="replace").strip()
+    fault = name_fault(name)
+    if fault is not None:
+        raise ReshardError(f"{checkpoint.name}: {tag}: {fault}")
+    return checkpoint / name
 
 
 def stored_optimizer(checkpoint: Path) -> dict[str, Any]:
@@ -185,8 +203,7 @@ def stored_optimizer(checkpoint: Path) -> dict[str, Any]:
     if (checkpoint / "optimizer.pt").is_file():
         state: dict[str, Any] = load(checkpoint / "optimizer.pt")
         return state
-    folder = checkpoint / (checkpoint / "latest").read_text().strip()
-    state = load_pickled(folder / MODULE_FILE)["optimizer"] or {}
+    state = load_pickled(tagged(checkpoint, "latest") / MODULE_FILE)["optimizer"] or {}
     if not {"state", "param_groups"} <= state.keys():
         raise ReshardError(f"{checkpoint.name}: half precision at ZeRO stage 0 is not supported")
     return state
@@ -196,7 +213,9 @@ def load_pickled(path: Path) -> Any:
     """A torch file of DeepSpeed's, mapped (read, if it is of the old kind that the stock Trainer
     has DeepSpeed write). It stores classes of its own beside the tensors, so `weights_only` cannot
     be used: the files are the run's own, compared with their manifest."""
-    return torch.load(path, map_location="cpu", weights_only=False, mmap=zipfile.is_zipfile(path))
+    with naming("read", path):
+        zipped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=zipped)
 
 
 def _stored_weights(folder: Path, names: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:

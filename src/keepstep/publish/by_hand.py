@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
+from ..checkpoint.reading import ABSENT, OddFileError, read_object
 from ..checkpoint.runfolder import Committed, RunFolder
 from ..checkpoint.storage import Storage
+from ..checkpoint.strict import TextError, build
 from .bundle import freeze
 from .hub import Target
 from .process import push_of
@@ -67,11 +68,20 @@ def best_of(run: RunFolder) -> Committed:
 
 
 def _target(run: RunFolder, repo_id: str | None, public: bool) -> Target:
-    stored: dict[str, Any] = json.loads(run.target.read_text()) if run.target.is_file() else {}
-    name = repo_id or stored.get("repo_id")
+    name, private = repo_id, True
+    try:
+        stored = read_object(run.target)
+        name = name or build(str | None, stored.get("repo_id"), "repo_id")
+        private = build(bool, stored.get("private", True), "private")
+    except ABSENT:
+        pass
+    except (OSError, OddFileError, TextError) as error:
+        if not name:
+            hint = "name the repository: --repo_id owner/name"
+            raise PushFailedError(f"{run.target} cannot be believed: {error}: {hint}") from error
     if not name:
         raise PushFailedError(f"{run.path} was not to be published: name it: --repo_id owner/name")
-    return Target(name, private=not public and bool(stored.get("private", True)))
+    return Target(name, private=not public and private)
 
 
 def _told(answer: dict[str, Any], target: Target, best: Committed) -> list[str]:

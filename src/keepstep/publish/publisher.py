@@ -16,6 +16,7 @@ from typing import Any
 from ..checkpoint.retention import Policy
 from ..checkpoint.runfolder import Committed, RunFolder
 from ..checkpoint.storage import Storage
+from ..checkpoint.strict import with_check
 from .bundle import freeze
 from .hub import Target
 from .process import Push, push_of
@@ -105,7 +106,8 @@ class Publisher:
     def _prepare(self) -> None:
         self._storage.make_folder(self.run.publishing)
         self._sweep()
-        self._storage.replace(self.run.target, json.dumps(asdict(self.target)).encode() + b"\n")
+        text = with_check(json.dumps(asdict(self.target)))
+        self._storage.replace(self.run.target, text.encode() + b"\n")
 
     def _failed(self, best: Committed) -> bool:
         """Whether nothing has come of pushing it so far."""
