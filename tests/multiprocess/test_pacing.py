@@ -91,6 +91,7 @@ def test_a_signal_during_evaluation(
     again = ranks.run(["none", *command], strategy=strategy, script=SHIM)
     assert "carrying on from checkpoint-4" in again.output
     assert [c.step for c in RunFolder(run).checkpoints()] == [4, 8]
+    assert RunFolder(run).checkpoint(4).manifest.metrics["eval_loss"] > 0, "made up"
 
 
 def test_old_requests_are_void(ranks: Ranks, demo: Path, tmp_path: Path) -> None:

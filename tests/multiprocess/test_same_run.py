@@ -83,6 +83,24 @@ def test_an_evaluation_that_a_stop_cancelled_is_made_up(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("schedule", ["linear", "reduce_lr_on_plateau"])
+def test_it_is_made_up_by_several_ranks(
+    ranks: Ranks, demo: Path, workspace: Path, schedule: str
+) -> None:
+    straight, broken = workspace / f"zero-{schedule}-straight", workspace / f"zero-{schedule}"
+    fields = PLATEAU | {"lr_scheduler_type": schedule}
+    if schedule == "linear":
+        del fields["lr_scheduler_kwargs"]
+    ranks.run(argv(demo, straight, **fields))
+    command = argv(demo, broken, **fields)
+    stopped = ranks.start(["forward", "1", "SIGTERM", *command], script=STOPPED)
+    assert stopped.wait() == [75, 75]
+    assert RunFolder(broken).checkpoint(5).manifest.evaluation_due
+    ranks.run(command)
+    assert told(broken, 8) == told(straight, 8)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [("SIGKILL", -signal.SIGKILL), ("SIGTERM", 75)])
 def test_an_epoch_s_evaluation_is_not_lost(
     ranks: Ranks, demo: Path, workspace: Path, number: str, code: int
