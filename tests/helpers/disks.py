@@ -18,5 +18,7 @@ def small_disk_at(place: Path, size: str) -> Iterator[Path]:
         pytest.skip("not root: no filesystem can be mounted")
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=True)
-    yield place
-    subprocess.run(["umount", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
