@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from keepstep.checkpoint.lineage import Node
@@ -371,10 +371,11 @@ def test_a_full_disk_spares_what_a_branch_grew_from(tmp_path: Path) -> None:
             st.sampled_from(["save", "save", "make room", "pin", "prune", "relaunch", "go back"]),
             st.integers(0, 5),
         ),
-        max_size=16,
+        max_size=10,
     ),
     st.integers(1, 3),
 )
+@example([("save", 4), ("save", 4), ("go back", 0), ("make room", 0), ("save", 0)], 2)
 def test_making_room_leaves_what_the_run_stands_on(
     script: list[tuple[str, int]], limit: int
 ) -> None:
