@@ -231,12 +231,20 @@ class EveryStep(TrainerCallback):
             trainer.hear()
         if state.global_step == 0:  # eval_on_start: the first step will be saved
             return stop
-        if stop and (evaluates or not last_step):
+        if stop and (evaluates or not last_step) and not self._is_taken(state):
             self._stop(control, asked, reason)
             return True
         if save or trainer.try_again:
             self._save(control, evaluating)
         return False
+
+    def _is_taken(self, state: Any) -> bool:
+        """Whether this step cannot be saved: then the stop is a step later. Ranks: all."""
+        step = state.global_step
+        if step + 1 >= state.max_steps:  # the next one is the last
+            return False
+        saver = self.trainer.manager.saver
+        return saver.on_main("looking for its name", lambda writer: writer.is_taken(step))
 
     def _has_lost(self) -> bool:
         """Main process: whether the lookout has seen another owner; tell what else it has seen."""

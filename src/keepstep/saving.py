@@ -29,6 +29,7 @@ class Saving:
     Attributes:
         last_saved: the newest commit of this attempt, None before the first.
         try_again: a save found no room, and there is some now.
+        taken: a step whose checkpoint's name belongs to something else: the next step is saved.
         due: the newest step at which a save was due, None before the first.
         error: why the newest save that failed did; None before the first.
     """
@@ -36,6 +37,7 @@ class Saving:
     def __init__(self, trainer: KeepstepTrainer) -> None:
         self.last_saved: Saved | None = None
         self.try_again = self._trying_again = False
+        self.taken: int | None = None
         self.due: int | None = None
         self.error: SaveError | None = None
         self._trainer = trainer
@@ -65,7 +67,7 @@ class Saving:
         if self._begun == (step, trainer.is_evaluated):
             return  # stopped in the middle of an epoch, Trainer comes here once more
         self.hear()
-        self._trying_again, self.try_again = self.try_again, False
+        self._trying_again, self.try_again, self.taken = self.try_again, False, None
         self.due = step
         trainer.store_flos()
         trainer.state.best_model_checkpoint = None  # an absolute path: not for trainer_state.json
@@ -128,17 +130,21 @@ class Saving:
         args, over = self._trainer.args, self._trainer.control.should_training_stop
         room = self._make_room() if error.disk_full and not self._trying_again else []
         self.try_again = bool(room)
-        if args.on_save_error == "stop" and not room:
+        self.taken = error.step if error.in_the_way and not over else None
+        later = bool(room) or self.taken is not None
+        if args.on_save_error == "stop" and not later:
             raise error
         self._begun, self.error = None, error
         self._failed_since.add(error.step)
         count = len(self._failed_since)
-        if not (room or over) and args.max_failed_saves and count >= args.max_failed_saves:
+        if not (later or over) and args.max_failed_saves and count >= args.max_failed_saves:
             error.add_note(f"{count} saves in a row have failed (max_failed_saves)")
             raise error
         then = AT_THE_END if over else GO_ON
         if room:
             then = f"Pruned {', '.join(map(str, room))}: it is tried once more."
+        if self.taken is not None:
+            then = "The step after it is saved instead."
         if not over or distributed.is_main():
             logger.error("%s\n%s", error, then)
 

@@ -345,8 +345,9 @@ class KeepstepTrainer(SFTTrainer):
 
     @property
     def try_again(self) -> bool:
-        """Whether a save found no room, and there is some now."""
-        return self.saving.try_again
+        """Whether a save found no room or its name taken, and can be made now."""
+        taken = self.saving.taken
+        return self.saving.try_again or (taken is not None and taken < self.state.global_step)
 
     @property
     def is_evaluated(self) -> bool:

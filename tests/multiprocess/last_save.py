@@ -2,11 +2,13 @@
 
 FAULT: `read-only` (the disk, from the last step on), `for-a-moment` (until the save is tried
 again), `mistake` (in a program, from step 2 on), `renamed` (a method that saves need is gone),
-`callback` (one whose state is no JSON).
+`callback` (one whose state is no JSON), `stop-at-4` (none; a TERM in step 4).
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from keepstep import distributed, train
+from keepstep import distributed, preemption, train
 from keepstep.contents import Contents
 from keepstep.saving import Saving
 from keepstep.trainer import KeepstepTrainer
@@ -35,6 +37,13 @@ class ReadOnly(KeepstepTrainer):
         if self.state.global_step == self.state.max_steps - 1:
             self.hear()
             remount("ro")
+        return super().training_step(*args, **kwargs)
+
+
+class Stopped(KeepstepTrainer):
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 3 and distributed.is_main():
+            os.kill(os.getpid(), signal.SIGTERM)
         return super().training_step(*args, **kwargs)
 
 
@@ -64,6 +73,9 @@ if FAULT in ("read-only", "for-a-moment"):
     train.KeepstepTrainer = ReadOnly  # type: ignore[misc]
 if FAULT == "for-a-moment":
     Saving._rest = rest_and_mend  # type: ignore[method-assign]
+elif FAULT == "stop-at-4":
+    preemption.install_handlers()
+    train.KeepstepTrainer = Stopped  # type: ignore[misc]
 elif FAULT == "mistake":
     Contents._state_json = mistaken  # type: ignore[method-assign]
 elif FAULT == "renamed":

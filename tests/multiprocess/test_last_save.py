@@ -111,3 +111,20 @@ def test_weights_that_must_be_gathered_are_whatever_the_config_says(
     )
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
+
+
+def test_the_name_of_a_checkpoint_is_taken(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """At a step that is due, and at the one where the run is told to stop: each is saved a step
+    later, and what is there is not touched."""
+    folder = RunFolder(tmp_path / "run")
+    (folder.path / "checkpoint-2").mkdir(parents=True)
+    (folder.path / "checkpoint-2/mine").write_text("mine")
+    for step in (4, 5):
+        (folder.path / f"checkpoint-{step}").symlink_to("nowhere")
+    fields = FIELDS | {"max_steps": 9, "resume_from_checkpoint": "never", "max_failed_saves": 1}
+    run = ranks.start(["stop-at-4", *argv(demo, folder.path, **fields)], script=SCRIPT)
+    assert run.wait() == [75, 75]
+    assert "checkpoint-2 is not touched, and in the way of that step's save" in run.output
+    assert "The step after it is saved instead." in run.output
+    assert [c.step for c in folder.checkpoints()] == [3, 6]
+    assert [p.name for p in (folder.path / "checkpoint-2").iterdir()] == ["mine"]

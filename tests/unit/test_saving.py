@@ -247,3 +247,39 @@ def test_pauses() -> None:
     assert list(saving.pauses(7.5)) == [0, 1, 2, 4]
     assert list(saving.pauses(3600))[:7] == [0, 1, 2, 4, 8, 16, 30]
     assert 3570 < sum(saving.pauses(3600)) <= 3600
+
+
+@pytest.mark.parametrize("mode", ["lazy", "off"])
+@pytest.mark.parametrize("on_save_error", ["continue", "stop"])
+def test_a_stranger_costs_no_save(disk: FaultyDisk, mode: str, on_save_error: str) -> None:
+    """What has the name of a checkpoint is not touched, and the next step is saved instead."""
+    job = Job(disk, mode, on_save_error=on_save_error, max_failed_saves=1)
+    job.save_and_hear(4)
+    (job.run.path / "checkpoint-8").write_text("mine")
+    job.save_and_hear(8)
+    assert (job.saving.taken, job.saving.try_again) == (8, False)
+    job.save_and_hear(9)
+    assert job.saving.taken is None
+    assert job.steps() == [4, 9]
+    assert (job.run.path / "checkpoint-8").read_text() == "mine"
+
+
+def test_a_stranger_at_the_last_step_is_a_failure_that_names_it(disk: FaultyDisk) -> None:
+    job = Job(disk)
+    job.save_and_hear(4)
+    (job.run.path / "checkpoint-8").mkdir()
+    job.save(8, last=True)
+    job.saving.finish()
+    assert not job.saving.complete
+    assert "FileExistsError: [Errno 17] in the way, and not this run's: " in job.saving.reason
+    assert job.saving.reason.endswith("checkpoint-8'")
+
+
+def test_a_stranger_that_is_moved_away_at_the_end(disk: FaultyDisk) -> None:
+    job = Job(disk)
+    (job.run.path / "checkpoint-8").mkdir()
+    job.save(8, last=True)
+    (job.run.path / "checkpoint-8").rename(job.run.path / "moved-away")
+    job.saving.finish()
+    assert job.saving.complete
+    assert job.steps() == [8]

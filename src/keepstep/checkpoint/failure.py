@@ -84,6 +84,11 @@ class SaveError(RuntimeError):
         return any(cause.errno in FULL for cause in self.causes)
 
     @property
+    def in_the_way(self) -> bool:
+        """Whether the name that the checkpoint is to have belongs to something else."""
+        return any(cause.errno == errno.EEXIST for cause in self.causes)
+
+    @property
     def environment(self) -> bool:
         """Whether it may pass, on all of them."""
         return all(cause.environment for cause in self.causes)

@@ -219,6 +219,11 @@ class RunWriter(Keeper):
                 f"min_free_bytes keeps {self.min_free / 1e9:.3g} GB",
             )
 
+    def is_taken(self, step: int) -> bool:
+        """Whether the name of the checkpoint of `step` belongs to something else."""
+        target = self.run.path / folder_name(step)
+        return os.path.lexists(target) and target.name in self.run.in_the_way()
+
     def _see_to_the_way(self, step: int) -> None:
         """Set aside what was a checkpoint of this run, and stop at what was not."""
         target = self.run.path / folder_name(step)
