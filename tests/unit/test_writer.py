@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 
 from keepstep.checkpoint.arena import Arena
 from keepstep.checkpoint.files import BLOCK
-from keepstep.checkpoint.joint import digest_of_joint
+from keepstep.checkpoint.joint import Share, digest_of_joint
 from keepstep.checkpoint.storage import Storage, digest_of
+from keepstep.checkpoint.strict import TextError
 from keepstep.checkpoint.writer import Part, Piece, Report
 
 
@@ -157,5 +159,22 @@ def test_an_error_is_kept_and_nothing_more_is_written(tmp_path: Path) -> None:
     part.copy()
     part.finish()
     assert part.report.error is not None
-    assert part.report.error.startswith("NotADirectoryError")
+    assert part.report.error.kind == "NotADirectoryError"
     assert part.report.files == {}
+
+
+def test_a_report_that_names_files_elsewhere_is_none(tmp_path: Path) -> None:
+    part = Part(tmp_path, 0, Storage())
+    part.write("a.bin", b"1")
+    part.finish()
+    part.report.shares["w"] = Share(3, ((0, 1), (2, 1)), "0" * 32)
+    values = json.loads(json.dumps(part.report.as_json()))
+    assert Report.from_json(values) == part.report
+    for name in ("/etc/passwd", "../x"):
+        for kind in ("files", "shares"):
+            entry = next(iter(values[kind].values()))
+            with pytest.raises(TextError, match="no name of a file"):
+                Report.from_json(values | {kind: {name: entry}})
+    for change in ({"rank": "0"}, {"shares": []}, {"more": 1}, {"seconds": {"write": "long"}}):
+        with pytest.raises(TextError):
+            Report.from_json(values | change)

@@ -15,8 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .failure import Cause
+from .manifest import LONGEST_MANIFEST
+from .reading import OddFileError, read_text
 from .runwriter import Saved
 from .storage import Storage
+from .strict import TextError, parse
 from .writer import Part, Report
 
 POLL_SECONDS = (0.01, 0.5)  # at first, and at most: thousands of ranks must not storm the disk
@@ -162,6 +165,9 @@ class Flight:
 def _read(path: Path, rank: int) -> Report:
     """A rank's report; one of an error where the file does not hold what the rank wrote."""
     try:
-        return Report.from_json(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        return Report(rank, error=Cause(rank, f"its report cannot be read: {error!r}"))
+        report = Report.from_json(parse(read_text(path, LONGEST_MANIFEST)))
+        if report.rank != rank:
+            raise TextError(f"it is rank {report.rank}'s")
+        return report
+    except (OddFileError, TextError) as error:
+        return Report(rank, error=Cause(rank, f"its report cannot be read: {error}"))

@@ -234,7 +234,8 @@ def _sequence(kinds: tuple[Any, ...]) -> Reader:
     readers = [_reader(kind) for kind in kinds if kind is not Ellipsis]
 
     def read(value: Any, what: str) -> tuple[Any, ...]:
-        if type(value) is not list or not (endless or len(value) == len(readers)):
+        listed = type(value) in (list, tuple)
+        if not listed or not (endless or len(value) == len(readers)):
             raise TextError(f"{what} is {_kind(value)}, not a list of that length")
         of_each = readers * len(value) if endless else readers
         return tuple(reads(entry, what) for reads, entry in zip(of_each, value, strict=True))

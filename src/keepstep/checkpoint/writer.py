@@ -28,6 +28,7 @@ from .serialization import (
     with_tensors,
 )
 from .storage import Storage, digest_of, sizes_under
+from .strict import TextError, build, names_fault
 
 DERIVED = "keepstep_derived"  # in DeepSpeed's model states: names of parameters not stored there
 
@@ -79,15 +80,17 @@ class Report:
         return asdict(self)
 
     @staticmethod
-    def from_json(values: dict[str, Any]) -> Report:
-        files = {name: FileEntry(**entry) for name, entry in values.pop("files").items()}
-        shares = {
-            name: Share(s["size"], tuple((a, b) for a, b in s["extents"]), s["xxh3_128"])
-            for name, s in values.pop("shares").items()
-        }
-        error = values.pop("error")
-        cause = None if error is None else Cause(**error)
-        return Report(files=files, shares=shares, error=cause, **values)
+    def from_json(values: Any) -> Report:
+        """What `as_json` gave.
+
+        Raises:
+            TextError: it is not that, or names files outside of the checkpoint.
+        """
+        report: Report = build(Report, values)
+        fault = names_fault({*report.files, *report.shares})
+        if fault is not None:
+            raise TextError(fault)
+        return report
 
 
 class Part:
