@@ -5,6 +5,7 @@ Everything here works without a process group too: then there is one rank.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -88,6 +89,18 @@ def any_rank(*flags: bool) -> list[bool]:
     total = torch.tensor(flags, dtype=torch.int32, device=device)
     dist.all_reduce(total, op=dist.ReduceOp.MAX)
     return [bool(flag) for flag in total.tolist()]
+
+
+def collectives() -> int:
+    """How many collectives this rank has entered, in all its groups; 0 where it is not counted.
+
+    Ranks: any, any thread. (torch 2.13: gloo and NCCL count them; nothing public tells.)
+    """
+    count, groups = 0, list[Any](dist.distributed_c10d._world.pg_map) if is_grouped() else []
+    for group in groups:
+        with contextlib.suppress(AttributeError, RuntimeError):  # another backend, another torch
+            count += group._get_sequence_number_for_group()
+    return count
 
 
 def leave() -> None:

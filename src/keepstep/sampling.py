@@ -7,7 +7,6 @@ what a step consists of then depends on who computes it. Here a step's rows are 
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,10 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
-from . import preemption
 from .checkpoint.batch import Batch, Course, Dealt
 from .checkpoint.manifest import Manifest
 from .checkpoint.sources import ReshardError
+from .workers import WithoutSignals, workers_of
 
 IGNORED = -100  # the label of a token that is not trained on, by torch's convention
 
@@ -73,28 +72,31 @@ class RowLoader(DataLoader[Any]):
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-class WithoutSignals:
-    """A DataLoader's `worker_init_fn` that leaves signals to the worker's parent: a signal to all
-    processes of a job asks for a stop, and the last batches are still needed."""
+class Fetched:
+    """An iterator that tells of each batch that it has got."""
 
-    def __init__(self, first: Callable[[int], None] | None) -> None:
-        self._first = first
+    def __init__(self, batches: Iterator[Any], tell: Callable[[], None]) -> None:
+        self._batches, self._tell = batches, tell
 
-    def __call__(self, worker: int) -> None:
-        for number in preemption.SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        if self._first is not None:
-            self._first(worker)
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        batch = next(self._batches)
+        self._tell()
+        return batch
 
 
 def settle_loader(loader: Any, seed: int) -> None:
     """Give a loader random numbers of its own, the same whatever was drawn from it before: by
     default it takes them from the process's generator, and so from dropout's. Its workers leave
-    signals to their parent. Ranks: any, each its own."""
+    signals to their parent, and are not waited for. Ranks: any, each its own."""
     inner = getattr(loader, "base_dataloader", loader)  # Accelerate's loaders iterate over another
     if not isinstance(inner.worker_init_fn, WithoutSignals):
         inner.worker_init_fn = WithoutSignals(inner.worker_init_fn)
         inner.generator = torch.Generator()
+        if inner.num_workers:
+            inner.multiprocessing_context = workers_of(inner)
     order = getattr(loader, "synchronized_generator", None)  # of rows grouped by length
     for generator in (inner.generator, order):
         if generator is not None:

@@ -111,9 +111,10 @@ def attempt(recipe: Recipe) -> Outcome:
         manager.end(Outcome("failed", str(error), exit=CONFIG_EXIT_STATUS))
         raise ConfigError([Problem(str(error), code="resume")]) from error
     except Exception as error:
-        watchdog.stop(missed=True)  # other ranks may wait for this one
+        reason = watchdog.explain(error)
+        watchdog.stop()  # other ranks may wait for this one: they hear why
         hub.close()
-        manager.end(ended("failed", reason=f"{type(error).__name__}: {error}"))
+        manager.end(ended("failed", reason=reason))
         raise
     watchdog.stop()
     outcome = hub.finish(outcome, manager)  # the main process alone: the others do not wait

@@ -51,7 +51,7 @@ from .restore import (
     set_random_numbers,
     settle_gradients,
 )
-from .sampling import IGNORED, plan_rows, settle_loader, tell_epoch
+from .sampling import IGNORED, Fetched, plan_rows, settle_loader, tell_epoch
 from .saving import Saving
 
 logger = logging.getLogger(__name__)
@@ -137,6 +137,11 @@ class KeepstepTrainer(SFTTrainer):
         loader, order = super().get_train_dataloader(), self._get_train_sampler()
         settle_loader(loader, self.rows.seed)
         return self.rows.dealing(loader, order, distributed.rank())
+
+    def get_batch_samples(self, epoch_iterator: Any, *args: Any, **kwargs: Any) -> Any:
+        """Each batch is progress: of ranks that wait for each other, one waits for its loader."""
+        fetched = Fetched(epoch_iterator, self.every_step.progress)
+        return super().get_batch_samples(fetched, *args, **kwargs)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         loader = super().get_eval_dataloader(*args, **kwargs)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import signal
 import time
 from datetime import datetime
@@ -13,7 +15,8 @@ from typer.testing import CliRunner
 
 from keepstep.checkpoint.runfolder import RunFolder
 from keepstep.cli import app
-from tests.helpers.ranks import Ranks
+from tests.helpers.faulty_disk import faulty_disk
+from tests.helpers.ranks import Ranks, Run
 from tests.helpers.recipes import argv
 
 SHIM = Path(__file__).parent / "shimmed.py"
@@ -92,6 +95,60 @@ def test_a_signal_during_evaluation(
     assert "carrying on from checkpoint-4" in again.output
     assert [c.step for c in RunFolder(run).checkpoints()] == [4, 8]
     assert RunFolder(run).checkpoint(4).manifest.metrics["eval_loss"] > 0, "made up"
+
+
+def test_requests_in_the_last_steps_evaluation(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """It is the longest there is, and hears what steps hear: it is saved in its middle, then broken
+    off; the run has not finished."""
+    run = tmp_path / "run"
+    command = argv(demo, run, max_steps=4, per_device_eval_batch_size=1)
+    started = ranks.start(["evaluates", *command], script=SHIM)
+    started.wait_for("evaluation of step 4 begins")
+    keepstep("save-now", str(run))
+    deadline = time.monotonic() + 20
+    while not (run / "checkpoint-4").exists():
+        assert time.monotonic() < deadline, started.output[-3000:]
+        time.sleep(0.05)
+    assert None in started.poll()
+    assert "eval_loss" not in started.output
+    keepstep("stop", str(run))
+    assert started.wait(30) == [75, 75]
+    assert "eval_loss" not in started.output
+    ended = status(run)
+    assert (ended["outcome"], ended["reason"]) == ("preempted", "keepstep stop")
+    assert (ended["global_step"], RunFolder(run).checkpoints()[-1].step) == (4, 4)
+    assert RunFolder(run).requests() == ()
+
+
+def test_a_run_folder_that_fails_or_does_not_answer(
+    ranks: Ranks, demo: Path, tmp_path: Path
+) -> None:
+    """Looks and signs of life are made beside training; a stop is heard once it answers again."""
+    with faulty_disk(tmp_path / "disk") as disk:
+        run = disk.folder / "run"
+        started = ranks.start(argv(demo, run, **LONG, save_steps=90_000))
+        started.wait_for(r"step +3/\d+  loss")
+        disk.fail("getattr", "run/.keepstep/stop", errno.EIO)
+        started.wait_for("the run folder: looking for stop: Input/output error")
+        disk.hang("*", "run/.keepstep/*")
+        fired = len(disk.fired)
+        while len(disk.fired) == fired:
+            assert None in started.poll()
+        before = steps(started)
+        deadline = time.monotonic() + 60
+        while steps(started) < before + 50:  # the thread beside training hangs meanwhile
+            assert None in started.poll(), started.output[-3000:]
+            assert time.monotonic() < deadline, "training waits for the folder"
+            time.sleep(0.1)
+        disk.heal()
+        keepstep("stop", str(run))
+        assert started.wait(60) == [75, 75]
+        assert "Stopped on request (keepstep stop)" in started.output
+        assert RunFolder(run).checkpoints()[-1].step == status(run)["global_step"]
+
+
+def steps(run: Run) -> int:
+    return max(map(int, re.findall(r"step +(\d+)/", run.output)))
 
 
 def test_old_requests_are_void(ranks: Ranks, demo: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -167,7 +168,10 @@ def test_a_rank_that_dies_ends_the_others(
     assert time.monotonic() - began < 30
     assert codes[-1] == -signal.SIGKILL
     assert 0 not in codes
-    assert json.loads((tmp_path / ".keepstep/status.json").read_text())["outcome"] == "failed"
+    status = json.loads((tmp_path / ".keepstep/status.json").read_text())
+    assert status["outcome"] == "failed"
+    named = f"rank {processes - 1} on {socket.gethostname()} gave no sign of life"
+    assert status["reason"].startswith(named), "not: Connection closed by peer"
 
 
 @pytest.mark.parametrize("victim", [0, 1])

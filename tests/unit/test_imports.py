@@ -37,7 +37,7 @@ LEVELS = [
     {
         *("checkpoint.runfolder", "checkpoint.joint", "checkpoint.serialization"),
         "checkpoint.setbacks",
-        *("checkpoint.sources", "watchdog"),
+        *("checkpoint.sources", "watchdog", "workers"),
     },
     {
         "checkpoint.companions",

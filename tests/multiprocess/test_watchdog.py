@@ -1,0 +1,61 @@
+"""Whoever is dead, frozen or stuck is named, and nobody else; a pause of all is none of that."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.ranks import Ranks, Run
+
+SCRIPT, SHIM = (Path(__file__).parent / name for name in ("watched.py", "shimmed.py"))
+TOLD = {
+    "loader": "made no progress for 3 s: stuck",
+    "forward": "made no progress for 3 s: stuck",
+    "SIGSTOP": "gave no sign of life for",
+    "SIGKILL": "gave no sign of life for",
+    "raises": "failed: ValueError: no such row",
+}
+
+
+def ends(run: Run, victim: int, timeout: float = 60) -> None:
+    """Wait for the end of all but the victim, who may be frozen."""
+    deadline = time.monotonic() + timeout
+    while any(code is None for rank, code in enumerate(run.poll()) if rank != victim):
+        assert time.monotonic() < deadline, run.output[-3000:]
+        time.sleep(0.05)
+    run.kill(signal.SIGKILL, ranks=[victim])
+    run.wait(10)
+
+
+@pytest.mark.parametrize("fate", TOLD)
+def test_the_rank_that_is_behind_it_is_named_alone(ranks: Ranks, fate: str) -> None:
+    started = [
+        ranks.start([fate, str(v)], script=SCRIPT, strategy="ddp", processes=3) for v in range(3)
+    ]
+    for victim, run in enumerate(started):
+        ends(run, victim)
+        output = run.output
+        assert f"rank {victim} meets its fate" in output
+        assert "done" not in output
+        told = re.findall(r"rank (\d) (?:ends|fails): (.*)", output)
+        others = {rank: reason for rank, reason in told if int(rank) != victim}
+        assert len(others) == 2, output
+        for reason in others.values():
+            assert re.match(rf"rank {victim} on \S+ {TOLD[fate]}", reason), output
+            assert "," not in reason.partition(":")[0], "nobody else"
+
+
+@pytest.mark.parametrize("seconds", [6])
+def test_all_ranks_are_stopped_and_go_on(ranks: Ranks, seconds: float) -> None:
+    """docker pause, Slurm's suspend: longer than a silent rank is borne."""
+    run = ranks.start(["none", "0"], script=SCRIPT, strategy="ddp", processes=3)
+    time.sleep(4)
+    run.kill(signal.SIGSTOP)
+    time.sleep(seconds)
+    run.kill(signal.SIGCONT)
+    assert run.wait(60) == [0, 0, 0]
+    assert run.output.count("done") == 3
