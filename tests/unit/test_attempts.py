@@ -63,12 +63,22 @@ def rank_lost(manager: CheckpointManager) -> None:
     manager.stop_asked("SIGTERM")
 
 
+def could_not_save(manager: CheckpointManager) -> None:
+    manager.begin_training()
+    manager.writer.record("save_failed", step=30, reason="rank 0: OSError: no space left")
+    manager.end(ended("failed", reason="checkpoint-30 was not saved", global_step=30))
+
+
 def stopped(manager: CheckpointManager) -> None:
     manager.end(ended("preempted", reason="SIGTERM to rank 0, before training began"))
 
 
 @pytest.mark.parametrize(
-    "end", [killed_before_it_loads, failed_before_it_loads, refused, interrupted_twice, stopped]
+    "end",
+    [
+        *(killed_before_it_loads, failed_before_it_loads, refused, interrupted_twice, stopped),
+        could_not_save,
+    ],
 )
 def test_no_checkpoint_is_to_blame(run: Path, end: object) -> None:
     for _ in range(4):

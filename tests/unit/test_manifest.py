@@ -54,9 +54,12 @@ def test_what_is_no_manifest(text: str) -> None:
 
 
 def test_a_newer_format_is_named_and_is_no_damage() -> None:
-    text = manifest(5).to_json().replace('"format_version": 2', '"format_version": 9')
+    text = resealed(manifest(5), lambda values: values.update(format_version=9))
     with pytest.raises(NewerFormatError, match=r"newer keepstep: manifest format 9; .*upgrade"):
         Manifest.from_json(text)
+    flipped = manifest(5).to_json().replace('"format_version": 2', '"format_version": 3')
+    with pytest.raises(ManifestError, match="its digest differs"):
+        Manifest.from_json(flipped)
     more = resealed(manifest(5), lambda values: values.update(tensors=7))
     with pytest.raises(NewerFormatError, match="newer keepstep: it has a field 'tensors'"):
         Manifest.from_json(more)

@@ -124,6 +124,8 @@ def _with(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
         return replace(attempt, began_training=True)
     if kind == "stop_asked":
         return replace(attempt, stop_asked=True)
+    if kind == "save_failed":
+        return replace(attempt, save_failed=True)
     if kind == "finished" and {"step", "newest", "plan"} <= event.keys():
         return replace(attempt, finish=Finish(event["step"], event["newest"], event["plan"]))
     if kind == "reshard":

@@ -53,6 +53,7 @@ class Attempt:
         commits: checkpoints that it committed.
         began_training: it had built everything, and was about to load its checkpoint.
         stop_asked: a signal has asked it to stop.
+        save_failed: it came as far as a save, and that failed.
         recipe: a digest of what was asked for; None: not known.
         finish: it came to the end of the run, or found it there.
         outcome: finished, preempted, failed, …; None: killed, or still at work.
@@ -69,6 +70,7 @@ class Attempt:
     commits: int = 0
     began_training: bool = False
     stop_asked: bool = False
+    save_failed: bool = False
     recipe: str | None = None
     finish: Finish | None = None
     outcome: str | None = None
@@ -122,10 +124,13 @@ def fruitless_resumes(
 def _died_of_it(attempt: Attempt) -> bool:
     """Whether what an attempt resumed from may be what ended it.
 
-    Not when it ended before it had begun to load that, was asked to stop, or says that the recipe
-    is wrong. (Nobody can tell a kill by hand from one for lack of memory: that counts.)
+    Not when it ended before it had begun to load that, was asked to stop, says that the recipe is
+    wrong, or trained as far as a save that failed: a full disk must cost no recovery point. (Nobody
+    can tell a kill by hand from one for lack of memory: that counts.)
     """
-    if attempt.request is None or not attempt.began_training or attempt.stop_asked:
+    if attempt.request is None or not attempt.began_training:
+        return False
+    if attempt.stop_asked or attempt.save_failed:
         return False
     return attempt.outcome is None or (attempt.outcome == "failed" and attempt.exit != RECIPE)
 

@@ -161,10 +161,10 @@ class Manifest:
             if not isinstance(values, dict):
                 raise TextError("it is no object")
             version = build(int, values.get("format_version"), "format_version")
+            if version != WITHOUT_DIGEST:
+                _check_digest(text, values)  # every later format begins with it, too
             if version > FORMAT_VERSION:
                 raise NewerFormatError(_newer(f"manifest format {version}"))
-            if version != WITHOUT_DIGEST:
-                _check_digest(text, values)
             manifest: Manifest = build(Manifest, values)
             _check(manifest)
         except UnknownFieldError as error:
