@@ -267,15 +267,16 @@ def carry_on(trainer: KeepstepTrainer) -> Outcome:
         step = trainer.state.global_step
     best = trainer.manager.best()
     facts: dict[str, Any] = {"global_step": step, "best_step": best.step if best else None}
-    if trainer.preempted is None and trainer.saving.complete:
-        trainer.manager.record_finish(step, plan)
-        return ended("finished", **facts)
-    if trainer.preempted is None:
-        return ended("failed", reason=trainer.saving.reason, **facts)
-    if trainer.saved_step() != step:
-        reason = f"stopped ({trainer.preempted}), and not saved: {trainer.saving.reason}"
-        return ended("failed", reason=reason, **facts)
-    return ended("preempted", reason=trainer.preempted, **facts)
+    stopped, lost = trainer.preempted, trainer.manager.fault_of(trainer.last_saved)
+    saved = trainer.saving.complete if stopped is None else trainer.saved_step() == step
+    if lost is not None or not saved:
+        reason = lost or trainer.saving.reason
+        told = reason if stopped is None else f"stopped ({stopped}), and not saved: {reason}"
+        return ended("failed", reason=told, **facts)
+    if stopped is not None:
+        return ended("preempted", reason=stopped, **facts)
+    trainer.manager.record_finish(step, plan)
+    return ended("finished", **facts)
 
 
 def agree(problems: Sequence[Problem]) -> None:

@@ -2,7 +2,8 @@
 
 FAULT: `read-only` (the disk, from the last step on), `for-a-moment` (until the save is tried
 again), `mistake` (in a program, from step 2 on), `renamed` (a method that saves need is gone),
-`callback` (one whose state is no JSON), `stop-at-4` (none; a TERM in step 4).
+`callback` (one whose state is no JSON), `stop-at-4` (none; a TERM in step 4), `gone` (somebody
+removes a file of the last checkpoint before the run ends).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from keepstep.trainer import KeepstepTrainer
 
 FAULT, *ARGV = sys.argv[1:]
 DISK = Path(ARGV[ARGV.index("--output_dir") + 1]).parent
-state_json, rest = Contents._state_json, Saving._rest
+state_json, rest, finish = Contents._state_json, Saving._rest, Saving.finish
 
 
 def remount(how: str) -> None:
@@ -52,6 +53,13 @@ def rest_and_mend(self: Saving, seconds: float) -> bool:
     return rest(self, seconds)
 
 
+def finish_and_lose(self: Saving) -> None:
+    finish(self)
+    if distributed.is_main():
+        assert self.last_saved is not None
+        (self.last_saved.checkpoint.path / "optimizer.pt").unlink()
+
+
 def mistaken(self: Contents) -> bytes:
     if self.trainer.state.global_step == 2:
         raise KeyError("a name that is not there")
@@ -76,6 +84,8 @@ if FAULT == "for-a-moment":
 elif FAULT == "stop-at-4":
     preemption.install_handlers()
     train.KeepstepTrainer = Stopped  # type: ignore[misc]
+elif FAULT == "gone":
+    Saving.finish = finish_and_lose  # type: ignore[method-assign]
 elif FAULT == "mistake":
     Contents._state_json = mistaken  # type: ignore[method-assign]
 elif FAULT == "renamed":

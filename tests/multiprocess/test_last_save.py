@@ -47,6 +47,18 @@ def test_a_last_save_that_arrives_in_the_end(ranks: Ranks, demo: Path, disk: Pat
     assert json.loads(folder.status.read_text())["outcome"] == "finished"
 
 
+def test_what_is_told_of_the_last_save_is_looked_at(
+    ranks: Ranks, demo: Path, tmp_path: Path
+) -> None:
+    command = ["gone", *argv(demo, tmp_path / "run", **FIELDS)]
+    run = ranks.start(command, script=SCRIPT, strategy="ddp", processes=1)
+    assert run.wait() == [70]
+    assert "Failed at step 4: checkpoint-4: optimizer.pt is missing" in run.output
+    assert "Finished" not in run.output
+    again = ranks.run(command[1:], strategy="ddp", processes=1)
+    assert "carrying on from checkpoint-2" in again.output
+
+
 @pytest.mark.parametrize(
     ("fault", "told", "steps"),
     [

@@ -18,6 +18,7 @@ from .batch import Batch, BatchError, Dealt, agree
 from .lineage import Finish, last_finish
 from .lookout import Lookout
 from .manifest import (
+    ManifestError,
     differences,
     drift,
     has_weights,
@@ -28,8 +29,8 @@ from .manifest import (
 from .ownership import NotOwnerError, Owner, claim, job_facts
 from .reading import patiently
 from .retention import Policy
-from .runfolder import Committed, RunFolder
-from .runwriter import RunWriter
+from .runfolder import Committed, RunFolder, read_checkpoint
+from .runwriter import RunWriter, Saved
 from .saver import Mode, Saver
 from .selection import Choice, SelectionError, UnreadableError
 from .storage import Storage, sizes_of
@@ -209,6 +210,21 @@ class CheckpointManager:
     def best(self) -> Committed | None:
         """The best committed checkpoint. Ranks: all (collective)."""
         return self.saver.on_main("looking up the best checkpoint", lambda writer: writer.best())
+
+    def fault_of(self, saved: Saved | None) -> str | None:
+        """Why a commit is not what was told of it: looked at on the disk. None: nothing is wrong,
+        or nothing was committed. Ranks: all (collective)."""
+
+        def look() -> str | None:
+            if saved is None:
+                return None
+            try:
+                faults = self.run.state_of(read_checkpoint(saved.checkpoint.path))
+            except (ManifestError, UnreadableError) as error:
+                return str(error)
+            return f"{saved.checkpoint.path.name}: {faults[0]}" if faults else None
+
+        return distributed.on_main_process("looking at the newest checkpoint", look)
 
     def is_finished(self, plan: Mapping[str, Any]) -> bool:
         """Whether the run is finished under this plan, if not by the steps of its checkpoint.
