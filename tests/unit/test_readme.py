@@ -25,6 +25,7 @@ DOCUMENTS = [
     "docs/performance.md",
     "docs/preflight.md",
     "docs/publishing.md",
+    "docs/trials.md",
     "slurm/README.md",
 ]
 BLOCKS = [
@@ -96,3 +97,14 @@ def test_the_file_tree_names_every_module() -> None:
     text = (ROOT / "README.md").read_text()
     for module in (ROOT / "src/keepstep").rglob("*.py"):
         assert module.name == "__init__.py" or module.name in text, module
+
+
+def test_every_test_that_the_trials_name_is_there() -> None:
+    named = re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", (ROOT / "docs/trials.md").read_text())
+    assert len(named) > 60
+    missing = [
+        (file, name)
+        for file, name in named
+        if not (ROOT / file).is_file() or (name and f"def {name}(" not in (ROOT / file).read_text())
+    ]
+    assert missing == []
