@@ -82,10 +82,10 @@ def refused_by_libraries() -> Iterator[None]:
         yield
     except (ValueError, TypeError, AssertionError, ImportError, NotImplementedError) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        parts = Path(where.filename).parts
-        if "keepstep" in (*parts, type(error).__module__.split(".")[0]):
+        file, ours = Path(where.filename), Path(__file__).parent
+        if ours in file.parents or type(error).__module__.split(".")[0] == ours.name:
             raise
-        place = f"{'/'.join(parts[-3:])}:{where.lineno}"
+        place = f"{'/'.join(file.parts[-3:])}:{where.lineno}"
         text = f"{type(error).__name__}: {str(error).strip()}"
         raise ConfigError([Problem(text, f"refused by {place}", code="refused")]) from error
 

@@ -158,6 +158,14 @@ def test_what_a_library_refuses_is_the_recipes() -> None:
         get_peft_model(nn.Sequential(nn.Linear(2, 2)), adapter)  # type: ignore[arg-type]
 
 
+def test_a_library_is_one_wherever_the_project_was_cloned_to(tmp_path: Path) -> None:
+    """As into a folder of the project's name, with its environment inside."""
+    library = tmp_path / "keepstep/.venv/library.py"
+    code = compile("raise ValueError('not so')", str(library), "exec")
+    with pytest.raises(ConfigError, match="not so"), refused_by_libraries():
+        exec(code)
+
+
 def test_what_is_not_the_recipes_is_not_refused() -> None:
     from keepstep.checkpoint.retention import parse_bytes
 
