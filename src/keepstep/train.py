@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before the slow imports, which take seconds and wr
     streams.protect()
     noise.silence()
 
+import contextlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, PrinterCallback
 
 from . import about, data, distributed, model, publishing
+from .checkpoint.listed import only_listed
 from .checkpoint.manager import CheckpointManager, DriftError, Resume
 from .checkpoint.ownership import NotOwnerError
 from .checkpoint.runfolder import Committed
@@ -230,18 +232,20 @@ def build_trainer(
     whole_state = checkpoint is not None and not choice.weights_only
     if whole_state:
         training.eval_on_start = False  # this step has been evaluated
-    weights = checkpoint.path if checkpoint and choice.weights_only else None
-    arguments = model.trainer_arguments(recipe.model, training, weights)
-    trainer = KeepstepTrainer(
-        args=training,
-        manager=manager,
-        settings=settings | {"rows_per_step": training.batch.rows},
-        start=checkpoint if whole_state else None,
-        asked=asked,
-        about=facts,
-        **inputs,
-        **arguments,
-    )
+    with contextlib.ExitStack() as shown:
+        weights = None
+        if checkpoint is not None and choice.weights_only:
+            weights = shown.enter_context(only_listed(checkpoint)).path
+        trainer = KeepstepTrainer(
+            args=training,
+            manager=manager,
+            settings=settings | {"rows_per_step": training.batch.rows},
+            start=checkpoint if whole_state else None,
+            asked=asked,
+            about=facts,
+            **inputs,
+            **model.trainer_arguments(recipe.model, training, weights),
+        )
     attention = {"attn_implementation": trainer.model.config._attn_implementation}
     trainer.settings |= attention
     if trainer.start is not None:

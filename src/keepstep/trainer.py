@@ -21,6 +21,7 @@ What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -34,6 +35,7 @@ from trl import SFTTrainer
 
 from . import distributed
 from .checkpoint.batch import Batch, Dealt
+from .checkpoint.listed import only_listed
 from .checkpoint.manager import CheckpointManager
 from .checkpoint.manifest import Manifest, finite_metrics
 from .checkpoint.reshard import rng_seed
@@ -95,6 +97,8 @@ class KeepstepTrainer(SFTTrainer):
         self.start = start
         self.asked: Batch = asked or self.args.batch
         self.rows = plan_rows(self.train_dataset, self.args, start.manifest if start else None)
+        self._shown = contextlib.ExitStack()  # closed when all is loaded
+        self._seen: Committed | None = None  # `start`, as loaders are shown it
         self.resharded: Resharded | None = None
         self.evaluation_due_at: int | None = None
         self.preempted: str | None = None
@@ -131,7 +135,11 @@ class KeepstepTrainer(SFTTrainer):
                 "checkpoint unless choice.weights_only, ...); train()"
             )
         self.manager.begin_training()
-        return super().train(str(self.start.path) if self.start else None, *args, **kwargs)
+        with self._shown:
+            if self.start is not None:
+                self._seen = self._shown.enter_context(only_listed(self.start))
+            path = str(self._seen.path) if self._seen else None
+            return super().train(path, *args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
         loader, order = super().get_train_dataloader(), self._get_train_sampler()
@@ -228,7 +236,7 @@ class KeepstepTrainer(SFTTrainer):
         if distributed.is_main():
             logger.warning("step %s was not evaluated to the end: that is made up now", step)
         self.evaluation_due_at = step
-        self._load_rng_state(str(self.start.path))
+        self._load_rng_state(str(self._seen.path) if self._seen else None)
         self._determine_best_metric(self._evaluate(None, None), None)
         if step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -294,7 +302,8 @@ class KeepstepTrainer(SFTTrainer):
             prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         self.contents.attach()
         if self.start is not None:
-            self.resharded = restore(self, self.start)
+            assert self._seen is not None  # since train()
+            self.resharded = restore(self, self._seen)
             self._total_train_tokens = int(self.start.manifest.about.get("tokens") or 0)
             settle_gradients(self, train_dataloader)
         if self.resharded is not None:
@@ -323,10 +332,15 @@ class KeepstepTrainer(SFTTrainer):
 
     def _load_best_model(self) -> None:
         best = self.manager.best()
-        if self.is_deepspeed_enabled and best is not None:
-            restore(self, best)  # it may be other processes that wrote it
-        else:
-            super()._load_best_model()
+        if best is None:
+            return
+        with only_listed(best) as shown:
+            if self.is_deepspeed_enabled:
+                restore(self, shown)  # it may be other processes that wrote it
+            else:
+                self.state.best_model_checkpoint = str(shown.path)
+                super()._load_best_model()
+        self.state.best_model_checkpoint = str(best.path)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self._make_up_evaluation()  # of the last step: then there was no epoch to run
@@ -427,6 +441,7 @@ class KeepstepTrainer(SFTTrainer):
         }
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._shown.close()
         self.every_step.progress()
         loss = super().training_step(*args, **kwargs)
         self._finite = loss.isfinite().all() & self._finite  # stays on the device: no wait

@@ -34,6 +34,7 @@ LEVELS = [
     },
     {"checkpoint.storage", "checkpoint.arena", "checkpoint.reading"},
     {"checkpoint.committed"},
+    {"checkpoint.listed"},
     {
         *("checkpoint.runfolder", "checkpoint.joint", "checkpoint.serialization"),
         "checkpoint.setbacks",

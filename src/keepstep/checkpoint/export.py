@@ -20,6 +20,7 @@ from huggingface_hub.serialization._base import split_state_dict_into_shards_fac
 from .arena import aligned
 from .companions import write_companions
 from .files import CHUNK
+from .listed import only_listed
 from .manifest import LONGEST_MANIFEST
 from .reading import OddFileError, read_text
 from .runfolder import Committed, RunFolder
@@ -114,10 +115,11 @@ def export(
         OSError: of the disk.
     """
     storage = storage or Storage()
-    weights, file_name = open_weights(checkpoint, dtype)
-    with new_folder(folder, storage) as partial:
-        _write_weights(weights, file_name, dtype, max_shard_size, partial, storage, progress)
-        write_companions(checkpoint, partial, storage, dtype and str(PRECISIONS[dtype]))
+    with only_listed(checkpoint) as shown:
+        weights, file_name = open_weights(checkpoint, shown, dtype)
+        with new_folder(folder, storage) as partial:
+            _write_weights(weights, file_name, dtype, max_shard_size, partial, storage, progress)
+            write_companions(checkpoint, partial, storage, dtype and str(PRECISIONS[dtype]))
     return Exported(folder, dict(sorted(sizes_under(folder).items())), _main_type(weights, dtype))
 
 
@@ -142,8 +144,13 @@ def new_folder(folder: Path, storage: Storage) -> Iterator[Path]:
     storage.rename(partial, folder)
 
 
-def open_weights(checkpoint: Committed, dtype: str | None = None) -> tuple[Weights, str]:
+def open_weights(
+    checkpoint: Committed, shown: Committed, dtype: str | None = None
+) -> tuple[Weights, str]:
     """The weights of a checkpoint, and the name that their file has or would have.
+
+    Args:
+        shown: the same checkpoint, as loaders are shown it.
 
     Raises:
         ExportError: they are not there, or not understood.
@@ -157,20 +164,20 @@ def open_weights(checkpoint: Committed, dtype: str | None = None) -> tuple[Weigh
         return stored, file_name
     if not layout.is_file():
         raise ExportError(f"{checkpoint.path.name} holds no weights, and not how to make them")
-    source = _verified_shards(checkpoint)
+    source = _verified_shards(checkpoint, shown)
     try:
         return ShardWeights(source, parse(read_text(layout, LONGEST_MANIFEST))), file_name
     except (OddFileError, TextError, KeyError, TypeError) as error:
         raise ExportError(f"{checkpoint.path.name}: {LAYOUT_FILE}: {error!r}") from error
 
 
-def _verified_shards(checkpoint: Committed) -> Source:
+def _verified_shards(checkpoint: Committed, shown: Committed) -> Source:
     """DeepSpeed's shards are pickles: every byte is compared with the manifest before."""
     faults = RunFolder(checkpoint.path.parent).faults(checkpoint, deep=True)
     if faults:
         raise ExportError(f"{checkpoint.path.name} is damaged: {faults[0]}")
     try:
-        source = zero_source(checkpoint.path)
+        source = zero_source(shown.path)
     except ReshardError as error:
         raise ExportError(f"{checkpoint.path.name}: {error}") from error
     if source is None:

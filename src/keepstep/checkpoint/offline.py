@@ -18,13 +18,14 @@ import torch
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from .batch import Dealt, agree
+from .listed import only_listed
 from .manifest import FileEntry, Manifest
 from .reshard import rng_seed
 from .runfolder import Committed, RunFolder
 from .runwriter import RunWriter
 from .serialization import torch_save
 from .shards import Zero3Source, Zero12Source, ZeroStored, zero_source
-from .sources import MASTER, ReshardError, copy_slice
+from .sources import MASTER, ReshardError, Source, copy_slice
 from .storage import Storage
 
 REMADE = re.compile(r"(zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt|rng_state")
@@ -41,7 +42,13 @@ def reshard(
         BatchError: so many processes cannot share out the rows of its steps.
         OSError: of the disk.
     """
-    source = zero_source(checkpoint.path)
+    with only_listed(checkpoint) as shown:
+        return _reshard(checkpoint, zero_source(shown.path), run, world_size, storage or Storage())
+
+
+def _reshard(
+    checkpoint: Committed, source: Source | None, run: RunFolder, world_size: int, storage: Storage
+) -> Committed:
     if not isinstance(source, ZeroStored):
         raise ReshardError(
             f"{checkpoint.path.name} holds no shards: any number of processes resumes it as it is"
@@ -51,7 +58,7 @@ def reshard(
     if before is not None:
         asked = replace(before.asked, world_size=world_size)
         dealt = Dealt(agree(before, asked), asked, before.rows).as_json()
-    writer = RunWriter(run, run.policy(), storage or Storage())
+    writer = RunWriter(run, run.policy(), storage)
     if run.is_used():
         raise ReshardError(f"{run.path} is a run already: name a new folder")
     writer.identify()
