@@ -89,6 +89,7 @@ def test_train_sh_when_its_terminal_is_closed(recipe: Path, tmp_path: Path) -> N
     """A window that is closed, a lost connection: HUP, and then nothing can be written."""
     pid, terminal = pty.fork()
     if pid == 0:
+        launchers.hear_signals()
         os.chdir(ROOT)
         os.execv("launch/train.sh", ["launch/train.sh", str(recipe), "--max_steps", "10000"])
     launchers.watch(pid)

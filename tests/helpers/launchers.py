@@ -16,6 +16,13 @@ TIMEOUT = 150
 _started: list[psutil.Process] = []
 
 
+def hear_signals() -> None:
+    """In a new process: a shell's background jobs ignore INT, and what nohup starts HUP; both hand
+    that on, and neither could be tested."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(command: list[str], log: Path, cwd: Path = ROOT) -> subprocess.Popen[bytes]:
     with open(log, "wb") as output:
         process = subprocess.Popen(
@@ -24,8 +31,7 @@ def start(command: list[str], log: Path, cwd: Path = ROOT) -> subprocess.Popen[b
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # A shell's background jobs ignore it, and hand that on: Ctrl-C could not be tested.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=hear_signals,
         )
     watch(process.pid)
     return process

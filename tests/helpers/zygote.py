@@ -61,7 +61,9 @@ def _become_rank(log: str, script: str | None, argv: list[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         faulthandler.enable()
         from keepstep import noise, preemption, train
+        from tests.helpers import launchers
 
+        launchers.hear_signals()
         preemption.install_handlers()
         noise.silence()
         if script:

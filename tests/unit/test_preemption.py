@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import launchers
+
 READY = """
 import hashlib, sys, time
 from pathlib import Path
@@ -21,7 +23,9 @@ preemption.install_handlers()
 
 def start(code: str, *prefix: str, stderr: int | None = None) -> subprocess.Popen[bytes]:
     command = [*prefix, sys.executable, "-c", f"{READY}{code}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=stderr, preexec_fn=launchers.hear_signals
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     return process
