@@ -261,10 +261,11 @@ def carry_on(trainer: KeepstepTrainer) -> Outcome:
     """Train from its start to the end. Ranks: all (collective)."""
     start, planned, finish = trainer.start, trainer.planned_steps(), trainer.manager.finish
     plan = {"steps": planned, **trainer.may_stop_early()}
-    finished = finish is not None and finish.holds(plan)
+    finished = finish is not None and finish.holds(plan, trainer.saves_at(finish.step, planned))
     step = finish.step if finish and finished else start.step if start else 0
     if finished or (step >= planned and not trainer.owes_evaluation):
-        say(f"This run is finished, at step {step} of {planned}: there is nothing to train.")
+        of = f" of {planned}" if step <= planned else f", and {planned} are planned now"
+        say(f"This run is finished, at step {step}{of}: there is nothing to train.")
     else:
         trainer.train()
         trainer.manager.confirm()

@@ -41,6 +41,7 @@ from .checkpoint.manifest import Manifest, finite_metrics
 from .checkpoint.reshard import rng_seed
 from .checkpoint.runfolder import Committed
 from .checkpoint.runwriter import Saved
+from .checkpoint.schedule import saves_at
 from .config import refused_by_libraries
 from .contents import Contents
 from .evaluations import best_of
@@ -271,6 +272,10 @@ class KeepstepTrainer(SFTTrainer):
     def planned_steps(self) -> int:
         """How many optimizer steps the whole run has. Ranks: all."""
         return int(self.set_initial_training_values(self.args, self.get_train_dataloader())[-1])
+
+    def saves_at(self, step: int, planned: int) -> bool:
+        """Whether the recipe has this last step saved, whatever the clock says. Ranks: any."""
+        return saves_at(step, planned, self.args.save_strategy, self.args.save_steps)
 
     def may_stop_early(self) -> dict[str, Any]:
         """What may end the run before its last planned step, as far as the recipe says it."""

@@ -177,6 +177,18 @@ def test_a_finished_run_whose_last_steps_are_not_saved(
     assert "Finished: 6 steps." in more.output
 
 
+def test_finished_without_a_checkpoint_is_not_finished_for_another_recipe(
+    ranks: Ranks, demo: Path, workspace: Path
+) -> None:
+    run, alone = workspace / "none-saved", {"strategy": "ddp", "processes": 1}
+    unsaved = {"save_strategy": "no", "eval_strategy": "no", "save_total_limit": "null"}
+    first = ranks.run(argv(demo, run, **SHORT | unsaved), **alone)
+    assert "Finished: 4 steps." in first.output
+    saving = ranks.run(argv(demo, run, **SHORT, learning_rate=1e-3), **alone)
+    assert "is finished" not in saving.output
+    assert [c.step for c in RunFolder(run).checkpoints()] == [2, 4]
+
+
 def test_a_recipe_that_a_library_refuses(ranks: Ranks, demo: Path, workspace: Path) -> None:
     """One attempt without progress is allowed; once it is repaired, the run begins."""
     run = workspace / "refused"

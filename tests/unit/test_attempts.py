@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from keepstep.checkpoint.batch import Batch
 from keepstep.checkpoint.manager import CheckpointManager, Resume
+from keepstep.checkpoint.manifest import Manifest
+from keepstep.checkpoint.notes import notes_on
 from keepstep.checkpoint.retention import Policy
+from keepstep.checkpoint.runfolder import RunFolder
 from keepstep.checkpoint.selection import NoProgressError
 from keepstep.config import ConfigError, refused_by_libraries
 from keepstep.outcome import Outcome, ended
-from tests.helpers.folders import STATE, commit, identify
+from tests.helpers.folders import STATE, commit, identify, manifest
 
 PLAN = {"steps": 30}
 
@@ -37,6 +41,17 @@ def chosen(run: Path, recipe: str = "this", request: str = "auto") -> int | None
     """What the next attempt resumes from."""
     found = attempt(run, recipe, request).chosen
     return found.step if found else None
+
+
+def is_finished(
+    run: Path,
+    plan: dict = PLAN,
+    recipe: str = "this",
+    request: str = "auto",
+    saves_it: bool = False,
+) -> bool:
+    finish = attempt(run, recipe, request).finish
+    return finish is not None and finish.holds(plan, saves_it)
 
 
 def killed_before_it_loads(manager: CheckpointManager) -> None:
@@ -120,30 +135,78 @@ def test_crash_loops_end(run: Path, end: object) -> None:
 
 def test_a_run_that_has_finished_is_known(run: Path) -> None:
     """Its last steps have no checkpoint; it was killed while it published; one dies since."""
-    assert not attempt(run).is_finished(PLAN)
+    assert not is_finished(run)
     attempt(run).record_finish(30, PLAN)
     killed(attempt(run))
-    manager = attempt(run)
-    assert manager.is_finished(PLAN)
-    assert manager.finish is not None
-    assert (manager.finish.step, manager.finish.newest) == (30, 20)
-    assert not manager.is_finished({"steps": 40})
+    assert is_finished(run)
+    finish = attempt(run).finish
+    assert finish is not None
+    assert (finish.step, finish.newest) == (30, 20)
+    assert not is_finished(run, {"steps": 40})
     for request in ("10", "never", "20"):  # a person who goes back wants it to be trained again
-        assert not attempt(run, request=request).is_finished(PLAN)
+        assert not is_finished(run, request=request)
 
 
 def test_a_run_without_checkpoints_that_has_finished_is_known(tmp_path: Path) -> None:
     run = identify(tmp_path / "run")
     attempt(run).record_finish(30, PLAN)
-    assert attempt(run).is_finished(PLAN)
-    assert not attempt(run, request="never").is_finished(PLAN)
+    assert is_finished(run)
+    assert not is_finished(run, request="never")
+
+
+@pytest.mark.parametrize("saved", [[], [10, 20]])
+def test_without_a_checkpoint_of_its_last_step_another_recipe_is_not_finished(
+    tmp_path: Path, saved: list[int]
+) -> None:
+    """Once `save_strategy: no` or `best`; now another, that may save, or learn otherwise."""
+    run = identify(tmp_path / "run")
+    for step in saved:
+        commit(run, step, STATE)
+    attempt(run, "first").record_finish(30, PLAN)
+    assert is_finished(run, recipe="first")
+    assert not is_finished(run, recipe="first", saves_it=True)
+    assert not is_finished(run, recipe="another")
+    assert not is_finished(run, {"steps": 12}, recipe="another")
+
+
+def test_a_finished_run_with_a_checkpoint_of_its_last_step_is_finished_by_that(run: Path) -> None:
+    """Whatever else has changed, that checkpoint's settings are compared."""
+    attempt(run).record_finish(20, {"steps": 20})
+    assert is_finished(run, {"steps": 20}, recipe="another", saves_it=True)
+
+
+FORGED = {"time": "2026-01-01T00:00:00", "attempt": 1, "event": "finished", "step": 30}
+FORGED |= {"newest": 20, "plan": PLAN}
+
+
+def test_a_forged_line_finishes_no_run(run: Path) -> None:
+    killed(attempt(run))
+    with (run / ".keepstep/events.jsonl").open("a") as file:
+        file.write(json.dumps(FORGED) + "\n")
+    assert not is_finished(run)
+
+
+@pytest.mark.parametrize("number", [500, 10**9, 10**15, 10**24])
+def test_a_forged_number_is_not_counted_on_from(run: Path, number: int) -> None:
+    with (run / ".keepstep/events.jsonl").open("a") as file:
+        file.write(json.dumps(FORGED | {"event": "attempt", "attempt": number}) + "\n")
+    assert attempt(run).attempt == 2
+    assert attempt(run).attempt == 3
+    assert [a.number for a in RunFolder(run).attempts()] == [1, 2, 3]
+    assert "1 of 5 lines are damaged" in notes_on(RunFolder(run))[".keepstep/events.jsonl"]
+
+
+def test_the_next_number_is_one_that_a_manifest_holds(run: Path) -> None:
+    commit(run, 30, STATE, attempt=10**9)
+    manager = attempt(run)
+    Manifest.from_json(manifest(40, attempt=manager.attempt).to_json())
 
 
 def test_a_run_whose_newest_checkpoint_is_gone_is_not_finished(run: Path) -> None:
     attempt(run).record_finish(20, PLAN | {"patience": 1})
     (run / "checkpoint-20/manifest.json").unlink()
     (run / "checkpoint-20").rename(run / "gone")
-    assert not attempt(run).is_finished(PLAN | {"patience": 1})
+    assert not is_finished(run, PLAN | {"patience": 1})
 
 
 def test_what_a_library_refuses_is_the_recipes() -> None:

@@ -81,6 +81,8 @@ def test_what_an_attempt_asked_for_has_more_than_one_name() -> None:
         {"event": "commit", "stall": "long"},
         {"event": "commit", "metrics": {"eval_loss": "x"}},
         {"event": "resume", "request": 10},
+        {"event": "finished", "newest": 3, "plan": {"steps": 3}},
+        {"attempt": 10**9 + 1},
     ],
 )
 def test_a_fact_of_another_kind_damages_its_line_alone(change: dict[str, object]) -> None:

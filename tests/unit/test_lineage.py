@@ -72,9 +72,16 @@ def test_what_a_checkpoint_is_not_blamed_for(blameless: Attempt) -> None:
 def test_a_finished_run_stays_finished_under_its_plan() -> None:
     plan = {"steps": 12, "patience": 2}
     finish = Finish(9, 6, plan)  # stopped early, and its last steps have no checkpoint
-    attempts = [Attempt(1, "auto", 0, commits=2, finish=finish), Attempt(2, "auto", 6), Attempt(3)]
-    assert last_finish(attempts) == finish
-    assert last_finish([*attempts, Attempt(4, "auto", 6, commits=1)]) is None
+    first = Attempt(1, "auto", 0, commits=2, recipe="this", finish=finish)
+    attempts = [first, Attempt(2, "auto", 6), Attempt(3)]
+    assert last_finish(attempts, "this") == finish
+    assert last_finish(attempts, "another") is None
+    assert last_finish(attempts) is None
+    assert last_finish([*attempts, Attempt(4, "auto", 6, commits=1)], "this") is None
+    ended = Finish(9, 9, plan)  # with a checkpoint, that others are compared with
+    assert last_finish([Attempt(1, commits=2, finish=ended)], "another") == ended
+    assert ended.holds(plan, saves_it=True)
+    assert not finish.holds(plan, saves_it=True)
     assert finish.holds(dict(plan))
     assert not finish.holds(plan | {"patience": 3})
     assert not finish.holds(plan | {"steps": 14})

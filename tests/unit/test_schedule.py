@@ -19,6 +19,7 @@ from keepstep.checkpoint.schedule import (
     next_save,
     parse_duration,
     parse_moment,
+    saves_at,
 )
 
 MEASURED = Moment(now=1000, last_save=900, save_seconds=[4, 5, 6], step_seconds=[1, 2])
@@ -27,6 +28,27 @@ MEASURED = Moment(now=1000, last_save=900, save_seconds=[4, 5, 6], step_seconds=
 def test_nothing_to_do() -> None:
     assert next_save(Schedule(), MEASURED) is None
     assert next_save(Schedule(interval=101, deadline=2000), MEASURED) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "planned", "strategy", "save_steps", "expected"),
+    [
+        (12, 12, "steps", 5, True),  # the last one
+        (10, 12, "steps", 5, True),  # stopped early
+        (9, 12, "steps", 5, False),
+        (12, 6, "steps", 5, True),  # fewer are planned now
+        (6, 12, "steps", 0.25, True),
+        (5, 12, "steps", 0.25, False),
+        (12, 12, "epoch", 5, True),
+        (10, 12, "epoch", 5, False),
+        (12, 12, "no", 4, False),
+        (12, 12, "best", 4, False),
+    ],
+)
+def test_which_last_steps_are_saved(
+    step: int, planned: int, strategy: str, save_steps: float, expected: bool
+) -> None:
+    assert saves_at(step, planned, strategy, save_steps) is expected
 
 
 def test_interval_and_requests() -> None:

@@ -11,11 +11,16 @@ from datetime import datetime
 from typing import Any
 
 from .lineage import Attempt, Finish, Node
+from .manifest import BOUNDS
 from .strict import TextError, build, checked
 
 JOB = ("job", "nodes", "restarts")  # what an attempt says of its batch job
 WITHOUT_ATTEMPT = ("launch",)  # lines of slurm/lib.sh, for people
-LARGEST = 10**15
+COUNTS = {
+    "attempt": "attempt",
+    "step": "global_step",
+    "parent": "parent",
+}  # as manifests bound them
 # The kind of each fact that somebody reckons with; of any other any kind.
 FACTS: dict[str, Any] = {
     **dict.fromkeys(("step", "global_step", "parent", "best_step"), int | None),
@@ -46,6 +51,24 @@ def read_lines(text: str) -> tuple[list[dict[str, Any]], int]:
         except (TextError, ValueError):
             damaged += 1
     return [event for event in events if event["event"] not in WITHOUT_ATTEMPT], damaged
+
+
+def believed(
+    events: Sequence[dict[str, Any]], damaged: int, in_manifests: Iterable[int]
+) -> tuple[list[dict[str, Any]], int]:
+    """The same without the lines of attempts that there cannot have been: each writes a line, and
+    is counted on from the greatest that is known. Such a line would have the next ones count on
+    from it.
+
+    Args:
+        damaged: lines beside these events.
+        in_manifests: the attempts that manifests name.
+
+    Returns: the events, and how many lines are not to be believed.
+    """
+    most = len(events) + damaged + max(in_manifests, default=0)
+    kept = [event for event in events if event["attempt"] <= most]
+    return kept, damaged + len(events) - len(kept)
 
 
 def attempts_of(
@@ -91,7 +114,7 @@ def as_asked_now(attempts: Sequence[Attempt], names: Sequence[str]) -> list[Atte
 
 
 def _event(line: str) -> dict[str, Any]:
-    event, _ = checked(line)
+    event, has_check = checked(line)
     kinds = FACTS | FACTS_OF_COMMITS if event.get("event") == "commit" else FACTS
     for name in kinds.keys() & event.keys():
         build(kinds[name], event[name], name)
@@ -100,8 +123,12 @@ def _event(line: str) -> dict[str, Any]:
     if "event" not in event or "time" not in event:
         raise TextError("it names no event, or no time")
     datetime.fromisoformat(event["time"])
-    if not all(0 <= (event.get(n) or 0) <= LARGEST for n in ("attempt", "step", "parent")):
-        raise TextError("beyond all counts")
+    for name, of in COUNTS.items():
+        low, high = BOUNDS[of]
+        if not low <= (event.get(name) or low) <= high:
+            raise TextError("beyond all counts")
+    if event["event"] == "finished" and not has_check:  # it was never written without
+        raise TextError("it has no check")
     return event
 
 

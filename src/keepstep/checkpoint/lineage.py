@@ -35,8 +35,20 @@ class Finish:
     newest: int | None
     plan: Mapping[str, Any] | None = None
 
-    def holds(self, plan: Mapping[str, Any]) -> bool:
-        """Whether the run is still finished under this plan."""
+    @property
+    def is_saved(self) -> bool:
+        """Whether its last step has a checkpoint. Else its line alone tells of that step."""
+        return self.newest == self.step
+
+    def holds(self, plan: Mapping[str, Any], saves_it: bool = False) -> bool:
+        """Whether the run is still finished under this plan.
+
+        Args:
+            saves_it: whether the present recipe saves a run's last step: then a run without that
+                checkpoint is not what is asked for.
+        """
+        if saves_it and not self.is_saved:
+            return False
         return self.step >= plan["steps"] or self.plan == plan
 
 
@@ -135,11 +147,18 @@ def _died_of_it(attempt: Attempt) -> bool:
     return attempt.outcome is None or (attempt.outcome == "failed" and attempt.exit != RECIPE)
 
 
-def last_finish(attempts: Sequence[Attempt]) -> Finish | None:
-    """How the run was finished, if nothing has been committed since; None: it was not."""
+def last_finish(attempts: Sequence[Attempt], recipe: str | None = None) -> Finish | None:
+    """How the run was finished, if nothing has been committed since; None: it was not.
+
+    Without a checkpoint of its last step there is nothing to compare another recipe with: then only
+    the one that it was finished with is finished.
+    """
     for attempt in reversed(attempts):
-        if attempt.finish is not None or attempt.commits:
-            return attempt.finish
+        if attempt.finish is not None:
+            same = recipe is not None and attempt.recipe == recipe
+            return attempt.finish if same or attempt.finish.is_saved else None
+        if attempt.commits:
+            break
     return None
 
 

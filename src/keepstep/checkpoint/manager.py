@@ -226,13 +226,6 @@ class CheckpointManager:
 
         return distributed.on_main_process("looking at the newest checkpoint", look)
 
-    def is_finished(self, plan: Mapping[str, Any]) -> bool:
-        """Whether the run is finished under this plan, if not by the steps of its checkpoint.
-
-        (Its last steps may have no checkpoint, and it may have stopped early.) Ranks: any.
-        """
-        return self.finish is not None and self.finish.holds(plan)
-
     def record_finish(self, step: int, plan: Mapping[str, Any]) -> None:
         """The run is finished at this step. Ranks: all (collective)."""
         self.saver.on_main("recording", lambda writer: writer.record_finish(step, dict(plan)))
@@ -280,7 +273,7 @@ class CheckpointManager:
         def verify(step: int) -> list[str]:
             return self._faults(self.run.checkpoint(step), resume.verify)
 
-        finish = last_finish(self.run.attempts())
+        finish = last_finish(self.run.attempts(), resume.recipe)
         chosen, choice = self.writer.select(
             resume.request, verify, resume.patience, resume.weights_only, resume.recipe
         )

@@ -20,7 +20,7 @@ def notes_on(run: RunFolder) -> dict[str, str]:
         run.pinned()
 
     def events() -> None:
-        events, damaged = run.journal.read()
+        events, damaged = run.events_read()
         if damaged:
             raise OddFileError(
                 f"{damaged} of {len(events) + damaged} lines are damaged, and passed by"

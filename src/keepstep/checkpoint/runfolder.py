@@ -11,7 +11,7 @@ from typing import Any
 from .committed import Committed as Committed
 from .committed import Listing, Unfit, faults_of, look_at
 from .committed import read_checkpoint as read_checkpoint
-from .history import as_asked_now, attempts_of
+from .history import as_asked_now, attempts_of, believed
 from .lineage import Attempt, Node, abandoned_steps, fruitless_resumes, is_under_way
 from .manifest import MANIFEST_NAME, step_of
 from .reading import (
@@ -335,10 +335,20 @@ class RunFolder:
         except (OSError, OddFileError):
             return {}
 
+    def events_read(self) -> tuple[list[dict[str, Any]], int]:
+        """The lines of events.jsonl that are what was written, and how many are not.
+
+        Raises:
+            OddFileError, OSError: it cannot be read.
+        """
+        events, damaged = self.journal.read()
+        there = self.checkpoints(any_run=True)
+        return believed(events, damaged, (c.manifest.attempt for c in there))
+
     def _events(self) -> list[dict[str, Any]]:
-        """The lines of events.jsonl that are what was written; none, where it cannot be read."""
+        """The same lines; none, where it cannot be read."""
         try:
-            return self.journal.read()[0]
+            return self.events_read()[0]
         except (OSError, OddFileError):
             return []
 

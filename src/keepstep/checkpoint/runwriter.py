@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from .keeping import Keeper
-from .manifest import MANIFEST_NAME, Manifest, ManifestError, differences, folder_name, step_of
+from .manifest import (
+    BOUNDS,
+    MANIFEST_NAME,
+    Manifest,
+    ManifestError,
+    differences,
+    folder_name,
+    step_of,
+)
 from .notes import notes_on
 from .reading import OddFileError, read_text
 from .retention import Policy
@@ -72,7 +80,7 @@ class RunWriter(Keeper):
 
         `facts` go into events.jsonl.
         """
-        self.attempt += 1
+        self.attempt = min(self.attempt + 1, int(BOUNDS["attempt"][1]))  # a manifest must hold it
         self.storage.make_folder(self.run.private)
         self.trash.sweep()
         for place in (self.staging, self.trash.folder):

@@ -120,6 +120,20 @@ def needed(schedule: Schedule, moment: Moment) -> float:
     return ahead + saves * (save or FIRST_SAVE_SECONDS) + schedule.margin
 
 
+def saves_at(step: int, planned: int, strategy: str, save_steps: float) -> bool:
+    """Whether the Trainer saves this step, of a run that it ends (transformers 5.23).
+
+    Args:
+        planned: the run's steps.
+        strategy: `save_strategy`; `best` promises no step.
+        save_steps: a share of the planned ones where it is below 1.
+    """
+    if strategy == "steps":
+        apart = math.ceil(planned * save_steps) if save_steps < 1 else save_steps
+        return step >= planned or (apart > 0 and step % apart == 0)
+    return strategy == "epoch" and step >= planned
+
+
 def lost_minutes(
     save_steps: float, interval: float | None, step_seconds: Sequence[float]
 ) -> float | None:
