@@ -36,6 +36,7 @@ console = Terminal()
 if not console.is_terminal:
     console.width = 200  # a file or a pipe has no right margin
 
+HINT = "    Hint: move it away; what is written there must lie beside the checkpoints."
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (output_dir).")]
 StepArgument = Annotated[int, typer.Argument(metavar="STEP", help="The checkpoint's step.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
@@ -51,7 +52,14 @@ def fail(message: str, *more: str) -> NoReturn:
 def run_folder(path: Path) -> RunFolder:
     if not path.is_dir():
         fail(f"there is no folder {path}")
-    return RunFolder(path)
+    return without_links(RunFolder(path))
+
+
+def without_links(folder: RunFolder) -> RunFolder:
+    """The same, unless what is the run's own lies elsewhere: nothing there is written, or told."""
+    if folder.private.is_symlink():
+        fail(f"{folder.private} is a link, which is not followed", HINT)
+    return folder
 
 
 def one_checkpoint(path: Path) -> Committed:
@@ -72,5 +80,5 @@ def checkpoints_at(path: Path) -> tuple[RunFolder, list[Committed]]:
     if step_of(resolved.name) is None:
         folder = RunFolder(path)
         return folder, folder.checkpoints()
-    folder = RunFolder(resolved.parent)
+    folder = without_links(RunFolder(resolved.parent))
     return folder, [c for c in folder.checkpoints(any_run=True) if c.path == resolved]

@@ -10,7 +10,7 @@ import typer
 
 from . import noise
 from .checkpoint.runfolder import RunFolder
-from .commands import RunArgument, app, console, fail, one_checkpoint, run_folder
+from .commands import RunArgument, app, console, fail, one_checkpoint, run_folder, without_links
 from .report import human_bytes
 from .terminal import progress_bar
 
@@ -102,7 +102,7 @@ def reshard(
 
     source = one_checkpoint(checkpoint)
     try:
-        made = write_for(source, RunFolder(into), num_processes)
+        made = write_for(source, without_links(RunFolder(into)), num_processes)
     except (BatchError, ReshardError) as error:
         fail(str(error))
     console.tell(
@@ -127,7 +127,7 @@ def adopt(
 
     run_folder(path)
     try:
-        adopted = take_in(path, RunFolder(into))
+        adopted = take_in(path, without_links(RunFolder(into)))
     except AdoptError as error:
         fail(str(error))
     manifest = adopted.checkpoint.manifest

@@ -155,6 +155,35 @@ def test_pin_unpin_and_prune(run: Path) -> None:
     assert [p.name for p in run.glob("checkpoint-*")] == ["checkpoint-30"]
 
 
+@pytest.mark.parametrize(
+    "command", [["pin", "20"], ["stop"], ["save-now"], ["prune"], ["ls"], ["verify"], ["push"]]
+)
+def test_nothing_is_done_through_a_link_in_keepsteps_place(
+    run: Path, tmp_path_factory: pytest.TempPathFactory, command: list[str]
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "theirs"
+    (run / ".keepstep").rename(elsewhere)
+    (run / ".keepstep").symlink_to(elsewhere)
+    before = sorted(path.name for path in elsewhere.rglob("*"))
+    name, *more = command
+    told = runner.invoke(app, [name, str(run), *more])
+    assert told.exit_code == 2
+    assert f"keepstep: {run}/.keepstep is a link, which is not followed" in told.stdout
+    assert sorted(path.name for path in elsewhere.rglob("*")) == before
+    one = runner.invoke(app, ["verify", str(run / "checkpoint-20")])
+    assert one.exit_code == 2
+    assert "is a link" in one.stdout
+
+
+def test_a_link_in_the_place_of_a_file_is_named(run: Path, tmp_path: Path) -> None:
+    (run / ".keepstep/pins").mkdir()
+    (run / ".keepstep/pins/20").symlink_to(tmp_path / "new")
+    told = runner.invoke(app, ["pin", str(run), "20"])
+    assert told.exit_code == 1
+    assert f"it is a link, which is not followed: '{run}/.keepstep/pins/20'" in told.stdout
+    assert not (tmp_path / "new").exists()
+
+
 def test_ls_shows_branches_and_strangers(run: Path) -> None:
     commit(run, 15, attempt=2, parent=10)
     (run / "checkpoint-99").mkdir()

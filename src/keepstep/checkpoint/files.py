@@ -164,7 +164,12 @@ def read_blocks(path: Path) -> Iterator[memoryview]:
 
 def no_link(path: str | Path, flags: int) -> int:
     """Open a file, not what a link leads to: whoever has planted one has another file in mind."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and os.path.islink(path):
+            raise OSError(errno.ELOOP, "it is a link, which is not followed", str(path)) from error
+        raise
 
 
 @contextlib.contextmanager
