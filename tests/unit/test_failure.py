@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from keepstep.checkpoint.failure import Cause, SaveError
 from keepstep.checkpoint.joint import JointError
 from keepstep.checkpoint.manifest import ManifestError
 from keepstep.checkpoint.ownership import NotOwnerError
+from keepstep.checkpoint.storage import Storage
 from keepstep.checkpoint.writer import Report
+from tests.helpers.disks import small_disk_at
 
 PASSES = [
     OSError(errno.EIO, "Input/output error"),
@@ -87,3 +90,18 @@ def test_a_full_disk_is_not_known_by_its_text() -> None:
     both = SaveError("not saved", [Cause.of(KeyError("x"), 0), Cause.of(OSError(28, "full"), 1)])
     assert both.disk_full
     assert not both.environment, "one mistake among them is enough"
+
+
+def test_a_disk_without_inodes_is_told_from_a_full_one(tmp_path: Path) -> None:
+    storage, hint = Storage(), "(no inodes are left: df -i)"
+    with small_disk_at(tmp_path / "disk", "1m,nr_inodes=9") as disk:
+        with pytest.raises(OSError, match="No space left") as full:
+            storage.write(disk / "large", bytes(2 * 2**20))
+        assert hint not in str(Cause.of(full.value, 0))
+        storage.remove(disk / "large")
+        while os.statvfs(disk).f_favail:
+            storage.write(disk / str(os.statvfs(disk).f_favail), b"")
+        for act in (storage.make_folder, lambda path: storage.write(path, b"")):
+            with pytest.raises(OSError, match="No space left") as used_up:
+                act(disk / "one-more")
+            assert str(Cause.of(used_up.value, 0)).endswith(hint)

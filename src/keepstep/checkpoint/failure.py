@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
+import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -50,9 +53,10 @@ class Cause:
         number = error.errno if isinstance(error, OSError) else None
         path = error.filename if isinstance(error, OSError) else None
         trace = "" if environment else "".join(traceback.format_exception(error))
+        hint = " (no inodes are left: df -i)" if no_inodes(number, path) else ""
         kind = type(error).__name__
         return Cause(
-            *(rank, str(error), kind, number),
+            *(rank, f"{error}{hint}", kind, number),
             path=None if path is None else str(path),
             environment=environment,
             trace=trace,
@@ -60,6 +64,18 @@ class Cause:
 
     def __str__(self) -> str:
         return f"rank {self.rank}: {f'{self.kind}: ' if self.kind else ''}{self.text}"
+
+
+def no_inodes(number: int | None, path: str | bytes | None) -> bool:
+    """Whether a disk has room, and none for one more file: the system's error says the same."""
+    if number != errno.ENOSPC or path is None:
+        return False
+    place = Path(os.fsdecode(path))
+    for there in (place, *place.parents):
+        with contextlib.suppress(OSError):  # not made yet
+            seen = os.statvfs(there)
+            return seen.f_files > 0 and seen.f_favail == 0
+    return False
 
 
 class SaveError(RuntimeError):
