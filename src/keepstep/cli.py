@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -79,15 +80,15 @@ def list_checkpoints(
     if not checkpoints:
         console.tell(f"{run}: no committed checkpoint yet")
         return
-    console.table(checkpoint_table(folder))
+    console.table_that_fits(partial(checkpoint_table, folder))
     if verbose:
         console.tell_lines("\nsaves, in seconds:")
-        console.table(save_table(folder))
+        console.table_that_fits(partial(save_table, folder))
         console.tell(save_hint(folder, mtbf_hours))
     total = sum(c.manifest.total_bytes for c in checkpoints)
     console.tell(f"{len(checkpoints)} checkpoints, {human_bytes(total)}")
     if verbose or any(attempt.job for attempt in folder.attempts()):
-        console.table(attempt_table(folder))
+        console.table_that_fits(partial(attempt_table, folder))
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -19,6 +20,8 @@ from .checkpoint.runfolder import RunFolder
 from .checkpoint.schedule import best_interval
 from .checkpoint.selection import PATIENCE, SelectionError, UnreadableError, choose
 
+LONGEST = 12  # characters of a number in a table
+CUT = 60  # characters of a text in a table that anybody may have written
 SAVE_FACTS = (
     *("stall", "wait", "copy", "write", "digest", "read_back", "commit"),
     *("gb_per_s", "slowest_rank"),
@@ -32,6 +35,28 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def figure(value: float, places: int = 4) -> str:
+    """A number as a table holds it: one that nobody can have measured costs no other its place."""
+    text = f"{value:.{places}f}"
+    return text if len(text) <= LONGEST else f"{value:.3g}"
+
+
+def short_figure(value: float) -> str:
+    """Three digits, in five characters: of seconds, or GB/s."""
+    size = abs(value)
+    if size >= 1e5:
+        return f"{value:.0e}"
+    return f"{value:.{2 if size < 10 else 1 if size < 100 else 0}f}"
+
+
+def cell(value: object) -> str:
+    """What anybody may have written into events.jsonl, as a table holds it."""
+    if isinstance(value, int):
+        return figure(value, 0)
+    text = str(value)
+    return text if len(text) <= CUT else f"{text[: CUT - 1]}…"
 
 
 def checkpoint_rows(run: RunFolder) -> list[dict[str, Any]]:
@@ -67,42 +92,52 @@ def checkpoint_rows(run: RunFolder) -> list[dict[str, Any]]:
     ]
 
 
-def checkpoint_table(run: RunFolder) -> Table:
-    """The same rows, to be read."""
+def checkpoint_table(run: RunFolder, narrow: bool = False) -> Table:
+    """The same rows, to be read; `narrow`: the columns that 80 characters hold."""
     table = Table(box=None, pad_edge=False)
-    for title in ("step", run.policy().metric or "metric", "size"):
+    metric = run.policy().metric or "metric"
+    for title in ("step", "metric" if narrow and len(metric) > LONGEST else metric, "size"):
         table.add_column(title, justify="right", no_wrap=True)
-    for title in ("written by", "saved (UTC)", "lineage"):
+    for title in ("saved (UTC)",) if narrow else ("written by", "saved (UTC)", "lineage"):
         table.add_column(title, no_wrap=True)
     for title in ("state", "kept because"):
         table.add_column(title, overflow="fold")
     for row in checkpoint_rows(run):
         state = "; ".join(row["faults"]) or ("valid" if row["finite"] else "valid, loss not finite")
+        strategy = strategy_name(row["zero_stage"], row["deepspeed"])
+        saved = row["saved_at"][: 16 if narrow else 19].replace("T", " ")
+        written = [f"{row['world_size']} x {strategy}", saved, _lineage(row)]
         table.add_row(
             str(row["step"]),
-            "" if row["value"] is None else f"{row['value']:.4f}",
+            "" if row["value"] is None else figure(row["value"]),
             human_bytes(row["bytes"]),
-            f"{row['world_size']} x {strategy_name(row['zero_stage'], row['deepspeed'])}",
-            row["saved_at"][:19].replace("T", " "),
-            _lineage(row),
+            *([saved] if narrow else written),
             state,
             row["reason"] if row["keep"] else f"to be pruned: {row['reason']}",
         )
     return table
 
 
-def attempt_table(run: RunFolder) -> Table:
-    """Every attempt: when, as which batch job and where, from what, and how it ended."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("attempt", "began (UTC)", "job", "restarts", "nodes", "from", "commits"):
+def attempt_table(run: RunFolder, narrow: bool = False) -> Table:
+    """Every attempt: when, as which batch job and where, from what, and how it ended; `narrow`: in
+    80 characters."""
+    table, attempts = Table(box=None, pad_edge=False), run.attempts()
+    of_jobs = ["job", "restarts", "nodes"]
+    if narrow:
+        of_jobs = ["job", "nodes"] if any(attempt.job for attempt in attempts) else []
+    for title in ("attempt", "began (UTC)"):
+        table.add_column(title, no_wrap=True)
+    for title in of_jobs:
+        table.add_column(title, overflow="fold" if narrow else "ellipsis", no_wrap=not narrow)
+    for title in ("from", "commits"):
         table.add_column(title, no_wrap=True)
     table.add_column("ended", overflow="fold")
-    for attempt in run.attempts():
-        job = [str(attempt.job.get(name, "")) for name in ("job", "restarts", "nodes")]
-        began = (attempt.began or "")[:19].replace("T", " ")
+    for attempt in attempts:
+        job = [cell(attempt.job.get(name, "")) for name in of_jobs]
+        began = (attempt.began or "")[5 if narrow else 0 : 16 if narrow else 19].replace("T", " ")
         begun_at = "" if attempt.request is None else f"step {attempt.resumed_from}"
-        ended = attempt.outcome or "no word of it: killed, or at work"
-        ended += "" if attempt.reached is None else f" at step {attempt.reached}"
+        ended = cell(attempt.outcome or "no word of it: killed, or at work")
+        ended += "" if attempt.reached is None else f" at step {cell(attempt.reached)}"
         table.add_row(str(attempt.number), began, *job, begun_at, str(attempt.commits), ended)
     return table
 
@@ -113,20 +148,22 @@ def _lineage(row: dict[str, Any]) -> str:
         text += f" from {row['parent']}"
     if row["resharded_from"]:
         processes, stage = row["resharded_from"]
-        text += f", resharded ({processes} x {strategy_name(stage)})"
+        text += f", resharded ({cell(processes)} x {strategy_name(stage)})"
     return text
 
 
-def save_table(run: RunFolder) -> Table:
-    """What each save has cost: seconds of the slowest rank, and how fast all of them wrote."""
-    table = Table(box=None, pad_edge=False)
+def save_table(run: RunFolder, narrow: bool = False) -> Table:
+    """What each save has cost: seconds of the slowest rank, and how fast all of them wrote;
+    `narrow`: in 80 characters."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0) if narrow else (0, 1))
     *seconds, rate, slowest = SAVE_FACTS
-    for title in ("step", "size", *seconds, "GB/s", "slowest rank"):
+    for title in ("step", "size", *seconds, "GB/s", "rank" if narrow else "slowest rank"):
         table.add_column(title, justify="right", no_wrap=True)
+    shown = short_figure if narrow else partial(figure, places=3)
     for step, save in sorted(run.saves().items()):
-        figures = [f"{save[name]:.3f}" if name in save else "" for name in (*seconds, rate)]
-        size = human_bytes(save["bytes"])
-        table.add_row(str(step), size, *figures, str(save.get(slowest, "")))
+        figures = [shown(save[name]) if name in save else "" for name in (*seconds, rate)]
+        size = human_bytes(save.get("bytes", 0))
+        table.add_row(str(step), size, *figures, cell(save.get(slowest, "")))
     return table
 
 
@@ -143,15 +180,16 @@ def step_seconds(run: RunFolder) -> float | None:
 def save_hint(run: RunFolder, mtbf_hours: float) -> str:
     """What this run's saves cost and a failure loses, and the interval that loses least."""
     saves, step = run.saves(), step_seconds(run)
-    if step is None:
+    if step is None or step <= 0:  # or a clock was set meanwhile
         return "too few saves to say how often to save"
-    stall = median(float(save.get("stall", 0.0)) for save in saves.values())
+    stall = median(max(0.0, float(save.get("stall", 0.0))) for save in saves.values())
     apart = max(later - earlier for earlier, later in pairwise(sorted(saves)))
     best = best_interval(stall, mtbf_hours * 3600)
     return (
-        f"a save stops training for {stall:.3f} s, a step takes {step:.2f} s, and a failure loses "
-        f"up to {apart} steps ({apart * step:.0f} s). With one failure in {mtbf_hours:g} hours a "
-        f"save every {best:.0f} s ({max(1, round(best / step))} steps) loses least."
+        f"a save stops training for {figure(stall, 3)} s, a step takes {figure(step, 2)} s, and a "
+        f"failure loses up to {apart} steps ({figure(apart * step, 0)} s). With one failure in "
+        f"{mtbf_hours:g} hours a save every {figure(best, 0)} s "
+        f"({max(1, round(best / step))} steps) loses least."
     )
 
 
@@ -224,12 +262,12 @@ def tell_answer(answer: dict[str, Any]) -> str:
     target = "the beginning" if answer["step"] is None else f"checkpoint-{answer['step']}"
     parts = [f"{answer['request']} takes {target}"]
     if answer["value"] is not None:
-        parts.append(f"{answer['metric']} {answer['value']:.4f}")
+        parts.append(f"{answer['metric']} {figure(answer['value'])}")
     steps = answer["loses_steps"]
     parts.append(f"{steps} steps to repeat" if steps else "no step to repeat")
     if answer["loses_metric"] is not None:
         worse = answer["loses_metric"]
-        parts.append(f"{worse:.4f} worse than the best" if worse else "the best there is")
+        parts.append(f"{figure(worse)} worse than the best" if worse else "the best there is")
     lines = [": ".join([parts[0], ", ".join(parts[1:])])]
     lines += ["  (an earlier attempt has gone back already)"] if answer["under_way"] else []
     if answer["num_processes"] is not None and answer["step"] is not None:

@@ -51,6 +51,12 @@ class Terminal(Console):
         """One whose cells are data, too."""
         self.print(table)
 
+    def table_that_fits(self, make: Callable[[bool], Table]) -> None:
+        """The same; made `narrow` (True) where a terminal has not the width for all of it."""
+        table, endless = make(False), self.options.update(width=10**6)
+        narrow = self.is_terminal and self.measure(table, options=endless).maximum > self.width
+        self.table(make(True) if narrow else table)
+
     @contextlib.contextmanager
     def waiting(self, text: str) -> Iterator[None]:
         """On a terminal a spinner beside the text while something goes on."""
