@@ -98,7 +98,23 @@ name_culprit() {
     grep -v ' 15$') || return 0
   signal=$(kill -l "$number")
   [[ $signal != KILL ]] || signal+=": by hand, or by the kernel for lack of memory (dmesg tells)"
+  culprit=$rank
   echo "keepstep: rank $rank (process $pid) was ended by signal $number, SIG$signal" >&2
+}
+
+# The launcher's report is long, and comes last: what the run had said before it is said once more,
+# unless it is about the rank that has just been named.
+repeat_reason() {
+  [[ -s $scratch/held && -s $KEEPSTEP_STATUS_FILE ]] || return 0
+  python - "$KEEPSTEP_STATUS_FILE" "${culprit:-}" <<'EOF'
+import json, re, sys
+path, culprit = sys.argv[1:]
+with open(path, encoding="utf-8") as file:
+    reason = json.load(file).get("reason") or ""
+line = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
+if line and not (culprit and re.search(rf"\brank {culprit}\b", line)):
+    print("keepstep:", line if len(line) <= 300 else line[:299] + "…", file=sys.stderr)
+EOF
 }
 
 mkfifo "$scratch/stderr"
@@ -150,6 +166,7 @@ said=$(sed -n 's/.*"exit": \([0-9]*\).*/\1/p' "$KEEPSTEP_STATUS_FILE" 2>/dev/nul
 if [[ ! $said =~ ^(0|2|75)$ ]]; then
   cat "$scratch/held" >&2 || true
   name_culprit || true
+  repeat_reason || true
 fi
 if [[ -n $said ]]; then
   exit "$said"

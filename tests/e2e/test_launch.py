@@ -175,6 +175,54 @@ def test_train_sh_shows_the_launchers_error_when_the_run_says_nothing(tmp_path: 
     assert "--no_such_flag" in output.splitlines()[-1]
 
 
+LAUNCHER = """#!/bin/sh
+cat > "$KEEPSTEP_STATUS_FILE" <<'EOF'
+{"outcome": "failed", "reason": %s, "exit": 70}
+EOF
+echo 'W1126 17:00:00.000 7 torch/distributed/elastic/multiprocessing/api.py:1010] closing' >&2
+echo '  rank      : 1 (local_rank: 1)' >&2
+echo '  exitcode  : %s (pid: 77)' >&2
+echo '====' >&2
+exit 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("reason", "exitcode", "last"),
+    [
+        (
+            "checkpoint-4 was not saved: no\n\x1b[2Jroom",
+            70,
+            "checkpoint-4 was not saved: no [2Jroom",
+        ),
+        ("é\ud800" + "x" * 5000, 70, "é " + "x" * 100),
+        ("rank 0 on n2 stood still", -9, "rank 0 on n2 stood still"),
+        ("rank 1 on n1 gave no sign of life", -9, "rank 1 (process 77) was ended by signal 9"),
+        (None, 70, None),
+    ],
+)
+def test_the_runs_own_word_comes_after_the_launchers(
+    tmp_path: Path, reason: str | None, exitcode: int, last: str | None
+) -> None:
+    """A launcher that reports as torch's does; what it started has left this status."""
+    launcher = tmp_path / "accelerate"
+    launcher.write_text(LAUNCHER % (json.dumps(reason), exitcode))
+    launcher.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    ended = subprocess.run(
+        ["launch/train.sh", "recipe.yaml"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert ended.returncode == 70
+    told = ended.stderr.splitlines()[-1]
+    assert told.startswith("====" if last is None else f"keepstep: {last}"), ended.stderr
+    assert len(told) < 330
+
+
 def test_a_lock_that_a_killed_run_has_left(tmp_path: Path) -> None:
     """torch waits for it for ever. One that somebody holds stays."""
     left, held = tmp_path / "one/lock", tmp_path / "two/lock"
