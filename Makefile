@@ -14,10 +14,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# What DeepSpeed compiles on CPU at its first use: for minutes, while the ranks of a test would wait.
+$(VENV)/.extensions: $(VENV)/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu $(BIN)/python -c "from deepspeed.ops.op_builder \
+	import cpu; cpu.ShareMemCommBuilder().load(); cpu.CPUAdamBuilder().load()" >/dev/null
+	touch $@
+
 demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh
 
-test: install # three campaigns at a time: all of them wait more than they work
+test: install $(VENV)/.extensions # three campaigns at a time: all of them wait more than they work
 	$(MAKE) --jobs=3 --output-sync=target test-cluster test-runs test-others
 
 test-cluster:
@@ -29,7 +35,7 @@ test-runs:
 test-others:
 	$(BIN)/python -m pytest -m 'not long' --ignore tests/slurm --ignore tests/multiprocess
 
-test-long: install
+test-long: install $(VENV)/.extensions
 	$(BIN)/python -m pytest -m long
 
 check: install

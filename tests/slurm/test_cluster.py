@@ -202,11 +202,11 @@ def test_the_time_limit_comes_at_a_bad_moment(job: Job, undisturbed: Path) -> No
 
 
 def test_slurms_own_time_limit(job: Job) -> None:
-    """A minute, and the signal 40 s ahead of it: Slurm looks every 30 s or so."""
+    """Two minutes, and the signal 75 s ahead of it: Slurm looks every 30 s or so."""
     job.faults(step_seconds=0.5)
     job.submit(
-        *("--nodes", "2", "--time", "1"),
-        sbatch="--signal=B:USR1@40",
+        *("--nodes", "2", "--time", "2"),
+        sbatch="--signal=B:USR1@75",
         fields={"max_steps": 200, "save_steps": 100, "eval_steps": 100},
     )
     job.says(r"the time limit is near: save, then queue again")
