@@ -148,7 +148,7 @@ class Watchdog:
 
     def _talk(self) -> None:
         """Say that this rank lives, and listen to the others, until it leaves."""
-        with contextlib.suppress(Exception):  # no answer any more: `_watch` sees to that
+        with contextlib.suppress(RuntimeError, OSError):  # the store is gone: `_watch` sees to that
             for beats, _ in enumerate(self._rounds(), start=1):
                 said = f"{beats} {self._progress} {distributed.collectives()}"
                 self._say(f"{said} {SEEKS}" if self._seeks else said)
