@@ -67,7 +67,7 @@ def requested() -> str | None:
     return f"{name} (its launcher is gone)" if _launcher not in (None, os.getppid()) else name
 
 
-def tell_at_once(tell: Callable[[str], None]) -> None:
+def tell_at_once(tell: Callable[[str], object]) -> None:
     """Have `tell` called with the name of the first signal, in a thread of its own.
 
     At once: the handler waits for the main thread to come back from a long call, as into a

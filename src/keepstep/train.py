@@ -14,10 +14,12 @@ if __name__ == "__main__":  # before the slow imports, which take seconds and wr
     noise.silence()
 
 import contextlib
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import EarlyStoppingCallback, PrinterCallback
 
@@ -52,8 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     noise.silence_prints()
     warnings_as_lines()
     show_library_bars()
+    joined = threading.Event()
+    preemption.tell_at_once(lambda name: joined.is_set() or leave_unjoined(name))
     try:
-        return attempt(parse_recipe(sys.argv[1:] if argv is None else argv)).exit
+        recipe = parse_recipe(sys.argv[1:] if argv is None else argv)  # makes the process group
+        joined.set()
+        return attempt(recipe).exit
     except ConfigError as error:
         say(error.report())
         Outcome("failed", "configuration", exit=CONFIG_EXIT_STATUS).tell_shell()
@@ -63,6 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_STATUS["failed"]
     finally:
         distributed.leave()
+
+
+def leave_unjoined(name: str) -> NoReturn:
+    """End at once, asked to by a signal before the ranks have found each other: one that it ended
+    before its handlers were installed will never come, and nothing has begun. Ranks: any."""
+    reason = f"{name}, before the ranks had found each other"
+    ended("preempted", reason=reason).tell_shell()
+    os._exit(EXIT_STATUS["preempted"])
 
 
 def attempt(recipe: Recipe) -> Outcome:

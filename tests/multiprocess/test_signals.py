@@ -134,6 +134,22 @@ def test_a_signal_to_the_launcher(
     compare(run, straight[strategy, processes])
 
 
+def test_a_rank_that_waits_for_one_that_never_comes(
+    ranks: Ranks, demo: Path, tmp_path: Path
+) -> None:
+    """As when a signal has ended the other before it could be handled there."""
+    run = ranks.start(argv(demo, tmp_path), script=SCRIPT.with_name("unjoined.py"))
+    run.wait_for("rank 0 waits for the others")
+    time.sleep(2)
+    run.kill(signal.SIGTERM, ranks=[0])
+    deadline = time.monotonic() + 20
+    while run.poll()[0] is None:
+        assert time.monotonic() < deadline, run.output[-3000:]
+        time.sleep(0.1)
+    run.kill(signal.SIGKILL, ranks=[1])
+    assert run.wait(10) == [75, -signal.SIGKILL]
+
+
 def test_a_second_interrupt_means_now(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
     """In the middle of a save; as safe as any kill."""
     fields = argv(demo, tmp_path, max_steps=12)
