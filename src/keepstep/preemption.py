@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 # HUP: the terminal was closed, the connection lost.
@@ -42,7 +43,16 @@ def install_handlers() -> None:
         signal.signal(number, _handle)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _launcher = os.getppid()
+        if is_orphan(_launcher, Path("/proc/1/cmdline").read_bytes()):
+            os.kill(os.getpid(), signal.SIGTERM)  # its launcher ended before this line
         die_with_parent(signal.SIGTERM)
+
+
+def is_orphan(parent: int, init: bytes) -> bool:
+    """Whether a launcher's child with this parent has lost the launcher already: without it the
+    ranks never find each other. `init`: the command line of process 1, which in a container may be
+    the launcher itself."""
+    return parent == 1 and not any(name in init for name in (b"python", b"accelerate", b"torchrun"))
 
 
 def die_with_parent(number: int) -> None:

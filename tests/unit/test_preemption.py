@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from keepstep import preemption
 from tests.helpers import launchers
 
 READY = """
@@ -81,3 +82,24 @@ def test_a_second_interrupt_on_a_terminal_that_is_gone() -> None:
         process.send_signal(signal.SIGINT)
         time.sleep(0.05)
     assert process.returncode == 128 + signal.SIGINT
+
+
+def test_a_rank_whose_launcher_has_ended_before_it_began(tmp_path: Path) -> None:
+    """Started by a shell that is gone by then, it is process 1's child."""
+    assert not preemption.is_orphan(1, b"/usr/bin/python3\0/usr/bin/accelerate\0launch")
+    assert not preemption.is_orphan(4711, b"/sbin/init")
+    told = tmp_path / "told"
+    code = (
+        "import os, time; from pathlib import Path; from keepstep import preemption\n"
+        "while os.getppid() != 1: time.sleep(0.01)\n"
+        "preemption.install_handlers(); time.sleep(0.1)\n"
+        f"Path({str(told)!r}).write_text(str(preemption.requested()))"
+    )
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "none"}
+    shell = [sys.executable, "-c", "import subprocess, sys; subprocess.Popen(sys.argv[1:])"]
+    subprocess.run([*shell, sys.executable, "-c", code], env=environment, check=True)
+    deadline = time.monotonic() + 30
+    while not (told.exists() and told.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert told.read_text().startswith("SIGTERM")
