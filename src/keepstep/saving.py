@@ -11,6 +11,7 @@ from . import distributed, preemption
 from .checkpoint.failure import SaveError
 from .checkpoint.ownership import NotOwnerError
 from .checkpoint.runwriter import Saved
+from .checkpoint.schedule import left as seconds_left
 
 if TYPE_CHECKING:
     from .trainer import KeepstepTrainer
@@ -194,8 +195,7 @@ class Saving:
 
         def is_later() -> bool:
             schedule = self._trainer.args.schedule()
-            ends = (schedule.deadline, preemption.steady()), (schedule.moment, time.time())
-            return all(end is None or now + seconds < end for end, now in ends)
+            return seconds < seconds_left(schedule, preemption.steady(), time.time())
 
         return distributed.on_main_process("looking at the clock", is_later)
 
