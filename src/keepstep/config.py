@@ -1,20 +1,15 @@
-"""The recipe: every field of a run, its type, unit and one sentence."""
+"""A run as it was asked for: what follows from the fields of its recipe."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 from enum import Enum
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-import torch
-from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
+from trl import ModelConfig
 
 from . import preemption, trajectory
 from .checkpoint.batch import Batch
@@ -22,6 +17,11 @@ from .checkpoint.manifest import strategy_name
 from .checkpoint.retention import Policy, parse_bytes
 from .checkpoint.saver import Mode
 from .checkpoint.schedule import Schedule, parse_duration, parse_moment
+from .fields import DataConfig as DataConfig
+from .fields import Fields
+from .problems import ConfigError as ConfigError
+from .problems import Problem as Problem
+from .problems import refused_by_libraries as refused_by_libraries
 from .trajectory import word
 
 # May differ between attempts that do the same; secrets are in no digest.
@@ -33,284 +33,9 @@ NOT_IN_FINGERPRINT = (
 RESHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")  # `optim`, as tested
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One mistake in a recipe: what was set and seen, and what to do about it.
-
-    Attributes:
-        code: the same word for the same mistake, whatever the text says.
-        severity: an error ends the launch, a warning is told.
-    """
-
-    what: str
-    hint: str = ""
-    code: str = "field"
-    severity: Literal["error", "warning"] = "error"
-
-    def __str__(self) -> str:
-        return f"{self.what}\n    Hint: {self.hint}" if self.hint else self.what
-
-    def told(self) -> str:
-        """With its code, as reports show it."""
-        return str(replace(self, what=f"{self.what} [{self.code}]"))
-
-
-class ConfigError(ValueError):
-    """The recipe cannot be run. Carries every problem found, to be reported at once."""
-
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = list(problems)
-        super().__init__("\n".join(map(str, self.problems)))
-
-    def report(self) -> str:
-        count = f"{len(self.problems)} problems" if len(self.problems) > 1 else "a problem"
-        lines = [f"  - {problem.told()}" for problem in self.problems]
-        return "\n".join([f"keepstep: the recipe has {count}:", *lines])
-
-
-@contextmanager
-def refused_by_libraries() -> Iterator[None]:
-    """What the libraries refuse before training begins, they refuse of the recipe.
-
-    (An option of theirs that goes not with another one, a module name that the model lacks.) An
-    error that keepstep's own code has raised is none of these, nor one of the disk or the network.
-
-    Raises:
-        ConfigError: in the place of their error, with its text and where it comes from.
-    """
-    try:
-        yield
-    except (ValueError, TypeError, AssertionError, ImportError, NotImplementedError) as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        file, ours = Path(where.filename), Path(__file__).parent
-        if ours in file.parents or type(error).__module__.split(".")[0] == ours.name:
-            raise
-        place = f"{'/'.join(file.parts[-3:])}:{where.lineno}"
-        text = f"{type(error).__name__}: {str(error).strip()}"
-        raise ConfigError([Problem(text, f"refused by {place}", code="refused")]) from error
-
-
 @dataclass
-class DataConfig(ScriptArguments, DatasetMixtureConfig):
-    """Where the rows come from. TRL's fields (`dataset_name`, `datasets`, …), and two more."""
-
-    eval_dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "File, folder or Hub dataset to evaluate on, beside `dataset_name`."},
-    )
-    eval_split_fraction: float = field(
-        default=0.05,
-        metadata={
-            "help": "Share of the training rows (0 to 1) set aside for evaluation when no "
-            "evaluation data is given; drawn with `data_seed`, else `seed`."
-        },
-    )
-
-
-@dataclass
-class KeepstepConfig(SFTConfig):
-    """TRL's SFTConfig with keepstep's fields, and defaults that keep a run safe."""
-
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*SFTConfig._VALID_DICT_FIELDS, "card"]
-
-    output_dir: str | None = field(
-        default=None, metadata={"help": "The run folder: everything of one run lies in it."}
-    )
-    resume_from_checkpoint: str = field(
-        default="auto",
-        metadata={
-            "help": "Where to start: `auto` (the newest valid checkpoint, else the beginning), "
-            "`latest`, `best`, a step, a checkpoint's path, or `never` (the beginning). Asked for "
-            "once: launched again, an unfinished run carries on from its newest checkpoint."
-        },
-    )
-    resume_weights_only: bool = field(
-        default=False,
-        metadata={"help": "Take the checkpoint's weights only: step 0, a new optimizer."},
-    )
-    verify_on_resume: Literal["auto", "digests", "sizes", "off"] = field(
-        default="auto",
-        metadata={
-            "help": "How a checkpoint is compared with its manifest before it is loaded: every "
-            "byte (`digests`), sizes, or not at all; `auto`: every byte, below 30 GB."
-        },
-    )
-    allow_drift: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Settings that may differ from those the checkpoint was made with."},
-    )
-    allow_batch_change: bool = field(
-        default=False,
-        metadata={
-            "help": "Where these processes cannot share out the rows of a step evenly: go on with "
-            "the nearest number that they can."
-        },
-    )
-    max_attempts_without_progress: int = field(
-        default=3,
-        metadata={
-            "help": "So often one checkpoint is resumed without a new one coming of it; the next "
-            "attempt steps back one checkpoint."
-        },
-    )
-    keep_ranking: Literal["metric", "recency"] = field(
-        default="metric",
-        metadata={
-            "help": "What `save_total_limit` keeps beside the newest checkpoint: the best by "
-            "`metric_for_best_model`, or the most recent."
-        },
-    )
-    save_total_limit: int | None = field(
-        default=3, metadata={"help": "How many checkpoints stay on disk; null: all of them."}
-    )
-    keep_every_n_steps: int | None = field(
-        default=None, metadata={"help": "Checkpoints at multiples of it stay as well."}
-    )
-    keep_total_bytes: str | None = field(
-        default=None,
-        metadata={"help": "What all checkpoints together may take, as in `200GB`; null: no bound."},
-    )
-    metric_for_best_model: str | None = field(
-        default="eval_loss", metadata={"help": "The evaluation metric that ranks checkpoints."}
-    )
-    eval_strategy: str = field(
-        default="steps",
-        metadata={"help": "When to evaluate.", "choices": ["no", "steps", "epoch"]},
-    )
-    async_save: Literal["auto", "lazy", "snapshot", "off"] = field(
-        default="auto",
-        metadata={
-            "help": "How checkpoints are written: from a snapshot in host memory, in the "
-            "background, copied at once (`snapshot`) or during the next forward and backward "
-            "(`lazy`); or in the foreground (`off`). `auto`: `lazy` on CPU, `snapshot` elsewhere."
-        },
-    )
-    save_weights: Literal["every", "best", "never"] = field(
-        default="every",
-        metadata={
-            "help": "Which checkpoints get a weights file that `from_pretrained` reads: 2 bytes "
-            "per parameter in bf16, beside 12 of state. `best`: those that were the best when they "
-            "were saved. Without DeepSpeed it is part of the state, and always there. `keepstep "
-            "export` makes one from any checkpoint."
-        },
-    )
-    save_timeout_seconds: float = field(
-        default=1200.0,
-        metadata={
-            "help": "A save that takes longer has failed: the disk or a rank is stuck. Less than "
-            "`ddp_timeout`, for which the ranks would wait for each other."
-        },
-    )
-    save_interval_seconds: float | None = field(
-        default=None,
-        metadata={"help": "Save when so many seconds have passed since the last save, too."},
-    )
-    time_limit: str | None = field(
-        default=None,
-        metadata={
-            "help": "How long an attempt may take, as in `3h30m`; it saves and stops in time, as "
-            "preempted. In a Slurm job the job's end (SLURM_JOB_END_TIME) is known without it."
-        },
-    )
-    deadline: str | None = field(
-        default=None, metadata={"help": "The same as a moment: `2026-11-25T08:00`, local time."}
-    )
-    stop_margin_seconds: float = field(
-        default=30.0,
-        metadata={"help": "What is to be left of the time when the last save is committed."},
-    )
-    hub_require: bool = field(
-        default=False,
-        metadata={"help": "A run whose best checkpoint is not published ends with an error."},
-    )
-    publish_min_seconds: float = field(
-        default=900.0,
-        metadata={"help": "From the beginning of one push to the next one's, at least."},
-    )
-    publish_timeout_seconds: float = field(
-        default=1800.0,
-        metadata={"help": "A push that takes longer is ended; the last one is waited for so long."},
-    )
-    card: dict | str | None = field(  # type: ignore[type-arg]  # HfArgumentParser's way
-        default=None,
-        metadata={
-            "help": "Metadata of the model card: `license`, `base_model`, `datasets`, `language`, "
-            "…; what is not given is inherited, or left out."
-        },
-    )
-    peer_timeout_seconds: float = field(
-        default=25.0,
-        metadata={"help": "A rank that gives no sign of life for so long is dead or frozen."},
-    )
-    hang_timeout_seconds: float = field(
-        default=1800.0,
-        metadata={
-            "help": "When no rank gets on for so long (a step, a batch evaluated, a save), the run "
-            "hangs: it names the rank that is behind, and ends."
-        },
-    )
-    min_free_bytes: str | None = field(
-        default=None,
-        metadata={
-            "help": "What is to be left free on the disk of `output_dir`, for others, as in "
-            "`50GB`: a save that would take it is not begun; null: nothing."
-        },
-    )
-    max_lost_minutes: float = field(
-        default=60.0,
-        metadata={"help": "A warning is told when a failure would lose more work than that."},
-    )
-    on_save_error: Literal["continue", "stop"] = field(
-        default="continue",
-        metadata={"help": "What follows a save that failed (disk full, say): go on, or stop."},
-    )
-    max_failed_saves: int | None = field(
-        default=5,
-        metadata={
-            "help": "So many saves in a row that failed end the run: what it would lose grows with "
-            "each; null: it goes on for ever."
-        },
-    )
-    last_save_retry_seconds: float = field(
-        default=60.0,
-        metadata={
-            "help": "At the end of training, or at a stop, a last save that failed is tried again "
-            "for so long: at once, then after longer and longer pauses."
-        },
-    )
-    bf16: bool | None = field(
-        default=None,
-        metadata={"help": "Train in bfloat16; null: where the hardware has it, and fp16 is off."},
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False,
-        metadata={"help": "DDP only: look for parameters without a gradient at every step."},
-    )
-    eval_steps: float | None = field(
-        default=None, metadata={"help": "Steps between evaluations; null: `save_steps`."}
-    )
-    early_stopping_patience: int | None = field(
-        default=None,
-        metadata={"help": "Stop after so many evaluations in a row without a better metric."},
-    )
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "A resumed run's early stopping goes on counting."}
-    )
-    disable_tqdm: bool = field(
-        default=True, metadata={"help": "False: the Trainer's own bars instead of keepstep's."}
-    )
-
-    def __post_init__(self) -> None:
-        self.direction_is_given = self.greater_is_better is not None  # Trainer guesses else
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # without it DeepSpeed's batch size is resolved for one process
-        if self.bf16 is None:
-            self.bf16 = not (self.fp16 or self.use_cpu) and torch.cuda.is_bf16_supported()
-        if isinstance(self.allow_drift, str):  # a YAML scalar
-            self.allow_drift = [self.allow_drift]
-        if self.eval_steps is None and self.eval_strategy == "steps":
-            self.eval_steps = self.save_steps  # every checkpoint has its metric
-        super().__post_init__()
+class KeepstepConfig(Fields):
+    """Of a run's training: every field, and what follows from them."""
 
     def schedule(self) -> Schedule:
         """When to save beside `save_steps`, and when to stop."""

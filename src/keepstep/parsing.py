@@ -3,54 +3,141 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from trl import ModelConfig, TrlParser
 
 from .config import ConfigError, DataConfig, KeepstepConfig, Problem, Recipe
+from .preflight import validate
+from .unknown import close_to, unknown
+from .values import FILES, read, takes, takes_several
+
+PARTS = (DataConfig, KeepstepConfig, ModelConfig)
+PATHS = (
+    *("model_name_or_path", "dataset_name", "eval_dataset_name", "output_dir"),
+    *("chat_template_path", "resume_from_checkpoint", *FILES),
+)
+# What the constructors of PARTS raise of values that do not go together, or that they look into.
+REFUSALS = (
+    *(ValueError, TypeError, AttributeError, KeyError),
+    *(AssertionError, ImportError, NotImplementedError),
+)
+NOTHING = object()  # the value of a flag without one
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A command line, taken apart: recipes, values by field, and what is left over."""
+
+    recipes: list[str]
+    values: dict[str, Any]
+    rest: list[str]
 
 
 class RecipeParser(TrlParser):
-    """TrlParser that raises ConfigError, all problems at once, where argparse would print usage."""
+    """TrlParser's flags; what they and a recipe say is read by the types of the fields."""
 
     def __init__(self) -> None:
-        super().__init__((DataConfig, KeepstepConfig, ModelConfig), allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError([Problem(f"command line: {message}")])
+        super().__init__(PARTS, allow_abbrev=False)
+        hints = [(part, get_type_hints(part)) for part in PARTS]
+        self.fields: dict[str, tuple[Field[Any], Any]] = {
+            f.name: (f, known[f.name]) for part, known in hints for f in fields(part) if f.init
+        }
 
     def parse(self, argv: Sequence[str]) -> Recipe:
         """Read `--config FILE` and `--field value` flags; flags win.
 
         Raises:
-            ConfigError: unknown fields, values of a wrong type, an unreadable file.
+            ConfigError: unknown fields, values of a wrong type, an unreadable file; and what else
+                is wrong with the recipe, as far as it can be told beside these.
         """
-        arguments = list(argv)
-        path, arguments = _take_config_flag(arguments)
-        values = _read_yaml(path) if path else {}
-        actions = {action.dest: action for action in self._actions}
-        problems = [p for name, value in values.items() for p in _check(name, value, actions)]
-        if problems:
-            raise ConfigError(problems)
-        self.set_defaults_with_config(
-            **{name: _fixed(value, actions[name]) for name, value in values.items()}
-        )
-        try:
-            *parsed, unknown = self.parse_args_into_dataclasses(
-                args=arguments, return_remaining_strings=True
-            )
-        except (ValueError, TypeError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError([Problem(_first_line(error))]) from error
-        flags = [text for text in unknown if text.startswith("--")]
-        if unknown:
-            raise ConfigError([_unknown(f[2:], actions, "flag --") for f in flags or unknown])
-        return Recipe(*parsed)
+        if {"-h", "--help"} & set(argv):
+            self.print_help()
+            raise SystemExit(0)
+        line = self._take_apart(argv)
+        said, problems = _read_recipes(line.recipes)
+        problems += [
+            unknown(name, value, self.fields, "field ")
+            for name, value in said.items()
+            if name not in self.fields
+        ]
+        problems += self._left_over(line.rest)
+        values = {}
+        for name, value in (said | line.values).items():
+            if name in self.fields:
+                try:
+                    values[name] = self._read(name, value)
+                except ValueError as error:
+                    problems.append(Problem(f"{name}: {error}", self._help(name)))
+        recipe, refused, without = _build(values)
+        problems += refused
+        if problems or recipe is None:
+            named = {word for problem in problems for word in _words(str(problem))}
+            known = (named & set(self.fields)) | without
+            raise ConfigError([*problems, *_others(recipe, known)])
+        return recipe
+
+    def _take_apart(self, argv: Sequence[str]) -> CommandLine:
+        """Texts, as yet; of a flag that is given twice the second one, as everywhere."""
+        reader = Flags(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        reader.add_argument("--config", action="append", default=[])
+        for action in self._actions:
+            if action.dest not in self.fields:
+                continue
+            names: dict[str, Any] = {"dest": action.dest}
+            if action.nargs == 0:  # `--no_x`
+                reader.add_argument(*action.option_strings, **names, action="store_false")
+                continue
+            _, hint = self.fields[action.dest]
+            several = takes_several(hint)
+            const = True if takes(hint, bool) else NOTHING
+            more = {"nargs": "*"} if several else {"nargs": "?", "const": const}
+            reader.add_argument(*action.option_strings, **names, **more)
+        known, rest = reader.parse_known_args(list(argv))
+        values = vars(known)
+        return CommandLine(values.pop("config"), values, rest)
+
+    def _read(self, name: str, value: Any) -> Any:
+        """Raises: ValueError: the field does not take it; says why."""
+        if value is NOTHING or (value == [] and takes_several(self.fields[name][1])):
+            raise ValueError("it is given no value")
+        value = read(*self.fields[name], value)
+        return _path(name, value) if name in PATHS and isinstance(value, str) else value
+
+    def _help(self, name: str) -> str:
+        return str(self.fields[name][0].metadata.get("help") or "")
+
+    def _left_over(self, rest: Sequence[str]) -> Iterator[Problem]:
+        """Unknown flags, and what belongs to no flag."""
+        of_unknown = False
+        for text in rest:
+            name, _, value = text.partition("=")
+            if text.startswith("-"):
+                of_unknown = not value
+                yield unknown(name.lstrip("-"), None, self.fields, "flag --")
+            elif of_unknown:
+                continue  # its value
+            elif value and close_to(name, self.fields):
+                meant = close_to(name, self.fields)
+                yield Problem(f"command line: {text} is no flag", f"--{meant} {value}")
+            elif text.endswith((".yaml", ".yml")):
+                yield Problem(f"command line: {text} belongs to no flag", f"--config {text}")
+            else:
+                hint = "a value follows its flag: --field value"
+                yield Problem(f"command line: {text!r} belongs to no flag", hint)
+
+
+class Flags(argparse.ArgumentParser):
+    """Raises ConfigError where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError([Problem(f"command line: {message}")])
 
 
 def parse_recipe(argv: Sequence[str]) -> Recipe:
@@ -58,77 +145,100 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     return RecipeParser().parse(argv)
 
 
-def _take_config_flag(arguments: list[str]) -> tuple[str | None, list[str]]:
-    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    reader.add_argument("--config")
-    known, rest = reader.parse_known_args(arguments)
-    return known.config, rest
+def _build(values: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem], set[str]]:
+    """The recipe, what the libraries refuse of it, and the fields that it was then built without.
+
+    (So that they come to what else they refuse.) No recipe: it cannot be built.
+    """
+    parts: list[Any] = []
+    problems: list[Problem] = []
+    without: set[str] = set()
+    for part in PARTS:
+        names = {f.name for f in fields(part)}
+        while len(parts) <= PARTS.index(part):
+            given = {n: value for n, value in values.items() if n in names - without}
+            try:
+                parts.append(part(**given))
+            except REFUSALS as error:
+                text = str(error).strip().split("\n")[0]
+                is_told = isinstance(error, ValueError) and bool(text)
+                problems.append(Problem(text if is_told else f"{type(error).__name__}: {text}"))
+                if not given:
+                    return None, problems, without
+                without |= (_words(str(error)) & given.keys()) or given.keys()
+    return Recipe(*parts), problems, without
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def _others(recipe: Recipe | None, known: set[str]) -> Iterator[Problem]:
+    """What else is wrong with what is left of a recipe; but for what may follow from the fields of
+    which that is known already."""
+    for problem in validate(recipe) if recipe else []:
+        if problem.severity == "error" and not known & _words(problem.what):
+            yield problem
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))
+
+
+def _path(name: str, value: str) -> str:
+    """A path as it is meant: `~` is replaced; variables are not, that is the shell's.
+
+    Raises:
+        ValueError: it names a variable; or a file that is not there.
+    """
+    path = os.path.expanduser(value)
+    if "$" in path and not Path(path).exists():
+        raise ValueError(
+            f"{value}: variables are not replaced here; write {os.path.expandvars(path)}, or "
+            f'--{name} "{value}" on the command line, where the shell replaces them'
+        )
+    if name in FILES and not path.startswith("{") and not Path(path).is_file():
+        raise ValueError(f"there is no file {value}")
+    return path
+
+
+class Loader(yaml.SafeLoader):
+    """Of a field that is written twice, YAML's parsers take the second one, silently."""
+
+    def __init__(self, stream: bytes) -> None:
+        super().__init__(stream)
+        self.twice: list[str] = []
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, int] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge"):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                self.twice.append(f"{key.value}: in line {seen[key.value]}, and in line {line}")
+            seen[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def _read_recipes(paths: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
+    """What the recipe says, and what is wrong with how it is written.
+
+    Raises:
+        ConfigError: there are several; or it cannot be read.
+    """
+    if len(paths) > 1:
+        told = f"--config is given {len(paths)} times: {', '.join(paths)}"
+        raise ConfigError([Problem(told, "one recipe, and what differs as flags")])
+    if not paths:
+        return {}, []
+    (path,) = paths
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        loader = Loader(Path(path).expanduser().read_bytes())
+        values = loader.get_single_data()
     except OSError as error:
         reason = f"the recipe {path} cannot be read: {error.strerror}"
         raise ConfigError([Problem(reason)]) from error
-    except yaml.YAMLError as error:
-        raise ConfigError([Problem(f"the recipe {path} is not YAML: {error}")]) from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: no such date
+        reason = f"the recipe {path} is not YAML: {error}"
+        raise ConfigError([Problem(reason)]) from error
     if not isinstance(values, dict):
         raise ConfigError([Problem(f"the recipe {path} holds no `field: value` lines")])
-    return values
-
-
-def _check(name: str, value: Any, actions: dict[str, argparse.Action]) -> list[Problem]:
-    """argparse trusts defaults that are not strings, so a recipe's values are checked here."""
-    if name not in actions:
-        return [_unknown(name, actions, "field ")]
-    action = actions[name]
-    value = _fixed(value, action)
-    if action.choices and value not in action.choices:
-        choices = ", ".join(map(str, action.choices))
-        return [Problem(f"{name}: {value!r} is none of: {choices}")]
-    if isinstance(action.type, type) and action.type in (int, float, str):
-        for item in value if action.nargs and isinstance(value, list) else [value]:
-            if not _fits(item, action.type):
-                return [
-                    Problem(
-                        f"{name}: {item!r} is not a value of type {action.type.__name__}",
-                        str(action.help or ""),
-                    )
-                ]
-    return []
-
-
-def _fits(value: Any, kind: type) -> bool:
-    if value is None:
-        return True
-    if isinstance(value, (bool, dict, list)):
-        return False
-    if kind is int and isinstance(value, float):
-        return value.is_integer()
-    try:
-        kind(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _fixed(value: Any, action: argparse.Action) -> Any:
-    """YAML reads a bare `no` as False, and `1.0e+3` for an int as a float."""
-    if value is False and action.choices and "no" in action.choices:
-        return "no"
-    if action.type is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
-def _unknown(name: str, actions: dict[str, argparse.Action], kind: str) -> Problem:
-    close = difflib.get_close_matches(name, actions, n=1)
-    return Problem(
-        f"unknown {kind}{name}",
-        f"did you mean `{close[0]}`?" if close else "`--help` lists every field.",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    twice = [Problem(f"the recipe {path} says twice: {told}") for told in loader.twice]
+    return {str(name): value for name, value in values.items()}, twice

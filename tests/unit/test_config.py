@@ -67,13 +67,108 @@ def test_defaults_keep_a_run_safe() -> None:
         ("output_dir: 7\nlearning_rate: true", "learning_rate: True is not a value of type float"),
         ("eval_strategy: sometimes", "eval_strategy: 'sometimes' is none of: no, steps, epoch"),
         ("- a\n- b", "holds no `field: value` lines"),
+        ("", "holds no `field: value` lines"),
         ("a: [", "is not YAML"),
+        ("{{x}}", "is not YAML"),
+        ("a: 1\n---\na: 2", "is not YAML"),
+        ("[" * 2000, "is not YAML"),
+        ("deadline: 2026-13-77", "is not YAML: month must be in 1..12"),
+        ("caf\xe9: 1".encode("latin-1"), "is not YAML: unacceptable character #x00e9"),
+        ("seed: 1\noutput_dir: x\nseed: 2", "says twice: seed: in line 1, and in line 3"),
+        ("card: {license: mit, license: gpl}", "says twice: license: in line 1, and in line 1"),
+        ("max_steps:", "max_steps: it is empty"),
+        ("packing: [yes]", "packing: [True] is not true or false"),
+        ("packing: 2", "packing: 2 is not true or false"),
+        ("learning_rate: .nan", "learning_rate: nan is not a value of type float"),
+        ("run_name: {a: b}", "run_name: {'a': 'b'} is not a value of type str"),
+        ("run_name: on", "True is not a value of type str (YAML reads a bare yes, no, on, off so"),
+        ("model_revision: 1.10", "1.1 is a number to YAML, which keeps not all of its digits"),
+        ("lr_scheduler_kwargs: min_lr", "'min_lr' is not a mapping, as in `{name: value}`"),
+        ("lr_scheduler_kwargs: '{min_lr: 1}'", "'{min_lr: 1}' is no JSON"),
+        ("lr_scheduler_kwargs: [1]", "lr_scheduler_kwargs: [1] is not a mapping"),
+        ("lora_target_modules: [[q]]", "lora_target_modules: ['q'] is not a value of type str"),
+        ("report_to: {a: b}", "report_to: {'a': 'b'} is not a value of type str"),
+        ("liger_kernel_config: {rope: maybe}", "rope: 'maybe' is not true or false"),
+        ("datasets: [{pth: x}]", "datasets: unknown: pth; it has path, name, "),
+        ("datasets: [{split: x}]", "datasets: path is missing"),
+        ("datasets: [{path: x, fraction: a}]", "fraction: 'a' is not a value of type float"),
+        ("datasets: 7", "datasets: 7 is not what it takes"),
+        ("debug: overflow", "debug: 'overflow' is none of: underflow_overflow"),
+        ("deepspeed: no.json", "deepspeed: there is no file no.json"),
+        ("output_dir: $HOME/x", "output_dir: $HOME/x: variables are not replaced here; write /"),
+        ("model_name_or_path: ${NOWHERE}/x", "model_name_or_path: ${NOWHERE}/x: variables"),
+        ("1: 2", "unknown field 1"),
+        ("env: {A: b}", "unknown field env\n    Hint: environment variables are set in the shell"),
+        ("training: {lr: 1, seed: 2}", "a recipe has no sections: write lr, seed at its top"),
+        ("lr: 1e-4", "unknown field lr\n    Hint: did you mean `learning_rate`?"),
+        ("epochs: 3", "did you mean `num_train_epochs`?"),
+        ("batch_size: 3", "did you mean `per_device_train_batch_size`?"),
+        ("per_device_batch_size: 3", "did you mean `per_device_train_batch_size`?"),
+        ("Learning-Rate: 3", "did you mean `learning_rate`?"),
+        ("xyzzy: 3", "unknown field xyzzy\n    Hint: `--help` lists every field."),
+        ("accelerator_config: {x: 1}", "unexpected keyword argument 'x'"),
+        ("deepspeed: {zero_optimization: 3}", "AttributeError: 'int' object has no attribute"),
     ],
 )
-def test_mistakes_in_the_file(tmp_path: Path, text: str, expected: str) -> None:
-    (tmp_path / "r.yaml").write_text(text)
-    (problem,) = problems(["--config", str(tmp_path / "r.yaml")])
+def test_mistakes_in_the_file(tmp_path: Path, text: str | bytes, expected: str) -> None:
+    raw = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "r.yaml").write_bytes(raw)
+    own = {name for name in MINIMAL if f"{name}:".encode() in raw}
+    rest = [t for n, v in MINIMAL.items() if n not in own for t in (f"--{n}", v)]
+    (problem,) = problems(["--config", str(tmp_path / "r.yaml"), *rest])
     assert expected in problem
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["learning_rate=1"], "learning_rate=1 is no flag\n    Hint: --learning_rate 1"),
+        (["lr=1"], "lr=1 is no flag\n    Hint: --learning_rate 1"),
+        (["b"], "command line: 'b' belongs to no flag"),
+        (["r.yaml"], "r.yaml belongs to no flag\n    Hint: --config r.yaml"),
+        (["--lr", "1"], "unknown flag --lr\n    Hint: did you mean `learning_rate`?"),
+        (["--lr=1"], "unknown flag --lr\n    Hint: did you mean `learning_rate`?"),
+        (["-lr", "1"], "unknown flag --lr\n    Hint: did you mean `learning_rate`?"),
+        (["--num_processes", "2"], "Hint: the launcher's: KEEPSTEP_PROCESSES"),
+        (["--max_steps"], "max_steps: it is given no value"),
+        (["--max_steps", "--seed", "3"], "max_steps: it is given no value"),
+        (["--report_to"], "report_to: it is given no value"),
+        (["--max_steps", "1", "2"], "command line: '2' belongs to no flag"),
+        (["--packing", "maybe"], "packing: 'maybe' is not true or false"),
+        (["--no_packing", "1"], "unknown flag --no_packing"),
+        (["--max_steps=x"], "max_steps: 'x' is not a value of type int"),
+        (["--config"], "command line: argument --config: expected one argument"),
+        (["--config", "a.yaml", "--config", "b.yaml"], "given 2 times: a.yaml, b.yaml"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments: list[str], expected: str) -> None:
+    (problem,) = problems([*flags(), *arguments])
+    assert expected in problem
+
+
+def test_all_mistakes_of_a_recipe_stand_in_one_report(tmp_path: Path) -> None:
+    """Of the fields, of what libraries refuse of them together, and of what preflight sees; but
+    nothing that only follows from another one."""
+    lines = ["max_step: 3", "learning_rate: fast", "fp16: true", "bf16: true", "tf32: yes"]
+    lines += ["save_total_limit: 1", "load_in_8bit: true", "load_in_4bit: true", "outputdir: x"]
+    (tmp_path / "r.yaml").write_text("\n".join([*lines, "seed: 1", "seed: 2"]))
+    named = ["--model_name_or_path", "owner/model", "--lr", "3"]
+    found = problems(["--config", str(tmp_path / "r.yaml"), *named])
+    expected = [
+        "says twice: seed: in line 10, and in line 11",
+        "unknown field max_step\n",
+        "unknown field outputdir\n    Hint: did you mean `output_dir`?",
+        "unknown flag --lr\n",
+        "learning_rate: 'fast' is not",
+        "At most one of fp16 and bf16 can be True",
+        "--tf32 requires Ampere",
+        "You can't use 8 bit and 4 bit precision at the same time",
+        "neither dataset_name nor datasets is set",
+        "save_total_limit: 1 keeps the newest checkpoint only",
+    ]
+    assert len(found) == len(expected), found
+    for text, problem in zip(expected, found, strict=True):
+        assert text in problem
 
 
 def test_a_file_that_is_not_there() -> None:
@@ -114,7 +209,7 @@ def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
         ),
         ({"save_steps": 40, "max_steps": 40}, "there is no checkpoint inside of it"),
         ({"save_only_model": True}, "checkpoints hold weights and no state"),
-        ({"card": "mit"}, "card: 'mit' is no mapping"),
+        ({"card": "mit"}, "card: 'mit' is not a mapping"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size would change the rows"),
         ({"save_timeout_seconds": 9e9}, "save_timeout_seconds: 9e+09 is not between 0 and"),
         ({"save_interval_seconds": 0}, "save_interval_seconds: 0 is not above 0"),
