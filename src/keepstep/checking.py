@@ -142,11 +142,12 @@ def _problems(recipe: Recipe, processes: int, config_file: Path | None) -> Itera
     from .config import ConfigError
     from .preflight import validate
     from .preflight_launch import check_launch, launch_in
+    from .preflight_model import check_model_of
     from .probes import check_model, see_together
     from .publishing import Publishing
     from .shapes import shapes_of, strategy_of
 
-    problems, launch = validate(recipe), None
+    problems, launch = [*validate(recipe), *check_model_of(recipe)], None
     if config_file is not None:
         try:
             launch = launch_in(config_file, recipe)

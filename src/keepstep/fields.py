@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -199,7 +200,13 @@ class Fields(SFTConfig):
     )
     bf16: bool | None = field(
         default=None,
-        metadata={"help": "Train in bfloat16; null: where the hardware has it, and fp16 is off."},
+        metadata={
+            "help": "Train in bfloat16; null: as the launch says (mixed_precision), else where the "
+            "hardware has it; not with fp16."
+        },
+    )
+    fp16: bool = field(
+        default=False, metadata={"help": "Train in float16, with a loss scaler, instead."}
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False,
@@ -223,8 +230,13 @@ class Fields(SFTConfig):
         self.direction_is_given = self.greater_is_better is not None  # Trainer guesses else
         if not torch.accelerator.is_available():
             self.use_cpu = True  # without it DeepSpeed's batch size is resolved for one process
-        if self.bf16 is None:
-            self.bf16 = not (self.fp16 or self.use_cpu) and torch.cuda.is_bf16_supported()
+        self.precision_is_given = self.fp16 or self.bf16 is not None
+        if not self.precision_is_given:  # the launcher's, whose word Accelerate takes anyway
+            launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+            self.fp16 = launched == "fp16"
+            here = not self.use_cpu and torch.cuda.is_bf16_supported()
+            self.bf16 = launched == "bf16" or (here and not self.fp16)
+        self.bf16 = bool(self.bf16)
         if self.eval_steps is None and self.eval_strategy == "steps":
             self.eval_steps = self.save_steps  # every checkpoint has its metric
         named = self.output_dir

@@ -166,7 +166,11 @@ def _build(values: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem], set
                 if not given:
                     return None, problems, without
                 without |= (_words(str(error)) & given.keys()) or given.keys()
-    return Recipe(*parts), problems, without
+    recipe = Recipe(*parts)
+    one = recipe.model.lora_target_modules
+    if isinstance(one, str) and one.isidentifier():  # to peft a text is a pattern of a whole name
+        recipe.model.lora_target_modules = [one]
+    return recipe, problems, without
 
 
 def _others(recipe: Recipe | None, known: set[str]) -> Iterator[Problem]:

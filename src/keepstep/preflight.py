@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from .checkpoint.selection import WORDS
 from .config import Problem, Recipe
 from .preflight_launch import check_launch, launch_of
+from .preflight_libraries import check_libraries
+from .preflight_numbers import check_numbers
 from .preflight_saving import check_saving
 from .trajectory import word
 
@@ -24,7 +26,10 @@ TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{12,}")
 
 def validate(recipe: Recipe) -> list[Problem]:
     """Every problem that can be seen without loading data or model. Ranks: any."""
-    checks = (_run_folder, _sources, _saving, _batch, _launch, _secrets, _hub, _versions)
+    checks = (
+        *(_run_folder, _sources, check_numbers, _saving, _batch, _launch, check_libraries),
+        *(_secrets, _hub, _versions),
+    )
     return [problem for check in checks for problem in check(recipe)]
 
 

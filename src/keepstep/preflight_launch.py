@@ -80,6 +80,13 @@ def check_launch(launch: Launch, recipe: Recipe) -> Iterator[Problem]:
             yield _refused(f"{DIMENSIONS.get(name, name)} (parallelism_config: {name}: {size})")
     if launch.precision == "fp8":
         yield Problem("mixed_precision: fp8 is not supported", "mixed_precision: bf16", "launch")
+    given, asked = recipe.training.precision_is_given, recipe.training.precision
+    if given and asked == "fp32" and launch.precision in ("bf16", "fp16"):
+        yield Problem(
+            f"mixed_precision: {launch.precision} of the launch, and bf16: false of the recipe",
+            "leave one of them out",
+            "launch",
+        )
     for name in SHARDED_LOADING:
         if (recipe.training.model_init_kwargs or {}).get(name) is not None:
             yield _refused(

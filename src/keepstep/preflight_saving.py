@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ from . import preemption
 from .checkpoint.retention import parse_bytes
 from .checkpoint.schedule import left
 from .config import KeepstepConfig, Problem
+from .trajectory import word
 
 # What an evaluation of SFTTrainer (trl 1.16, transformers 5.23) gives, and which way is better.
 LOWER, HIGHER = ("eval_loss", "eval_aux_loss"), ("eval_mean_token_accuracy",)
@@ -19,18 +21,12 @@ OTHERS = (
 
 
 def check_saving(training: KeepstepConfig) -> Iterator[Problem]:
-    """Every problem of the fields about checkpoints. Ranks: any."""
+    """Every problem of the fields about checkpoints (see `check_numbers`, too). Ranks: any."""
     for check in (_sizes, _ranking, _metric, _recovery_points, _weights_only, _times):
         yield from check(training)
 
 
 def _sizes(training: KeepstepConfig) -> Iterator[Problem]:
-    limit = training.save_total_limit
-    if limit is not None and limit < 1:
-        yield Problem(f"save_total_limit: {limit} would keep nothing", "at least 1", "limit")
-    failures = training.max_failed_saves
-    if failures is not None and failures < 1:
-        yield Problem(f"max_failed_saves: {failures} is not above 0", "null: no bound", "limit")
     for name in ("keep_total_bytes", "min_free_bytes"):
         try:
             parse_bytes(getattr(training, name) or 0)
@@ -41,7 +37,7 @@ def _sizes(training: KeepstepConfig) -> Iterator[Problem]:
 def _ranking(training: KeepstepConfig) -> Iterator[Problem]:
     """Whether every checkpoint that is kept for its metric has one."""
     limit = training.save_total_limit
-    if limit is None or training.keep_ranking == "recency":
+    if limit is None or limit < 1 or training.keep_ranking == "recency":
         return
     if training.eval_strategy == "no":
         yield Problem(
@@ -67,21 +63,43 @@ def _ranking(training: KeepstepConfig) -> Iterator[Problem]:
         training.save_strategy != training.eval_strategy
     ):
         yield Problem(
-            f"save_strategy: {_word(training.save_strategy)} and eval_strategy: "
-            f"{_word(training.eval_strategy)} do not meet, so some checkpoints would have no "
+            f"save_strategy: {word(training.save_strategy)} and eval_strategy: "
+            f"{word(training.eval_strategy)} do not meet, so some checkpoints would have no "
             "metric to rank by",
             "give both the same value",
             "apart",
         )
-    elif training.save_strategy == "steps" and not _is_multiple(
-        training.save_steps, training.eval_steps or training.save_steps
-    ):
+    else:
+        yield from check_meeting(training, training.max_steps)
+
+
+def check_meeting(training: KeepstepConfig, planned: int) -> Iterator[Problem]:
+    """Whether every save is at a step that is evaluated.
+
+    Args:
+        planned: steps of the whole run, of which shares are taken; not above 0: not known yet.
+    """
+    save, evaluate = training.save_steps, training.eval_steps or training.save_steps
+    by_steps = word(training.save_strategy) == word(training.eval_strategy) == "steps"
+    if not by_steps or training.keep_ranking == "recency" or not (save > 0 and evaluate > 0):
+        return
+    if not _is_multiple(rounded(save, planned), rounded(evaluate, planned)):
         yield Problem(
-            f"save_steps: {training.save_steps:g} is no multiple of eval_steps: "
-            f"{training.eval_steps:g}, so some checkpoints would have no metric to rank by",
+            f"save_steps: {_steps(save, planned)} is no multiple of eval_steps: "
+            f"{_steps(evaluate, planned)}, so some checkpoints would have no metric to rank by",
             "let the two meet: every save at a step that is evaluated",
             "apart",
         )
+
+
+def _steps(steps: float, planned: int) -> str:
+    found = rounded(steps, planned)
+    return f"{steps:g}" if found == steps else f"{steps:g} ({found:g} of {planned} steps)"
+
+
+def rounded(steps: float, planned: int) -> float:
+    """A share of the run in steps, as the Trainer rounds it (transformers 5.23)."""
+    return math.ceil(planned * steps) if steps < 1 and planned > 0 else steps
 
 
 def _metric(training: KeepstepConfig) -> Iterator[Problem]:
@@ -114,7 +132,7 @@ def _metric(training: KeepstepConfig) -> Iterator[Problem]:
 
 def _recovery_points(training: KeepstepConfig) -> Iterator[Problem]:
     """Whether there is a checkpoint to carry on from before the run is over."""
-    strategy, by_clock = _word(training.save_strategy), training.save_interval_seconds
+    strategy, by_clock = word(training.save_strategy), training.save_interval_seconds
     if by_clock or training.time_limit:
         return
     if strategy == "no":
@@ -132,7 +150,9 @@ def _recovery_points(training: KeepstepConfig) -> Iterator[Problem]:
             "no-recovery-point",
             "warning",
         )
-    elif strategy == "steps" and 0 < training.max_steps <= training.save_steps:
+    elif strategy == "steps" and 0 < training.max_steps <= rounded(
+        training.save_steps, training.max_steps
+    ):
         yield Problem(
             f"save_steps: {training.save_steps:g} is as long as the run (max_steps: "
             f"{training.max_steps}): there is no checkpoint inside of it",
@@ -176,12 +196,6 @@ def _times(training: KeepstepConfig) -> Iterator[Problem]:
             "set a later deadline, or a longer time_limit",
             "time",
         )
-    if training.last_save_retry_seconds < 0:
-        seconds = training.last_save_retry_seconds
-        yield Problem(f"last_save_retry_seconds: {seconds:g} is below 0", code="time")
-    interval = training.save_interval_seconds
-    if interval is not None and interval <= 0:
-        yield Problem(f"save_interval_seconds: {interval:g} is not above 0", code="time")
     if not 0 < training.save_timeout_seconds < training.ddp_timeout:
         yield Problem(
             f"save_timeout_seconds: {training.save_timeout_seconds:g} is not between 0 and "
@@ -189,11 +203,6 @@ def _times(training: KeepstepConfig) -> Iterator[Problem]:
             "raise ddp_timeout with it",
             "time",
         )
-
-
-def _word(strategy: str) -> str:
-    """transformers turns the field into a member of its enumeration."""
-    return str(getattr(strategy, "value", strategy))
 
 
 def _is_multiple(steps: float, of: float) -> bool:

@@ -33,26 +33,42 @@ def shapes_of(recipe: Recipe) -> Shapes | None:
         return None
 
 
+def configuration_of(recipe: Recipe) -> Any:
+    """The model's configuration. Raises: whatever transformers does where there is none."""
+    model = recipe.model
+    return AutoConfig.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+
+
+def on_meta(configuration: Any, **arguments: Any) -> Any:
+    """The model without a weight. Raises: whatever transformers does, or the model's own code."""
+    with torch.device("meta"), _without_zero3():
+        return AutoModelForCausalLM.from_config(configuration, **arguments)
+
+
+def adapted(model: Any, recipe: Recipe) -> Any:
+    """The same with the recipe's adapter, if it asks for one. Raises: whatever peft does."""
+    adapter = get_peft_config(recipe.model)
+    if adapter is None:
+        return model
+    with torch.device("meta"), _without_zero3():
+        return get_peft_model(model, adapter)
+
+
 def _measure(recipe: Recipe) -> Shapes:
     model_recipe, training = recipe.model, recipe.training
-    arguments = {"revision": model_recipe.model_revision}
-    config = AutoConfig.from_pretrained(model_recipe.model_name_or_path, **arguments)
+    config = configuration_of(recipe)
     dtype = (training.model_init_kwargs or {}).get("dtype") or model_recipe.dtype
     if dtype in (None, "auto"):
         dtype = config.dtype or torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    with torch.device("meta"), _without_zero3():
-        model: Any = AutoModelForCausalLM.from_config(config)
-        adapter = get_peft_config(model_recipe)
-        if adapter is not None:
-            model = get_peft_model(model, adapter)
+    model = adapted(on_meta(config), recipe)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     text = config.get_text_config()
     return Shapes(
         total=sum(sizes.values()),
         trained=sum(trained),
-        stored=sum(trained) if adapter is not None else sum(sizes.values()),
+        stored=sum(trained) if model_recipe.use_peft else sum(sizes.values()),
         tensors=len(trained),
         largest=_largest_module(model),
         layers=int(getattr(text, "num_hidden_layers", 1)),

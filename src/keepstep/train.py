@@ -42,6 +42,7 @@ from .console import (
 from .outcome import CONFIG_EXIT_STATUS, EXIT_STATUS, Outcome, ended, tell_shell_of_beginning
 from .parsing import parse_recipe
 from .preflight import validate
+from .preflight_model import check_model_of
 from .probes import probe
 from .terminal import complain, warnings_as_lines
 from .trainer import KeepstepTrainer
@@ -81,7 +82,8 @@ def leave_unjoined(name: str) -> NoReturn:
 
 def attempt(recipe: Recipe) -> Outcome:
     """Train until the end, or until somebody asks for a stop. Ranks: all (collective)."""
-    agree(validate(recipe))
+    built = distributed.on_main_process("looking at the model", lambda: check_model_of(recipe))
+    agree([*validate(recipe), *built])
     hub = publishing.Publishing(recipe)
     agree([*hub.check(), *probe(recipe)])
     training = recipe.training

@@ -209,7 +209,7 @@ def _member(kind: type[Enum], value: Any) -> Enum:
 
 def _object(kind: Any, value: Any) -> Any:
     """A dataclass of the libraries, as `DatasetConfig`: its fields, or its first one alone."""
-    if not is_dataclass(kind):
+    if not (isinstance(kind, type) and is_dataclass(kind)):
         raise _Other
     known = {field.name: field for field in fields(kind) if field.init}
     if isinstance(value, str) and value.lstrip().startswith("{"):

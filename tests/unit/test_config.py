@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from transformers.trainer_utils import SchedulerType
 
 from keepstep.checkpoint.batch import Batch
 from keepstep.config import ConfigError
@@ -19,6 +21,9 @@ MINIMAL = {
     "dataset_name": "owner/data",
     "output_dir": "runs/x",
 }
+
+
+QUANTIZED: dict[str, object] = {"use_peft": True, "load_in_8bit": True}
 
 
 def flags(**fields: object) -> list[str]:
@@ -187,7 +192,16 @@ def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
     [
         ({"eval_strategy": "no"}, "leaves nothing to rank them by"),
         ({"save_total_limit": 1}, "so the best one is lost"),
-        ({"save_total_limit": 0}, "would keep nothing"),
+        ({"save_total_limit": 0}, "save_total_limit: 0 is not above 0"),
+        (
+            {"save_steps": 0.2, "eval_steps": 0.1, "max_steps": 25},
+            "save_steps: 0.2 (5 of 25 steps) is no multiple of eval_steps: 0.1 (3 of 25 steps)",
+        ),
+        (
+            {"save_steps": 0.2, "eval_steps": 4, "max_steps": 25},
+            "save_steps: 0.2 (5 of 25 steps) is no multiple of eval_steps: 4,",
+        ),
+        ({"save_steps": 0.95, "max_steps": 10}, "there is no checkpoint inside of it"),
         ({"save_steps": 30, "eval_steps": 20}, "is no multiple of eval_steps"),
         ({"save_strategy": "epoch"}, "save_strategy: epoch and eval_strategy: steps do not meet"),
         ({"eval_strategy": "epoch"}, "save_strategy: steps and eval_strategy: epoch do not meet"),
@@ -224,11 +238,91 @@ def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
             "save_strategy: epoch: where a pass over a stream ends is not known",
         ),
         ({"deadline": "2020-01-01T00:00"}, "the deadline is over before a step can be made"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: 0 is not above 0"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size: 0 is not above 0"),
+        ({"gradient_accumulation_steps": -2}, "gradient_accumulation_steps: -2 is not above 0"),
+        ({"num_train_epochs": 0}, "num_train_epochs: 0 leaves nothing to train"),
+        ({"max_steps": 0}, "max_steps: 0 is not above 0"),
+        ({"max_steps": -2}, "max_steps: -2 is not above 0"),
+        ({"learning_rate": -1}, "learning_rate: -1 is below 0"),
+        ({"learning_rate": "inf"}, "learning_rate: inf is not finite"),
+        ({"adam_beta2": 1}, "adam_beta2: 1 is not between 0 and below 1"),
+        ({"seed": 2**32}, "seed: 4.29497e+09 is not between 0 and 4294967295"),
+        ({"save_steps": -5, "keep_ranking": "recency"}, "save_steps: -5 is not above 0"),
+        ({"logging_steps": -5}, "logging_steps: -5 is not above 0"),
+        ({"max_length": 0}, "max_length: 0 is not above 0"),
+        ({"early_stopping_patience": 0}, "early_stopping_patience: 0 is not above 0"),
+        ({"keep_every_n_steps": 0}, "keep_every_n_steps: 0 is not above 0"),
+        ({"hang_timeout_seconds": 0}, "hang_timeout_seconds: 0 is not above 0"),
+        ({"use_peft": True, "lora_r": 0}, "lora_r: 0 is not above 0"),
+        ({"use_peft": True, "lora_dropout": 1}, "lora_dropout: 1 is not between 0 and below 1"),
+        ({"use_peft": True, "lora_task_type": "SEQ_CLS"}, "lora_task_type: SEQ_CLS: a causal"),
+        ({"lora_r": 8}, "lora_r: 8 has no effect without use_peft: true"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr"},
+            "lr_scheduler_type: cosine_with_min_lr with lr_scheduler_kwargs: {}: One of min_lr or",
+        ),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay"},
+            "lr_scheduler_kwargs takes num_decay_steps, num_stable_steps, warmup_type, decay_type",
+        ),
+        ({"lr_scheduler_kwargs": '{"power": 2}'}, "got an unexpected keyword argument 'power'"),
+        ({"optim": "adamw_bnb_8bit"}, "optim: adamw_bnb_8bit: You need to install `bitsandbytes`"),
+        ({"optim": "lomo"}, "optim: lomo: You need to install `lomo_optim`"),
+        ({"optim_args": "betas"}, "optim: adamw_torch_fused: not enough values to unpack"),
+        ({"report_to": "wandbb"}, "report_to: wandbb is none of: none, all, azure_ml, clearml"),
+        ({"chat_template_path": "gone.jinja"}, "chat_template_path: there is no gone.jinja"),
+        ({"chat_template_path": "./a/gone"}, "chat_template_path: there is no ./a/gone"),
+        ({"chat_template_path": "README.md"}, "README.md is no file ending in .jinja"),
     ],
 )
 def test_preflight(fields: dict[str, object], expected: str) -> None:
     (problem,) = problems(flags(**fields))
     assert expected in problem
+
+
+@pytest.mark.parametrize(
+    ("fields", "package"),
+    [
+        ({"report_to": "wandb"}, "report_to: wandb is not installed\n    Hint: pip install wandb"),
+        ({"use_liger_kernel": True}, "use_liger_kernel: liger-kernel is not installed"),
+        ({"use_peft": True, "load_in_4bit": True}, "load_in_4bit: bitsandbytes is not installed"),
+        ({"use_peft": True, "load_in_8bit": True}, "load_in_8bit: bitsandbytes is not installed"),
+    ],
+)
+def test_what_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, object], package: str
+) -> None:
+    for name in ("is_liger_kernel_available", "is_bitsandbytes_available"):
+        monkeypatch.setattr(f"keepstep.preflight_libraries.{name}", lambda: False)
+    there = "keepstep.preflight_libraries.get_available_reporting_integrations"
+    monkeypatch.setattr(there, lambda: ["tensorboard"])
+    (problem,) = problems(flags(**fields))
+    assert problem.startswith(package)
+    assert problems(flags(report_to="tensorboard")) == []
+
+
+def test_a_template_that_is_none(tmp_path: Path) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% generation %}{% endgeneration %}")
+    (problem,) = problems(flags(chat_template_path=template))
+    assert f"chat_template_path: {template}: Unexpected end of template" in problem
+    template.write_bytes(b"\xff")
+    (problem,) = problems(flags(chat_template_path=template))
+    assert "'utf-8' codec can't decode byte 0xff" in problem
+    template.write_text("{{ messages }}")
+    assert problems(flags(chat_template_path=template)) == []
+
+
+@pytest.mark.parametrize("name", [kind.value for kind in SchedulerType])
+def test_schedules_that_are_complete(name: str) -> None:
+    kwargs = {
+        "cosine_with_min_lr": {"min_lr": 1e-6},
+        "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
+        "warmup_stable_decay": {"num_decay_steps": 10},
+    }
+    given = {"lr_scheduler_kwargs": json.dumps(kwargs[name])} if name in kwargs else {}
+    assert problems(flags(lr_scheduler_type=name, max_steps=100, save_steps=10, **given)) == []
 
 
 @pytest.mark.parametrize(
@@ -262,6 +356,8 @@ def test_publishing_without_what_it_needs(
         {"save_total_limit": 1, "keep_ranking": "recency"},
         {"save_steps": 40, "eval_steps": 20},
         {"save_steps": 0.3, "eval_steps": 0.1},
+        {"save_steps": 0.2, "eval_steps": 0.1, "max_steps": 40},
+        {"save_steps": 0.2, "eval_steps": 5, "max_steps": 25},
         {"save_strategy": "epoch", "eval_strategy": "epoch"},
         {"resume_from_checkpoint": "gone/checkpoint-20"},
         {"metric_for_best_model": "mean_token_accuracy"},
@@ -283,8 +379,8 @@ def test_preflight_stays_silent(fields: dict[str, object]) -> None:
     [
         ({}, {"stage": 2, "offload_param": {"device": "cpu"}}, "offload_param_device: cpu needs"),
         ({}, {"stage": 3, "offload_param": {"device": "cpu"}}, None),
-        ({"load_in_8bit": True}, {"stage": 3}, "ZeRO-3 cannot share out 8-bit weights"),
-        ({"load_in_8bit": True}, {"stage": 2}, None),
+        (QUANTIZED, {"stage": 3}, "ZeRO-3 cannot share out 8-bit weights"),
+        (QUANTIZED, {"stage": 2}, None),
         (
             {"save_only_model": True, "load_best_model_at_end": True},
             {"stage": 2},
@@ -293,8 +389,12 @@ def test_preflight_stays_silent(fields: dict[str, object]) -> None:
     ],
 )
 def test_what_zero_cannot_combine(
-    fields: dict[str, object], zero: dict[str, object], expected: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, object],
+    zero: dict[str, object],
+    expected: str | None,
 ) -> None:
+    monkeypatch.setattr("keepstep.preflight_libraries.is_bitsandbytes_available", lambda: True)
     recipe = parse_recipe(flags(resume_from_checkpoint="never", **fields))
     recipe.training.deepspeed_plugin = FakePlugin(zero_optimization=zero)
     found = [str(problem) for problem in validate(recipe)]

@@ -227,3 +227,19 @@ def test_check_refuses_what_a_launch_would(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 2
     assert [p["code"] for p in json.loads(done.output)["problems"]] == ["launch"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_launcher_s_precision_is_the_recipe_s(
+    monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Accelerate computes in it, on CPU, too; and DeepSpeed refuses two different ones."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    training = parse_recipe(flags()).training
+    assert training.precision == training.mixed_precision == precision
+    other = {"bf16": "fp16", "fp16": "bf16"}[precision]
+    training = parse_recipe(flags(**{other: True})).training
+    assert training.precision == training.mixed_precision == other
+    (problem,) = validate(parse_recipe(flags(bf16=False)))
+    told = f"mixed_precision: {precision} of the launch, and bf16: false of the recipe"
+    assert problem.what == told

@@ -152,9 +152,7 @@ def test_one_value_for_a_list_is_a_list_of_one(name: str, tmp_path: Path) -> Non
     elif name in ("report_to", "debug"):
         assert found == [word]  # TrainingArguments makes a list of it
     else:
-        assert found == (
-            word if name in ("optim_target_modules", "lora_target_modules") else [word]
-        )
+        assert found == (word if name == "optim_target_modules" else [word])
 
 
 def test_a_mapping_in_json_on_the_command_line() -> None:
@@ -185,6 +183,9 @@ def test_a_mapping_in_json_on_the_command_line() -> None:
         ("resume_from_checkpoint", "3", "3"),
         ("eval_strategy", "no", "no"),
         ("packing", "0", False),
+        ("lora_target_modules", "all-linear", "all-linear"),
+        ("lora_target_modules", "[q_proj]", ["q_proj"]),  # to peft a text is a pattern
+        ("lora_target_modules", ".*_proj", ".*_proj"),
         (
             "debug",
             "underflow_overflow tpu_metrics_debug",
