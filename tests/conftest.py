@@ -55,7 +55,7 @@ def _no_launcher_stays() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def demo(workspace: Path) -> Path:
-    """The demo's model (with attention dropout, so that the RNG matters) and data."""
+    """The demo's model, two layers of it (with dropout, so that the RNG matters), and data."""
     return make(workspace / "demo", dropout=0.1)
 
 
@@ -65,9 +65,10 @@ def still_demo(workspace: Path) -> Path:
     return make(workspace / "still-demo", dropout=0.0)
 
 
-def make(folder: Path, dropout: float) -> Path:
+def make(folder: Path, dropout: float, layers: int = 2) -> Path:
+    """The demo's model, smaller: a step of ZeRO-3 costs by the module."""
     sys.path.insert(0, str(ROOT / "launch/examples"))
     import make_demo
 
-    make_demo.make(folder, dropout=dropout)
+    make_demo.make(folder, dropout=dropout, layers=layers)
     return folder

@@ -122,7 +122,7 @@ def make_tokenizer(texts: list[str]):
     )
 
 
-def make_model(tokenizer, seed: int, dropout: float):
+def make_model(tokenizer, seed: int, dropout: float, layers: int):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -131,7 +131,7 @@ def make_model(tokenizer, seed: int, dropout: float):
         vocab_size=512,
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
@@ -144,7 +144,9 @@ def make_model(tokenizer, seed: int, dropout: float):
     return LlamaForCausalLM(config)
 
 
-def make(folder: Path, train_rows: int = 64, dropout: float = 0.0, seed: int = 0) -> None:
+def make(
+    folder: Path, train_rows: int = 64, dropout: float = 0.0, seed: int = 0, layers: int = 4
+) -> None:
     """Write model, tokenizer and data under `folder`; the same arguments give the same bytes."""
     rows = make_rows(train_rows + 96, seed)
     # Interleaved tasks: a plain cut keeps all three on both sides, and no question on both.
@@ -152,7 +154,7 @@ def make(folder: Path, train_rows: int = 64, dropout: float = 0.0, seed: int = 0
     write_jsonl(folder / "data/eval.jsonl", rows[train_rows:])
     tokenizer = make_tokenizer([m["content"] for row in rows for m in row["messages"]])
     tokenizer.save_pretrained(folder / "model")
-    make_model(tokenizer, seed, dropout).save_pretrained(folder / "model")
+    make_model(tokenizer, seed, dropout, layers).save_pretrained(folder / "model")
 
 
 def main() -> None:

@@ -18,6 +18,13 @@ from tests.helpers.ranks import Ranks
 
 JOB = Path(__file__).parent / "job.py"
 STEPS = 4
+KINDS = [("off", 3), ("lazy", 1), ("lazy", 3)]
+
+
+def each_or(stride: int) -> pytest.MarkDecorator:
+    """Each operation in the long campaigns; on every change one of so many."""
+    each = pytest.param(1, marks=pytest.mark.long, id="each")
+    return pytest.mark.parametrize("stride", [each, pytest.param(stride, id="some")])
 
 
 class Sweep:
@@ -87,22 +94,21 @@ def steps(told: list[str], word: str) -> list[int]:
     return [int(line.split()[1]) for line in told if line.startswith(f"{word} ")]
 
 
-@pytest.mark.parametrize(("mode", "limit"), [("off", 3), ("lazy", 1), ("lazy", 3)])
-def test_every_operation_of_one_process(
-    ranks: Ranks, tmp_path: Path, mode: str, limit: int
+@pytest.mark.parametrize(("mode", "limit"), KINDS)
+@each_or(3)
+def test_operations_of_one_process(
+    ranks: Ranks, tmp_path: Path, mode: str, limit: int, stride: int
 ) -> None:
     sweep = Sweep(ranks, tmp_path, world=1, limit=limit, mode=mode)
-    fired = [sweep.kill_at(0, nth) for nth in range(1, sweep.operations(0) + 1)]
+    fired = [sweep.kill_at(0, nth) for nth in range(1, sweep.operations(0) + 1, stride)]
     print(f"{len(fired)} crash points, limit {limit}, {mode}")
-    assert len(fired) > 60
+    assert len(fired) > 60 / stride
     assert {f.split()[1] for f in fired} >= {"create", "sync", "rename", "sync_folder", "remove"}
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize(("mode", "limit"), [("off", 3), ("lazy", 1), ("lazy", 3)])
-@pytest.mark.parametrize(
-    "stride", [pytest.param(1, marks=pytest.mark.long, id="each"), pytest.param(9, id="some")]
-)
+@pytest.mark.parametrize(("mode", "limit"), KINDS)
+@each_or(9)
 def test_operations_of_two_processes(
     ranks: Ranks, tmp_path: Path, mode: str, limit: int, rank: int, stride: int
 ) -> None:
@@ -129,14 +135,16 @@ def test_every_operation_of_a_start_that_sweeps(ranks: Ranks, tmp_path: Path, li
     assert any("leftover" in f or "remove" in f for f in fired)
 
 
-def test_every_operation_of_a_second_branch(ranks: Ranks, tmp_path: Path) -> None:
+@each_or(3)
+def test_operations_of_a_second_branch(ranks: Ranks, tmp_path: Path, stride: int) -> None:
     """Back to step 1, and the later steps saved again: each in the place of the abandoned one."""
     sweep = Sweep(ranks, tmp_path, world=1, limit=3)
     sweep.job()
     sweep.before = tmp_path / "before"
     shutil.copytree(sweep.run, sweep.before, symlinks=True)
     sweep.request = "1"
-    fired = [sweep.kill_at(0, nth, saved_before=1) for nth in range(1, sweep.operations(0) + 1)]
+    every = range(1, sweep.operations(0) + 1, stride)
+    fired = [sweep.kill_at(0, nth, saved_before=1) for nth in every]
     print(f"{len(fired)} crash points")
     assert sum("replaced-" in f for f in fired) >= 2
     assert {c.manifest.parent is None for c in RunFolder(sweep.run).checkpoints()} == {True, False}

@@ -9,12 +9,25 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
+import importlib
 import json
 import os
 import runpy
 import sys
 import traceback
 from typing import Any
+
+IMPORTED_LATER = (
+    # Every ZeRO engine imports this optimizer, and with it half of torch's compiler.
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.op_builder.all_ops",
+    "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
+    "torch.utils.cpp_extension",
+    "torch.utils.tensorboard",
+    "transformers.models.llama.modeling_llama",
+)
 
 
 def environment(strategy: str, processes: int) -> dict[str, str]:
@@ -96,12 +109,12 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries write to stdout must not be taken for an answer
 
-    # The imports are what this process is for. (DeepSpeed's optimizer of that name, which every
-    # ZeRO engine imports, brings half of torch's compiler with it.)
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
-    from torch.utils import tensorboard  # noqa: F401
+    # The imports are what this process is for: these, and what models and engines import later.
+    for module in ("keepstep.train", *IMPORTED_LATER):
+        importlib.import_module(module)
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    import keepstep.train  # noqa: F401
+    get_checkpoint_conversion_mapping("llama")  # compiles the patterns of every architecture
 
     gc.collect()
     gc.freeze()  # else every rank's collections go through all of that again

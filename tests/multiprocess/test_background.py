@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.campaigns import cases
 from tests.helpers.folders import left_behind
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
@@ -154,7 +155,7 @@ def test_bytes_of_a_checkpoint(
     assert fixed < 600_000, "none of these has the weights in it"
 
 
-@pytest.mark.parametrize("strategy", ["cpu_zero2", "cpu_zero3"])
+@pytest.mark.parametrize("strategy", cases(["cpu_zero2", "cpu_zero3"], long=["cpu_zero2"]))
 def test_weights_that_have_to_be_gathered(
     ranks: Ranks, demo: Path, tmp_path: Path, strategy: str
 ) -> None:
@@ -172,7 +173,7 @@ def test_weights_that_have_to_be_gathered(
     assert folder.faults(folder.checkpoint(4), deep=True) == []
 
 
-@pytest.mark.parametrize("strategy", ["cpu_zero2", "cpu_zero3", "ddp"])
+@pytest.mark.parametrize("strategy", cases(["cpu_zero2", "cpu_zero3", "ddp"], long=["cpu_zero3"]))
 def test_the_best_is_loaded_at_the_end(
     ranks: Ranks, demo: Path, tmp_path: Path, strategy: str
 ) -> None:

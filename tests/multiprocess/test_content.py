@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers.campaigns import cases
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
 
@@ -52,7 +53,7 @@ def differences(a: Any, b: Any, where: str) -> list[str]:
     return [] if a == b else [f"{where}: {a}, {b}"]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", cases(CASES, long=["zero3", "zero2", "zero2-frozen"]))
 def test_every_tensor_and_object_is_as_the_stock_trainer_stores_it(
     ranks: Ranks, demo: Path, tmp_path: Path, case: str
 ) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from keepstep.checkpoint.runfolder import RunFolder
+from tests.conftest import make
+from tests.helpers.campaigns import cases
 from tests.helpers.disks import small_disk_at
 from tests.helpers.folders import events, left_behind
 from tests.helpers.ranks import Ranks
@@ -17,6 +20,12 @@ SCRIPT = Path(__file__).parent / "disk_full.py"
 FIELDS = {"max_steps": 20, "save_steps": 4, "eval_steps": 4}
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of its layers: the sizes below are counted in its checkpoints."""
+    return make(tmp_path_factory.mktemp("demo"), dropout=0.1, layers=4)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """100 MB: six checkpoints of the demo model."""
@@ -24,8 +33,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-@pytest.mark.parametrize("mode", ["lazy", "off"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("rank", "mode"),
+    cases(itertools.product((0, 1), ("lazy", "off")), long=[(0, "lazy"), (1, "off")]),
+)
 def test_a_save_is_skipped_and_the_next_one_arrives(
     ranks: Ranks, demo: Path, small_disk: Path, rank: int, mode: str
 ) -> None:
@@ -44,7 +55,7 @@ def test_a_save_is_skipped_and_the_next_one_arrives(
     assert "Finished: 20 steps." in made.output
 
 
-@pytest.mark.parametrize("mode", ["lazy", "off"])
+@pytest.mark.parametrize("mode", cases(["lazy", "off"], long=["off"]))
 def test_what_may_be_pruned_goes_first(
     ranks: Ranks, demo: Path, small_disk: Path, mode: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.campaigns import cases
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
 
@@ -94,12 +96,10 @@ def compare(chain: Chain, straight: Chain, rounding: float = ROUNDING) -> None:
 
 @pytest.mark.parametrize(
     ("strategy", "kind"),
-    [
-        *(("cpu_zero2", "full"), ("cpu_zero3", "full"), ("cpu_zero3", "lora")),
-        pytest.param("zero1", "full", marks=pytest.mark.long),
-        pytest.param("zero1", "lora", marks=pytest.mark.long),
-        pytest.param("cpu_zero2", "lora", marks=pytest.mark.long),
-    ],
+    cases(
+        itertools.product(("zero1", "cpu_zero2", "cpu_zero3"), ("full", "lora")),
+        long=[("zero1", "full"), ("zero1", "lora"), ("cpu_zero2", "lora")],
+    ),
 )
 def test_two_one_two_three(
     ranks: Ranks, still_demo: Path, tmp_path: Path, straight: dict, strategy: str, kind: str
@@ -148,11 +148,8 @@ STRATEGIES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["full", pytest.param("lora", marks=pytest.mark.long)])
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(c, marks=pytest.mark.long) if c in ("zero0", "back") else c for c in STRATEGIES],
-)
+@pytest.mark.parametrize("kind", cases(["full", "lora"], long=["lora"]))
+@pytest.mark.parametrize("case", cases(STRATEGIES, long=["zero0", "back"]))
 def test_another_strategy(
     ranks: Ranks, still_demo: Path, tmp_path: Path, straight: dict, case: str, kind: str
 ) -> None:
@@ -174,7 +171,7 @@ SPECIAL = {
 }
 
 
-@pytest.mark.parametrize("case", SPECIAL)
+@pytest.mark.parametrize("case", cases(SPECIAL, long=["bf16", "packed", "small"]))
 def test_other_contents(ranks: Ranks, still_demo: Path, tmp_path: Path, case: str) -> None:
     """Half precision (with a loss scaler), frozen parameters, buffers, packed rows."""
     straight = Chain(ranks, still_demo, tmp_path / f"{case}-straight", **SPECIAL[case])
@@ -273,9 +270,7 @@ def test_the_best_is_loaded_whoever_wrote_it(
     assert "best 4 of 6, loaded: True" in run.output, run.output
 
 
-@pytest.mark.parametrize(
-    "strategy", [pytest.param("cpu_zero2", marks=pytest.mark.long), "cpu_zero3"]
-)
+@pytest.mark.parametrize("strategy", cases(["cpu_zero2", "cpu_zero3"], long=["cpu_zero2"]))
 def test_shards_written_offline_are_loaded_as_they_are(
     ranks: Ranks, still_demo: Path, tmp_path: Path, straight: dict, strategy: str
 ) -> None:
@@ -293,7 +288,6 @@ def test_shards_written_offline_are_loaded_as_they_are(
     compare(chain, straight["full"])
 
 
-MOSTLY_COVERED = ("stock-universal-zero2", "stock-zero0")
 ADOPTED = {
     "stock-zero2": ("cpu_zero2", False),
     "stock-zero3": ("cpu_zero3", False),
@@ -305,11 +299,7 @@ ADOPTED = {
 
 
 @pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=pytest.mark.long) if case in MOSTLY_COVERED else case
-        for case in ADOPTED
-    ],
+    "case", cases(ADOPTED, long=["stock-zero2", "stock-zero0", "stock-universal-zero2"])
 )
 def test_adopted_checkpoints_go_on(
     ranks: Ranks, still_demo: Path, tmp_path: Path, straight: dict, case: str

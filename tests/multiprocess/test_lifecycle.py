@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.campaigns import cases
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
 
@@ -76,7 +77,7 @@ def test_evaluated_more_often_than_saved_and_rewound(
     assert lineage == {3: (1, None), 6: (2, 3), 9: (3, 6)}
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", cases(["full", "lora"], long=["full"]))
 def test_weights_without_state(ranks: Ranks, demo: Path, workspace: Path, kind: str) -> None:
     run = workspace / f"weights-{kind}"
     fields = {**SHORT, "save_only_model": True, **(LORA if kind == "lora" else {})}

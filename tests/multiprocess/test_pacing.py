@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from keepstep.checkpoint.runfolder import RunFolder
 from keepstep.cli import app
+from tests.helpers.campaigns import cases
 from tests.helpers.faulty_disk import faulty_disk
 from tests.helpers.ranks import Ranks, Run
 from tests.helpers.recipes import argv
@@ -34,7 +35,7 @@ def keepstep(*words: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("strategy", ["cpu_zero3", "ddp"])
+@pytest.mark.parametrize("strategy", cases(["cpu_zero3", "ddp"], long=["ddp"]))
 def test_saves_by_the_clock_and_on_request(
     ranks: Ranks, demo: Path, tmp_path: Path, strategy: str
 ) -> None:
@@ -75,7 +76,7 @@ def test_a_deadline_is_kept(ranks: Ranks, demo: Path, tmp_path: Path, fault: str
     assert deadline - committed < 10, "not much too early either"
 
 
-@pytest.mark.parametrize("strategy", ["cpu_zero3", "ddp"])
+@pytest.mark.parametrize("strategy", cases(["cpu_zero3", "ddp"], long=["ddp"]))
 def test_a_signal_during_evaluation(
     ranks: Ranks, demo: Path, tmp_path: Path, strategy: str
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.campaigns import cases
 from tests.helpers.folders import final_digests
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
@@ -32,13 +33,7 @@ def loss_curve(output_dir: Path) -> dict[int, float]:
     return {entry["step"]: entry["loss"] for entry in state["log_history"] if "loss" in entry}
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(c, marks=pytest.mark.long) if c in ("zero2-offload", "zero0-lora") else c
-        for c in CASES
-    ],
-)
+@pytest.mark.parametrize("case", cases(CASES, long=["zero2", "zero3-offload", "zero0-lora"]))
 def test_interrupted_equals_uninterrupted(
     ranks: Ranks, demo: Path, workspace: Path, case: str
 ) -> None:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from keepstep.checkpoint.runfolder import RunFolder
+from tests.helpers.campaigns import cases
 from tests.helpers.folders import final_digests, left_behind
 from tests.helpers.launchers import end, start
 from tests.helpers.ranks import Ranks
@@ -29,16 +30,7 @@ EVERY = [
     for processes in (2, 3)
 ]
 SOME = EVERY[::11]  # every phase, target, strategy and number
-CASES = [
-    pytest.param(
-        *case, marks=[] if case in SOME else [pytest.mark.long], id="-".join(map(str, case))
-    )
-    for case in EVERY
-]
-LAUNCHED = [
-    pytest.param(*case, marks=[] if case == ("save", "ddp", 3, "SIGHUP") else [pytest.mark.long])
-    for case in itertools.product(PHASES, ("cpu_zero3", "ddp"), (2, 3), ("SIGTERM", "SIGHUP"))
-]
+LAUNCHED = [*itertools.product(PHASES, ("cpu_zero3", "ddp"), (2, 3), ("SIGTERM", "SIGHUP"))]
 FIELDS = {"max_steps": 9, "per_device_train_batch_size": 2}
 
 
@@ -66,7 +58,9 @@ def straight(ranks: Ranks, demo: Path, workspace: Path) -> dict[tuple[str, int],
     return found
 
 
-@pytest.mark.parametrize(("phase", "target", "strategy", "processes", "name"), CASES)
+@pytest.mark.parametrize(
+    ("phase", "target", "strategy", "processes", "name"), cases(EVERY, long={*EVERY} - {*SOME})
+)
 def test_a_signal(
     ranks: Ranks,
     demo: Path,
@@ -107,7 +101,10 @@ def check_stopped(run: Path, phase: str) -> str:
     return str(status["reason"])
 
 
-@pytest.mark.parametrize(("phase", "strategy", "processes", "name"), LAUNCHED)
+@pytest.mark.parametrize(
+    ("phase", "strategy", "processes", "name"),
+    cases(LAUNCHED, long={*LAUNCHED} - {("save", "ddp", 3, "SIGHUP")}),
+)
 def test_a_signal_to_the_launcher(
     ranks: Ranks,
     demo: Path,
@@ -170,7 +167,8 @@ def test_a_second_interrupt_means_now(ranks: Ranks, demo: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("strategy", "processes"), [("cpu_zero3", 2), ("ddp", 3), ("cpu_zero3", 3)]
+    ("strategy", "processes"),
+    cases([("cpu_zero3", 2), ("ddp", 3), ("cpu_zero3", 3)], long=[("cpu_zero3", 3)]),
 )
 def test_a_rank_that_dies_ends_the_others(
     ranks: Ranks, demo: Path, tmp_path: Path, strategy: str, processes: int
