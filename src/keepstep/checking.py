@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +27,19 @@ ConfigFile = Annotated[
 ]
 
 
+@dataclass
+class Seen:
+    """What has been looked at, and what has not: the rest may hold mistakes."""
+
+    looked_at: list[str] = field(default_factory=list)
+    not_looked_at: list[str] = field(default_factory=list)
+
+    def told(self) -> list[str]:
+        """In lines, each item in one of its own where they are many."""
+        lists = {"looked at:    ": self.looked_at, "not looked at:": self.not_looked_at}
+        return [f"{name} {item}" for name, items in lists.items() for item in items]
+
+
 @app.command(context_settings=PASS_ON)
 def check(
     context: typer.Context,
@@ -42,16 +55,17 @@ def check(
     noise.silence()
     from .config import ConfigError  # torch and TRL: seconds to import
 
-    parsed = None
+    parsed, seen = None, Seen()
     try:
         parsed = _parsed(recipe, context.args)
-        problems = list(_problems(parsed, num_processes, config_file))
+        problems = list(_problems(parsed, num_processes, config_file, seen))
         problems += [] if walltime is None else _short_of_time(parsed, walltime)
     except ConfigError as error:
         problems = error.problems
     errors = [problem for problem in problems if problem.severity == "error"]
     lines = [f"warning: {p.told()}" for p in problems if p not in errors]
     lines.append(ConfigError(errors).report() if errors else f"{recipe}: no mistake found")
+    lines += seen.told()
     if as_json:
         folder = parsed.training.output_dir if parsed else None
         found = {
@@ -59,6 +73,7 @@ def check(
             "output_dir": str(Path(folder).absolute()) if folder else None,
             "hang_timeout": int(parsed.training.hang_timeout_seconds) if parsed else None,
             "problems": [asdict(problem) for problem in problems],
+            **asdict(seen),
             "report": "\n".join(lines),
         }
         typer.echo(json.dumps(found, indent=1))
@@ -137,8 +152,11 @@ def _parsed(recipe: Path, flags: list[str]) -> Recipe:
     return parse_recipe(["--config", str(recipe), *flags])
 
 
-def _problems(recipe: Recipe, processes: int, config_file: Path | None) -> Iterator[Problem]:
-    """Every problem, of the recipe and of this machine; the Hub's only when it has been named."""
+def _problems(
+    recipe: Recipe, processes: int, config_file: Path | None, seen: Seen
+) -> Iterator[Problem]:
+    """Every problem, of the recipe, its rows and this machine; the Hub's only when it has been
+    named."""
     from .config import ConfigError
     from .preflight import validate
     from .preflight_launch import check_launch, launch_in
@@ -148,15 +166,24 @@ def _problems(recipe: Recipe, processes: int, config_file: Path | None) -> Itera
     from .shapes import shapes_of, strategy_of
 
     problems, launch = [*validate(recipe), *check_model_of(recipe)], None
-    if config_file is not None:
+    seen.looked_at.append("the recipe's fields")
+    if config_file is None:
+        seen.not_looked_at.append("how it is launched: no --config_file is given")
+    else:
         try:
             launch = launch_in(config_file, recipe)
             problems += [p for p in check_launch(launch, recipe) if p not in problems]
+            seen.looked_at.append(f"{config_file}")
         except ConfigError as error:
             problems += error.problems
     yield from problems
-    unknown = ("run", "model", "size", "launch")
-    if not recipe.training.output_dir or any(p.code in unknown for p in problems):
+    wrong = {p.code for p in problems if p.severity == "error"}
+    if wrong & {"data", "model"}:
+        seen.not_looked_at.append("the rows, until dataset and model are there")
+    else:
+        yield from _rows(recipe, seen)
+    if not recipe.training.output_dir or wrong & {"run", "model", "size", "launch"}:
+        seen.not_looked_at.append("disk and memory of this machine")
         return
     yield from see_together(Path(recipe.training.output_dir))
     shapes = shapes_of(recipe)
@@ -170,8 +197,46 @@ def _problems(recipe: Recipe, processes: int, config_file: Path | None) -> Itera
                 offload_parameters=launch.offloaded("param") != "none",
             )
         yield from check_model(recipe, shapes, strategy)
+        seen.looked_at.append("disk and memory of this machine, for the model's shapes")
+    else:
+        seen.not_looked_at.append("memory and disk: the model's config.json cannot be had")
     if not any(p.code == "hub" for p in problems):
         yield from Publishing(recipe).check()
+    seen.not_looked_at.append("the model's weights, other machines, and what training does")
+
+
+def _rows(recipe: Recipe, seen: Seen) -> Iterator[Problem]:
+    """The first rows of local data, as they are and as tokens."""
+    from .config import ConfigError
+    from .data import STREAM_SAMPLE, load_data
+    from .inspection import inspect
+    from .model import build_tokenizer
+    from .preflight import looks_local
+
+    names = [recipe.data.dataset_name, recipe.data.eval_dataset_name]
+    names += [part.path for part in recipe.data.datasets if not part.data_files]
+    remote = [name for name in names if name and not looks_local(name)]
+    if remote:
+        seen.not_looked_at.append(f"the rows of {', '.join(remote)}, which are on the Hub")
+        return
+    try:
+        data = load_data(recipe.data, recipe.training, sample=True)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    for what, part in data.parts.items():
+        seen.looked_at.append(f"{what} rows, at most {STREAM_SAMPLE}, of {part.source}")
+    seen.not_looked_at.append("the rows after those; a launch looks at each, and counts them")
+    try:
+        found = inspect(data, build_tokenizer(recipe.model, recipe.training), recipe)
+    except ConfigError as error:
+        if looks_local(str(recipe.model.model_name_or_path)):
+            yield from error.problems
+        seen.not_looked_at.append("what the tokenizer makes of the rows: there is none at hand")
+        return
+    yield from found.problems
+    count = ", ".join(f"{rows} {what}" for what, rows in found.tokenised.items())
+    seen.looked_at.append(f"rows as tokens: {count}")
 
 
 def _short_of_time(recipe: Recipe, walltime: float) -> list[Problem]:

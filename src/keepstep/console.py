@@ -9,6 +9,7 @@ import datasets
 import transformers
 from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 from transformers import TrainerCallback
+from transformers.trainer_utils import has_length
 
 from . import __version__, distributed
 from .checkpoint.batch import Dealt
@@ -23,6 +24,7 @@ from .config import Recipe
 from .outcome import Outcome
 from .report import human_bytes
 from .restore import Resharded
+from .rows import line as rows_line
 from .terminal import Terminal, bar_text, complain
 from .trainer import KeepstepTrainer
 
@@ -53,7 +55,7 @@ def show_library_bars() -> None:
 def introduce(
     trainer: KeepstepTrainer, recipe: Recipe, checkpoint: Committed | None, choice: Choice
 ) -> None:
-    """What is about to run, in two lines; where it carries on from, and why not elsewhere."""
+    """What is about to run, on which rows; where it carries on from, and why not elsewhere."""
     args = trainer.args
     parameters, trained = trainer.parameter_counts()
     say(
@@ -64,6 +66,7 @@ def introduce(
         f"{recipe.model.model_name_or_path}: {parameters:,} parameters, "
         f"{trained:,} trained; {args.batch}"
     )
+    tell_rows(trainer)
     before = Dealt.from_json(trainer.start.manifest.dealt) if trainer.start else None
     if trainer.asked != args.batch and before is not None:
         kept = before.batch.rows == args.batch.rows
@@ -77,6 +80,19 @@ def introduce(
         say(f"starting at step 0 with the weights of checkpoint-{checkpoint.step}")
     elif checkpoint is not None:
         say(f"carrying on from checkpoint-{checkpoint.step}{_planned(trainer, checkpoint)}")
+
+
+def tell_rows(trainer: KeepstepTrainer) -> None:
+    """Which rows come from where, and what became of them: a line for training, one for
+    evaluation."""
+    for what, source in trainer.sources.items():
+        rows = trainer.train_dataset if what == "training" else trainer.eval_dataset
+        count = trainer.counts.get(what)
+        if not has_length(rows):
+            told = "a stream: rows are not counted"
+        else:
+            told = f"{len(rows):,} rows, taken as they are" if count is None else str(count)
+        say(rows_line(what, printable(source), told))
 
 
 def _planned(trainer: KeepstepTrainer, checkpoint: Committed) -> str:

@@ -1,49 +1,107 @@
-"""Rows to train and evaluate on: files, folders, Hub datasets, mixtures."""
+"""Rows to train and evaluate on: where they come from, and that each of them can be used."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from pathlib import Path
-from typing import Any, TypeAlias
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import datasets
 import xxhash
-from trl import get_dataset
 
+from . import __version__
 from .config import ConfigError, DataConfig, KeepstepConfig, Problem
+from .loading import Rows, Splits, load, load_part, mixed, problem, split_of, unusable
+from .rows import Layout, Verdict, columns_of, converted, hint_for, judge, layout_of
 
-Rows: TypeAlias = Any  # datasets.Dataset, or IterableDataset when streamed
-BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+T = TypeVar("T")
 STREAM_SAMPLE = 100  # rows of a stream that it is known by
-EVAL_SPLITS = ("validation", "eval", "dev")
-LAYOUTS = "`messages`, `prompt` and `completion`, or `text`"
+EVAL_SPLITS = ("test", "validation", "valid", "val", "eval", "evaluation", "dev")
+TURNS = datasets.List(datasets.Json())  # of tools' calls, no two have the same fields
+NOT_ANSWERED = "no turn is the assistant's"
 
 
-def load_data(data: DataConfig, training: KeepstepConfig) -> tuple[Rows, Rows | None]:
+@dataclass(frozen=True)
+class Part:
+    """Rows for one purpose.
+
+    Attributes:
+        rows: a datasets.Dataset, or an IterableDataset when they are streamed.
+        source: where they come from, as people are told.
+        layout: what is trained on of each.
+    """
+
+    rows: Rows
+    source: str
+    layout: Layout
+
+    @property
+    def streamed(self) -> bool:
+        return is_stream(self.rows)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows of a run; warnings: what was seen of them that may not have been meant."""
+
+    training: Part
+    evaluation: Part | None
+    warnings: Sequence[Problem] = ()
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        both = {"training": self.training, "evaluation": self.evaluation}
+        return {name: part for name, part in both.items() if part is not None}
+
+
+def load_data(data: DataConfig, training: KeepstepConfig, sample: bool = False) -> Data:
     """The training rows and, unless `eval_strategy: no`, the evaluation rows.
+
+    Every row has been looked at; of a stream, the first ones.
+
+    Args:
+        data: the recipe's data fields.
+        training: its training fields.
+        sample: stream the rows, whatever the recipe says, and set none aside: to look at a few.
 
     Ranks: all, each for itself; the first on a machine fills the datasets cache, the others read
     it (datasets locks it). The same recipe gives the same rows in the same order on every rank.
 
     Raises:
-        ConfigError: nothing could be loaded, or no column can be trained on.
+        ConfigError: nothing could be loaded, or it cannot be trained on.
     """
-    loaded = _load_mixture(data) if data.datasets else _load(data.dataset_name or "", data)
-    train_split = data.dataset_train_split
-    if train_split not in loaded:
-        raise ConfigError(
-            [_problem(f"dataset_train_split: {train_split!r} is none of: {', '.join(loaded)}")]
-        )
-    train, evaluation = loaded[train_split], None
-    if training.eval_strategy != "no":
-        evaluation = _evaluation_rows(data, loaded)
-        if evaluation is None:
-            train, evaluation = _set_aside(train, data, training)
-    for name, rows in (("training", train), ("evaluation", evaluation)):
-        if rows is not None:
-            _check_columns(name, rows, training)
-    return train, evaluation
+    stream = sample or data.dataset_streaming or data.streaming
+    warnings: list[Problem] = []
+
+    def taken(what: str, rows: Rows, source: str) -> Part:
+        return _taken(what, rows, source, training, warnings)
+
+    if data.datasets:
+        splits, train = {}, _mixture(data, stream, taken)
+    else:
+        name = str(data.dataset_name)
+        splits = load(name, data.dataset_config, stream)
+        split = data.dataset_train_split
+        if split not in splits:
+            raise ConfigError(
+                [problem(f"dataset_train_split: {split!r} is none of: {', '.join(splits)}")]
+            )
+        train = taken("training", splits[split], _named(name, splits, split))
+    if training.eval_strategy == "no":
+        return Data(train, None, warnings)
+    found = _evaluation_rows(data, splits, stream)
+    if found is not None:
+        return Data(train, taken("evaluation", *found), warnings)
+    if sample:
+        return Data(train, None, warnings)
+    train, evaluation = _set_aside(train, data, training)
+    return Data(train, evaluation, warnings)
+
+
+def is_stream(rows: Rows) -> bool:
+    return isinstance(rows, datasets.IterableDataset)
 
 
 def fingerprint(rows: Rows | None) -> str | None:
@@ -52,7 +110,7 @@ def fingerprint(rows: Rows | None) -> str | None:
     Ranks: any; the same everywhere. None for streamed rows (see `stream_fingerprint`), and for none
     at all.
     """
-    if rows is None or isinstance(rows, datasets.IterableDataset):
+    if rows is None or is_stream(rows):
         return None
     digest = xxhash.xxh3_64(f"{len(rows)} {sorted(rows.column_names)}".encode())
     for index in range(0, len(rows), max(1, len(rows) // 1000)):
@@ -63,7 +121,7 @@ def fingerprint(rows: Rows | None) -> str | None:
 def stream_fingerprint(rows: Rows | None) -> str | None:
     """A short digest of a stream: its first rows. Ranks: any; the same everywhere. None for rows
     that are not streamed, and for none at all."""
-    if not isinstance(rows, datasets.IterableDataset):
+    if rows is None or not is_stream(rows):
         return None
     first = [_row_bytes(row) for row in itertools.islice(rows, STREAM_SAMPLE)]
     return f"a stream, its first {len(first)} rows {xxhash.xxh3_64_hexdigest(b''.join(first))}"
@@ -73,80 +131,204 @@ def _row_bytes(row: Any) -> bytes:
     return json.dumps(row, sort_keys=True, default=str).encode()
 
 
-def _load_mixture(data: DataConfig) -> Any:
-    try:
-        return get_dataset(data)
-    except Exception as error:
-        raise ConfigError([_problem(f"datasets: {_brief(error)}")]) from error
+def _named(name: str, splits: Splits, split: str) -> str:
+    """`name`, and which of its splits, if there is a choice."""
+    return f"{name}, split {split}" if len(splits) > 1 else name
 
 
-def _load(name: str, data: DataConfig) -> Any:
-    path = Path(name).expanduser()
-    try:
-        if (path / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(str(path))
-        if (path / "state.json").is_file():
-            return {"train": datasets.load_from_disk(str(path))}
-        if path.is_file():
-            suffix = next((s for s in path.suffixes if s in BUILDERS), None)
-            if suffix is None:
-                raise ValueError(f"{path.name} is none of: {', '.join(BUILDERS)}")
-            return datasets.load_dataset(
-                BUILDERS[suffix], data_files=str(path), streaming=data.dataset_streaming
-            )
-        return datasets.load_dataset(
-            str(path) if path.exists() else name,
-            name=data.dataset_config,
-            streaming=data.dataset_streaming,
+def _mixture(data: DataConfig, stream: bool, taken: Callable[[str, Rows, str], Part]) -> Part:
+    """All parts of `datasets`, which have to have one layout. (TRL's `get_dataset` takes no files,
+    and draws `test_split_size` anew for each process.)"""
+    parts = [taken("training", load_part(part, stream), part.path) for part in data.datasets]
+    kinds = {str(part.layout) if part.layout.name == "text" else part.layout.name for part in parts}
+    if len(kinds) > 1:
+        told = ", ".join(f"{part.source}: {part.layout}" for part in parts)
+        raise ConfigError(
+            [problem(f"the parts of datasets have different layouts: {told}", "give all one")]
         )
-    except Exception as error:  # datasets raises a dozen types, from pyarrow's to httpx's
-        raise ConfigError([_problem(f"{name} cannot be loaded: {_brief(error)}")]) from error
+    rows = mixed(data.datasets, _alike(parts), stream)
+    sizes = "" if stream else f" ({' + '.join(f'{len(part.rows):,}' for part in parts)} rows)"
+    return replace(parts[0], rows=rows, source=f"{len(parts)} datasets{sizes}")
 
 
-def _evaluation_rows(data: DataConfig, loaded: Any) -> Rows | None:
-    if data.eval_dataset_name:
-        separate = _load(data.eval_dataset_name, data)
-        return separate[next(iter(separate))]
-    for split in (data.dataset_test_split, *EVAL_SPLITS):
-        if split in loaded and split != data.dataset_train_split:
-            return loaded[split]
+def _alike(parts: Sequence[Part]) -> list[Rows]:
+    """Their rows, with columns of the same types, as far as they are trained on."""
+    found = [part.rows for part in parts]
+    if any(rows.features is None for rows in found):
+        return found  # of a stream that is not known
+    if len({str(rows.features) for rows in found}) == 1:
+        return found
+    names = columns_of(parts[0].layout)
+    found = [rows.select_columns([n for n in rows.column_names if n in names]) for rows in found]
+    for name in names & {"messages", "prompt", "completion"}:
+        if len({str(rows.features.get(name)) for rows in found}) > 1:
+            found = [rows.cast_column(name, TURNS) for rows in found]
+    return found
+
+
+def _evaluation_rows(data: DataConfig, splits: Splits, stream: bool) -> tuple[Rows, str] | None:
+    """The rows to evaluate on, where some are given, and where they come from."""
+    wanted = data.dataset_test_split
+    by_default = wanted == DataConfig.dataset_test_split
+    choices = EVAL_SPLITS if by_default else (wanted,)
+    name = data.eval_dataset_name
+    if name:
+        separate = load(name, None if name != data.dataset_name else data.dataset_config, stream)
+        split = next((s for s in choices if s in separate), None)
+        if split is None and len(separate) == 1:
+            split = next(iter(separate))
+        if split is None:
+            what = f"eval_dataset_name: {name} has the splits {', '.join(separate)}"
+            raise ConfigError([problem(what, "name one: dataset_test_split")])
+        return separate[split], _named(name, separate, split)
+    name = str(data.dataset_name)
+    if not by_default:
+        if wanted == data.dataset_train_split:
+            raise ConfigError([problem(f"dataset_test_split: {wanted} is what is trained on")])
+        return split_of(splits, wanted, name), _named(name, splits, wanted)
+    for split in choices:
+        if split in splits and split != data.dataset_train_split:
+            return splits[split], _named(name, splits, split)
     return None
 
 
-def _set_aside(train: Rows, data: DataConfig, training: KeepstepConfig) -> tuple[Rows, Rows]:
-    if isinstance(train, datasets.IterableDataset):
-        raise ConfigError(
-            [_problem("a streamed dataset cannot be split", "name eval_dataset_name")]
-        )
+def _set_aside(train: Part, data: DataConfig, training: KeepstepConfig) -> tuple[Part, Part]:
+    if train.streamed:
+        raise ConfigError([problem("a streamed dataset cannot be split", "name eval_dataset_name")])
     seed = training.seed if training.data_seed is None else training.data_seed
-    if len(train) < 2:
-        raise ConfigError([_problem(f"{len(train)} training rows are too few to set one aside")])
-    count = min(max(1, round(data.eval_split_fraction * len(train))), len(train) - 1)
-    parts = train.train_test_split(test_size=count, seed=seed)
-    return parts["train"], parts["test"]
+    rows = len(train.rows)
+    if rows < 2:
+        raise ConfigError([problem(f"{rows} training rows are too few to set one aside")])
+    share = data.eval_split_fraction if data.test_split_size is None else data.test_split_size
+    count = share if share >= 1 else share * rows
+    count = min(max(1, round(count)), rows - 1)
+    parts = train.rows.train_test_split(test_size=count, seed=seed)
+    aside = f"set aside of {train.source}"
+    return replace(train, rows=parts["train"]), replace(train, rows=parts["test"], source=aside)
 
 
-def _check_columns(name: str, rows: Rows, training: KeepstepConfig) -> None:
-    first = next(iter(rows), None)
+def _taken(
+    what: str, rows: Rows, source: str, training: KeepstepConfig, warnings: list[Problem]
+) -> Part:
+    """The rows with their layout, each of them looked at, and by the names that TRL knows.
+
+    Raises:
+        ConfigError: there are none, or some of them cannot be used.
+    """
+    first = reading(source, lambda: next(iter(rows), None))
     if first is None:
-        raise ConfigError([_problem(f"the {name} data has no rows")])
-    columns = set(first)
-    usable = columns & {"messages", "conversations", "input_ids", training.dataset_text_field}
-    if not usable and not {"prompt", "completion"} <= columns:
-        raise ConfigError(
-            [
-                _problem(
-                    f"the {name} data has no column to train on, but {', '.join(sorted(columns))}",
-                    f"rename to {LAYOUTS}, or set dataset_text_field",
-                )
-            ]
-        )
+        raise ConfigError([problem(f"the {what} data has no rows ({source})")])
+    layout = layout_of(first, training.dataset_text_field)
+    if layout is None:
+        told = f"the {what} data has no column to train on, but {', '.join(sorted(first))}"
+        raise ConfigError([problem(told, hint_for(first))])
+    _check_loss(what, layout, judge(first, layout), training)
+    if layout.ignored:
+        told = f"the {what} data: {layout} is trained on; left out: {', '.join(layout.ignored)}"
+        warnings.append(replace(problem(told), severity="warning"))
+        rows = rows.remove_columns(list(layout.ignored))
+    foreign = _check_rows(what, rows, source, layout, training, warnings)
+    if foreign:
+        rows = _converted(rows, layout, first)
+    return Part(rows, source, layout)
 
 
-def _brief(error: Exception) -> str:
-    cause = error.__cause__ or error
-    return f"{type(cause).__name__}: {cause}".split("\n")[0]
+def _check_loss(what: str, layout: Layout, first: Verdict, training: KeepstepConfig) -> None:
+    """Whether the rows have what the loss is to be taken of."""
+    if training.assistant_only_loss and not first.talks and not first.problem:
+        told = f"assistant_only_loss: the {what} data has {layout}, and no turns of an assistant"
+        raise ConfigError([problem(told, "assistant_only_loss: false, or rows of `messages`")])
+    if training.completion_only_loss and layout.name not in ("prompt", "input_ids"):
+        told = f"completion_only_loss: the {what} data has {layout}, and no completion"
+        hint = "leave it out, or assistant_only_loss: true"
+        raise ConfigError([problem(told, hint if layout.name == "messages" else "leave it out")])
 
 
-def _problem(what: str, hint: str = "") -> Problem:
-    return Problem(what, hint, "data")
+def _check_rows(
+    what: str,
+    rows: Rows,
+    source: str,
+    layout: Layout,
+    training: KeepstepConfig,
+    warnings: list[Problem],
+) -> bool:
+    """Look at every row (of a stream, the first ones); whether their turns have foreign names.
+
+    Raises:
+        ConfigError: some cannot be used: how many, and what is wrong with the first.
+    """
+    found = reading(source, lambda: _verdicts(rows, layout, training.dataset_num_proc))
+    problems, talks = found["problem"], found["talks"]
+    silent = [
+        layout.name in ("messages", "prompt") and t and not a
+        for t, a in zip(talks, found["answered"], strict=True)
+    ]
+    usual = next((t for t, told in zip(talks, problems, strict=True) if not told), None)
+    for number, told in enumerate(problems):
+        if not told and talks[number] != usual:
+            problems[number] = "turns in some rows, text in others"
+        elif not told and silent[number] and training.assistant_only_loss:
+            problems[number] = NOT_ANSWERED
+    bad = [number for number, told in enumerate(problems) if told]
+    if bad:
+        told = f"{len(bad):,} of {len(problems):,} {what} rows cannot be used ({source})"
+        raise ConfigError([problem(f"{told}; row {bad[0] + 1}: {problems[bad[0]]}")])
+    if any(silent):
+        told = f"in {sum(silent):,} {what} rows {NOT_ANSWERED}"
+        warnings.append(replace(problem(told), severity="warning"))
+    return any(found["foreign"])
+
+
+def _verdicts(rows: Rows, layout: Layout, processes: int | None) -> dict[str, list[Any]]:
+    """What `judge` says of each row; the cache of datasets keeps it for the next launch."""
+    if is_stream(rows):
+        seen = [_verdict(row, layout) for row in itertools.islice(rows, STREAM_SAMPLE)]
+        return {name: [verdict[name] for verdict in seen] for name in seen[0]}
+    column = rows.data.column(layout.column) if layout.name == "text" else None
+    if column is not None and "string" in str(column.type) and not column.null_count:
+        return {name: [] for name in vars(Verdict())}  # each of them is text
+    judged = rows.map(
+        _verdict,
+        fn_kwargs={"layout": layout, "version": __version__},  # which the cache goes by
+        remove_columns=rows.column_names,
+        num_proc=processes,
+        desc="Looking at the rows",
+    )
+    return {name: judged[name][:] for name in judged.column_names}
+
+
+def _verdict(row: Mapping[str, Any], layout: Layout, version: str = "") -> dict[str, Any]:
+    return vars(judge(row, layout))
+
+
+def _converted(rows: Rows, layout: Layout, columns: Collection[str]) -> Rows:
+    """The rows with their turns by the names that chat templates know."""
+    turns = {"messages"} if layout.name == "messages" else {"prompt", "completion"}
+    gone = {layout.column, "system"} & set(columns) if layout.name == "messages" else set()
+    arguments: dict[str, Any] = {
+        "fn_kwargs": {"layout": layout, "version": __version__},
+        "remove_columns": sorted(gone - turns),
+    }
+    if not is_stream(rows):
+        kept = {name: kind for name, kind in rows.features.items() if name not in gone}
+        arguments["features"] = datasets.Features(kept | dict.fromkeys(turns, TURNS))
+        arguments["desc"] = "Naming the roles"
+    return rows.map(_convert, **arguments)
+
+
+def _convert(row: Mapping[str, Any], layout: Layout, version: str = "") -> dict[str, Any]:
+    return converted(row, layout)
+
+
+def reading(source: str, read: Callable[[], T]) -> T:
+    """What `read` gives of rows that may be read only now.
+
+    Raises:
+        ConfigError: they cannot be.
+    """
+    try:
+        return read()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise unusable(source, error) from error

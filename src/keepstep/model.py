@@ -90,7 +90,7 @@ def tokenizer_settings(
         ConfigError: there is no chat template at `chat_template_path`.
     """
     vocabulary = sorted(tokenizer.get_vocab().items())
-    template = _chat_template(tokenizer, training)
+    template = chat_template(tokenizer, training)
     return {
         "tokenizer": f"{len(vocabulary)} tokens, {_digest(vocabulary)}",
         "chat_template": None if template is None else _digest(template),
@@ -99,7 +99,7 @@ def tokenizer_settings(
     }
 
 
-def _chat_template(tokenizer: PreTrainedTokenizerBase, training: KeepstepConfig) -> Any:
+def chat_template(tokenizer: PreTrainedTokenizerBase, training: KeepstepConfig) -> Any:
     """The one that SFTTrainer will use (trl 1.16): of a file, of another tokenizer, its own."""
     path = training.chat_template_path
     if path is None:

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from .checkpoint.selection import WORDS
 from .config import Problem, Recipe
+from .datafiles import is_data_file
 from .preflight_launch import check_launch, launch_of
 from .preflight_libraries import check_libraries
 from .preflight_numbers import check_numbers
@@ -27,15 +28,16 @@ TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{12,}")
 def validate(recipe: Recipe) -> list[Problem]:
     """Every problem that can be seen without loading data or model. Ranks: any."""
     checks = (
-        *(_run_folder, _sources, check_numbers, _saving, _batch, _launch, check_libraries),
-        *(_secrets, _hub, _versions),
+        *(_run_folder, _model, _data, _stream, check_numbers, _saving, _batch, _launch),
+        *(check_libraries, _secrets, _hub, _versions),
     )
     return [problem for check in checks for problem in check(recipe)]
 
 
 def looks_local(name: str) -> bool:
     """Whether a model or dataset name means a path here rather than `owner/name` on the Hub."""
-    return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    here = Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    return here or is_data_file(name)
 
 
 def nearest(folder: Path) -> Path:
@@ -71,28 +73,71 @@ def _run_folder(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-def _sources(recipe: Recipe) -> Iterator[Problem]:
-    model, data = recipe.model.model_name_or_path, recipe.data
+def _model(recipe: Recipe) -> Iterator[Problem]:
+    model = recipe.model.model_name_or_path
     if not model:
         yield Problem("model_name_or_path is not set", "a folder or a Hub model name", "model")
     elif looks_local(model) and not (Path(model).expanduser() / "config.json").is_file():
         yield Problem(
             f"model_name_or_path: {model} is no folder with a config.json in it", code="model"
         )
+
+
+def _data(recipe: Recipe) -> Iterator[Problem]:
+    data = recipe.data
     if not data.dataset_name and not data.datasets:
         yield Problem(
             "neither dataset_name nor datasets is set", "dataset_name: data/train.jsonl", "data"
         )
-    for name, value in (
-        ("dataset_name", data.dataset_name),
-        ("eval_dataset_name", data.eval_dataset_name),
-    ):
+    yield from _beside_each_other(recipe)
+    named = [("dataset_name", data.dataset_name), ("eval_dataset_name", data.eval_dataset_name)]
+    for part in data.datasets:
+        named.append(("datasets: path", part.path))
+        files = part.data_files if isinstance(part.data_files, (str, list)) else []
+        for file in [files] if isinstance(files, str) else files:
+            if part.data_dir is None and is_data_file(file) and not set(file) & set("*?[:"):
+                beside = Path(part.path).expanduser() / file
+                named.append(("datasets: data_files", str(beside) if beside.exists() else file))
+    for name, value in named:
         if value and looks_local(value) and not Path(value).expanduser().exists():
             yield Problem(f"{name}: there is no {value}", code="data")
-    yield from _stream(recipe)
     if not 0 < data.eval_split_fraction < 1:
         yield Problem(
             f"eval_split_fraction: {data.eval_split_fraction} is not between 0 and 1", code="data"
+        )
+    if data.test_split_size is not None and data.test_split_size <= 0:
+        yield Problem(
+            f"test_split_size: {data.test_split_size} is neither a share nor a number of rows",
+            "test_split_size: 0.05",
+            "data",
+        )
+
+
+def _beside_each_other(recipe: Recipe) -> Iterator[Problem]:
+    """Of two fields, one would be passed over without a word."""
+    data = recipe.data
+    if data.dataset_name and data.datasets:
+        yield Problem(
+            "dataset_name and datasets are both set: which is it?",
+            f"all in one: datasets: [{{path: {data.dataset_name}}}, …]",
+            "data",
+        )
+    elif data.datasets and (data.dataset_config or data.dataset_train_split != "train"):
+        name = "dataset_config" if data.dataset_config else "dataset_train_split"
+        yield Problem(
+            f"{name} is for dataset_name; of datasets, each part has its own",
+            "datasets: [{path: …, name: CONFIG, split: SPLIT}]",
+            "data",
+        )
+    if data.test_split_size is not None and not data.datasets:
+        yield Problem(
+            "test_split_size is for datasets", "with dataset_name: eval_split_fraction", "data"
+        )
+    elif data.test_split_size is not None and data.eval_dataset_name:
+        yield Problem(
+            "test_split_size and eval_dataset_name are both set: which is it?",
+            "leave one of them out",
+            "data",
         )
 
 

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from transformers import EarlyStoppingCallback, PrinterCallback
 
-from . import about, data, distributed, model, publishing
+from . import about, data, distributed, inspection, model, publishing
 from .checkpoint.listed import only_listed
 from .checkpoint.manager import CheckpointManager, DriftError, Resume
 from .checkpoint.ownership import NotOwnerError
@@ -190,22 +190,28 @@ def gather_inputs(
     Problems are returned, not raised: they may be one rank's alone (a file that a node lacks).
     """
     inputs: dict[str, Any] = {}
-    settings, problems = recipe.settings(), []
+    settings: dict[str, Any] = recipe.settings()
+    problems: Sequence[Problem] = []
     try:
-        train_rows, evaluation_rows = data.load_data(recipe.data, recipe.training)
-        inputs = {"train_dataset": train_rows, "eval_dataset": evaluation_rows}
+        rows = data.load_data(recipe.data, recipe.training)
+        inputs = {"train_dataset": rows.training.rows, "eval_dataset": None}
+        if rows.evaluation is not None:
+            inputs["eval_dataset"] = rows.evaluation.rows
         inputs["processing_class"] = model.build_tokenizer(recipe.model, recipe.training)
-        settings["dataset"] = data.fingerprint(train_rows)
-        settings["eval_dataset"] = data.fingerprint(evaluation_rows)
-        settings["stream"] = data.stream_fingerprint(train_rows)
-        settings["eval_stream"] = data.stream_fingerprint(evaluation_rows)
+        inputs["sources"] = {name: part.source for name, part in rows.parts.items()}
+        settings["dataset"] = data.fingerprint(inputs["train_dataset"])
+        settings["eval_dataset"] = data.fingerprint(inputs["eval_dataset"])
+        settings["stream"] = data.stream_fingerprint(inputs["train_dataset"])
+        settings["eval_stream"] = data.stream_fingerprint(inputs["eval_dataset"])
+        problems = inspection.inspect(rows, inputs["processing_class"], recipe).problems
         settings |= model.tokenizer_settings(inputs["processing_class"], recipe.training)
         settings["base_model"] = model.fingerprint(recipe.model)
         settings["base_weights"] = model.weights_fingerprint(recipe.model)
     except ConfigError as error:
         problems = error.problems
     for name, values in transposed(distributed.gather(settings)).items():
-        if not problems and len(set(map(repr, values))) > 1:
+        wrong = any(problem.severity == "error" for problem in problems)
+        if not wrong and len(set(map(repr, values))) > 1:
             problems = [Problem(f"{name} differs between ranks: {values}", code="data")]
     return inputs, settings, problems
 

@@ -8,6 +8,7 @@ What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
 - `get_eval_dataloader`: an evaluation draws nothing from the generator that training goes on with.
 - `_prepare_for_training`, `_load_rng_state`, `_load_from_checkpoint`: what other processes wrote
   is given to these.
+- `_prepare_dataset`: rows are counted, and an error of one rank is everybody's.
 - `compute_loss`: a rank without rows computes one, and learns nothing from it.
 - `_prepare_for_training`: DeepSpeed saves and loads through our checkpoint engine.
 - `_finalize_training`: the last save has to arrive before the best is chosen.
@@ -31,6 +32,7 @@ from typing import Any
 
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, set_seed
+from transformers.trainer_utils import has_length
 from trl import SFTTrainer
 
 from . import distributed
@@ -42,10 +44,11 @@ from .checkpoint.reshard import rng_seed
 from .checkpoint.runfolder import Committed
 from .checkpoint.runwriter import Saved
 from .checkpoint.schedule import saves_at
-from .config import refused_by_libraries
+from .config import ConfigError, refused_by_libraries
 from .contents import Contents
 from .evaluations import best_of
 from .pacing import EvaluationStoppedError, EveryStep
+from .preparation import Positions, prepare, too_few, too_long
 from .restore import (
     Resharded,
     random_numbers,
@@ -54,6 +57,7 @@ from .restore import (
     set_random_numbers,
     settle_gradients,
 )
+from .rows import Count
 from .sampling import IGNORED, Fetched, plan_rows, settle_loader, tell_epoch
 from .saving import Saving
 
@@ -77,6 +81,8 @@ class KeepstepTrainer(SFTTrainer):
         evaluation_due_at: the newest step with an evaluation, None before the first.
         preempted: why training stopped before its end, None when it did not.
         saving: its saves, and what came of them.
+        sources, counts: `training` and `evaluation`: where the rows come from, and what became of
+            them when they were made into tokens.
     """
 
     control: Any
@@ -89,9 +95,13 @@ class KeepstepTrainer(SFTTrainer):
         start: Committed | None = None,
         asked: Batch | None = None,
         about: dict[str, Any] | None = None,
+        sources: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
+        self.counts: dict[str, Count] = {}
+        self.sources = sources or {}
         super().__init__(*args, **kwargs)
+        self._judge_rows()
         self.manager = manager
         self.settings = settings or {}
         self.about = about or {}
@@ -141,6 +151,48 @@ class KeepstepTrainer(SFTTrainer):
                 self._seen = self._shown.enter_context(only_listed(self.start))
             path = str(self._seen.path) if self._seen else None
             return super().train(path, *args, **kwargs)
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Any:
+        """All rows, counted, with an error of one rank made everybody's. Ranks: all (collective).
+
+        Raises:
+            ConfigError: a row cannot be prepared, or none is left.
+        """
+        inner = super()._prepare_dataset
+
+        def stage(rows: Any, args: Any, packing: bool) -> Any:
+            formatting = formatting_func if rows is dataset else None
+            return inner(rows, processing_class, args, packing, formatting, dataset_name)
+
+        what = {"train": "training", "eval": "evaluation"}.get(dataset_name, dataset_name)
+        prepared, count = prepare(what, dataset, args, packing, stage)
+        if count is not None:
+            self.counts[what] = count
+        return prepared
+
+    def _judge_rows(self) -> None:
+        """Whether the model takes the longest row, and an evaluation some. Ranks: any; the same."""
+        positions = Positions.of(self.model.config)
+        problems = [
+            problem
+            for what, count in self.counts.items()
+            for problem in too_long(what, count.longest, positions)
+        ]
+        if self.eval_dataset is not None and has_length(self.eval_dataset):
+            problems += too_few(len(self.eval_dataset), self.args)
+        errors = [problem for problem in problems if problem.severity == "error"]
+        if errors:
+            raise ConfigError(errors)
+        for warning in problems if distributed.is_main() else []:
+            logger.warning("%s", warning.told())
 
     def get_train_dataloader(self) -> Any:
         loader, order = super().get_train_dataloader(), self._get_train_sampler()

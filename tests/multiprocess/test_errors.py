@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -44,6 +45,27 @@ def test_one_clear_message(ranks: Ranks, demo: Path, workspace: Path, mistake: s
     assert run.output.count("keepstep: the recipe has") == 1
     assert len(run.output.splitlines()) <= 9
     assert not output_dir.exists()
+
+
+def test_rows_that_the_chat_template_refuses(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """One far down, which is met when all are prepared: while the main process does, the other
+    waits for its turn."""
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    bad = [{"role": "user", "content": "forbidden"}, turns[1]]
+    rows = [*[{"messages": turns}] * 20, {"messages": bad}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = json.loads((demo / "model/tokenizer_config.json").read_text()).get("chat_template")
+    template = template or (demo / "model/chat_template.jinja").read_text()
+    (tmp_path / "strict.jinja").write_text(
+        "{% if messages[0].content == 'forbidden' %}{{ raise_exception('no such words') }}"
+        "{% endif %}" + template
+    )
+    fields = {"dataset_name": tmp_path / "x.jsonl", "chat_template_path": tmp_path / "strict.jinja"}
+    run = ranks.start(argv(demo, tmp_path / "run", **fields), strategy="ddp")
+    assert run.wait() == [2, 2]
+    assert "training rows cannot be made into tokens: TemplateError: no such words" in run.output
+    assert "Traceback" not in run.output
+    assert run.output.count("keepstep: the recipe has") == 1
 
 
 def test_a_launch_that_shares_out_in_another_way(ranks: Ranks, demo: Path, workspace: Path) -> None:

@@ -82,6 +82,18 @@ def test_one_voice(runs: dict, ranks: Ranks) -> None:
         lines = text.splitlines()
         assert sum("  eval_loss " in line for line in lines) == 3
         assert sum("  saved checkpoint-" in line for line in lines) == 3
-        expected = ("step ", "keepstep ", "Finished", "Best", "Use it", "Checkpoints")
+        (rows,) = [line for line in lines if line.startswith("training: ")]
+        assert rows.endswith("/data/train.jsonl: 64 rows, 64 used, 0 cut, 0 dropped")
+        assert sum(line.startswith("evaluation: ") for line in lines) == 1
+        expected = (
+            "step ",
+            "keepstep ",
+            "training: ",
+            "evaluation: ",
+            "Finished",
+            "Best",
+            "Use it",
+            "Checkpoints",
+        )
         strange = [s for s in lines if not s.startswith(expected) and "parameters" not in s]
         assert strange == []

@@ -126,11 +126,18 @@ class Course:
         rows: of the training data.
         per_step: rows of a full step.
         drop_last: leave out what does not fill an epoch's last step.
+
+    Raises:
+        BatchError: there are no rows.
     """
 
     rows: int
     per_step: int
     drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise BatchError("there are no rows to train on")
 
     @property
     def steps_per_epoch(self) -> int:

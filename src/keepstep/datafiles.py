@@ -1,0 +1,23 @@
+"""Which names are files of rows, and how they are read. Pure: no disk."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+
+# The last known suffix decides: `x.txt.jsonl` is JSONL.
+BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
+
+
+def builder_of(name: str) -> str | None:
+    """The builder of `datasets` that reads a file of that name; None where no suffix is known."""
+    suffixes = [suffix.lower() for suffix in PurePath(name).suffixes]
+    return next((BUILDERS[s] for s in reversed(suffixes) if s in BUILDERS), None)
+
+
+def is_data_file(name: str) -> bool:
+    """Whether a name ends as files of rows do, compressed or not: it is no name on the Hub."""
+    suffixes = [suffix.lower() for suffix in PurePath(name).suffixes]
+    while suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return bool(suffixes) and suffixes[-1] in BUILDERS

@@ -1,0 +1,65 @@
+"""What can be said of rows, tokenizer and model together before the model is loaded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from .config import Problem, Recipe
+from .data import Data
+from .model import chat_template
+from .preparation import Positions, packs, too_few, try_few
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        problems: errors and warnings.
+        tokenised: of each part of the data, the rows that were made into tokens, to try it.
+    """
+
+    problems: Sequence[Problem]
+    tokenised: Mapping[str, int] = field(default_factory=dict)
+
+
+def inspect(data: Data, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Inspection:
+    """Make a few rows into tokens, as they will be. Ranks: any, each for itself.
+
+    Raises:
+        ConfigError: there is no chat template at `chat_template_path`.
+    """
+    training = recipe.training
+    rendering = copy.deepcopy(tokenizer)
+    rendering.chat_template = chat_template(tokenizer, training)
+    positions = positions_of(recipe)
+    problems, tokenised = list(data.warnings), {}
+    for what, part in data.parts.items():
+        tokenised[what], found = try_few(what, part, rendering, training, positions)
+        problems += found
+        if what == "evaluation" and not part.streamed and not packs(what, training):
+            problems += too_few(len(part.rows), training)
+    same = data.evaluation is not None and data.evaluation.source == data.training.source
+    if same and training.eval_strategy != "no":
+        told = f"the evaluation rows are the training rows: {data.training.source}"
+        problems.append(Problem(told, "the best by them has learned them best", "data", "warning"))
+    return Inspection(problems, tokenised)
+
+
+def positions_of(recipe: Recipe) -> Positions:
+    """How long a row the recipe's model takes; not known where its configuration is not to be had:
+    loading it will say why."""
+    model, training = recipe.model, recipe.training
+    try:
+        config = AutoConfig.from_pretrained(
+            model.model_name_or_path,
+            revision=model.model_revision,
+            trust_remote_code=training.trust_remote_code,
+        )
+    except (OSError, ValueError):
+        return Positions()
+    return Positions.of(config)
