@@ -221,7 +221,7 @@ def _taken(
     layout = layout_of(first, training.dataset_text_field)
     if layout is None:
         told = f"the {what} data has no column to train on, but {', '.join(sorted(first))}"
-        raise ConfigError([problem(told, hint_for(first))])
+        raise ConfigError([problem(told, hint_for(first, training.dataset_text_field))])
     _check_loss(what, layout, judge(first, layout), training)
     if layout.ignored:
         told = f"the {what} data: {layout} is trained on; left out: {', '.join(layout.ignored)}"

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError
+from datasets.table import CastError
 from trl.scripts.utils import DatasetConfig
 
 from .config import ConfigError, Problem
@@ -132,16 +135,21 @@ def mixed(parts: Sequence[DatasetConfig], found: Sequence[Rows], stream: bool) -
 def unusable(name: str, error: Exception) -> ConfigError:
     """What the user is told of an error that datasets has met."""
     cause = error.__cause__ or error
-    text = f"{type(cause).__name__}: {cause}".split("\n")[0]
-    hint = ""
+    text, hint = f"{type(cause).__name__}: {cause}".split("\n")[0], ""
     if isinstance(cause, UnicodeDecodeError):
-        seen = cause.object[cause.start]
-        text = f"it is not UTF-8: a byte 0x{seen:02x}"
+        text = f"it is not UTF-8: a byte 0x{cause.object[cause.start]:02x}"
         hint = "iconv -f latin1 -t utf-8 FILE > NEW, if it is Latin-1"
     elif isinstance(cause, StopIteration) or any(mark in str(cause) for mark in EMPTY):
         text = "it has no rows"
-    elif text.endswith("the file is empty"):
-        text = "the file is empty"
+    elif isinstance(error, (EmptyDatasetError, DataFilesNotFoundError)):
+        text = f"no files of rows are in it ({', '.join(BUILDERS)})"
+        if glob.has_magic(name):
+            hint = "datasets takes *, ? and [ in a folder's name for a pattern: rename it"
+    elif isinstance(cause, CastError):
+        text = "its files have other columns than the first of them"
+        hint = f"{' '.join(str(cause).split())[:200]} …"
+    elif type(cause) is ValueError:
+        text = str(cause).split("\n")[0]
     return ConfigError([problem(f"{name} cannot be loaded: {text}", hint)])
 
 

@@ -21,6 +21,7 @@ OTHER_NAMES = {
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
 }
 CALLS = ("function_call", "tool_call")
+FOREIGN = ("from", "value", "function_call")  # keys of a turn that no template knows
 TURNS = ("messages", "conversations", "conversation")  # columns with a list of turns, by preference
 KINDS = ("prompt", "chosen", "rejected", "completion", "messages")  # that SFTTrainer looks for
 EXPECTED = "`messages`, `prompt` and `completion`, or `text`"
@@ -95,9 +96,13 @@ def _but(name: str, column: str, names: set[str], own: set[str]) -> Layout:
     return Layout(name, column, tuple(sorted(names & set(KINDS) - own)))
 
 
-def hint_for(columns: Iterable[str]) -> str:
-    """What to do about columns that have no layout."""
-    names = set(columns)
+def hint_for(row: Mapping[str, Any], text_field: str) -> str:
+    """What to do about a row that has no layout."""
+    names = set(row)
+    for name, value in row.items():
+        inner = value[0] if isinstance(value, list) and value else None
+        if isinstance(inner, Mapping) and layout_of(inner, text_field):
+            return f"the rows are inside of {name}: write them one a line, as JSONL"
     for question in ("instruction", "question", "query", "input"):
         for answer in ("output", "answer", "response"):
             if {question, answer} <= names:
@@ -150,7 +155,7 @@ def _judge_turns(turns: Any, column: str, system: Any = None) -> Verdict:
             taken = message(turn)
         except RowError as error:
             return Verdict(f"{column}, turn {number}: {error}")
-        foreign |= turn.get("role") not in ROLES or "from" in turn or "value" in turn
+        foreign |= turn.get("role") not in ROLES or any(turn.get(key) for key in FOREIGN)
         answered |= taken["role"] == "assistant"
     return Verdict("", foreign, True, answered)
 
@@ -189,6 +194,8 @@ def message(turn: Any) -> dict[str, Any]:
     content = rest.pop("value", None) if content is None else content
     if name in CALLS:
         return {"role": known, "content": "", "tool_calls": _calls(content), **rest}
+    if isinstance(rest.get("function_call"), Mapping):  # OpenAI's older way
+        rest["tool_calls"] = _calls(rest.pop("function_call"))
     if content is None and not (known == "assistant" and rest.get("tool_calls")):
         raise RowError(f"a turn of {known} without content")
     if content is not None and not isinstance(content, (str, list)):

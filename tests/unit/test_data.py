@@ -84,6 +84,25 @@ def test_files(demo: Path, tmp_path: Path, name: str, content: Any, stream: bool
     assert rows_of(demo, tmp_path, **fields) == TEXTS
 
 
+def test_folders(demo: Path, tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write(tmp_path / f"mit Lücke/{name}.jsonl", lines({"text": name}))
+    parsed = recipe(demo, tmp_path, dataset_name=tmp_path / "mit Lücke", eval_strategy="steps")
+    parsed.data.eval_dataset_name = None
+    data = load_data(parsed.data, parsed.training)
+    assert data.evaluation is not None
+    assert (data.training.rows[0], data.evaluation.rows[0]) == ({"text": "train"}, {"text": "test"})
+    for folder, expected in (
+        ("two", "its files have other columns than the first of them"),
+        ("empty", "no files of rows are in it"),
+        ("a[1]", "Hint: datasets takes *, ? and [ in a folder's name for a pattern"),
+    ):
+        write(tmp_path / folder / ("notes" if folder == "empty" else "a.jsonl"), lines(CHAT))
+        if folder == "two":
+            write(tmp_path / "two/b.jsonl", lines(*TEXTS))
+        assert expected in problems(demo, tmp_path, dataset_name=tmp_path / folder)
+
+
 def test_a_parquet_file_and_a_huge_row(demo: Path, tmp_path: Path) -> None:
     rows = [{"text": "a"}, {"text": "long " * 3_000_000}]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "x.parquet"))

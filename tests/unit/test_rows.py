@@ -85,8 +85,9 @@ def test_layouts(columns: list[str], layout: str, ignored: tuple[str, ...]) -> N
 
 
 @pytest.mark.parametrize(
-    ("columns", "hint"),
+    ("row", "hint"),
     [
+        ({"data": [{"text": "a"}]}, "the rows are inside of data: write them one a line"),
         (["instruction", "input", "output"], "rename instruction to prompt (with `input` joined"),
         (["question", "answer"], "rename question to prompt, and answer to completion"),
         (["prompt", "chosen", "rejected"], "rename chosen to completion"),
@@ -94,9 +95,9 @@ def test_layouts(columns: list[str], layout: str, ignored: tuple[str, ...]) -> N
         (["story"], "or set dataset_text_field"),
     ],
 )
-def test_what_to_do_about_other_columns(columns: list[str], hint: str) -> None:
-    assert layout_of(columns, "text") is None
-    assert hint in hint_for(columns)
+def test_what_to_do_about_other_columns(row: dict[str, Any] | list[str], hint: str) -> None:
+    assert layout_of(row, "text") is None
+    assert hint in hint_for(row if isinstance(row, dict) else dict.fromkeys(row), "text")
 
 
 @pytest.mark.parametrize(
@@ -134,6 +135,18 @@ def test_a_call_of_a_tool_becomes_one() -> None:
     assert call["tool_calls"] == [{"type": "function", "function": function}]
     assert (call["role"], answer["role"]) == ("assistant", "tool")
     assert last == {"role": "assistant", "content": "Noon."}
+
+
+def test_the_older_way_to_call() -> None:
+    call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    answer = {"role": "function", "name": "f", "content": "1"}
+    found = taken({"messages": [USER, call, answer, ANSWER]})["messages"]
+    function = {"name": "f", "arguments": "{}"}
+    assert found[1] == {
+        "role": "assistant",
+        "tool_calls": [{"type": "function", "function": function}],
+    }
+    assert found[2] == {"role": "tool", "name": "f", "content": "1"}
 
 
 def test_a_system_text_beside_the_turns_comes_first() -> None:
