@@ -12,7 +12,6 @@ import pytest
 
 from keepstep import train
 from keepstep.config import ConfigError
-from keepstep.data import load_data
 from keepstep.parsing import parse_recipe
 from keepstep.preflight import validate
 from tests.helpers.recipes import argv
@@ -53,33 +52,39 @@ def problems(demo: Path, tmp_path: Path, **fields: Any) -> str:
     return "\n".join(map(str, found))
 
 
+def gathered(parsed: Any) -> dict[str, Any]:
+    """What a launch goes on with."""
+    inputs, _, found = train.gather_inputs(parsed)
+    assert [str(p) for p in found if p.severity == "error"] == []
+    return inputs
+
+
 def rows_of(demo: Path, tmp_path: Path, **fields: Any) -> list[Any]:
-    parsed = recipe(demo, tmp_path, **fields)
-    return list(load_data(parsed.data, parsed.training).training.rows)
+    return list(gathered(recipe(demo, tmp_path, **fields))["train_dataset"])
 
 
 TEXTS = [{"text": "a"}, {"text": "ü"}]
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("rows.jsonl", lines(*TEXTS)),
-        ("rows.txt.jsonl", lines(*TEXTS)),
-        ("rows.jsonl.gz", gzip.compress(lines(*TEXTS).encode())),
-        ("ROWS.JSONL", lines(*TEXTS)),
-        ("bom.jsonl", "\ufeff" + lines(*TEXTS)),
-        ("crlf.jsonl", lines(*TEXTS).replace("\n", "\r\n\r\n")),
-        ("array.json", json.dumps(TEXTS)),
-        ("rows.csv", "text\na\nü\n"),
-        ("rows.txt", "a\nü\n"),
-        ("a[1].jsonl", lines(*TEXTS)),
-        ("mit Lücke*?/né.jsonl", lines(*TEXTS)),
-    ],
-)
-@pytest.mark.parametrize("stream", [False, True])
-def test_files(demo: Path, tmp_path: Path, name: str, content: Any, stream: bool) -> None:
-    path = write(tmp_path / name, content)
+FILES: dict[str, Any] = {
+    "rows.jsonl": lines(*TEXTS),
+    "rows.txt.jsonl": lines(*TEXTS),
+    "rows.jsonl.gz": gzip.compress(lines(*TEXTS).encode()),
+    "ROWS.JSONL": lines(*TEXTS),
+    "bom.jsonl": "\ufeff" + lines(*TEXTS),
+    "crlf.jsonl": lines(*TEXTS).replace("\n", "\r\n\r\n"),
+    "array.json": json.dumps(TEXTS),
+    "rows.csv": "text\na\nü\n",
+    "rows.txt": "a\nü\n",
+    "a[1].jsonl": lines(*TEXTS),
+    "mit Lücke*?/né.jsonl": lines(*TEXTS),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_files(demo: Path, tmp_path: Path, name: str, stream: bool) -> None:
+    path = write(tmp_path / name, FILES[name])
     fields = {"dataset_name": path, "dataset_streaming": stream, "max_steps": 2}
     assert rows_of(demo, tmp_path, **fields) == TEXTS
 
@@ -89,9 +94,9 @@ def test_folders(demo: Path, tmp_path: Path) -> None:
         write(tmp_path / f"mit Lücke/{name}.jsonl", lines({"text": name}))
     parsed = recipe(demo, tmp_path, dataset_name=tmp_path / "mit Lücke", eval_strategy="steps")
     parsed.data.eval_dataset_name = None
-    data = load_data(parsed.data, parsed.training)
-    assert data.evaluation is not None
-    assert (data.training.rows[0], data.evaluation.rows[0]) == ({"text": "train"}, {"text": "test"})
+    inputs = gathered(parsed)
+    assert inputs["train_dataset"][0] == {"text": "train"}
+    assert inputs["eval_dataset"][0] == {"text": "test"}
     for folder, expected in (
         ("two", "its files have other columns than the first of them"),
         ("empty", "no files of rows are in it"),
@@ -104,7 +109,7 @@ def test_folders(demo: Path, tmp_path: Path) -> None:
 
 
 def test_a_parquet_file_and_a_huge_row(demo: Path, tmp_path: Path) -> None:
-    rows = [{"text": "a"}, {"text": "long " * 3_000_000}]
+    rows = [{"text": "a"}, {"text": "long " * 20_000}]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "x.parquet"))
     assert rows_of(demo, tmp_path, dataset_name=tmp_path / "x.parquet") == rows
 
@@ -146,10 +151,10 @@ def test_which_split_evaluates(
         *(demo, tmp_path),
         **{"eval_strategy": "steps", "eval_dataset_name": splits(tmp_path, *names), **fields},
     )
-    evaluation = load_data(parsed.data, parsed.training).evaluation
-    assert evaluation is not None
-    assert evaluation.rows[0] == {"text": expected}
-    assert evaluation.source.endswith("saved" if len(names) == 1 else f"saved, split {expected}")
+    inputs = gathered(parsed)
+    assert inputs["eval_dataset"][0] == {"text": expected}
+    source = inputs["sources"]["evaluation"]
+    assert source.endswith("saved" if len(names) == 1 else f"saved, split {expected}")
 
 
 @pytest.mark.parametrize(
@@ -223,11 +228,9 @@ def test_a_mixture_of_files(demo: Path, tmp_path: Path) -> None:
         *(demo, tmp_path),
         **mixed(shared, shared, eval_strategy="steps", eval_dataset_name="", test_split_size=0.5),
     )
-    first, second = (load_data(parsed.data, parsed.training) for _ in range(2))
-    assert first.evaluation is not None
-    assert second.evaluation is not None
-    assert len(first.evaluation.rows) == 2
-    assert first.evaluation.rows[:] == second.evaluation.rows[:]
+    first, second = (gathered(parsed)["eval_dataset"] for _ in range(2))
+    assert len(first) == 2
+    assert first[:] == second[:]
 
 
 def test_streaming_by_either_name(demo: Path, tmp_path: Path) -> None:
@@ -235,7 +238,7 @@ def test_streaming_by_either_name(demo: Path, tmp_path: Path) -> None:
     for name in ("streaming", "dataset_streaming"):
         fields = {"dataset_name": path, name: True}
         parsed = recipe(demo, tmp_path, **fields, max_steps=2)
-        assert load_data(parsed.data, parsed.training).training.streamed
+        assert isinstance(gathered(parsed)["train_dataset"], datasets.IterableDataset)
         assert "set max_steps" in problems(demo, tmp_path, **fields, max_steps=-1)
 
 
