@@ -144,11 +144,10 @@ def _mixture(data: DataConfig, stream: bool, taken: Callable[[str, Rows, str], P
     if len(kinds) > 1:
         told = ", ".join(f"{part.source}: {part.layout}" for part in parts)
         raise ConfigError(
-            [problem(f"the parts of datasets have different layouts: {told}", "give all one")]
+            [problem(f"the parts of datasets have different layouts: {told}", "give them all one")]
         )
     rows = mixed(data.datasets, _alike(parts), stream)
-    sizes = "" if stream else f" ({' + '.join(f'{len(part.rows):,}' for part in parts)} rows)"
-    return replace(parts[0], rows=rows, source=f"{len(parts)} datasets{sizes}")
+    return replace(parts[0], rows=rows, source=f"{len(parts)} datasets")
 
 
 def _alike(parts: Sequence[Part]) -> list[Rows]:
@@ -173,7 +172,7 @@ def _evaluation_rows(data: DataConfig, splits: Splits, stream: bool) -> tuple[Ro
     choices = EVAL_SPLITS if by_default else (wanted,)
     name = data.eval_dataset_name
     if name:
-        separate = load(name, None if name != data.dataset_name else data.dataset_config, stream)
+        separate = load(name, data.dataset_config, stream)
         split = next((s for s in choices if s in separate), None)
         if split is None and len(separate) == 1:
             split = next(iter(separate))
@@ -203,8 +202,8 @@ def _set_aside(train: Part, data: DataConfig, training: KeepstepConfig) -> tuple
     count = share if share >= 1 else share * rows
     count = min(max(1, round(count)), rows - 1)
     parts = train.rows.train_test_split(test_size=count, seed=seed)
-    aside = f"set aside of {train.source}"
-    return replace(train, rows=parts["train"]), replace(train, rows=parts["test"], source=aside)
+    aside = replace(train, rows=parts["test"], source=f"{train.source}, set aside")
+    return replace(train, rows=parts["train"]), aside
 
 
 def _taken(
@@ -284,9 +283,12 @@ def _verdicts(rows: Rows, layout: Layout, processes: int | None) -> dict[str, li
     if is_stream(rows):
         seen = [_verdict(row, layout) for row in itertools.islice(rows, STREAM_SAMPLE)]
         return {name: [verdict[name] for verdict in seen] for name in seen[0]}
-    column = rows.data.column(layout.column) if layout.name == "text" else None
-    if column is not None and "string" in str(column.type) and not column.null_count:
-        return {name: [] for name in vars(Verdict())}  # each of them is text
+    column = rows.data.column(layout.column)
+    is_text = layout.name == "text" and "string" in str(column.type)
+    if (is_text or layout.name == "input_ids") and not column.null_count:
+        return {name: [] for name in vars(Verdict())}  # there is nothing to look for
+    names = {layout.column, "prompt", "completion", "system", "tools"}  # no image is decoded
+    rows = rows.select_columns([name for name in rows.column_names if name in names])
     judged = rows.map(
         _verdict,
         fn_kwargs={"layout": layout, "version": __version__},  # which the cache goes by

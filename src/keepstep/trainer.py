@@ -186,7 +186,7 @@ class KeepstepTrainer(SFTTrainer):
             for what, count in self.counts.items()
             for problem in too_long(what, count.longest, positions)
         ]
-        if self.eval_dataset is not None and has_length(self.eval_dataset):
+        if not isinstance(self.eval_dataset, dict) and has_length(self.eval_dataset):
             problems += too_few(len(self.eval_dataset), self.args)
         errors = [problem for problem in problems if problem.severity == "error"]
         if errors:

@@ -15,7 +15,7 @@ FSDP2 = Path(str(files("trl") / "accelerate_configs/fsdp2.yaml"))
 MISTAKES = {
     "unknown field": ({"max_step": 3}, ["unknown flag --max_step", "did you mean `max_steps`?"]),
     "missing file": ({"dataset_name": "no/such/file.jsonl"}, ["there is no no/such/file.jsonl"]),
-    "wrong type": ({"learning_rate": "fast"}, ["argument --learning_rate", "invalid float value"]),
+    "wrong type": ({"learning_rate": "fast"}, ["'fast' is not a value of type float"]),
     "no usable column": (
         {"dataset_name": "DEMO/odd.jsonl"},
         ["the training data has no column to train on, but answer, question"],
