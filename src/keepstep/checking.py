@@ -59,7 +59,8 @@ def check(
     try:
         parsed = _parsed(recipe, context.args)
         problems = list(_problems(parsed, num_processes, config_file, seen))
-        problems += [] if walltime is None else _short_of_time(parsed, walltime)
+        if walltime is not None and not any(p.code == "run" for p in problems):
+            problems += _short_of_time(parsed, walltime)
     except ConfigError as error:
         problems = error.problems
     errors = [problem for problem in problems if problem.severity == "error"]

@@ -13,7 +13,8 @@ from typing import Any
 from huggingface_hub import get_token
 from packaging.requirements import Requirement
 
-from .checkpoint.selection import WORDS
+from .checkpoint.runfolder import RunFolder
+from .checkpoint.selection import WORDS, SelectionError
 from .config import Problem, Recipe
 from .datafiles import is_data_file
 from .preflight_launch import check_launch, launch_of
@@ -57,6 +58,11 @@ def _run_folder(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(f"output_dir: {existing} is a file, not a folder", code="run")
     elif not os.access(existing, os.W_OK):
         yield Problem(f"output_dir: {existing} is not writable", code="run")
+    try:
+        RunFolder(training.output_dir).run_id()
+    except SelectionError as error:
+        what, _, hint = str(error).partition("\n    Hint: ")
+        yield Problem(f"output_dir: {training.output_dir}: {what}", hint, "run")
     request = str(training.resume_from_checkpoint)
     # A path may be gone by the time a run carries on from its own checkpoints.
     if request not in WORDS and not request.isdecimal() and "/" not in request:

@@ -167,23 +167,34 @@ def save_table(run: RunFolder, narrow: bool = False) -> Table:
     return table
 
 
+def intervals(run: RunFolder) -> list[tuple[int, int, float]]:
+    """Attempt, steps and seconds between each two saves in a row of one attempt, oldest first.
+    Saves whose checkpoints are gone count, too: what is left does not tell how often it saved."""
+    of_attempts: dict[int, list[dict[str, Any]]] = {}
+    for commit in run.commits():
+        of_attempts.setdefault(commit["attempt"], []).append(commit)
+    return [
+        (number, later["step"] - earlier["step"], moment(later["time"]) - moment(earlier["time"]))
+        for number, commits in sorted(of_attempts.items())
+        for earlier, later in pairwise(commits)
+        if later["step"] > earlier["step"]  # else it was saved again, with its metric
+    ]
+
+
 def step_seconds(run: RunFolder) -> float | None:
     """How long a step has taken, saves and evaluations included; None: too few saves to tell."""
-    steps = [
-        (moment(b["time"]) - moment(a["time"])) / (later - earlier)
-        for (earlier, a), (later, b) in pairwise(sorted(run.saves().items()))
-        if a["attempt"] == b["attempt"]
-    ]
+    steps = [seconds / count for _, count, seconds in intervals(run)]
     return median(steps) if steps else None
 
 
 def save_hint(run: RunFolder, mtbf_hours: float) -> str:
     """What this run's saves cost and a failure loses, and the interval that loses least."""
-    saves, step = run.saves(), step_seconds(run)
+    found, step = intervals(run), step_seconds(run)
     if step is None or step <= 0:  # or a clock was set meanwhile
         return "too few saves to say how often to save"
-    stall = median(max(0.0, float(save.get("stall", 0.0))) for save in saves.values())
-    apart = max(later - earlier for earlier, later in pairwise(sorted(saves)))
+    stall = median(max(0.0, float(save.get("stall", 0.0))) for save in run.commits())
+    newest = found[-1][0]  # whose recipe holds
+    apart = max(count for number, count, _ in found if number == newest)
     best = best_interval(stall, mtbf_hours * 3600)
     return (
         f"a save stops training for {figure(stall, 3)} s, a step takes {figure(step, 2)} s, and a "

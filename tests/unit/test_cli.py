@@ -11,6 +11,7 @@ from keepstep.cli import app
 from tests.helpers.folders import commit, identify
 
 runner = CliRunner()
+T35, T40 = (f"2026-11-25T05:{minute}:00.000+00:00" for minute in ("00", "02"))
 
 
 @pytest.fixture
@@ -227,5 +228,15 @@ def test_ls_verbose_suggests_an_interval(run: Path) -> None:
     assert "a step takes 30.00 s, and a failure loses up to 10 steps (300 s)" in told
     # sqrt(2 * 0.5 s * 36,000 s) = 190 s
     assert "one failure in 10 hours a save every 189 s (6 steps) loses least" in told
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (
+        run / "checkpoint-20/manifest.json"
+    ).unlink()  # as if it were pruned: it was saved all the same
+    told = runner.invoke(app, ["ls", str(run), "--verbose"]).stdout
+    assert "a step takes 30.00 s, and a failure loses up to 10 steps (300 s)" in told
+    later = [{**lines[-1], "attempt": 2, "step": s, "time": t} for s, t in ((35, T35), (40, T40))]
+    log.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *later, later[-1]]))
+    told = runner.invoke(app, ["ls", str(run), "--verbose"]).stdout
+    assert "a failure loses up to 5 steps (150 s)" in told, "as the newest attempt saves"
     log.write_text("")
     assert "too few saves" in runner.invoke(app, ["ls", str(run), "--verbose"]).stdout

@@ -14,6 +14,7 @@ from keepstep.checkpoint.batch import Batch
 from keepstep.config import ConfigError
 from keepstep.parsing import parse_recipe
 from keepstep.preflight import validate
+from tests.helpers.folders import commit
 from tests.helpers.ranks import ROOT
 
 MINIMAL = {
@@ -300,6 +301,14 @@ def test_what_is_not_installed(
     (problem,) = problems(flags(**fields))
     assert problem.startswith(package)
     assert problems(flags(report_to="tensorboard")) == []
+
+
+def test_a_folder_of_two_runs(tmp_path: Path) -> None:
+    commit(tmp_path, 10)
+    commit(tmp_path, 20, run_id="ba9876543210")
+    (problem,) = problems(flags(output_dir=tmp_path))
+    assert "does not tell which run this is, and the checkpoints are of 2" in problem
+    assert problem.endswith("Hint: move those of the other run out of the folder.")
 
 
 def test_a_template_that_is_none(tmp_path: Path) -> None:

@@ -259,6 +259,10 @@ class RunFolder:
         nodes = [Node(c.step, c.manifest.attempt, c.manifest.parent or 0) for c in there]
         return attempts_of(self._events(), nodes)
 
+    def commits(self) -> list[dict[str, Any]]:
+        """What events.jsonl says of every save, in their order; also of those that are pruned."""
+        return [e for e in self._events() if e["event"] == "commit" and e.get("step") is not None]
+
     def saves(self) -> dict[int, dict[str, Any]]:
         """What events.jsonl says of the save of each committed checkpoint, by step.
 
@@ -267,9 +271,8 @@ class RunFolder:
         attempts = {c.step: c.manifest.attempt for c in self.checkpoints()}
         return {
             event["step"]: event
-            for event in self._events()
-            if event["event"] == "commit"
-            and attempts.get(event.get("step", -1)) == event["attempt"]
+            for event in self.commits()
+            if attempts.get(event["step"]) == event["attempt"]
         }
 
     def situation(
