@@ -13,7 +13,7 @@ from rich.table import Table
 
 from . import noise
 from .checkpoint.runfolder import RunFolder
-from .commands import JsonOption, app, console, fail
+from .commands import JsonOption, above_zero, app, console, fail
 from .report import human_bytes, step_seconds
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE [--field value ...]")]
-Processes = Annotated[int, typer.Option("--num_processes", help="In all, as for the launcher.")]
+Processes = Annotated[
+    int, typer.Option("--num_processes", min=1, help="In all, as for the launcher.")
+]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config_file", help="The accelerate config of the launch.")
 ]
@@ -47,7 +49,8 @@ def check(
     num_processes: Processes = 1,
     config_file: ConfigFile = None,
     walltime: Annotated[
-        float | None, typer.Option(help="Seconds that a batch job would have.")
+        float | None,
+        typer.Option(help="Seconds that a batch job would have.", callback=above_zero),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

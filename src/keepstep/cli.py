@@ -27,6 +27,7 @@ from .commands import (
     JsonOption,
     RunArgument,
     StepArgument,
+    above_zero,
     app,
     checkpoints_at,
     console,
@@ -63,7 +64,12 @@ def list_checkpoints(
     run: RunArgument,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="What each save cost.")] = False,
     mtbf_hours: Annotated[
-        float, typer.Option("--mtbf_hours", help="Between failures; for the hint of --verbose.")
+        float,
+        typer.Option(
+            "--mtbf_hours",
+            help="Between failures; for the hint of --verbose.",
+            callback=above_zero,
+        ),
     ] = 24.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -131,7 +137,7 @@ def which(
     run: RunArgument,
     request: Annotated[str, typer.Argument(metavar="[auto|latest|best|STEP]")] = "",
     num_processes: Annotated[
-        int | None, typer.Option("--num_processes", help="Of the launch to come.")
+        int | None, typer.Option("--num_processes", min=1, help="Of the launch to come.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

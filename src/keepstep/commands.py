@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -40,6 +41,17 @@ HINT = "    Hint: move it away; what is written there must lie beside the checkp
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (output_dir).")]
 StepArgument = Annotated[int, typer.Argument(metavar="STEP", help="The checkpoint's step.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def above_zero(value: float | None) -> float | None:
+    """For options that are a length of time.
+
+    Raises:
+        typer.BadParameter: there is no such length.
+    """
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"{value:g} is not above 0")
+    return value
 
 
 def fail(message: str, *more: str) -> NoReturn:

@@ -28,7 +28,7 @@ from .checkpoint.files import BLOCK
 from .checkpoint.layout import LayoutError, groups, is_stage3, masters
 from .checkpoint.sources import LAYOUT_FILE, NAMES_FILE, ReshardError
 from .checkpoint.tensors import layout_of
-from .checkpoint.weights import Probe, WeightsFile, ask, captured, trained
+from .checkpoint.weights import CARD, Probe, WeightsFile, ask, captured, trained
 from .checkpoint.writer import Part, Piece, Rehearsal, SnapshotCheckpointEngine
 from .config import ConfigError, Problem
 
@@ -125,6 +125,7 @@ class Contents:
             storage.make_folder(part.folder)
             try:
                 self.trainer.model.save_pretrained(part.folder, state_dict=state_dict)
+                storage.remove(part.folder / CARD)
             except SafetensorError as error:  # names no number, and has removed what it wrote
                 if storage.free(part.folder) < sum(t.nbytes for t in state_dict.values()):
                     full = errno.ENOSPC

@@ -78,8 +78,9 @@ def check_launch(launch: Launch, recipe: Recipe) -> Iterator[Problem]:
     for name, size in launch.sizes.items():
         if size > 1:
             yield _refused(f"{DIMENSIONS.get(name, name)} (parallelism_config: {name}: {size})")
-    if launch.precision == "fp8":
-        yield Problem("mixed_precision: fp8 is not supported", "mixed_precision: bf16", "launch")
+    if launch.precision not in ("no", "fp16", "bf16"):
+        told = f"mixed_precision: {launch.precision} is not supported"
+        yield Problem(told, "mixed_precision: bf16", "launch")
     given, asked = recipe.training.precision_is_given, recipe.training.precision
     if given and asked == "fp32" and launch.precision in ("bf16", "fp16"):
         yield Problem(
@@ -119,6 +120,8 @@ def _deepspeed(settings: Mapping[str, Any]) -> Iterator[Problem]:
 def _zero(launch: Launch, recipe: Recipe) -> Iterator[Problem]:
     """What DeepSpeed's ZeRO cannot combine."""
     stage, parameters, optimizer = launch.stage, *map(launch.offloaded, ("param", "optimizer"))
+    if stage not in (0, 1, 2, 3):
+        yield Problem(f"zero_stage: {stage} is none of 0, 1, 2, 3", code="zero")
     if parameters != "none" and stage < 3:
         yield Problem(
             f"offload_param_device: {parameters} needs ZeRO-3, and this is ZeRO-{stage}",
@@ -171,6 +174,8 @@ def launch_in(path: Path, recipe: Recipe) -> Launch:
         ConfigError: it, or DeepSpeed's file that it names, cannot be read.
     """
     try:
+        if not isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict):
+            raise ValueError("it holds no `name: value` lines")
         config = load_config_from_file(str(path))  # as the launcher reads it
         kind, deepspeed = str(config.distributed_type.value), None
         if kind == "DEEPSPEED":

@@ -90,6 +90,8 @@ def test_a_stranger_loads_it_and_gets_the_recorded_loss(
         expected[tmp_path / kind] = checkpoint.manifest.metrics["eval_loss"]
     merged = export_merged(last(runs["adapter"]), tmp_path / "merged")
     assert "adapter_config.json" not in merged.files
+    modes = {path.stat().st_mode & 0o777 for path in merged.folder.iterdir()}
+    assert modes == {merged.folder.stat().st_mode & 0o666}, "as other files here"
     expected[tmp_path / "merged"] = expected[tmp_path / "adapter"]
     assert (tmp_path / "zero3/model.safetensors.index.json").is_file()
     assert (tmp_path / "adapter/adapter_model.safetensors").is_file()

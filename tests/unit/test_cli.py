@@ -140,6 +140,22 @@ def test_which_says_how_so_many_processes_share_out_a_step(run: Path) -> None:
     assert "accept 10 rows a step (5 x 2, 1 accumulated): allow_batch_change: true" in five.stdout
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["which", "RUN", "--num_processes", count] for count in ("0", "-1")),
+        *(["ls", "RUN", "--mtbf_hours", hours] for hours in ("0", "-3", "nan", "inf")),
+        *(["check", "r.yaml", "--walltime", seconds] for seconds in ("0", "nan")),
+        ["check", "r.yaml", "--num_processes", "0"],
+        ["estimate", "r.yaml", "--num_processes", "0"],
+    ],
+)
+def test_numbers_that_there_cannot_be(run: Path, arguments: list[str]) -> None:
+    told = runner.invoke(app, [str(run) if word == "RUN" else word for word in arguments])
+    assert told.exit_code == 2
+    assert f"Invalid value for '{arguments[2]}'" in told.output
+
+
 def test_pin_unpin_and_prune(run: Path) -> None:
     identify(run, limit=1, ranking="recency", metric="eval_loss")
     assert runner.invoke(app, ["pin", str(run), "10"]).exit_code == 0

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from keepstep.checkpoint.storage import Storage
 from keepstep.checkpoint.weights import captured
+from keepstep.checkpoint.writer import Part
 from keepstep.config import ConfigError
 from keepstep.contents import Contents
 from tests.helpers.disks import small_disk_at
@@ -55,6 +58,26 @@ def test_a_tokenizer_that_is_not_stored(trainer: Any) -> None:
     assert "the model's tokenizer: Object of type object is not JSON serializable" in refusal(
         trainer
     )
+
+
+def test_an_adapter_s_card_names_a_path_and_is_not_stored(trainer: Any, tmp_path: Path) -> None:
+    """Neither where the ranks write their slices, nor where one writes what is gathered; whose file
+    is read by others as the other files are."""
+    trainer.model = get_peft_model(trainer.model, LoraConfig(task_type="CAUSAL_LM"))
+    trainer.manager = SimpleNamespace(storage=Storage())
+    contents = Contents(trainer)
+    contents.plan()
+    assert contents._companions is not None
+    assert "adapter_config.json" in contents._companions
+    assert "README.md" not in contents._companions
+    contents.gathering = part = Part(tmp_path / "checkpoint-2", 0, Storage())
+    contents.store_gathered(get_peft_model_state_dict(trainer.model))
+    part.adopt_unclaimed(set())
+    assert part.error is None
+    assert {*part.report.files} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {p.stat().st_mode & 0o777 for p in part.folder.iterdir()} == {
+        part.folder.stat().st_mode & 0o666
+    }
 
 
 def test_a_full_disk_of_temporary_files_is_one(

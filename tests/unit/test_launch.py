@@ -166,8 +166,16 @@ def test_what_accelerate_says_of_deepspeed(recipe: Recipe, tmp_path: Path) -> No
 def test_a_config_that_cannot_be_read_is_a_problem(
     content: str, recipe: Recipe, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"--config_file .*launch\.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"--config_file .*launch\.yaml cannot be read") as error:
         found(content, recipe, tmp_path)
+    assert "has no attribute 'get'" not in str(error.value) or "[3]" in content
+
+
+def test_what_no_launcher_knows(recipe: Recipe, tmp_path: Path) -> None:
+    config = {"distributed_type": "MULTI_GPU", "mixed_precision": "bf17"}
+    assert found(config, recipe, tmp_path)[1][0].startswith("mixed_precision: bf17 is not")
+    config = {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 5}}
+    assert found(config, recipe, tmp_path)[1][0].startswith("zero_stage: 5 is none of 0, 1, 2, 3")
 
 
 def test_bytes_that_are_no_text(recipe: Recipe, tmp_path: Path) -> None:

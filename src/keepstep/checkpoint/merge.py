@@ -44,6 +44,8 @@ def export_merged(
         if dtype is not None:
             model = model.to(PRECISIONS[dtype])
         model.save_pretrained(partial, max_shard_size=max_shard_size)
+        for path in partial.iterdir():
+            storage.sync(path)
         write_companions(checkpoint, partial, storage)
         storage.remove(partial / "adapter_config.json")
     progress(1, 1)

@@ -160,8 +160,11 @@ class Storage:
             os.fsync(file.fileno())
 
     def sync(self, path: Path) -> None:
-        """Flush a file that somebody else wrote to the device."""
+        """Flush a file that somebody else wrote to the device, and give it the mode that files have
+        in its folder: safetensors makes its own readable by the owner alone."""
         self.before("sync", path)
+        with naming("chmod", path):
+            path.chmod(path.parent.stat().st_mode & 0o666)
         _fsync(path, os.O_RDONLY)
 
     def sync_folder(self, path: Path) -> None:

@@ -87,6 +87,11 @@ class WeightsFile:
         part.weights(self.name, self.size, header, pieces)
 
 
+# What peft writes beside an adapter; it holds the base model's path on this machine. keepstep makes
+# a card when it publishes.
+CARD = "README.md"
+
+
 def captured(save: Callable[[str], object]) -> dict[str, bytes]:
     """What a library writes into a folder: path relative to it → content.
 
@@ -125,6 +130,7 @@ def ask(model: Any) -> Probe:
     try:
         with tempfile.TemporaryDirectory(prefix="keepstep-") as folder:
             model.save_pretrained(folder, state_dict=state)
+            (Path(folder) / CARD).unlink(missing_ok=True)
             (weights,) = Path(folder).glob("*.safetensors")
             stored = load_file(weights)
             weights.unlink()
