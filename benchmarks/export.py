@@ -19,7 +19,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ def save(arguments: argparse.Namespace) -> None:
     facts |= {"epoch": 0.0, "samples": 0, "metrics": {}, "world_size": 1, "zero_stage": 3}
     facts |= {"dtype": "bfloat16", "adapter": False, "planned_steps": 2, "settings": {}}
     facts |= {"health": {}, "versions": {}, "saved_at": "", "save_seconds": 0.0, "files": files}
-    (folder / "manifest.json").write_text(json.dumps(asdict(Manifest(**facts))))
+    (folder / "manifest.json").write_text(Manifest(**facts).to_json())
     print("{}", flush=True)
     os._exit(0)  # without DeepSpeed's farewells
 

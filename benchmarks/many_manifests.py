@@ -1,12 +1,13 @@
 """How long do listing and selection take with thousands of checkpoints?
 
-    python benchmarks/many_manifests.py [COUNT]
+    python benchmarks/many_manifests.py 10000 --rounds 5
 
-Writes COUNT (10,000) committed checkpoints of 15 small files each, of a run on 2 processes, and
-prints medians (min to max) of five rounds: a cold listing (every manifest parsed), a warm one (as
+Writes so many committed checkpoints of 15 small files each, of a run on 2 processes, and
+prints medians (min to max): a cold listing (every manifest parsed), a warm one (as
 inside a run: a stat each), selecting what `auto` takes, and the whole command `keepstep ls`.
 """
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -61,9 +62,9 @@ def make(run: Path, count: int) -> None:
         (folder / "manifest.json").write_text(manifest.to_json())
 
 
-def measure(title: str, action: Callable[[], object]) -> None:
+def measure(title: str, rounds: int, action: Callable[[], object]) -> None:
     seconds = []
-    for _ in range(5):
+    for _ in range(rounds):
         started = time.perf_counter()
         action()
         seconds.append(time.perf_counter() - started)
@@ -72,24 +73,33 @@ def measure(title: str, action: Callable[[], object]) -> None:
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("count", type=int, nargs="?", default=10_000, help="checkpoints")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    count, rounds = arguments.count, arguments.rounds
     with tempfile.TemporaryDirectory() as name:
         run = Path(name)
         make(run, count)
         print(f"{count} checkpoints of 15 files, 2 processes")
-        measure("listing, cold", lambda: RunFolder(run).checkpoints())
+        measure("listing, cold", rounds, lambda: RunFolder(run).checkpoints())
         warm = RunFolder(run)
         warm.checkpoints()
-        measure("listing, inside a run", warm.checkpoints)
-        measure("retention plan, inside a run", warm.retention)
+        measure("listing, inside a run", rounds, warm.checkpoints)
+        measure("retention plan, inside a run", rounds, warm.retention)
         verify = lambda step: warm.faults(warm.checkpoint(step), deep=True)  # noqa: E731
         measure(
             "auto, sizes and digests verified",
+            rounds,
             lambda: choose("auto", warm.situation("auto", POLICY, verify, 3)),
         )
         code = "import sys; from keepstep.cli import app; app()"
         command = [sys.executable, "-c", code, "ls", name]
-        measure("keepstep ls, sizes verified", lambda: subprocess.run(command, capture_output=True))
+        measure(
+            "keepstep ls, sizes verified",
+            rounds,
+            lambda: subprocess.run(command, capture_output=True, check=True),
+        )
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ def launch(arguments: argparse.Namespace) -> None:
         *(sys.argv[0], *sys.argv[1:]),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= {"DS_ACCELERATOR": "cpu"}
+    environment.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")
     try:
         raise SystemExit(subprocess.run(command, env=environment, check=False).returncode)
     finally:
@@ -111,6 +113,8 @@ def measure(arguments: argparse.Namespace) -> None:
 
     from keepstep import distributed, noise, train
     from keepstep.checkpoint.manager import CheckpointManager
+    from keepstep.checkpoint.selection import Choice
+    from keepstep.config import ConfigError
     from keepstep.parsing import parse_recipe
     from keepstep.trainer import KeepstepTrainer
 
@@ -137,7 +141,9 @@ def measure(arguments: argparse.Namespace) -> None:
         "disable_tqdm": True,
     }
     recipe = parse_recipe([text for n, v in fields.items() for text in (f"--{n}", str(v))])
-    inputs, settings, _ = train.gather_inputs(recipe)
+    inputs, settings, problems = train.gather_inputs(recipe)
+    if problems:
+        raise ConfigError(problems)
     training = recipe.training
     manager = CheckpointManager(str(training.output_dir), training.policy(), mode="lazy")
     manager.start()
@@ -275,7 +281,7 @@ def measure(arguments: argparse.Namespace) -> None:
             self.times["raw GB/s"].append(sum(distributed.gather(size)) / slowest / 1e9)
 
     train.KeepstepTrainer = Alternating  # type: ignore[misc]
-    trainer = train.build_trainer(recipe, None, False, manager=manager, settings=settings, **inputs)
+    trainer = train.build_trainer(recipe, None, Choice(None), manager, settings, inputs, facts={})
     trainer.args.save_total_limit = None
     trainer.train()
     trainer.finish_arm()
@@ -287,7 +293,8 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def tell(arguments: argparse.Namespace, trainer: Any, peak_gb: float) -> None:
     """Print medians and ranges; the same as one JSON line."""
-    arena_gb = trainer.manager.saver.arena.size / 1e9
+    arena = trainer.manager.saver.arena
+    arena_gb = arena.size / 1e9 if arena else 0.0
     sizes = [getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()]
     print(
         f"{sum(sizes) / 1e6:.1f} M parameters, {arguments.dtype}, "

@@ -1,0 +1,59 @@
+"""The benchmarks run: on the smallest model, one round. What they measure then means nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.ranks import ROOT
+
+SCRIPTS = sorted(ROOT.glob("benchmarks/*.py"))
+
+
+def bench(name: str, *argv: object, folder: Path = ROOT) -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / name), *map(str, argv)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help(script: Path, tmp_path: Path) -> None:
+    told = bench(script.name, "--help", folder=tmp_path)
+    assert told.startswith(f"usage: {script.name}")
+    assert "--rounds" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_manifests() -> None:
+    assert bench("many_manifests.py", 3, "--rounds", 1).count(" s  (") == 5
+
+
+def test_save_stall(tmp_path: Path) -> None:
+    result = tmp_path / "result.jsonl"
+    argv = ["--parameters", 1, "--rounds", 1, "--folder", tmp_path / "work", "--json", result]
+    told = bench("save_stall.py", *argv)
+    assert "ZeRO-3, 2 processes" in told
+    summary = json.loads(result.read_text())
+    for arm in ("plain", "off", "snapshot", "lazy", "dcp", "raw GB/s", "memcpy GB/s"):
+        assert summary[arm][0] > 0
+    assert summary["lazy facts"]["bytes"] > 0
+    assert not (tmp_path / "work").exists()
+
+
+def test_reshard(tmp_path: Path) -> None:
+    result = tmp_path / "result.jsonl"
+    argv = ["--parameters", 1, "--rounds", 1, "--folder", tmp_path / "work", "--json", result]
+    assert "direct is" in bench("reshard.py", *argv)
+    assert json.loads(result.read_text())["universal seconds"][0] > 0
+
+
+def test_export(tmp_path: Path) -> None:
+    told = bench("export.py", "--parameters", 1, "--rounds", 1, "--folder", tmp_path / "work")
+    assert [line.split()[:2] for line in told.splitlines()] == [
+        [arm, name] for arm in ("file", "shards", "stock") for name in ("seconds", "gb")
+    ]
