@@ -9,9 +9,16 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
 install: $(VENV)/.installed
 
+# A folder that an older Python has made, or that was left without pip, is not kept.
+SUITS := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+
 $(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@{ $(BIN)/python $(SUITS) && { $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; }; } \
+	>/dev/null 2>&1 || rm -rf $(VENV)
+	@test -d $(VENV) || $(PYTHON) $(SUITS) || { echo "keepstep needs Python 3.11 or newer, and" \
+	"$(PYTHON) is $$($(PYTHON) --version 2>&1). Another one: make install PYTHON=python3.11" >&2; exit 1; }
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 # What DeepSpeed compiles on CPU at its first use: for minutes, while the ranks of a test would wait.

@@ -11,22 +11,27 @@
 #              KEEPSTEP_LAUNCH_ARGS machines and port (default: --num_machines 1 --main_process_port 0)
 set -euo pipefail
 trap '' PIPE # a terminal or a reader that is gone costs lines: whatever is told here may fail
+# shellcheck source-path=SCRIPTDIR source=preflight.sh
+source "$(dirname "${BASH_SOURCE[0]}")/preflight.sh"
 
 if [[ $# -eq 0 || $1 == -* ]]; then
   sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 if [[ " $* " == *" --hub_token"* ]]; then
-  echo "keepstep: --hub_token would stand in the process list; export HF_TOKEN=... instead" >&2
-  exit 2
+  fail "--hub_token would stand in the process list; export HF_TOKEN=... instead"
 fi
 recipe=$1
 shift
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
+[[ -f $recipe && -r $recipe ]] ||
+  fail "there is no recipe $recipe" "launch/recipes has some; a path is relative to $PWD"
+check_environment
+
 count_gpus() {
   if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
-    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[^[:space:]]' || true
+    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cE '^ *([0-9]|GPU|MIG)' || true # -1: none
   elif command -v nvidia-smi >/dev/null; then
     nvidia-smi --list-gpus | grep -c '^GPU' || true
   else
@@ -41,21 +46,20 @@ case $gpus in
   *) config=zero3 processes=$gpus ;;
 esac
 config=${KEEPSTEP_CONFIG:-$config}
-[[ -f $config ]] || config=$root/accelerate_configs/$config.yaml
 processes=${KEEPSTEP_PROCESSES:-$processes}
+check_settings
 read -ra launch_args <<<"${KEEPSTEP_LAUNCH_ARGS:---num_machines 1 --main_process_port 0}"
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 if [[ $gpus -eq 0 ]]; then
   export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} # or DeepSpeed looks for one, and says so
-  # Shared between environments, DeepSpeed would compile its extension anew at every launch.
-  export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$(python -c 'import sys; print(sys.prefix)')/torch_extensions}
+  check_extensions
 fi
 # Killed in a moment in which it held torch's lock there, a run leaves it, and every later one would
 # wait for ever. A process that holds it is seen here, but not one in another container: its time is
 # waited for. (On a network filesystem it may be another machine's: that is left alone.)
 held() { [[ -n $(find /proc/[0-9]*/fd -lname "$1" -print -quit 2>/dev/null) ]]; }
-for lock in "${TORCH_EXTENSIONS_DIR:-$HOME/.cache/torch_extensions}"/{,*/}*/lock; do
+for lock in "${TORCH_EXTENSIONS_DIR:-${HOME:-/tmp}/.cache/torch_extensions}"/{,*/}*/lock; do
   [[ -e $lock && $(stat -f -c %T "$lock") =~ ^(ext|xfs|btrfs|zfs|tmpfs|overlay) ]] || continue
   lock=$(realpath "$lock")
   while [[ -e $lock ]] && ! held "$lock"; do
@@ -160,7 +164,7 @@ wait "$filter" || true
 
 if [[ -n $asked && ! -s $KEEPSTEP_STATUS_FILE ]]; then # no attempt had begun: nothing is lost
   echo "keepstep: stopped before the run began; run the same command again to go on" >&2 || true
-  exit 75
+  end 75
 fi
 said=$(sed -n 's/.*"exit": \([0-9]*\).*/\1/p' "$KEEPSTEP_STATUS_FILE" 2>/dev/null || true)
 if [[ ! $said =~ ^(0|2|75)$ ]]; then
@@ -169,6 +173,6 @@ if [[ ! $said =~ ^(0|2|75)$ ]]; then
   repeat_reason || true
 fi
 if [[ -n $said ]]; then
-  exit "$said"
+  end "$said"
 fi
-[[ $code -eq 0 ]] || exit 70
+[[ $code -eq 0 ]] || end 70

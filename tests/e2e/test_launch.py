@@ -161,9 +161,124 @@ def test_train_sh_with_a_bad_recipe(recipe: Path, tmp_path: Path) -> None:
     ]
 
 
+def refused(*argv: str, **env: str | None) -> str:
+    """What launch/train.sh says before anything is imported, with exit status 2."""
+    began = time.monotonic()
+    environment = {n: v for n, v in {**os.environ, **env}.items() if v is not None}
+    ended = subprocess.run(
+        ["launch/train.sh", *argv], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stdout == ""
+    assert time.monotonic() - began < 20, "an import of torch"
+    return ended.stderr
+
+
+RECIPE = "launch/recipes/demo.yaml"
+
+
+@pytest.mark.parametrize(
+    ("argv", "env", "told"),
+    [
+        (["no.yaml"], {}, "there is no recipe no.yaml\n    Hint: launch/recipes has some"),
+        (["launch"], {}, "there is no recipe launch\n"),
+        ([RECIPE, "--hub_token", "x"], {}, "--hub_token would stand in the process list"),
+        ([RECIPE], {"KEEPSTEP_CONFIG": "zero4"}, "KEEPSTEP_CONFIG: zero4 is neither a file nor"),
+        ([RECIPE], {"KEEPSTEP_CONFIG": "zero4"}, "Hint: cpu_zero2 cpu_zero3 ddp zero1 zero2"),
+        ([RECIPE], {"KEEPSTEP_PROCESSES": "two"}, "KEEPSTEP_PROCESSES: two is no number"),
+        ([RECIPE], {"KEEPSTEP_PROCESSES": "0"}, "KEEPSTEP_PROCESSES: 0 is no number"),
+        ([RECIPE], {"PATH": "/usr/bin:/bin"}, "keepstep's environment is not activated\n    Hint:"),
+    ],
+)
+def test_train_sh_refuses_at_once(argv: list[str], env: dict[str, str], told: str) -> None:
+    assert told in refused(*argv, **env)
+
+
+def test_train_sh_in_another_environment(tmp_path: Path) -> None:
+    """Its accelerate is found, and keepstep is not installed there."""
+    for name in ("accelerate", "python"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    told = refused(RECIPE, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert f"{tmp_path}/accelerate is of an environment without keepstep\n    Hint: source" in told
+
+
+def test_train_sh_before_deepspeed_has_been_compiled(tmp_path: Path) -> None:
+    """What that takes is looked for; what is there already needs none of it."""
+    nowhere = str(tmp_path / "extensions")
+    missing = {
+        "TORCH_EXTENSIONS_DIR": nowhere,
+        "CUDA_VISIBLE_DEVICES": "",
+        "CXX": "no-such-g++ -O2",
+    }
+    told = refused(RECIPE, **missing)
+    assert "no compiler, and DeepSpeed compiles a part of itself on CPU: no-such-g++ (g++)" in told
+    assert "Hint: apt-get install g++; or without DeepSpeed: KEEPSTEP_CONFIG=ddp" in told
+    told = refused(RECIPE, **(missing | {"TORCH_EXTENSIONS_DIR": "/proc/nowhere"}))
+    assert "nothing can be written in TORCH_EXTENSIONS_DIR, /proc/nowhere" in told
+    command = ["launch/train.sh", RECIPE]
+    for built, says in ((False, True), (True, False)):
+        environment = {**os.environ, **missing, "KEEPSTEP_LAUNCH_ARGS": "--no_such_flag"}
+        environment["CXX"] = "no-such-g++" if built else "c++"
+        if built:
+            (tmp_path / "extensions/deepspeed_shm_comm").mkdir()
+            (tmp_path / "extensions/deepspeed_shm_comm/x.so").touch()
+        ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 70, ended.stderr
+        assert ("compiling a part of DeepSpeed, once" in ended.stdout) == says
+
+
+PREFLIGHT = """
+set -eu
+root=/nowhere prefix=$1 headers=/nowhere config=accelerate_configs/ddp.yaml
+unset TORCH_EXTENSIONS_DIR
+source launch/preflight.sh
+check_extensions
+echo "$TORCH_EXTENSIONS_DIR"
+"""
+
+
+def test_an_environment_that_is_somebody_elses(tmp_path: Path) -> None:
+    """What is compiled lies in one's own cache then, apart for each environment."""
+    command = ["bash", "-c", PREFLIGHT, "-"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    theirs = [
+        subprocess.check_output([*command, prefix], cwd=ROOT, env=environment, text=True).strip()
+        for prefix in ("/proc", "/sys", str(tmp_path))  # where root cannot write, either
+    ]
+    assert theirs[0].startswith(f"{tmp_path}/keepstep/torch_extensions-")
+    assert theirs[0] != theirs[1]
+    assert theirs[2] == f"{tmp_path}/torch_extensions"
+
+
+OLD_PYTHON = """#!/bin/sh
+case "$1 $2" in
+  "--version "*) echo "Python 3.10.12" ;;
+  "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  *) exit 1 ;;
+esac
+"""
+
+
+def test_make_install_says_what_it_needs(tmp_path: Path) -> None:
+    """And keeps no environment that another Python has made, or that has no pip."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    old = tmp_path / "python3.10"
+    old.write_text(OLD_PYTHON)
+    old.chmod(0o755)
+    subprocess.run([old, "-m", "venv", ".venv"], cwd=tmp_path, check=True)
+    command = ["make", "install", f"PYTHON={old}"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert f"keepstep needs Python 3.11 or newer, and {old} is Python 3.10.12" in ended.stderr
+    assert "make install PYTHON=python3.11" in ended.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
 def test_train_sh_shows_the_launchers_error_when_the_run_says_nothing(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        ["launch/train.sh", "recipe.yaml"],
+        ["launch/train.sh", RECIPE],
         cwd=ROOT,
         env={**os.environ, "KEEPSTEP_LAUNCH_ARGS": "--no_such_flag"},
         stdout=subprocess.PIPE,
@@ -210,7 +325,7 @@ def test_the_runs_own_word_comes_after_the_launchers(
     launcher.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     ended = subprocess.run(
-        ["launch/train.sh", "recipe.yaml"],
+        ["launch/train.sh", RECIPE],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -233,7 +348,7 @@ def test_a_lock_that_a_killed_run_has_left(tmp_path: Path) -> None:
     environment = {"KEEPSTEP_LAUNCH_ARGS": "--no_such_flag", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
     with held.open():
         subprocess.run(
-            ["launch/train.sh", "recipe.yaml"],
+            ["launch/train.sh", RECIPE],
             cwd=ROOT,
             env={**os.environ, **environment},
             capture_output=True,
