@@ -1,7 +1,9 @@
 # The functions of train.sbatch. Sourced there; `$job` is the job's folder in the run folder.
 # shellcheck shell=bash disable=SC1091,SC2154,SC2034 # job.env sets run, …; train.sbatch reads outcome, …
 source "$job/job.env"
+set +u # the site's own
 source "$job/site.env"
+set -u +e -o pipefail
 
 : "${POLL_SECONDS:=5}"         # between looks at an attempt
 : "${STARTUP_SECONDS:=3600}"   # until its first step
@@ -16,13 +18,21 @@ source "$job/site.env"
 private=$run/.keepstep
 round=${SLURM_RESTART_COUNT:-0} try=0 token=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.0
 stop='' stop_at=0 srun='' beat='' outcome='' reason='' status=0 began=0 counted=0 guard=''
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}} # srun does not inherit it
+# A step has all that the job has on each node (--whole), whose number of CPUs may differ; and the
+# environment of this shell, also where the site has jobs begin without the user's.
+unset SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_EXPORT_ENV SRUN_EXPORT_ENV
+everywhere=(--overlap --whole --ntasks-per-node=1)
+
+# shellcheck source-path=SCRIPTDIR source=files.sh
+source "$job/files.sh"
 
 say() { printf '%(%F %T)T [%s] %s\n' -1 "$token" "$*"; }
 join() { local IFS=,; echo "$*"; }
 
 leave() { # MESSAGE [STATUS]
   say "$1"
+  # For `keepstep stop`: unless Slurm, or another shell, goes on with this job.
+  [[ ${2:-1} =~ ^(1|143)$ ]] || echo "$2" >"$job/ended"
   [[ -z $guard ]] || kill "$guard" 2>/dev/null
   [[ ${2:-1} != 75 ]] || say "to go on: $submitted_as"
   exit "${2:-1}"
@@ -31,7 +41,7 @@ leave() { # MESSAGE [STATUS]
 stop_if_asked() {
   [[ $stop == term ]] && leave "Slurm has ended the job" 143
   [[ $stop == time ]] && give_back "the time is over"
-  if [[ -e $private/stop && ! -s $private/stop ]]; then # keepstep stop, between two attempts
+  if plain "$private/stop" && [[ ! -s $private/stop ]]; then # keepstep stop, between two attempts
     rm -f "$private/stop"
     leave "stopped on request" 75
   fi
@@ -44,12 +54,6 @@ nap() { # SECONDS, or until somebody asks for a stop
 
 # --- progress: a budget of attempts in a row without a new checkpoint, over all restarts of the job
 
-newest() { # the step of the newest checkpoint, 0 before the first
-  find "$run" -maxdepth 2 -path '*/checkpoint-*/manifest.json' 2>/dev/null |
-    sed 's|.*/checkpoint-\([0-9]*\)/manifest.json|\1|' | sort -n | tail -n1 | grep . || echo 0
-}
-
-commits() { grep -c '"event": "commit"' "$private/events.jsonl" 2>/dev/null; }
 known=$(commits)
 fruitless=$(cat "$job/fruitless" 2>/dev/null || echo 0)
 
@@ -63,40 +67,8 @@ count() {
 
 give_up() {
   reason="$fruitless attempts in a row without a new checkpoint"
-  printf '{\n "outcome": "no_progress",\n "reason": "%s",\n "exit": 76,\n "owner": "%s"\n}\n' \
-    "$reason" "$token" >"$private/.status.new" && mv -f "$private/.status.new" "$private/status.json"
+  tell no_progress "$reason" 76
   leave "no progress: $reason" 76
-}
-
-# --- the owner of the run: an attempt that finds another name there ends, and writes nothing
-
-owner() { # its name; nothing when there is none, or it cannot be read now
-  local name=''
-  read -r name _ 2>/dev/null <"$private/owner"
-  echo "$name"
-} 2>/dev/null
-
-claim() { # put this attempt's name there, unless this shell is a leftover of an earlier round
-  local theirs
-  theirs=$(owner)
-  token=$SLURM_JOB_ID.$round.$try counted=0
-  if [[ $theirs =~ ^$SLURM_JOB_ID\.([0-9]+)\.([0-9]+)$ ]]; then
-    ((BASH_REMATCH[1] < round || (BASH_REMATCH[1] == round && BASH_REMATCH[2] <= try))) ||
-      leave "the run belongs to $theirs now"
-  elif [[ -n $theirs ]]; then # only a job that begins takes a run from others
-    ((round == 0 && try == 1)) || leave "the run belongs to $theirs now"
-  fi
-  for ((i = 0; i < 30; i++)); do
-    echo "$token" >"$private/.owner.$token" && mv -f "$private/.owner.$token" "$private/owner" && return
-    sleep 2
-  done 2>/dev/null
-  leave "nothing can be written in $private"
-}
-
-superseded() { # somebody else has the run by now
-  local theirs
-  theirs=$(owner)
-  [[ -n $theirs && $theirs != "$token" ]]
 }
 
 left_behind() { # Slurm has queued this job again, and could not tell this shell
@@ -124,14 +96,30 @@ on_time_limit() {
 }
 
 on_term() { # scancel, requeue, preemption, node failure: from here on the job is Slurm's
-  say "TERM: Slurm ends this job"
-  stop=term
+  [[ $stop == term ]] && return
+  say "TERM: this job is to end"
+  stop=term stop_at=$SECONDS
+  ask_to_stop # Slurm has told the ranks; `scancel --batch` has not
 }
 
 ask_to_stop() {
   [[ -n $srun ]] || return 0
-  printf %s "$token" >"$private/stop" # for this attempt, also when it has not begun to listen
+  # For this attempt, also when it has not begun to listen.
+  writable "$private/stop" && put "$private/stop" "$token"
   kill -USR1 "$srun" 2>/dev/null
+}
+
+attempt_was_told() { # whether somebody has sent a signal to all ranks, and Slurm has not
+  local told=${reason//" to rank "/+}
+  told=${told//[!+]/}
+  [[ $outcome == preempted && $reason != *"its launcher is gone"* ]] || return 1
+  [[ $reason == "stopped before"* ]] || ((${#told} >= ${#nodes[@]} * processes_per_node)) || return 1
+  prepare "${nodes[@]}" # TERM also comes of a node that is lost
+}
+
+obey() { # what the same signal to this shell would do
+  [[ $reason == *SIGUSR* ]] && give_back "$reason"
+  leave "stopped on request: $reason" 75
 }
 
 preempted() {
@@ -163,10 +151,12 @@ give_back() { # queue this job again: it goes on when its turn comes
 
 all_nodes() {
   slurm show hostnames "$SLURM_JOB_NODELIST" ||
-    srun --overlap --mem=0 -N"$SLURM_JOB_NUM_NODES" -n"$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+    srun "${everywhere[@]}" --mem=0 -N"$SLURM_JOB_NUM_NODES" -n"$SLURM_JOB_NUM_NODES" \
       printenv SLURMD_NODENAME </dev/null
 }
 mapfile -t all < <(all_nodes)
+((gpus)) || [[ -z ${SLURM_JOB_GPUS:-${SLURM_GPUS_ON_NODE:-}} ]] ||
+  say "warning: this job holds GPUs, and trains on CPU: submit it with --gpus-per-node"
 
 find_nodes() { # set `nodes` to those that answer, once there are enough; without them, queue again
   local since=$SECONDS
@@ -192,8 +182,8 @@ answering() { # the nodes that answer and are prepared for an attempt, one per l
 } 2>/dev/null
 
 prepare() { # NODE...: end what earlier attempts left there, see that the run folder is there
-  timeout -k 5 "$PROBE_SECONDS" srun --job-name=prepare --overlap --mem=0 -N$# -n$# \
-    --ntasks-per-node=1 -w "$(join "$@")" --kill-on-bad-exit=1 \
+  timeout -k 5 "$PROBE_SECONDS" srun --job-name=prepare "${everywhere[@]}" --mem=0 -N$# -n$# \
+    -w "$(join "$@")" --kill-on-bad-exit=1 \
     bash "$job/node.sh" prepare "$token" </dev/null >>"$private/logs/prepare.log" 2>&1
 }
 
@@ -207,7 +197,7 @@ address_of() { # NODE: where the others reach it
 # shell dies, Slurm then neither ends nor requeues the job; so a step on the other nodes does.
 start_guard() {
   ((ranged)) && [[ -z $guard ]] || return 0
-  srun --job-name=guard --no-kill --overlap --mem=0 -N${#all[@]} -n${#all[@]} --ntasks-per-node=1 \
+  srun --job-name=guard --no-kill "${everywhere[@]}" --mem=0 -N${#all[@]} -n${#all[@]} \
     bash "$job/node.sh" guard </dev/null >/dev/null 2>&1 &
   guard=$!
 }
@@ -221,17 +211,17 @@ launch() { # begin an attempt on `nodes`
   head=$(address_of "${nodes[0]}")
   say "attempt on $(join "${nodes[@]}"), $((count * processes_per_node)) processes, $head:$port," \
     "from checkpoint $(newest); log: $log"
-  began=$SECONDS beat=$(cat "$private/heartbeat" 2>/dev/null) beat_at=''
+  began=$SECONDS beat=$(beats) beat_at=''
   exec {out}> >(trap '' TERM USR1; exec tee -a "$log")
   tee=$!
   # --wait=0: at the end one process may push to the Hub for long, and the other nodes are done.
-  srun --job-name="attempt-$try" -N"$count" -n"$count" --ntasks-per-node=1 \
-    -w "$(join "${nodes[@]}")" --overlap --kill-on-bad-exit=1 --wait=0 \
+  srun --job-name="attempt-$try" "${everywhere[@]}" -N"$count" -n"$count" \
+    -w "$(join "${nodes[@]}")" --kill-on-bad-exit=1 --wait=0 \
     ${SITE_SRUN[@]+"${SITE_SRUN[@]}"} \
     bash "$job/node.sh" launch "$token" "$count" "$head" "$port" </dev/null >&"$out" 2>&1 &
   srun=$!
   exec {out}>&-
-  [[ $stop == time ]] && ask_to_stop
+  [[ -z $stop ]] || ask_to_stop
 }
 
 watch() { # until the attempt ends, or has to be ended
@@ -242,7 +232,7 @@ watch() { # until the attempt ends, or has to be ended
     kill -0 "$srun" 2>/dev/null || break
     superseded && ending="the run belongs to $(owner) now"
     [[ $stop != term ]] && stalls && ending="no step for $((SECONDS - ${beat_at:-$began})) s"
-    [[ $stop == time ]] && ((SECONDS - stop_at > GRACE_SECONDS)) && ending="not saved in time"
+    [[ -n $stop ]] && ((SECONDS - stop_at > GRACE_SECONDS)) && ending="not saved in time"
     [[ -z $ending ]] || { end_attempt "$ending" && break; }
   done
   wait "$srun" 2>/dev/null
@@ -255,7 +245,7 @@ watch() { # until the attempt ends, or has to be ended
 
 stalls() { # whether nothing has come of the attempt for too long; by this shell's own clock
   local now
-  now=$(cat "$private/heartbeat" 2>/dev/null)
+  now=$(beats)
   if [[ $now != "$beat" ]]; then beat=$now beat_at=$SECONDS; fi
   if [[ -n $beat_at ]]; then ((SECONDS - beat_at > STALL_SECONDS)); else ((SECONDS - began > STARTUP_SECONDS)); fi
 }
@@ -268,27 +258,4 @@ end_attempt() { # WHY: end the attempt's step; srun too, which waits for ever fo
   for ((i = 0; i < 10; i++)); do kill -0 "$srun" 2>/dev/null && sleep 1; done
   kill -KILL "$srun" 2>/dev/null && say "srun did not end: a node does not answer"
   return 0
-}
-
-hear() { # set outcome, reason and status to what the attempt said of itself: srun's exit status is
-  # that of whichever process it has heard of first
-  outcome=failed reason="exit status $status"
-  if [[ $(said owner) == "$token" ]]; then
-    outcome=$(said outcome) reason=$(said reason) status=$(said exit)
-    [[ $reason != null ]] || reason="exit status $status"
-  fi
-  ((status != 2)) || outcome=recipe
-}
-
-said() { # FIELD of status.json, which has one a line
-  sed -n "s/^ *\"$1\": //p" "$private/status.json" 2>/dev/null | sed 's/,$//; s/^"//; s/"$//'
-}
-
-record() { # one line for this attempt, on the screen and in events.jsonl
-  say "ended after $((SECONDS - began)) s: $outcome ($reason), checkpoint $(newest)"
-  superseded && return
-  [[ -s $private/events.jsonl && -n $(tail -c1 "$private/events.jsonl") ]] && echo >>"$private/events.jsonl"
-  printf '{"time": "%s", "event": "launch", "owner": "%s", "nodes": "%s", "seconds": %d, "exit": %d, "outcome": "%s", "step": %d}\n' \
-    "$(date -u +%FT%T.%3N+00:00)" "$token" "$(join "${nodes[@]}")" $((SECONDS - began)) "$status" \
-    "$outcome" "$(newest)" >>"$private/events.jsonl"
 }

@@ -3,14 +3,18 @@
 # What one node does in a step of the job: node.sh prepare TOKEN | guard | launch TOKEN NODES HEAD PORT
 set -u -o pipefail
 job=$(dirname "$0")
-source "$job/job.env" && source "$job/site.env"
+source "$job/job.env"
+set +u # the site's own
+source "$job/site.env"
+set -u +e
+name=$(printf %q "$run") # on one line, whatever the folder is called
 
 case $1 in
   prepare) # end what other attempts than the owner of the run have left here
     leftovers() {
       local file
       # shellcheck disable=SC2013 # there are no blanks in these names
-      for file in $(grep -lzxsF "KEEPSTEP_RUN=$run" /proc/[0-9]*/environ); do
+      for file in $(grep -lzxsF "KEEPSTEP_RUN=$name" /proc/[0-9]*/environ); do
         grep -qzxsF "KEEPSTEP_OWNER=$2" "$file" || echo "${file//[!0-9]/}"
       done
     }
@@ -36,11 +40,15 @@ case $1 in
     done
     ;;
   launch)
-    set +u # the site's own
+    set +u
     if declare -F site_setup >/dev/null; then site_setup || exit 1; fi
-    set -u
+    set -u +e
+    if [[ -n $environment && ! -v SITE_CONTAINER ]] && ! command -v accelerate >/dev/null; then
+      export PATH=$environment:$PATH # as it was when the job was submitted
+    fi
     export PYTHONUNBUFFERED=1 # srun's --unbuffered would be a terminal, with progress bars
-    export KEEPSTEP_OWNER=$2 KEEPSTEP_RUN=$run KEEPSTEP_CONFIG=$config
+    export KEEPSTEP_OWNER=$2 KEEPSTEP_RUN=$name KEEPSTEP_CONFIG=$config
+    export KEEPSTEP_EXIT_FILE=$run/.keepstep/logs/$2.exit
     export KEEPSTEP_PROCESSES=$(($3 * processes_per_node))
     export KEEPSTEP_LAUNCH_ARGS="--num_machines $3 --machine_rank $SLURM_PROCID --main_process_ip $4 --main_process_port $5"
     exec ${SITE_CONTAINER[@]+"${SITE_CONTAINER[@]}"} "$job/train.sh" "$job/recipe.yaml" \

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Train on a Slurm cluster: slurm/submit.sh RECIPE [options] [--field value ...]
 #
-#   --nodes N | MIN-MAX    nodes; a range goes on with those that are left (default: 1)
-#   --gpus-per-node G      GPUs of each, and processes (default: none: processes on CPU)
-#   --time T               time limit, as sbatch takes it; the job queues again until it is finished
-#   --dry-run              print the job that would be submitted
+#   --nodes N | MIN-MAX        nodes; a range goes on with those that are left (default: 1)
+#   --gpus-per-node [TYPE:]G   GPUs of each, and processes (default: the site's; none: CPU)
+#   --time T                   time limit, as sbatch takes it; the job queues again until it is finished
+#   --dry-run                  print the job that would be submitted
 #
 # Everything else is a field of the recipe. What is this cluster's own stands in slurm/site.env
 # (see site.env.example). The strategy is chosen as by launch/train.sh: KEEPSTEP_CONFIG.
@@ -13,17 +13,20 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
 fail() {
-  echo "keepstep: $1" >&2
+  printf 'keepstep: %s\n' "$@" >&2
   exit 2
 }
 
 submitted_as=("$0" "$@")
-nodes=1 gpus=0 time='' dry_run=0 recipe='' overrides=()
+nodes=1 asked_gpus='' time='' dry_run=0 recipe='' overrides=()
 while (($#)); do
+  case $1 in
+    --nodes=* | --gpus-per-node=* | --time=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+  esac
   case $1 in
     --nodes | --gpus-per-node | --time) (($# > 1)) || fail "$1 needs a value" ;;&
     --nodes) nodes=$2 && shift ;;
-    --gpus-per-node) gpus=$2 && shift ;;
+    --gpus-per-node) asked_gpus=$2 && shift ;;
     --time) time=$2 && shift ;;
     --dry-run) dry_run=1 ;;
     -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0" && exit ;;
@@ -34,10 +37,12 @@ while (($#)); do
 done
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || fail "bash $BASH_VERSION is too old: 4.4"
 [[ -n $recipe ]] || fail "which recipe? $0 --help"
+[[ -f $recipe && -r $recipe ]] || fail "there is no recipe $recipe"
 command -v keepstep >/dev/null || fail "activate keepstep's environment first: source .venv/bin/activate"
+((dry_run)) || command -v sbatch >/dev/null || fail "there is no sbatch: is this a login node of a Slurm cluster?"
 [[ $nodes =~ ^[1-9][0-9]*(-[1-9][0-9]*)?$ ]] || fail "--nodes: $nodes is neither N nor MIN-MAX"
 ((${nodes%-*} <= ${nodes#*-})) || fail "--nodes: $nodes is no range"
-[[ $gpus =~ ^[0-9]+$ ]] || fail "--gpus-per-node: $gpus is no number"
+[[ -z $asked_gpus || $asked_gpus =~ ^([A-Za-z][A-Za-z0-9_.-]*:)?[0-9]+$ ]] || fail "--gpus-per-node: $asked_gpus is no number"
 [[ " ${overrides[*]-} " != *" --hub_token"* ]] || fail "--hub_token would stand in files; export HF_TOKEN=..."
 
 seconds_of() { # Slurm's [days-]hours:minutes:seconds, minutes:seconds, minutes, days-hours[:minutes]
@@ -51,15 +56,65 @@ seconds_of() { # Slurm's [days-]hours:minutes:seconds, minutes:seconds, minutes,
   elif ((${#parts[@]} == 2)); then
     parts=(0 "${parts[@]}")
   fi
-  echo $((days * 86400 + 10#${parts[0]} * 3600 + 10#${parts[1]} * 60 + 10#${parts[2]}))
+  echo $((10#$days * 86400 + 10#${parts[0]} * 3600 + 10#${parts[1]} * 60 + 10#${parts[2]}))
 }
+
+# --- what is this cluster's own
 
 site=${KEEPSTEP_SITE:-$here/site.env}
 [[ -f $site || -z ${KEEPSTEP_SITE:-} ]] || fail "KEEPSTEP_SITE: there is no $site"
-SITE_SBATCH=() PROCESSES_PER_NODE=
-# shellcheck disable=SC1090 # the site's own
-[[ ! -f $site ]] || source "$site" || true
+SITE_SBATCH=() PROCESSES_PER_NODE='' CPUS_PER_PROCESS=''
+if [[ -f $site ]]; then
+  wrong=$(bash -n "$site" 2>&1) || fail "$site is not bash:" "$wrong"
+  set +eu # the site's own
+  # shellcheck disable=SC1090
+  source "$site"
+  set -eu
+fi
+
+number_of() { # LIST: of Slurm's [NAME:]NUMBER,…
+  local item total=0
+  for item in ${1//,/ }; do
+    [[ $item =~ (^|[:=])([0-9]+)(\(.*)?$ ]] && total=$((total + 10#${BASH_REMATCH[2]})) || total=$((total + 1))
+  done
+  echo "$total"
+}
+
+site_gpus() { # on each node, as far as the site's flags ask for some
+  local flags=("${SITE_SBATCH[@]}") i flag value item
+  for ((i = 0; i < ${#flags[@]}; i++)); do
+    flag=${flags[i]%%=*} value=${flags[i]#*=}
+    [[ ${flags[i]} != -G?* ]] || flag=-G value=${flags[i]#-G}
+    [[ ${flags[i]} == *=* || $flag != "${flags[i]}" ]] || value=${flags[i + 1]:-}
+    case $flag in
+      --gres)
+        for item in ${value//,/ }; do
+          [[ $item =~ ^(gres[:/])?gpu($|[:=]) ]] && number_of "$item"
+        done
+        ;;
+      --gpus-per-node | --gpus-per-task) number_of "$value" ;;
+      --gpus | -G)
+        [[ $nodes != *-* && $(($(number_of "$value") % nodes)) == 0 ]] ||
+          fail "$flag $value of $site is for all nodes, and does not tell how many each of $nodes has" \
+            "    Hint: --gpus-per-node"
+        echo $(($(number_of "$value") / nodes))
+        ;;
+    esac
+  done
+  return 0
+}
+
+gpus=$(number_of "$asked_gpus") theirs=$(site_gpus)
+if [[ -n $theirs ]]; then
+  theirs=$(number_of "$theirs")
+  [[ -z $asked_gpus || $gpus == "$theirs" ]] ||
+    fail "--gpus-per-node: $gpus, and the flags of $site ask for $theirs: leave one of them out"
+  gpus=$theirs asked_gpus=''
+fi
 processes=${PROCESSES_PER_NODE:-$((gpus > 0 ? gpus : 1))}
+[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "PROCESSES_PER_NODE: $processes is no number"
+cores=${CPUS_PER_PROCESS:-$((gpus > 0 ? 4 : 1))}
+[[ $cores =~ ^[1-9][0-9]*$ ]] || fail "CPUS_PER_PROCESS: $cores is no number"
 
 # --- what can be known now: the recipe, its run folder, the time
 
@@ -85,68 +140,76 @@ field report >&2
 run=$(field output_dir)
 job=$run/.keepstep/job
 
-case $(df --output=fstype "$(dirname "$run")" 2>/dev/null | tail -n1) in
-  tmpfs | overlay | ext4 | xfs) echo "warning: $run looks like this machine's own disk; all nodes must see it" >&2 ;;
+there=$run
+until [[ -e $there ]]; do there=$(dirname "$there"); done
+case $(stat -f -c %T "$there") in
+  tmpfs | ramfs | overlay* | ext* | xfs | btrfs | zfs | f2fs)
+    echo "warning: $run looks like this machine's own disk or memory; all nodes must see it" >&2
+    ;;
 esac
 
-if [[ -s $job/id ]]; then
+if [[ -s $job/id ]] && command -v squeue >/dev/null; then
   id=$(<"$job/id")
   state=$(squeue --noheader --job "$id" --format %T 2>&1) || [[ $state == *nvalid* ]] ||
     fail "Slurm does not say whether job $id of this run is at work: $state"
   [[ -z $state || $state == *nvalid* ]] ||
-    fail "job $id of this run is $state already
-    Hint: keepstep stop $run (ends it with a save), or scancel $id"
+    fail "job $id of this run is $state already" \
+      "    Hint: keepstep stop $run (ends it with a save), or scancel $id"
 fi
 
-# --- the job: this cluster's flags, the script, and what it needs
+# --- the job: its flags, the script, and what it needs
 
-render() {
-  local flag flags=(--nodes="$nodes" --output="${run//%/%%}/.keepstep/logs/%j.log")
-  [[ -z $time ]] || flags+=(--time="$time")
-  ((gpus == 0)) || flags+=(--gpus-per-node="$gpus")
-  [[ $nodes != *-* ]] || flags+=(--no-kill)
-  sed -n '1p; /^#SBATCH/p' "$here/train.sbatch"
-  for flag in "${flags[@]}" ${SITE_SBATCH[@]+"${SITE_SBATCH[@]}"}; do
-    [[ $flag != *' '* ]] || flag="${flag%%=*}=\"${flag#*=}\""
-    echo "#SBATCH $flag"
-  done
-  sed '1d; /^#SBATCH/d' "$here/train.sbatch"
-}
+# Flags, not lines of the script, where a name could be anything.
+[[ $run != *\\* ]] || fail "output_dir: $run has a backslash in it, and Slurm could not name the log there"
+flags=(--nodes="$nodes" --output="${run//%/%%}/.keepstep/logs/%j.log")
+[[ -z $time ]] || flags+=(--time="$time")
+[[ -z $asked_gpus || $gpus == 0 ]] || flags+=(--gpus-per-node="$asked_gpus")
+[[ $nodes != *-* ]] || flags+=(--no-kill)
+[[ " ${SITE_SBATCH[*]-}" =~ \ (-c|--cpus-per-|--exclusive|--mincpus|-n|--ntasks) ]] ||
+  flags+=(--cpus-per-task=$((processes * cores)))
+flags+=(${SITE_SBATCH[@]+"${SITE_SBATCH[@]}"})
 
 describe() { # job.env
-  local environment='' name
+  local environment='' name launcher
+  launcher=$(command -v accelerate || true)
   for name in KEEPSTEP_CONFIG KEEPSTEP_SITE; do
     [[ -z ${!name:-} ]] || environment+="$name=${!name@Q} "
   done
   printf '# What submit.sh was asked for.\n'
-  printf '%s=%q\n' run "$run" min_nodes "${nodes%-*}" ranged "$([[ $nodes == *-* ]] && echo 1 || echo 0)" \
+  printf '%s=%q\n' run "$run" environment "${launcher%/*}" \
+    min_nodes "${nodes%-*}" ranged "$([[ $nodes == *-* ]] && echo 1 || echo 0)" gpus "$gpus" \
     processes_per_node "$processes" config "$job/accelerate.yaml" hang_timeout "$(field hang_timeout)"
   printf 'overrides=(%s)\n' "${overrides[*]@Q}"
   printf 'submitted_as=%q\n' "cd ${PWD@Q} && $environment${submitted_as[*]@Q}"
 }
 
 if ((dry_run)); then
-  echo "# sbatch $job/train.sbatch $job   (with beside it:"
+  printf '# sbatch'
+  printf ' %q' "${flags[@]}" "$job/train.sbatch" "$job"
+  printf '   (with beside it:\n'
   describe | sed 's/^/#   /'
   echo '# )'
-  render
+  cat "$here/train.sbatch"
   exit
 fi
 
 mkdir -p "$run/.keepstep/logs" "$job"
 chmod 700 "$job" # the site's file, and the code's changes, are nobody else's
 cp "$recipe" "$job/recipe.yaml"
-cp "$here/lib.sh" "$here/node.sh" "$job/"
-cp "$root/launch/train.sh" "$job/"
+cp "$here/"{train.sbatch,lib.sh,files.sh,node.sh} "$root/launch/"{train,preflight}.sh "$job/"
 cp "$config_file" "$job/accelerate.yaml"
 if [[ -f $site ]]; then cp "$site" "$job/site.env"; else : >"$job/site.env"; fi
 describe >"$job/job.env"
-render >"$job/train.sbatch"
 { git -C "$root" log -1 --format='commit %H%n%s%n' && git -C "$root" status --short && git -C "$root" diff HEAD; } \
   >"$job/git.txt" 2>/dev/null || echo "no git" >"$job/git.txt"
 
-rm -f "$job/fruitless" "$run/.keepstep/stop" # of an earlier job
-id=$(sbatch --parsable "$job/train.sbatch" "$job")
+rm -f "$job/fruitless" "$job/ended" "$run/.keepstep/stop" # of an earlier job
+clean=() # the new job is no part of one that this shell may be in, and inherits nothing of it
+for name in $(compgen -e); do
+  [[ ! $name =~ ^(SLURM|SLURMD|SRUN)_ || $name =~ ^SLURM_(CONF|CONF_SERVER|JWT|CLUSTERS)$ ]] || clean+=(-u "$name")
+done
+id=$(env ${clean[@]+"${clean[@]}"} sbatch --parsable "${flags[@]}" "$job/train.sbatch" "$job") ||
+  fail "sbatch has refused the job, for the reason above" "    Hint: SITE_SBATCH and CPUS_PER_PROCESS in $site; --dry-run shows the command"
 id=${id%%;*}
 echo "$id" >"$job/id"
 quoted=$(printf %q "$run")

@@ -20,7 +20,9 @@ from .checkpoint.keeping import Keeper
 from .checkpoint.manifest import step_of
 from .checkpoint.notes import notes_on
 from .checkpoint.printable import printable
+from .checkpoint.reading import ABSENT, OddFileError, read_text
 from .checkpoint.retention import plan_retention
+from .checkpoint.runfolder import RunFolder
 from .checkpoint.selection import WORDS
 from .checkpoint.storage import Storage
 from .commands import (
@@ -165,18 +167,37 @@ def save_now(run: RunArgument) -> None:
 
 @app.command()
 def stop(run: RunArgument) -> None:
-    """Have the attempt that is at work save, and end as preempted."""
+    """Have the attempt that is at work save, and end as preempted; or the job that is queued end."""
     _ask(run, "stop")
 
 
 def _ask(run: Path, request: str) -> None:
     folder = run_folder(run)
-    if not folder.attempts():
+    job, begun = _job(folder), bool(folder.attempts())
+    if not begun and job is None:
         fail(f"{run} is no run")
-    if folder.status.is_file() and not folder.job.is_dir():  # a job comes back by itself
+    if folder.status.is_file() and job is None:  # a job comes back by itself
         fail(f"{run}: its last attempt has ended, nobody is at work")
+    at_work = begun and not folder.status.is_file()
+    if request != "stop" and not at_work:
+        fail(f"{run}: job {job} is not at work now, there is nothing to save")
     Storage().write(folder.request(request), b"")
-    console.tell(f"asked for: it is done after the step that {run} is at")
+    console.tell(
+        f"asked for: it is done after the step that {run} is at"
+        if at_work
+        else f"asked for: job {job} ends before its next attempt; scancel {job} ends it now"
+    )
+
+
+def _job(folder: RunFolder) -> str | None:
+    """The batch job that slurm/submit.sh has submitted for the run; None: there is none, or it has
+    ended, and not to be queued again."""
+    if not folder.job.is_dir() or (folder.job / "ended").exists():
+        return None
+    try:
+        return read_text(folder.job / "id").strip() or None
+    except (*ABSENT, OddFileError):
+        return None
 
 
 @app.command()

@@ -5,9 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.warm import Warm
 from tests.slurm.helpers.cluster import Cluster, obstacle
 from tests.slurm.helpers.job import Job
 from tests.slurm.helpers.processes import wait_for
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """The commands, without the seconds of their imports."""
+    made = Warm(tmp_path_factory.mktemp("warm"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")
@@ -37,12 +46,13 @@ def cluster(slurm: Cluster) -> Cluster:
 @pytest.fixture
 def job(
     cluster: Cluster,
+    warm: Warm,
     tmp_path: Path,
     demo: Path,
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
 ) -> Iterator[Job]:
-    made = Job(cluster, tmp_path, demo)
+    made = Job(cluster, warm, tmp_path, demo)
     yield made
     made.end()
     with capsys.disabled():

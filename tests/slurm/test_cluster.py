@@ -13,6 +13,7 @@ from tests.helpers.folders import final_digests
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import argv
 from tests.slurm.helpers.job import LAUNCHER, RANK, Job
+from tests.slurm.helpers.processes import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -23,53 +24,44 @@ def undisturbed(ranks: Ranks, demo: Path, tmp_path_factory: pytest.TempPathFacto
     return run
 
 
-def test_a_job_finishes_though_the_controller_restarts(job: Job, undisturbed: Path) -> None:
-    job.submit("--nodes", "2")
+def test_a_rank_a_launcher_and_the_controller_are_killed(job: Job, undisturbed: Path) -> None:
+    """Back in the same allocation, and the weights are those of the undisturbed run.
+
+    The site has jobs begin without the user's environment.
+    """
+    job.submit("--nodes=2", sbatch="--export=NONE")
     refused = job.try_to_submit("--nodes", "2")
     assert refused.returncode == 2
-    assert f"job {job.number} of this run is RUNNING already" in refused.stderr
-    job.says(r"saved checkpoint-10")
-    job.cluster.controller_kill()
-    job.happens("slurmctld is killed")
-    job.says(r"saved checkpoint-20")
-    job.cluster.controller_start()
-    job.note("slurmctld is back")
-    job.says(r"Finished: 40 steps")
-    job.says(r"\] finished")
-    told = job.ends("COMPLETED")
-    assert told["ExitCode"] == "0:0"
-    assert told["Restarts"] == "0"
-    assert [a.outcome for a in job.run.attempts()] == ["finished"]
-    assert job.run.attempts()[0].job == {"job": str(job.number), "nodes": "n[1-2]", "restarts": 0}
-    (launch,) = job.events("launch")
-    assert (launch["owner"], launch["outcome"]) == (f"{job.number}.0.1", "finished")
-    assert "\x1b" not in job.log
-    assert final_digests(job.run.path, 40) == final_digests(undisturbed, 40)
-
-
-def test_a_rank_and_then_a_launcher_are_killed(job: Job, undisturbed: Path) -> None:
-    """Back in the same allocation, and the weights are those of the undisturbed run."""
-    job.submit("--nodes", "2")
+    assert re.search(rf"job {job.number} of this run is (RUNNING|PENDING) already", refused.stderr)
     job.says(r"saved checkpoint-10")
     job.happens("SIGKILL to the rank on n2")
     job.signal("n2", RANK, signal.SIGKILL)
     job.says(r"carrying on from checkpoint-10")
     assert job.seconds() < 60
+    job.cluster.controller_kill()
+    job.note("slurmctld is killed")
     job.says(r"saved checkpoint-20")
+    job.cluster.controller_start()
+    job.note("slurmctld is back")
     job.happens("SIGKILL to the launcher on n1")
     job.signal("n1", LAUNCHER, signal.SIGKILL)
     job.says(r"carrying on from checkpoint-2\d")
     assert job.seconds() < 60
+    job.says(r"\] finished")
     told = job.ends("COMPLETED")
-    assert told["Restarts"] == "0"
-    assert [e["owner"] for e in job.events("launch")] == [f"{job.number}.0.{t}" for t in (1, 2, 3)]
+    assert (told["ExitCode"], told["Restarts"]) == ("0:0", "0")
+    launches = [(e["owner"], e["outcome"]) for e in job.events("launch")]
+    assert [owner for owner, _ in launches] == [f"{job.number}.0.{t}" for t in (1, 2, 3)]
+    assert launches[-1][1] == job.run.attempts()[-1].outcome == "finished"
+    assert job.run.attempts()[0].job == {"job": str(job.number), "nodes": "n[1-2]", "restarts": 0}
+    assert "\x1b" not in job.log
     assert final_digests(job.run.path, 40) == final_digests(undisturbed, 40)
     job.intact()
 
 
 def test_a_node_loses_power_in_mid_step(job: Job, undisturbed: Path) -> None:
-    """Slurm queues the job again, on the node that was spare."""
-    job.submit("--nodes", "2")
+    """Slurm queues the job again, on the node that was spare. (n1 has more cores than they.)"""
+    job.submit("--nodes", "2", cores="--exclusive")
     job.says(r"saved checkpoint-10")
     job.happens("n2 loses power")
     job.cluster.crash("n2")
@@ -211,9 +203,8 @@ def test_slurms_own_time_limit(job: Job) -> None:
     )
     job.says(r"the time limit is near: save, then queue again")
     job.says(r"Stopped on request")
-    job.says(r"queue again")
-    first = job.steps()
-    job.says(rf"carrying on from checkpoint-{first[-1]}")
+    job.says(r"queue again: the time is over, at checkpoint [1-9]")
+    wait_for("a place in the queue", lambda: job.cluster.job(job.number)["Restarts"] == "1", 30)
     job.cluster.slurm("scancel", job.number)
     job.ends("CANCELLED")
 
@@ -254,7 +245,14 @@ def test_a_run_that_always_dies_comes_to_an_end(job: Job) -> None:
 
 
 def test_stopped_by_its_user_and_not_allowed_to_requeue(job: Job) -> None:
-    """`keepstep stop` ends the job. So does the time limit, where a job may not queue again."""
+    """While it is queued; at the time limit, where a job may not queue again; by a signal."""
+    job.submit("--nodes", "2", sbatch="--hold", fields={"max_steps": 400})
+    asked = job.command("stop", str(job.run.path))
+    assert f"asked for: job {job.number} ends before its next attempt" in asked
+    job.cluster.slurm("scontrol", "release", job.number)
+    job.says(r"\] stopped on request")
+    assert job.ends("FAILED")["ExitCode"] == "75:0"
+    assert job.run.attempts() == []
     job.submit("--nodes", "2", sbatch="--no-requeue", fields={"max_steps": 400})
     job.says(r"step +3/400")
     job.happens("USR1, and the site forbids to requeue")
@@ -265,10 +263,9 @@ def test_stopped_by_its_user_and_not_allowed_to_requeue(job: Job) -> None:
     job.submit("--nodes", "2", fields={"max_steps": 400})
     job.says(r"carrying on from checkpoint-\d+")
     job.says(r"step +\d+/400")
-    job.happens("keepstep stop")
-    job.run.request("stop").touch()
-    job.says(r"Stopped on request \(keepstep stop\)")
-    job.says(r"\] stopped on request")
+    job.happens("scancel --signal=TERM")
+    job.cluster.slurm("scancel", "--signal=TERM", job.number)
+    job.says(r"\] stopped on request: SIGTERM to rank 0, SIGTERM to rank 1")
     assert job.ends("FAILED")["ExitCode"] == "75:0"
     assert [a.outcome for a in job.run.attempts()] == ["preempted", "preempted"]
 

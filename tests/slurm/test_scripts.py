@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.ranks import ROOT
+from tests.helpers.warm import Warm
 from tests.slurm.helpers.cluster import SLURM_VARIABLE
 from tests.slurm.helpers.fakes import Fakes
 
@@ -66,7 +67,9 @@ def recipe(tmp_path: Path, demo: Path) -> Path:
         ),
     ],
 )
-def test_dry_run(tmp_path: Path, recipe: Path, name: str, flags: list[str], site: str) -> None:
+def test_dry_run(
+    warm: Warm, tmp_path: Path, recipe: Path, name: str, flags: list[str], site: str
+) -> None:
     """What stands above the script; `KEEPSTEP_GOLDEN=write` writes what is expected anew."""
     done = submit(
         tmp_path,
@@ -78,9 +81,17 @@ def test_dry_run(tmp_path: Path, recipe: Path, name: str, flags: list[str], site
         "--seed",
         "3",
         site=site,
+        PATH=warm.path(),
     )
     assert done.returncode == 0, done.stderr
-    text = done.stdout.replace(str(tmp_path), "/shared").replace(str(ROOT), "/keepstep")
+    places = {
+        str(tmp_path): "/shared",
+        str(ROOT): "/keepstep",
+        str(Path(sys.executable).parent): "/env/bin",
+    }
+    text = done.stdout
+    for place, told in places.items():
+        text = text.replace(place, told)
     directives, _, body = text.partition("#\n# One run")
     assert (ROOT / "slurm/train.sbatch").read_text().endswith(body)
     file, text = GOLDEN / f"{name}.txt", directives
@@ -106,17 +117,197 @@ def test_dry_run(tmp_path: Path, recipe: Path, name: str, flags: list[str], site
     ],
 )
 def test_what_is_wrong_is_said(
-    tmp_path: Path, recipe: Path, flags: list[str], message: str
+    warm: Warm, tmp_path: Path, recipe: Path, flags: list[str], message: str
 ) -> None:
-    done = submit(tmp_path, str(recipe), *flags)
+    done = submit(tmp_path, str(recipe), *flags, PATH=warm.path())
     assert done.returncode == 2
     assert message in done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_a_save_interval_too_long_for_the_job(tmp_path: Path, recipe: Path) -> None:
+KEEPSTEP = """#!/usr/bin/env bash
+printf '%s\\n' "$*" >>"$FAKE/checked"
+exec python -c 'import json, os
+print(json.dumps({"report": "", "output_dir": os.environ["RUN"], "hang_timeout": 9}))'
+"""
+SBATCH = """#!/usr/bin/env bash
+printf '%s\\0' "$@" >"$FAKE/argv"
+env -0 >"$FAKE/env"
+[[ ! -e $FAKE/refuses ]] || { echo 'sbatch: error: invalid account' >&2; exit 1; }
+echo '12;cluster'
+"""
+
+
+class Submission:
+    """submit.sh against fakes of `keepstep check` and sbatch: what it hands on, in milliseconds."""
+
+    def __init__(self, folder: Path, name: str = "run") -> None:
+        self.folder, self.run = folder, folder / name
+        for program, text in {
+            "keepstep": KEEPSTEP,
+            "sbatch": SBATCH,
+            "squeue": "#!/bin/sh",
+        }.items():
+            path = folder / "bin" / program
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+            path.chmod(0o755)
+        (folder / "recipe.yaml").touch()
+
+    def submit(self, *flags: str, site: str = "", **env: str) -> subprocess.CompletedProcess:
+        env |= {"FAKE": str(self.folder), "RUN": str(self.run)}
+        env["PATH"] = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        return submit(self.folder, "recipe.yaml", *flags, site=site, **env)
+
+    @property
+    def argv(self) -> list[str]:
+        return (self.folder / "argv").read_text().split("\0")[:-1]
+
+    @property
+    def checked(self) -> str:
+        return (self.folder / "checked").read_text()
+
+    def says(self, name: str) -> str:
+        """What the job would know by that name."""
+        script = f'source "$1/.keepstep/job/job.env" && printf %s "${{{name}}}"'
+        return subprocess.check_output(["bash", "-c", script, "-", self.run], text=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "site", "gpus", "processes", "asked"),
+    [
+        (["--gpus-per-node=a100:8"], "", "8", "8", ["--gpus-per-node=a100:8"]),
+        ([], "SITE_SBATCH=(--gres=gpu:2)", "2", "2", []),
+        ([], "SITE_SBATCH=(--gres gpu:a100:4,lscratch:100)", "4", "4", []),
+        ([], "SITE_SBATCH=(--gres=lscratch:100)", "0", "1", []),
+        ([], "SITE_SBATCH=(--gres=gpu)", "1", "1", []),
+        (["--gpus-per-node", "2"], "SITE_SBATCH=(--gres=gpu:2)", "2", "2", []),
+        (["--nodes=2"], "SITE_SBATCH=(--gpus=16)", "8", "8", []),
+        (["--nodes=2"], "SITE_SBATCH=(-G16)", "8", "8", []),
+        ([], "SITE_SBATCH=(--gpus-per-node=h100:8)\nPROCESSES_PER_NODE=4", "8", "4", []),
+    ],
+)
+def test_gpus_that_the_site_asks_for(
+    tmp_path: Path, flags: list[str], site: str, gpus: str, processes: str, asked: list[str]
+) -> None:
+    """Held and trained on, whichever flag of Slurm's they are asked for by."""
+    job = Submission(tmp_path)
+    done = job.submit(*flags, site=site)
+    assert done.returncode == 0, done.stderr
+    assert (job.says("gpus"), job.says("processes_per_node")) == (gpus, processes)
+    assert [flag for flag in job.argv if flag.startswith("--gpus-per-node=a")] == asked
+    assert ("/cpu_zero" in job.checked) == (gpus == "0")
+
+
+@pytest.mark.parametrize(
+    ("flags", "site", "message"),
+    [
+        (["--gpus-per-node=4"], "SITE_SBATCH=(--gres=gpu:2)", "ask for 2: leave one of them out"),
+        (["--nodes=2-4"], "SITE_SBATCH=(--gpus=8)", "does not tell how many each of 2-4 has"),
+        (["--nodes=3"], "SITE_SBATCH=(--gpus=8)", "does not tell how many each of 3 has"),
+        ([], "PROCESSES_PER_NODE=all", "PROCESSES_PER_NODE: all is no number"),
+        ([], "SITE_SBATCH=(--gres=gpu:2", "site.env is not bash:"),
+        (["--nodes="], "", "--nodes:  is neither N nor MIN-MAX"),
+    ],
+)
+def test_a_site_that_contradicts(tmp_path: Path, flags: list[str], site: str, message: str) -> None:
+    done = Submission(tmp_path).submit(*flags, site=site)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "argv").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "site", "asked"),
+    [
+        (["--gpus-per-node", "8"], "", ["--cpus-per-task=32"]),
+        (["--gpus-per-node", "8"], "CPUS_PER_PROCESS=12", ["--cpus-per-task=96"]),
+        ([], "", ["--cpus-per-task=1"]),
+        (["--gpus-per-node", "8"], "SITE_SBATCH=(-c 16)", []),
+        (["--gpus-per-node", "8"], "SITE_SBATCH=(--cpus-per-gpu=4)", []),
+        (["--gpus-per-node", "8"], "SITE_SBATCH=(--mem=0 --exclusive)", []),
+    ],
+)
+def test_cores(tmp_path: Path, flags: list[str], site: str, asked: list[str]) -> None:
+    """Slurm's own default is one of a node, however many processes are to share it."""
+    job = Submission(tmp_path)
+    assert job.submit(*flags, site=site).returncode == 0
+    assert [flag for flag in job.argv if flag.startswith("--cpus-per-task")] == asked
+
+
+NAMES = ["two\nlines; touch $FAKE/injected", "'\"# %j $(touch $FAKE/injected) *", "-x="]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_may_have_any_name(tmp_path: Path, name: str) -> None:
+    """It stands in no line that Slurm or a shell takes apart."""
+    job = Submission(tmp_path, name)
+    done = job.submit("--seed", name, site="SITE_SBATCH=(--comment='my own' --partition gpu)")
+    assert done.returncode == 0, done.stderr
+    flags = job.argv
+    own = f"{job.run}/.keepstep/job"
+    assert flags[-2:] == [f"{own}/train.sbatch", own]
+    assert f"--output={job.run}/.keepstep/logs/%j.log".replace(" %j $", " %%j $") in flags
+    assert flags[-5:-2] == ["--comment=my own", "--partition", "gpu"]
+    assert Path(own, "train.sbatch").read_text() == (ROOT / "slurm/train.sbatch").read_text()
+    assert (job.says("run"), job.says("overrides[1]")) == (str(job.run), name)
+    assert Path(own, "id").read_text() == "12\n"
+    assert not (tmp_path / "injected").exists()
+
+
+def test_a_name_that_slurm_cannot_be_given(tmp_path: Path) -> None:
+    done = Submission(tmp_path, "runs\\x").submit()
+    assert done.returncode == 2
+    assert "runs\\x has a backslash in it" in done.stderr
+
+
+def test_a_job_is_no_part_of_the_job_that_it_is_submitted_from(tmp_path: Path) -> None:
+    job = Submission(tmp_path)
+    left = {"SLURM_RESTART_COUNT": "3", "SLURM_GPUS": "8", "SLURM_MEM_PER_CPU": "1"}
+    left |= {"SRUN_CPUS_PER_TASK": "4", "SLURMD_NODENAME": "n7", "SLURM_EXPORT_ENV": "NONE"}
+    own = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "mine"}
+    assert job.submit(**left, **own).returncode == 0
+    known = {line.partition("=")[0] for line in (tmp_path / "env").read_text().split("\0")}
+    assert not known & left.keys()
+    assert own.keys() <= known
+
+
+def test_sbatch_refuses(tmp_path: Path) -> None:
+    job = Submission(tmp_path)
+    (tmp_path / "refuses").touch()
+    done = job.submit()
+    assert done.returncode == 2
+    assert "sbatch: error: invalid account\nkeepstep: sbatch has refused the job" in done.stderr
+    assert not (job.run / ".keepstep/job/id").exists()
+
+
+def test_a_site_may_use_what_is_not_set(tmp_path: Path) -> None:
+    """And do what fails: it is no script of ours."""
+    site = "PATH=$PATH:$NOWHERE/bin\nfalse\n[[ -n $NOTHING ]]"
+    assert Submission(tmp_path).submit(site=site).returncode == 0
+    fakes = Fakes(tmp_path / "job", "commit 4; status finished null", f"{site}\nset -e")
+    code, output = fakes.runs()
+    assert code == 0, output
+
+
+@pytest.mark.parametrize("place", ["/dev/shm", "/tmp"])
+def test_a_run_folder_that_no_other_node_sees(tmp_path: Path, place: str) -> None:
+    job = Submission(tmp_path, f"{place}/keepstep-not-there-yet/runs/x")
+    assert "looks like this machine's own disk or memory" in job.submit("--dry-run").stderr
+
+
+def test_the_script_is_submitted_by_hand(tmp_path: Path) -> None:
+    for arguments in ([], [str(tmp_path)]):
+        done = subprocess.run(
+            ["bash", ROOT / "slurm/train.sbatch", *arguments], capture_output=True, text=True
+        )
+        assert done.returncode == 2
+        assert "slurm/submit.sh RECIPE prepares and submits" in done.stderr
+
+
+def test_a_save_interval_too_long_for_the_job(warm: Warm, tmp_path: Path, recipe: Path) -> None:
     flags = ["--save_interval_seconds", "3600", "--time", "1:30:00", "--dry-run"]
-    done = submit(tmp_path, str(recipe), *flags)
+    done = submit(tmp_path, str(recipe), *flags, PATH=warm.path())
     assert done.returncode == 0
     assert "a save every 3600 s in jobs of 5400 s" in done.stderr
 
@@ -138,11 +329,104 @@ def test_finished(tmp_path: Path) -> None:
     assert not [call for call in fakes.calls if "requeue" in call]
 
 
-def test_a_wrong_recipe_is_not_tried_twice(tmp_path: Path) -> None:
-    fakes = Fakes(tmp_path, "echo 'the recipe has a problem'; exit 2")
+@pytest.mark.parametrize("told", ["exit 2", "echo 2 >$run/.keepstep/logs/$token.exit; exit 143"])
+def test_a_wrong_recipe_is_not_tried_twice(tmp_path: Path, told: str) -> None:
+    """Also when srun names the end of a node that it has ended itself."""
+    fakes = Fakes(tmp_path, f"echo 'the recipe has a problem'; {told}")
+    (fakes.private / "status.json").write_text('{\n "outcome": "finished",\n "exit": 0\n}\n')
     code, output = fakes.runs()
     assert code == 2, output
     assert len(fakes.launches()) == 1
+    status = json.loads((fakes.private / "status.json").read_text())
+    assert (status["outcome"], status["exit"], status["owner"]) == ("failed", 2, "7.0.1")
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome", "expected"),
+    [
+        ("exit 75", "preempted", 75),
+        ("((number == 1)) && exit 137; cp $run/.keepstep/status.json $FAKE; exit 2", "failed", 2),
+    ],
+)
+def test_status_json_tells_of_no_earlier_attempt(
+    tmp_path: Path, body: str, outcome: str, expected: int
+) -> None:
+    """Of one that ended before it began, the job does."""
+    fakes = Fakes(tmp_path, body)
+    (fakes.private / "status.json").write_text('{\n "outcome": "finished",\n "exit": 0\n}\n')
+    code, output = fakes.runs()
+    assert code == expected, output
+    status = json.loads((fakes.private / "status.json").read_text())
+    assert (status["outcome"], status["exit"]) == (outcome, expected)
+    if (fakes.folder / "status.json").exists():
+        earlier = json.loads((fakes.folder / "status.json").read_text())
+        assert (earlier["owner"], earlier["exit"]) == ("7.0.1", 137)
+
+
+def test_steps_inherit_what_they_are_to_have(tmp_path: Path) -> None:
+    """All of a node, as many cores as it has; and the shell's environment, whatever sbatch's."""
+    fakes = Fakes(tmp_path, "commit 4; status finished null")
+    fakes.start(
+        env={"SLURM_EXPORT_ENV": "NONE", "SLURM_CPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "4"}
+    )
+    assert fakes.end()[0] == 0
+    assert (fakes.folder / "inherited").read_text() == ""
+
+
+ODD = {
+    "a link": "ln -s $FAKE/theirs {0}",
+    "a pipe": "mkfifo {0}",
+    "a folder": "mkdir -p {0}/theirs",
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("name", ["stop", "events.jsonl", "status.json", "heartbeat", "owner"])
+def test_whatever_lies_in_a_files_place(tmp_path: Path, name: str, kind: str) -> None:
+    """It is neither waited for nor written through; what can be told another way still is."""
+    body = "trap 'signalled=1' USR1; while [[ -z ${signalled:-} ]]; do sleep 0.05; done\n"
+    fakes = Fakes(tmp_path, f"{body} exit 75")
+    (fakes.folder / "theirs").write_text("theirs\n")
+    lay = ODD[kind].format(f'"{fakes.private}/{name}"')
+    process = fakes.start()
+    fakes.wait_for_launch()
+    subprocess.run(
+        ["bash", "-c", f'rm -f "{fakes.private}/{name}"; {lay}'],
+        env={**os.environ, "FAKE": str(fakes.folder)},
+        check=True,
+    )
+    process.send_signal(signal.SIGUSR1)
+    code, output = fakes.end(timeout=20)
+    assert code == 143, output
+    assert (fakes.folder / "theirs").read_text() == "theirs\n"
+
+
+def test_preparing_ends_nothing_of_a_run_whose_name_is_a_part_of_this_ones(tmp_path: Path) -> None:
+    fakes = Fakes(tmp_path, "")
+    with (fakes.job / "job.env").open("a") as file:
+        file.write(f"run=$'{fakes.run}\\nsecond line'\n")
+    env = {**os.environ, "KEEPSTEP_OWNER": "7.0.3", "KEEPSTEP_RUN": str(fakes.run)}
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=env)
+    try:
+        subprocess.run(["bash", fakes.job / "node.sh", "prepare", "7.1.1"], check=True, timeout=20)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_node_that_does_not_have_the_users_environment(tmp_path: Path) -> None:
+    """`--export=NONE`: the environment that the job was submitted in is found by its path."""
+    fakes = Fakes(tmp_path, "")
+    (fakes.bin / "accelerate").write_text("")
+    (fakes.bin / "accelerate").chmod(0o755)
+    with (fakes.job / "job.env").open("a") as file:
+        file.write(f"environment={fakes.bin}\n")
+    (fakes.job / "train.sh").write_text("#!/bin/bash\ncommand -v accelerate\n")
+    (fakes.job / "train.sh").chmod(0o755)
+    launch = ["bash", str(fakes.job / "node.sh"), "launch", "7.0.1", "1", "n1", "10218"]
+    bare = {"PATH": "/usr/bin:/bin", "SLURM_PROCID": "0"}
+    assert subprocess.check_output(launch, env=bare, text=True) == f"{fakes.bin}/accelerate\n"
 
 
 def test_the_budget_counts_attempts_without_progress(tmp_path: Path) -> None:
@@ -218,6 +502,65 @@ def test_slurm_ends_it(tmp_path: Path) -> None:
     assert code == 143, output
     assert "ended after" in output
     assert not [call for call in fakes.calls if "requeue" in call]
+
+
+def test_the_batch_shell_alone_is_told_to_end(tmp_path: Path) -> None:
+    """`scancel --batch --signal=TERM`: nobody else passes it on."""
+    body = "while [[ -z ${signalled:-} ]]; do beat; sleep 0.1; done\n"
+    body += 'cp $run/.keepstep/stop "$FAKE/asked"; commit 5; status preempted "keepstep stop"'
+    fakes = Fakes(tmp_path, body)
+    process = fakes.start()
+    fakes.wait_for_launch()
+    process.terminate()
+    code, output = fakes.end(timeout=10)
+    assert code == 143, output
+    assert (fakes.folder / "asked").read_text() == "7.0.1"
+    assert fakes.requeues() == 0
+
+
+def test_told_to_end_and_nothing_can_be_saved(tmp_path: Path) -> None:
+    fakes = Fakes(tmp_path, "trap '' USR1; exec sleep 60", "GRACE_SECONDS=1")
+    process = fakes.start()
+    fakes.wait_for_launch()
+    process.terminate()
+    code, output = fakes.end(timeout=20)
+    assert code == 143, output
+    assert "not saved in time: this attempt is ended" in output
+
+
+def of_ranks(signal: str, *ranks: int) -> str:
+    return ", ".join(f"{signal} to rank {rank}" for rank in ranks)
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected", "launches"),
+    [
+        (of_ranks("SIGTERM", *range(8)), 75, 1),
+        (of_ranks("SIGINT", *range(8)) + ", before training began", 75, 1),
+        (of_ranks("SIGUSR1", *range(8)), 143, 1),  # queued again
+        (of_ranks("SIGTERM", 3), 0, 2),  # the kernel's, say: not Slurm's, and nobody's wish
+        (of_ranks("SIGTERM (its launcher is gone)", *range(8)), 0, 2),
+    ],
+)
+def test_a_signal_to_the_steps_alone(
+    tmp_path: Path, reason: str, expected: int, launches: int
+) -> None:
+    """`scancel --signal` reaches all ranks, and not this shell: what it asks for is done."""
+    body = "((number == 1)) || { commit 9; status finished null; exit 0; }\ncommit 5\n"
+    fakes = Fakes(tmp_path, body + f"exit=75 status preempted '{reason}'; exit 75")
+    code, output = fakes.runs()
+    assert code == expected, output
+    assert len(fakes.launches()) == launches
+    assert fakes.requeues() == (expected == 143)
+
+
+def test_a_signal_that_a_lost_node_has_brought(tmp_path: Path) -> None:
+    body = "((number == 1)) || { commit 9; status finished null; exit 0; }\ncommit 5\n"
+    body += f"touch $FAKE/dead-n2; exit=75 status preempted '{of_ranks('SIGTERM', *range(8))}'"
+    fakes = Fakes(tmp_path, body, ranged=True)
+    code, output = fakes.runs()
+    assert code == 0, output
+    assert [launch.split()[1] for launch in fakes.launches()] == ["n1,n2", "n1"]
 
 
 def test_preempted(tmp_path: Path) -> None:

@@ -202,6 +202,37 @@ def test_a_link_in_the_place_of_a_file_is_named(run: Path, tmp_path: Path) -> No
     assert not (tmp_path / "new").exists()
 
 
+def test_a_job_that_is_queued_can_be_stopped(tmp_path: Path) -> None:
+    """What submit.sh has made, before the first attempt; and until the job has come to its end."""
+    job, private = tmp_path / ".keepstep/job", tmp_path / ".keepstep"
+    job.mkdir(parents=True)
+    (job / "id").write_text("17\n")
+    told = runner.invoke(app, ["stop", str(tmp_path)])
+    assert told.exit_code == 0, told.stdout
+    assert "asked for: job 17 ends before its next attempt; scancel 17 ends it now" in told.stdout
+    assert (private / "stop").read_bytes() == b""
+    told = runner.invoke(app, ["save-now", str(tmp_path)])
+    assert (told.exit_code, (private / "save-now").exists()) == (2, False)
+    assert "job 17 is not at work now, there is nothing to save" in told.stdout
+    (job / "ended").write_text("75\n")
+    told = runner.invoke(app, ["stop", str(tmp_path)])
+    assert (told.exit_code, told.stdout) == (2, f"keepstep: {tmp_path} is no run\n")
+
+
+@pytest.mark.parametrize("kind", ["a link", "a folder"])
+def test_nothing_is_asked_for_through_what_lies_in_the_requests_place(
+    run: Path, tmp_path: Path, kind: str
+) -> None:
+    job, stop = run / ".keepstep/job", run / ".keepstep/stop"
+    job.mkdir()
+    (job / "id").write_text("17\n")
+    stop.symlink_to(tmp_path / "theirs") if kind == "a link" else stop.mkdir()
+    told = runner.invoke(app, ["stop", str(run)])
+    assert told.exit_code == 1
+    assert str(stop) in told.stdout
+    assert not (tmp_path / "theirs").exists()
+
+
 def test_ls_shows_branches_and_strangers(run: Path) -> None:
     commit(run, 15, attempt=2, parent=10)
     (run / "checkpoint-99").mkdir()

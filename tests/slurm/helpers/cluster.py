@@ -24,6 +24,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,12 @@ class Cluster:
         """Name → address."""
         return dict(self._state.get("nodes", {}))
 
-    def up(self, count: int, cpus: int = 2, memory: int = 8000) -> None:
-        """Start everything; a few seconds."""
+    def up(self, count: int, cpus: Sequence[int] = (4, 2), memory: int = 8000) -> None:
+        """Start everything; a few seconds.
+
+        Args:
+            cpus: of the first nodes; those behind them have as many as the last of these.
+        """
         for name in ("log", "run", "ctl", "munge", *(f"spool/n{i + 1}" for i in range(count))):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.munge.chmod(0o711)
@@ -204,14 +209,15 @@ class Cluster:
 
     # --- how it is made
 
-    def _configure(self, cpus: int, memory: int) -> None:
+    def _configure(self, cpus: Sequence[int], memory: int) -> None:
         host, user = socket.gethostname().split(".")[0], pwd.getpwuid(os.geteuid()).pw_name
         controller, port = free_ports(2)
         lines = SETTINGS.format(folder=self.folder, munge=self.munge).strip().splitlines()
         lines += [f"SlurmctldHost={host}({self._state['prefix']}.1)", f"SlurmctldPort={controller}"]
         lines += [f"SlurmUser={user}", f"SlurmdUser={user}"]
-        size = f"Port={port} CPUs={cpus} RealMemory={memory}"
-        lines += [f"NodeName={n} NodeAddr={a} {size}" for n, a in self.nodes.items()]
+        for i, (node, address) in enumerate(self.nodes.items()):
+            size = f"Port={port} CPUs={cpus[min(i, len(cpus) - 1)]} RealMemory={memory}"
+            lines.append(f"NodeName={node} NodeAddr={address} {size}")
         every = ",".join(self.nodes)
         lines += [f"PartitionName=main Nodes={every} Default=YES PriorityTier=1 GraceTime=30"]
         lines += [f"PartitionName=high Nodes={every} PriorityTier=10 PreemptMode=OFF"]

@@ -17,6 +17,7 @@ SRUN = """#!/usr/bin/env bash
 while [[ $1 == -* ]]; do
   case $1 in -w) nodes=$2; shift 2 ;; *) shift ;; esac
 done
+declare -p SLURM_EXPORT_ENV SRUN_CPUS_PER_TASK SLURM_CPUS_PER_TASK >>"$FAKE/inherited" 2>/dev/null
 for node in ${nodes//,/ }; do
   [[ ! -e $FAKE/dead-$node ]] || exit 233
   [[ ! -e $FAKE/slow-$node ]] || sleep 0.5
@@ -81,11 +82,12 @@ class Fakes:
         self.bin = self.folder / "bin"
         for place in (self.bin, self.job, self.private / "logs"):
             place.mkdir(parents=True)
-        for name in ("lib.sh", "node.sh"):
+        for name in ("lib.sh", "files.sh", "node.sh"):
             shutil.copy(ROOT / "slurm" / name, self.job)
         settings = {"run": self.run, "min_nodes": 1 if ranged else 2, "ranged": int(ranged)}
         settings |= {"processes_per_node": 4, "config": "cpu_zero3", "overrides": "()"}
         settings |= {"submitted_as": "'slurm/submit.sh recipe.yaml'", "hang_timeout": 1800}
+        settings |= {"environment": "/nowhere", "gpus": 0}
         (self.job / "job.env").write_text("".join(f"{k}={v}\n" for k, v in settings.items()))
         (self.job / "site.env").write_text(f"POLL_SECONDS=0.1\nRETRY_SECONDS=1\n{site}\n")
         fakes = {"srun": SRUN, "scontrol": SCONTROL, "squeue": SQUEUE, "scancel": SCANCEL}
@@ -95,7 +97,8 @@ class Fakes:
         (self.folder / "attempt").write_text(ATTEMPT.format(run=self.run, body=attempt))
         self.says_of_job("Restarts=0")
         self.requeue_is("kill -TERM $(cat $FAKE/pid)")  # as Slurm does
-        (self.folder / "calls").touch()
+        for name in ("calls", "inherited"):
+            (self.folder / name).touch()
         self.path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
         self._process: subprocess.Popen[str] | None = None
 
@@ -131,7 +134,7 @@ class Fakes:
         file = self.private / "owner"
         return file.read_text().strip() if file.exists() else ""
 
-    def start(self, restarts: int = 0) -> subprocess.Popen[str]:
+    def start(self, restarts: int = 0, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
         if restarts:
             self.says_of_job(f"Restarts={restarts}")
         kept = {k: v for k, v in os.environ.items() if not SLURM_VARIABLE.match(k)}
@@ -144,6 +147,7 @@ class Fakes:
                 "SLURM_RESTART_COUNT": str(restarts),
                 "FAKE": str(self.folder),
                 "PATH": self.path,
+                **(env or {}),
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -12,12 +12,13 @@ from keepstep.checkpoint.runfolder import RunFolder
 from tests.helpers.folders import events
 from tests.helpers.ranks import ROOT
 from tests.helpers.recipes import argv
+from tests.helpers.warm import Warm
 from tests.slurm.helpers.cluster import Cluster
-from tests.slurm.helpers.processes import send, wait_for
+from tests.slurm.helpers.processes import run, send, wait_for
 
 HOOKS = Path(__file__).with_name("hooks")
 SITE = """
-SITE_SBATCH=(--cpus-per-task=1 --mem=1000 {sbatch})
+SITE_SBATCH=({cores} --mem=1000 {sbatch})
 SITE_SRUN=({srun})
 PROCESSES_PER_NODE={processes}
 POLL_SECONDS=1
@@ -28,6 +29,7 @@ site_setup() {{
   export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 HF_DATASETS_CACHE={cache}
 }}
 """
+NAME = "a 'run' #1 of 100%j \nwith two lines"  # as folders may be called
 RANK = r"^\S*python\S* (-u )?-m keepstep\.train "
 LAUNCHER = r"accelerate launch "
 
@@ -41,9 +43,9 @@ class Job:
         timeline: (seconds since the last event that the test has brought about, what was seen).
     """
 
-    def __init__(self, cluster: Cluster, folder: Path, demo: Path) -> None:
-        self.cluster, self.folder, self.demo = cluster, folder, demo
-        self.run = RunFolder(folder / "the run")  # with a blank, as folders may have
+    def __init__(self, cluster: Cluster, warm: Warm, folder: Path, demo: Path) -> None:
+        self.cluster, self.warm, self.folder, self.demo = cluster, warm, folder, demo
+        self.run = RunFolder(folder / NAME)
         self.number = 0
         self.timeline: list[tuple[float, str]] = []
         self._zero, self._read = time.monotonic(), 0
@@ -61,11 +63,19 @@ class Job:
         wait_for(f"fault {text}", lambda: file.exists() and text in file.read_text(), timeout, 0.02)
         self.note(f"fault: {text}")
 
-    def site(self, sbatch: str = "", srun: str = "", processes: int = 1, more: str = "") -> Path:
+    def site(
+        self,
+        sbatch: str = "",
+        srun: str = "",
+        processes: int = 1,
+        more: str = "",
+        cores: str = "--cpus-per-task=1",
+    ) -> Path:
         """Write what is this cluster's own."""
         file = self.folder / "site.env"
         places = {"hooks": HOOKS, "faults": self._faults, "cache": self.folder / "cache"}
         made = {"sbatch": sbatch, "srun": srun, "processes": processes, "more": more}
+        made["cores"] = cores
         file.write_text(SITE.format(**places, **made))
         return file
 
@@ -84,8 +94,9 @@ class Job:
         words = argv(self.demo, self.run.path, **(steps | (fields or {})))
         recipe = self.folder / "recipe.yaml"
         pairs = zip(words[::2], words[1::2], strict=True)
-        recipe.write_text("".join(f"{name[2:]}: {value}\n" for name, value in pairs))
+        recipe.write_text("".join(f"{name[2:]}: {json.dumps(value)}\n" for name, value in pairs))
         environment = {**self.cluster.env, "KEEPSTEP_SITE": str(self.site(**site))}  # type: ignore[arg-type]
+        environment["PATH"] = self.warm.path()
         return subprocess.run(
             ["slurm/submit.sh", str(recipe), *flags],
             cwd=ROOT,
@@ -94,6 +105,10 @@ class Job:
             text=True,
             timeout=90,
         )
+
+    def command(self, *argv: str) -> str:
+        """What `keepstep` answers."""
+        return run(self.warm.bin / "keepstep", *argv).stdout
 
     # --- what befalls it
 
