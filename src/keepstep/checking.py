@@ -153,7 +153,7 @@ def _table(rows: list[dict[str, Any]], limit: int | None) -> Table:
 def _parsed(recipe: Path, flags: list[str]) -> Recipe:
     from .parsing import parse_recipe
 
-    return parse_recipe(["--config", str(recipe), *flags])
+    return parse_recipe(["--config", str(recipe), *flags], launched=False)
 
 
 def _problems(
@@ -161,6 +161,8 @@ def _problems(
 ) -> Iterator[Problem]:
     """Every problem, of the recipe, its rows and this machine; the Hub's only when it has been
     named."""
+    from transformers.utils import is_torch_tf32_available
+
     from .config import ConfigError
     from .preflight import validate
     from .preflight_launch import check_launch, launch_in
@@ -181,6 +183,8 @@ def _problems(
         except ConfigError as error:
             problems += error.problems
     yield from problems
+    if recipe.training.tf32 and not is_torch_tf32_available():  # a login node, say
+        seen.not_looked_at.append("tf32: true, for this machine has no GPU that could do it")
     wrong = {p.code for p in problems if p.severity == "error"}
     if wrong & {"data", "model"}:
         seen.not_looked_at.append("the rows, until dataset and model are there")

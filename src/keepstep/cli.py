@@ -167,7 +167,7 @@ def save_now(run: RunArgument) -> None:
 
 @app.command()
 def stop(run: RunArgument) -> None:
-    """Have the attempt that is at work save, and end as preempted; or the job that is queued end."""
+    """Have the attempt that is at work save, and end as preempted; a job that is queued ends."""
     _ask(run, "stop")
 
 

@@ -28,6 +28,8 @@ REFUSALS = (
     *(ValueError, TypeError, AttributeError, KeyError),
     *(AssertionError, ImportError, NotImplementedError),
 )
+# What the constructors look for on this machine: `keepstep check` may run on another one.
+OF_THE_LAUNCH = ("ddp_backend", "tf32")
 NOTHING = object()  # the value of a flag without one
 
 
@@ -50,8 +52,11 @@ class RecipeParser(TrlParser):
             f.name: (f, known[f.name]) for part, known in hints for f in fields(part) if f.init
         }
 
-    def parse(self, argv: Sequence[str]) -> Recipe:
+    def parse(self, argv: Sequence[str], launched: bool = True) -> Recipe:
         """Read `--config FILE` and `--field value` flags; flags win.
+
+        Args:
+            launched: this process is a rank, of the machine that the recipe is meant for.
 
         Raises:
             ConfigError: unknown fields, values of a wrong type, an unreadable file; and what else
@@ -75,7 +80,11 @@ class RecipeParser(TrlParser):
                     values[name] = self._read(name, value)
                 except ValueError as error:
                     problems.append(Problem(f"{name}: {error}", self._help(name)))
+        later = {} if launched else {n: values.pop(n) for n in OF_THE_LAUNCH if n in values}
         recipe, refused, without = _build(values)
+        if recipe is not None:
+            for name, value in later.items():
+                setattr(recipe.training, name, value)
         problems += refused
         if problems or recipe is None:
             named = {word for problem in problems for word in _words(str(problem))}
@@ -140,9 +149,9 @@ class Flags(argparse.ArgumentParser):
         raise ConfigError([Problem(f"command line: {message}")])
 
 
-def parse_recipe(argv: Sequence[str]) -> Recipe:
+def parse_recipe(argv: Sequence[str], launched: bool = True) -> Recipe:
     """The recipe that a command line asks for. Ranks: any; every rank reads the same."""
-    return RecipeParser().parse(argv)
+    return RecipeParser().parse(argv, launched)
 
 
 def _build(values: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem], set[str]]:

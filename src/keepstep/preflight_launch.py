@@ -49,12 +49,14 @@ class Launch:
         sizes: of its `parallelism_config`.
         precision: its `mixed_precision`.
         deepspeed: DeepSpeed's settings, under their names in its JSON; None without it.
+        cpu: its processes use no GPU.
     """
 
     kind: str = "NO"
     sizes: Mapping[str, int] = field(default_factory=dict)
     precision: str = "no"
     deepspeed: Mapping[str, Any] | None = None
+    cpu: bool = False
 
     @property
     def stage(self) -> int:
@@ -88,6 +90,10 @@ def check_launch(launch: Launch, recipe: Recipe) -> Iterator[Problem]:
             "leave one of them out",
             "launch",
         )
+    wants = {"tf32: true": recipe.training.tf32 is True}
+    wants["ddp_backend: nccl"] = recipe.training.ddp_backend == "nccl"
+    for wanted in [told for told, holds in wants.items() if holds and launch.cpu]:
+        yield Problem(f"{wanted} needs GPUs, and this launch is on CPU", code="launch")
     for name in SHARDED_LOADING:
         if (recipe.training.model_init_kwargs or {}).get(name) is not None:
             yield _refused(
@@ -188,6 +194,7 @@ def launch_in(path: Path, recipe: Recipe) -> Launch:
             sizes=_sizes(getattr(config, "parallelism_config", {})),
             precision=(config.mixed_precision or "no") if precision == "fp32" else precision,
             deepspeed=deepspeed,
+            cpu=bool(config.use_cpu),
         )
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         problem = Problem(f"--config_file {path} cannot be read: {error}", code="launch")

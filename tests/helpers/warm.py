@@ -83,7 +83,7 @@ def serve(place: str) -> None:
             try:
                 main()
             except SystemExit as stop:
-                code = stop.code if isinstance(stop.code, int) else 1
+                code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
             except BaseException:
                 sys.excepthook(*sys.exc_info())
                 code = 1

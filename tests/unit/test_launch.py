@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -251,3 +252,23 @@ def test_the_launcher_s_precision_is_the_recipe_s(
     (problem,) = validate(parse_recipe(flags(bf16=False)))
     told = f"mixed_precision: {precision} of the launch, and bf16: false of the recipe"
     assert problem.what == told
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="as on a login node: without a GPU")
+def test_what_needs_a_gpu_is_checked_where_there_is_none(demo: Path, tmp_path: Path) -> None:
+    """`keepstep check` of a launch elsewhere, as by slurm/submit.sh; a launch on CPU is refused."""
+    recipe = tmp_path / "recipe.yaml"
+    fields = {"model_name_or_path": f"{demo}/model", "dataset_name": f"{demo}/data/train.jsonl"}
+    fields |= {"output_dir": f"{tmp_path}/run", "tf32": True, "ddp_backend": "nccl"}
+    recipe.write_text(yaml.safe_dump(fields))
+    told = {}
+    for name in ("zero3", "cpu_zero3"):
+        config = f"{ROOT}/accelerate_configs/{name}.yaml"
+        told[name] = CliRunner().invoke(app, ["check", str(recipe), "--config_file", config])
+    assert told["zero3"].exit_code == 0, told["zero3"].stdout
+    assert "tf32: true, for this machine has no GPU" in told["zero3"].stdout
+    assert told["cpu_zero3"].exit_code == 2
+    for text in ("tf32: true needs GPUs", "ddp_backend: nccl needs GPUs"):
+        assert text in told["cpu_zero3"].stdout
+    with pytest.raises(ConfigError, match="tf32"):  # a rank is where it is
+        parse_recipe(flags(tf32="true"))
