@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from keepstep.checkpoint.export import ExportError, FileWeights
 from keepstep.checkpoint.tensors import TYPES, Entry, lay_out, mapped
 
 
@@ -55,3 +56,25 @@ def test_a_tensor_that_is_not_aligned(tmp_path: Path) -> None:
     data = b"\x07" + struct.pack("<2f", 1.5, -2.0)
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
     assert mapped(tmp_path / "a.safetensors")["b"].tolist() == [1.5, -2.0]
+
+
+def with_header(header: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header + b"1234"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"abc", b"no safetensors at all " * 20, struct.pack("<Q", 2**40) + b"{}"),
+        with_header(b"abcdefgh"),
+        with_header(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,400]}}'),
+        with_header(b'{"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'),
+    ],
+    ids=["empty", "short", "text", "long header", "no JSON", "beyond the end", "another type"],
+)
+def test_an_export_of_what_is_no_safetensors_file(tmp_path: Path, content: bytes) -> None:
+    """A MemoryError, a KeyError, or the memory behind the file before."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ExportError, match=r"model.safetensors (is no safetensors|holds 'F8_E4M3')"):
+        FileWeights([path])

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from huggingface_hub.serialization._base import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
 
 from .arena import aligned
 from .companions import write_companions
@@ -61,10 +62,22 @@ class Exported:
 
 
 class FileWeights:
-    """The weights file(s) of a checkpoint."""
+    """The weights file(s) of a checkpoint.
+
+    Raises:
+        ExportError: one is no safetensors file, whatever its digest says.
+    """
 
     def __init__(self, paths: list[Path]) -> None:
-        self._tensors = {name: t for path in paths for name, t in mapped(path).items()}
+        self._tensors: dict[str, torch.Tensor] = {}
+        for path in paths:
+            try:
+                with safe_open(path, framework="pt"):  # its header is what the format allows
+                    self._tensors |= mapped(path)
+            except SafetensorError as error:
+                raise ExportError(f"{path} is no safetensors file: {error}") from error
+            except KeyError as error:
+                raise ExportError(f"{path} holds {error}, a type that is not known here") from error
         self.entries = {n: Entry(t.dtype, tuple(t.shape)) for n, t in self._tensors.items()}
 
     def fill(self, name: str, begin: int, out: torch.Tensor) -> None:
