@@ -36,6 +36,7 @@ from .commands import (
     fail,
     run_folder,
 )
+from .environment import without_secrets
 from .report import (
     attempt_table,
     checkpoint_rows,
@@ -48,6 +49,7 @@ from .report import (
 )
 from .terminal import show_as_data
 
+UNPICKLING = ("export", "reshard", "adopt")  # DeepSpeed's shards; push has a process for that
 WITHOUT_DIGEST = "its manifest has no digest of its own (an older keepstep)"
 
 
@@ -243,8 +245,21 @@ def unpin(run: RunArgument, step: StepArgument) -> None:
     Keeper(folder, folder.policy(), Storage()).unpin(step)
 
 
+def leave_secrets() -> None:
+    """Begin anew without what must not be known to a pickle, before one is read.
+
+    (Of a variable that is unset the kernel goes on telling, in /proc/self/environ.) It stays for
+    `--merge_adapter`, which may need the token to load the base model from the Hub.
+    """
+    harmless = without_secrets(os.environ)
+    if harmless != dict(os.environ) and "--merge_adapter" not in sys.argv:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], harmless)
+
+
 def main() -> None:
     """The console script."""
+    if sys.argv[1:2] and sys.argv[1] in UNPICKLING:
+        leave_secrets()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed only unpickles its classes here
     show_as_data()
     if all(printable(argument) == argument for argument in sys.argv):
