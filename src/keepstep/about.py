@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from .config import Recipe
 from .preflight import looks_local
 from .publish.card import license_of
+
+logger = logging.getLogger(__name__)
 
 
 def describe(recipe: Recipe, license_there: str | None = None) -> dict[str, Any]:
@@ -25,8 +28,17 @@ def describe(recipe: Recipe, license_there: str | None = None) -> dict[str, Any]
         "base_model": None if local else base,
         "datasets": [name for name in names if name and not looks_local(name)],
         "license": training.card_data.get("license")
-        or (license_of(Path(base).expanduser() / "README.md") if local else license_there),
+        or (_license_in(Path(base).expanduser()) if local else license_there),
         "precision": training.precision,
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "card": training.card_data,
     }
+
+
+def _license_in(folder: Path) -> str | None:
+    """What the base model's card says; that it cannot be read ends no run."""
+    try:
+        return license_of(folder / "README.md")
+    except (OSError, ValueError) as error:
+        logger.warning("the license of %s is not known: README.md: %s", folder, error)
+        return None

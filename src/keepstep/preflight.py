@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import get_token
 from packaging.requirements import Requirement
 
+from .checkpoint.reading import is_file
 from .checkpoint.runfolder import RunFolder
 from .checkpoint.selection import WORDS, SelectionError
 from .config import Problem, Recipe
@@ -21,6 +22,8 @@ from .preflight_launch import check_launch, launch_of
 from .preflight_libraries import check_libraries
 from .preflight_numbers import check_numbers
 from .preflight_saving import check_saving
+from .publish.card import fault_of
+from .publish.client import name_fault, offline
 from .trajectory import word
 
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{12,}")
@@ -39,6 +42,13 @@ def looks_local(name: str) -> bool:
     """Whether a model or dataset name means a path here rather than `owner/name` on the Hub."""
     here = Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
     return here or is_data_file(name)
+
+
+def severity_of_hub(recipe: Recipe) -> Literal["error", "warning"]:
+    """Of what keeps a run from publishing: a job that comes back has days of training to lose, and
+    `keepstep push` makes good what it could not publish."""
+    begun = is_file(RunFolder(str(recipe.training.output_dir)).identity)
+    return "warning" if begun else "error"
 
 
 def nearest(folder: Path) -> Path:
@@ -222,9 +232,11 @@ def _hub(recipe: Recipe) -> Iterator[Problem]:
     if training.card is not None and not isinstance(training.card, dict):
         yield Problem(f"card: {training.card!r} is no mapping", "card: {license: mit}", "card")
         return
+    if fault := fault_of(training.card_data):
+        yield Problem(fault, "card: {license: mit}", "card")
     if not training.push_to_hub:
         return
-    if not training.hub_model_id or training.hub_model_id.count("/") != 1:
+    if name_fault(training.hub_model_id or ""):
         yield Problem(
             f"push_to_hub: hub_model_id is {training.hub_model_id!r}",
             "name the repository: hub_model_id: owner/name",
@@ -232,10 +244,12 @@ def _hub(recipe: Recipe) -> Iterator[Problem]:
         )
     if training.hub_revision:
         yield Problem(f"hub_revision: {training.hub_revision}: the best goes to main", code="hub")
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-        yield Problem("push_to_hub: HF_HUB_OFFLINE is set", "unset it, or push_to_hub", "hub")
+    severity = severity_of_hub(recipe)
+    if variable := offline():
+        text = f"push_to_hub: {variable} is set"
+        yield Problem(text, "unset it, or push_to_hub", "hub", severity)
     if not get_token():
-        yield Problem("push_to_hub: there is no token", "export HF_TOKEN=…", "hub")
+        yield Problem("push_to_hub: there is no token", "export HF_TOKEN=…", "hub", severity)
     if training.ranking_metric is None:
         yield Problem(
             "push_to_hub publishes the best checkpoint, and there is nothing to rank them by",

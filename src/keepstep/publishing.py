@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from huggingface_hub import get_token
 from transformers import TrainerCallback
 
 from . import distributed, preemption
@@ -15,13 +17,15 @@ from .checkpoint.schedule import left
 from .config import Problem, Recipe
 from .console import say
 from .outcome import EXIT_STATUS, Outcome
-from .preflight import looks_local
-from .publish.hub import Target
+from .preflight import looks_local, severity_of_hub
+from .publish.client import offline
 from .publish.process import check
 from .publish.publisher import Publisher
+from .publish.remote import Target, some
 from .trainer import KeepstepTrainer
 
 CHECK_SECONDS = 90.0
+HINT = "name another one, or leave push_to_hub out: `keepstep push RUN --force` can follow"
 
 
 def target_of(recipe: Recipe) -> Target | None:
@@ -29,7 +33,7 @@ def target_of(recipe: Recipe) -> Target | None:
     training = recipe.training
     if not training.push_to_hub:
         return None
-    return Target(str(training.hub_model_id), private=training.hub_private_repo is not False)
+    return Target(str(training.hub_model_id), training.hub_private_repo)
 
 
 class Publishing(TrainerCallback):
@@ -48,27 +52,33 @@ class Publishing(TrainerCallback):
         recipe.training.push_to_hub = False  # Trainer would push what it finds, whatever is best
 
     def check(self) -> list[Problem]:
-        """Before anything is loaded: may we write there? Ranks: any; the main process asks."""
-        if self._target is None:
+        """Before anything is loaded: may we write there? Ranks: any; the main process asks.
+
+        What may pass is told, and ends nothing: a save tries again, and whether the run has to have
+        published (`hub_require`) is judged at its end.
+        """
+        if self._target is None or offline() or not get_token():  # of which preflight has spoken
             return []
-        name, base = self._target.repo_id, str(self._recipe.model.model_name_or_path)
-        card = self._args.card_data
-        answer = check(self._target, card, None if looks_local(base) else base, CHECK_SECONDS)
-        if "error" in answer:
-            if answer.get("fatal") or self._args.hub_require:
-                return [Problem(f"push_to_hub: {answer['error']}", code="hub")]
-            say(f"The Hub cannot be reached now ({answer['error']}); a save tries again.")
-            return []
-        self.license, theirs = answer["license"], answer["theirs"]
-        if theirs is not None:
-            value = theirs["value"]
-            score = "" if value is None else f" ({theirs['metric']} {value:.4f})"
-            say(
-                f"{name} has step {theirs['global_step']}{score}; only a better one takes its place"
-            )
-        if answer["public"] and self._target.private:
-            say(f"{name} can be read by everybody: it was made before, and is left as it is")
-        return []
+        base, card = str(self._recipe.model.model_name_or_path), self._args.card_data
+        asked = None if looks_local(base) or card.get("license") else base
+        answer = check(self._target, card, asked, CHECK_SECONDS)
+        fault, name = answer.get("error"), self._target.repo_id
+        if fault is not None and not answer.get("fatal"):
+            text = f"push_to_hub: the Hub cannot be reached now ({fault})"
+            return [Problem(text, "a save tries again", "hub", "warning")]
+        hint = ""  # the error's own
+        if fault is None:
+            fault, hint = obstacle(answer, name, self._args.policy().metric), HINT
+        if fault is not None:
+            severity = severity_of_hub(self._recipe)
+            if severity == "warning":
+                hint = (
+                    f"the run goes on; `keepstep push {self._args.output_dir}` publishes it later"
+                )
+            return [Problem(f"push_to_hub: {fault}", hint, "hub", severity)]
+        self.license = answer["license"]
+        lines = told_of({**answer, "asked": self._target.private}, name, base)
+        return [Problem(line, code="hub", severity="warning") for line in lines]
 
     def start(self, trainer: KeepstepTrainer) -> None:
         """Once the attempt has begun. Ranks: all."""
@@ -106,6 +116,8 @@ class Publishing(TrainerCallback):
         if outcome.best_step is not None:
             with contextlib.suppress(KeyError, OSError):  # pruned by hand this very moment
                 best = manager.run.checkpoint(outcome.best_step)
+        if best is not None and publisher.owes(best):
+            say(waiting_for(best.step, publisher, self._args.publish_timeout_seconds))
         answer = publisher.finish(best, lambda: self._why_stop(manager))
         if publisher.news is None and "error" in answer:
             publisher.news = answer
@@ -125,7 +137,7 @@ class Publishing(TrainerCallback):
             lookout.take_up(["stop"])
             asked = "keepstep stop"
         if asked is not None:
-            return f"stopped on request ({asked})"
+            return f"the wait for the Hub was ended on request ({asked})"
         seconds = left(self._args.schedule(), preemption.steady(), time.time())
         if seconds < self._args.stop_margin_seconds:
             return "the job's time is over"
@@ -151,5 +163,44 @@ def tell(news: dict[str, Any], repo_id: str, run: str) -> str:
         )
     if news["outcome"] == "refused":
         return f"Not published to {repo_id}: {news['reason']}"
-    verb = "Published" if news["outcome"] == "published" else "Already published"
-    return f"{verb}: {repo_id}, step {news['step']}, commit {news['commit'][:8]}"
+    verb = {"present": "Already published"}.get(news["outcome"], news["outcome"].capitalize())
+    files = f" ({some(news['mended'])})" if news["mended"] else ""
+    return f"{verb}: {repo_id}, step {news['step']}, commit {news['commit'][:8]}{files}"
+
+
+def obstacle(answer: dict[str, Any], name: str, metric: str | None) -> str | None:
+    """What is there, if nothing of this run could take its place (see hub.check)."""
+    theirs = answer["theirs"]
+    if answer["doubt"] is not None:
+        return f"{name}: {answer['doubt']}"
+    if theirs is not None and theirs["metric"] != metric:
+        score = f"{theirs['metric']}, not by {metric}"
+        return f"{name}: step {theirs['global_step']} is there, ranked by {score}"
+    return None
+
+
+def told_of(answer: dict[str, Any], name: str, base: str) -> Iterator[str]:
+    """What a person should know of the repository, and of the base model's license."""
+    theirs = answer["theirs"]
+    if theirs is not None:
+        value = theirs["value"]
+        score = "" if value is None else f" ({theirs['metric']} {value:.4f})"
+        yield f"{name} has step {theirs['global_step']}{score}; only a better one takes its place"
+    if not answer["private"] and answer["asked"] is None:
+        yield f"{name} can be read by everybody: it was made before, and is left as it is"
+    if answer["private"] and answer["asked"] is False:
+        yield f"{name} is private: it was made before, and is left as it is"
+    if answer["license_fault"] is not None:
+        yield (
+            f"the license of {base} is not known ({answer['license_fault']}): the model card will "
+            "name none, unless the recipe does (card: {license: …})"
+        )
+
+
+def waiting_for(step: int, publisher: Publisher, seconds: float) -> str:
+    """What the end of a run waits for, and how to end that."""
+    return (
+        f"Training has finished; step {step} is on its way to {publisher.target.repo_id}, for "
+        f"{seconds:.0f} s at most.\n    Ctrl-C ends this wait alone: the run stays finished, and "
+        f"`keepstep push {publisher.run.path}` publishes it later"
+    )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from . import noise
 from .checkpoint.runfolder import RunFolder
+from .checkpoint.strict import TextError, parse
 from .commands import RunArgument, app, console, fail, one_checkpoint, run_folder, without_links
 from .report import human_bytes
 from .terminal import progress_bar
+
+LONGEST_PUSH = 1e7  # seconds
+CARD_HINT = """    Hint: as in --card '{"license": "apache-2.0"}'"""
 
 
 @app.command()
@@ -55,9 +58,15 @@ def push(
     repo_id: Annotated[
         str | None, typer.Option("--repo_id", help="owner/name; else the recipe's hub_model_id.")
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="Of a new repository.")] = False,
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--public", help="Of a new repository; else as the run was told."),
+    ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Over a model whose metric is another one.")
+        bool,
+        typer.Option(
+            "--force", help="Over a model that cannot be compared, or is somebody else's."
+        ),
     ] = False,
     card: Annotated[
         str | None, typer.Option("--card", help="Metadata of the card, as JSON, over the recipe's.")
@@ -68,24 +77,35 @@ def push(
     """Publish the run's best checkpoint on the Hub, unless it, or a better one, is there."""
     from .publish.by_hand import PushFailedError, push_best
 
-    folder = run_folder(run)
+    if not 0 < timeout < LONGEST_PUSH:
+        fail(f"--timeout {timeout:g} is not between 0 and {LONGEST_PUSH:.0f} seconds")
+    folder, asked = run_folder(run), _card(card)
     try:
         with console.waiting(f"pushing the best of {run} …"):
             answer = push_best(
                 folder,
                 repo_id,
-                public=public,
+                private=private,
                 force=force,
                 timeout=timeout,
                 dry_run=dry_run,
-                card=json.loads(card or "{}"),
+                card=asked,
             )
     except (PushFailedError, OSError, KeyError) as error:
         fail(str(error))
-    except ValueError as error:
-        fail(f"--card is no JSON: {error}")
     for line in answer:
         console.tell(line)
+
+
+def _card(text: str | None) -> dict[str, Any]:
+    """The metadata of `--card`."""
+    try:
+        values = parse(text or "{}")
+    except TextError as error:
+        fail(f"--card is no JSON: {error}", CARD_HINT)
+    if not isinstance(values, dict):
+        fail(f"--card is no JSON object: {text}", CARD_HINT)
+    return values
 
 
 @app.command()

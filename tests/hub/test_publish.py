@@ -20,8 +20,9 @@ from tests.helpers.ranks import ROOT, Ranks
 from tests.helpers.recipes import argv
 from tests.hub.client import Client
 from tests.hub.peer import READ_TOKEN, WRITE_TOKEN, HubPeer
+from tests.hub.runs import REPO
 from tests.hub.test_peer import UPLOAD
-from tests.hub.test_push import CARD, COMMIT, REPO, theirs, titles, wait_for
+from tests.hub.test_push import CARD, COMMIT, theirs, titles, wait_for
 
 SHIM = ROOT / "tests/multiprocess/shimmed.py"
 # One process for both: most of its time goes into imports.
@@ -103,22 +104,32 @@ def test_the_best_is_not_the_last(
 def test_a_hub_that_hangs(
     ranks: Ranks, demo: Path, hub: HubPeer, client: Client, tmp_path: Path, required: bool
 ) -> None:
-    """Training does not wait for it; the end does, for so long; and later it is made good."""
-    if required:  # or it asks for an hour's patience
+    """Training does not wait for it; the end does, for so long, or until somebody has enough of it;
+    and later it is made good."""
+    if required:  # or it is away at the start, and asks for an hour's patience later
+        hub.fault("status", path="whoami", status=503, times=-1)
         headers = {"Retry-After": "3600"}
         hub.fault("status", path=COMMIT, status=429, headers=headers, times=-1)
     else:
         hub.fault("hang", path=COMMIT, times=-1)
-    fields = {"publish_timeout_seconds": 6, "hub_require": required}
+    seconds = 6 if required else 600
+    fields = {"publish_timeout_seconds": seconds, "hub_require": required}
     command = argv(demo, tmp_path / "run", **FIELDS, **fields)
     began = time.monotonic()
     run = ranks.start(command, env=environment(client))
-    run.wait_for("step 12/12  saved")
+    run.wait_for(f"Training has finished; step 12 is on its way to {REPO}, for {seconds} s at most")
     trained = time.monotonic() - began
+    if not required:
+        run.kill(signal.SIGINT, ranks=[0])
     codes = run.wait(30)
     assert time.monotonic() - began < trained + 6 + 15
     assert codes == ([70, 0] if required else [0, 0])
-    assert "Not published: the Hub did not answer to the end within 6 s\n" in run.output
+    assert ("the Hub cannot be reached now (" in run.output) == required
+    assert "Ctrl-C ends this wait alone: the run stays finished, and " in run.output
+    reason = "the Hub did not answer to the end within 6 s"
+    if not required:
+        reason = "the wait for the Hub was ended on request (SIGINT)"
+    assert f"Not published: {reason}\n" in run.output
     assert f"`keepstep push {tmp_path}/run` finishes it" in run.output
     status = json.loads((tmp_path / "run/.keepstep/status.json").read_text())
     assert (status["outcome"], status["exit"]) == ("finished", 70 if required else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,16 +21,16 @@ from keepstep.checkpoint.runfolder import RunFolder
 from keepstep.checkpoint.storage import Storage
 from keepstep.publish.bundle import measured_on
 from keepstep.publish.by_hand import PushFailedError, best_of, push_best
-from keepstep.publish.hub import Target
 from keepstep.publish.publisher import Publisher
+from keepstep.publish.remote import Target
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
 from tests.hub.client import Client
 from tests.hub.faults import Fault
 from tests.hub.peer import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, HubPeer
+from tests.hub.runs import REPO, live_at
 from tests.hub.test_peer import UPLOAD
 
-REPO = "tester/demo"
 COMMIT = f"^/api/models/{REPO}/commit/"
 CARD = '{"license": "apache-2.0", "base_model": "acme/base", "datasets": ["acme/data"]}'
 PUSHED = {
@@ -60,16 +61,8 @@ def here(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
     return client
 
 
-def live_at(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of a user of that Hub."""
-    for name in set(os.environ) - set(client.environment()):
-        monkeypatch.delenv(name)
-    for name, value in client.environment().items():
-        monkeypatch.setenv(name, value)
-
-
 def push(run: RunFolder, timeout: float = 60, force: bool = False, dry_run: bool = False) -> str:
-    told = push_best(run, REPO, public=False, force=force, timeout=timeout, dry_run=dry_run)
+    told = push_best(run, REPO, force=force, timeout=timeout, dry_run=dry_run)
     assert not (run.private / "publish-by-hand").exists()
     return "\n".join(told)
 
@@ -160,7 +153,7 @@ def test_the_card(hub: HubPeer, run: RunFolder, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("here")
 def test_dry_run(hub: HubPeer, run: RunFolder) -> None:
     told = push(run, dry_run=True).splitlines()
-    assert told[0] == f"checkpoint-8 to {REPO} (private):"
+    assert told[0] == f"checkpoint-8 to {REPO} (private, if it is new):"
     assert {line.strip() for line in told[1:]} == PUSHED - {".gitattributes"}
     assert hub.log == []
 
@@ -272,7 +265,8 @@ def theirs(run: RunFolder, **values: object) -> dict[str, bytes | None]:
     """Somebody else's weights, and what is said of them."""
     said = {"run_id": "other", "global_step": 99, "metric": "eval_loss", "value": 0.1}
     said |= {"measured_on": measured_on(best_of(run).manifest.settings)}
-    said |= {"greater_is_better": False, "weights": {"model.safetensors": "0" * 64}, **values}
+    weights = {"model.safetensors": hashlib.sha256(b"other").hexdigest()}
+    said |= {"greater_is_better": False, "weights": weights, **values}
     return {"model.safetensors": b"other", "training/best.json": json.dumps(said).encode()}
 
 
@@ -320,7 +314,7 @@ def test_no_stale_weights(hub: HubPeer, trained: dict[str, RunFolder], kind: str
     names += ("model.safetensors.index.json", "pytorch_model.bin", "adapter_model.safetensors")
     names += ("adapter_config.json", "config.json", "notes.md", "figures/model.safetensors")
     hub.commit(REPO, dict.fromkeys(names, b"{}"))
-    push(trained[kind])
+    push(trained[kind], force=True)
     pushed = PUSHED | {"notes.md", "figures/model.safetensors"}
     if kind == "adapter":
         pushed -= {"model.safetensors", "config.json", "generation_config.json"}
@@ -346,7 +340,9 @@ def test_no_answer_is_not_nothing_there(hub: HubPeer, run: RunFolder, status: in
 def test_what_cannot_be_read_is_not_overwritten(hub: HubPeer, run: RunFolder) -> None:
     hub.create_repo(REPO)
     hub.commit(REPO, {"training/best.json": b"torn"})
-    with pytest.raises(PushFailedError, match="cannot be compared"):
+    with pytest.raises(
+        PushFailedError, match=r"best.json cannot be read, so that it cannot be com"
+    ):
         push(run)
 
 

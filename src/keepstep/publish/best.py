@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Literal
+
+from ..checkpoint.strict import TextError, build, parse
 
 BEST_FILE = "training/best.json"
 Verdict = Literal["same", "ours", "theirs", "unlike"]
@@ -41,18 +42,17 @@ class Best:
         return hashlib.sha256(json.dumps(sorted(self.weights.items())).encode()).hexdigest()
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
     @staticmethod
     def from_json(text: str) -> Best:
         """Of a later version, too. What is not readable is like nothing of ours."""
         try:
-            values: Mapping[str, Any] = json.loads(text)
-            best = Best(**{f.name: values[f.name] for f in fields(Best)})
-            numbers = (best.value is None or float(best.value), int(best.global_step))
-            return best if numbers and dict(best.weights) == best.weights else UNREADABLE
-        except (ValueError, TypeError, KeyError):
+            values = parse(text)
+            best: Best = build(Best, {f.name: values[f.name] for f in fields(Best)})
+        except (TextError, TypeError, KeyError):
             return UNREADABLE
+        return best
 
     def compare(self, theirs: Best | None) -> Verdict:
         """Whose weights should be on the Hub, ours or `theirs`, which are there.

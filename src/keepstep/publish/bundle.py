@@ -81,7 +81,7 @@ def make_bundle(
     )
     history = _history(frozen / STATE_FILE)
     texts = {
-        "README.md": card.render(manifest, best, repo_id).encode(),
+        "README.md": card.render(manifest, best, repo_id, _has_chat_template(folder)).encode(),
         card.CURVE_FILE: card.curve(history, best),
         BEST_FILE: best.to_json().encode(),
         "training/arguments.json": _json(manifest.settings | {"base_model": card.base_of(about)}),
@@ -121,6 +121,14 @@ def _put_weights(checkpoint: Committed, folder: Path, storage: Storage) -> None:
     for name in weights:
         storage.link(checkpoint.path / name, folder / name, or_copy=True)
     write_companions(checkpoint, folder, storage)
+
+
+def _has_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer that is pushed has one: in a file, or as older ones have it."""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and bool(json.loads(path.read_text()).get("chat_template"))
 
 
 def _history(path: Path) -> list[dict[str, Any]]:

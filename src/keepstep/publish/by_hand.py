@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+
+from huggingface_hub import get_token
 
 from ..checkpoint.reading import ABSENT, OddFileError, read_object
 from ..checkpoint.runfolder import Committed, RunFolder
 from ..checkpoint.storage import Storage
 from ..checkpoint.strict import TextError, build
 from .bundle import freeze
-from .hub import Target
+from .card import fault_of
+from .client import NO_TOKEN, name_fault, offline
 from .process import push_of
+from .remote import Target
+
+LOCK_SECONDS = 1.0
 
 
 class PushFailedError(Exception):
@@ -22,20 +31,61 @@ def push_best(
     run: RunFolder,
     repo_id: str | None,
     *,
-    public: bool,
-    force: bool,
+    private: bool | None = None,
+    force: bool = False,
     timeout: float,
-    dry_run: bool,
+    dry_run: bool = False,
     card: dict[str, Any] | None = None,
 ) -> list[str]:
     """Publish the best checkpoint of `run`; returns what to tell.
 
+    Args:
+        private: what is asked for; None: as the run was told to, else a new repository is private.
+        card: metadata over the recipe's.
+
     Raises:
         PushFailedError: it is not there.
     """
-    best, target = best_of(run), _target(run, repo_id, public)
-    target = replace(target, force=force)
-    place, storage = run.private / "publish-by-hand", Storage()
+    target = replace(_target(run, repo_id, private), force=force)
+    if fault := _fault(target, card or {}, dry_run):
+        raise PushFailedError(f"not published: {fault}")
+    best, storage = best_of(run), Storage()
+    with _alone(run, storage):
+        answer = _pushed(run, best, target, storage, timeout, dry_run=dry_run, card=card)
+    return _told(answer, target, best)
+
+
+def _fault(target: Target, card: dict[str, Any], dry_run: bool) -> str | None:
+    """What is known to be wrong before a byte is read."""
+    fault = name_fault(target.repo_id) or fault_of(card)
+    if fault or dry_run:
+        return fault
+    if variable := offline():
+        return f"{variable} is set: unset it"
+    return None if get_token() else NO_TOKEN
+
+
+@contextlib.contextmanager
+def _alone(run: RunFolder, storage: Storage) -> Iterator[None]:
+    """Of two at once the second would take the files from under the first one."""
+    began = time.monotonic()
+    with storage.locked(run.private / "push.lock", LOCK_SECONDS) as alone:
+        # (A file system without locks says so at once.)
+        if not alone and time.monotonic() - began >= LOCK_SECONDS:
+            raise PushFailedError(f"another `keepstep push {run.path}` is at work: wait for it")
+        yield
+
+
+def _pushed(
+    run: RunFolder,
+    best: Committed,
+    target: Target,
+    storage: Storage,
+    timeout: float,
+    **more: Any,
+) -> dict[str, Any]:
+    """What came of it."""
+    place = run.private / "publish-by-hand"
     if place.exists():
         storage.remove(place)
     storage.make_folder(place)
@@ -43,16 +93,13 @@ def push_best(
         frozen = freeze(best, place / best.path.name, storage, copy=True)
         log = run.publishing / "push.log"
         storage.make_folder(run.publishing)
-        job = push_of(
-            frozen.path, best.step, run.policy(), target, timeout, log, dry_run=dry_run, card=card
-        )
+        job = push_of(frozen.path, best.step, run.policy(), target, timeout, log, **more)
         try:
-            answer = job.wait()
+            return job.wait()
         finally:
             job.stop()
     finally:
         storage.remove(place)
-    return _told(answer, target, best)
 
 
 def best_of(run: RunFolder) -> Committed:
@@ -67,12 +114,13 @@ def best_of(run: RunFolder) -> Committed:
     return best
 
 
-def _target(run: RunFolder, repo_id: str | None, public: bool) -> Target:
-    name, private = repo_id, True
+def _target(run: RunFolder, repo_id: str | None, private: bool | None) -> Target:
+    name = repo_id
     try:
         stored = read_object(run.target)
         name = name or build(str | None, stored.get("repo_id"), "repo_id")
-        private = build(bool, stored.get("private", True), "private")
+        if private is None and name == stored.get("repo_id"):
+            private = build(bool | None, stored.get("private"), "private")
     except ABSENT:
         pass
     except (OSError, OddFileError, TextError) as error:
@@ -81,18 +129,29 @@ def _target(run: RunFolder, repo_id: str | None, public: bool) -> Target:
             raise PushFailedError(f"{run.target} cannot be believed: {error}: {hint}") from error
     if not name:
         raise PushFailedError(f"{run.path} was not to be published: name it: --repo_id owner/name")
-    return Target(name, private=not public and private)
+    return Target(name, private)
 
 
 def _told(answer: dict[str, Any], target: Target, best: Committed) -> list[str]:
     if "error" in answer:
         raise PushFailedError(f"not published: {answer['error']}")
     if answer["outcome"] == "would publish":
-        title = (
-            f"{best.path.name} to {target.repo_id} ({'private' if target.private else 'public'}):"
-        )
-        return [title, *(f"  {name}" for name in answer["files"])]
+        what = "public" if target.private is False else "private"
+        if not target.private:
+            what += ", if it is new"
+        return [f"{best.path.name} to {target.repo_id} ({what}):", *_indented(answer["files"])]
     if answer["outcome"] == "refused":
         raise PushFailedError(f"not published to {target.repo_id}: {answer['reason']}")
-    verb = "published" if answer["outcome"] == "published" else "already there"
-    return [f"{target.repo_id}: {verb}, step {answer['step']}, commit {answer['commit'][:8]}"]
+    verb = {"present": "already there"}.get(answer["outcome"], answer["outcome"])
+    told = [f"{target.repo_id}: {verb}, step {answer['step']}, commit {answer['commit'][:8]}"]
+    told += _indented(answer["mended"])
+    left = "it was made before, and is left as it is"
+    if target.private is None and not answer["private"]:
+        told.append(f"{target.repo_id} can be read by everybody: {left}")
+    if target.private is False and answer["private"]:
+        told.append(f"{target.repo_id} is private: {left}; the Hub's page of it changes that")
+    return told
+
+
+def _indented(names: list[str]) -> list[str]:
+    return [f"  {name}" for name in names]

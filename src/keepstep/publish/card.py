@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from ..checkpoint.manifest import Manifest, strategy_name
 from .best import Best
 
 CURVE_FILE = "training/curve.png"
 NOT_SAID = "not said"
+LISTS = ("tags", "datasets", "language", "metrics", "base_model")  # or one of such
+TEXTS = (*LISTS, "license", "license_name", "license_link", "library_name", "pipeline_tag")
+CHAT = """messages = [{"role": "user", "content": "Hello"}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+"""
+PLAIN = 'inputs = tokenizer("Hello", return_tensors="pt")\n'
 LIMITS = """## Limits
 
 The evaluation above is all that was measured. What the base model should not be used for, this one
@@ -22,14 +31,18 @@ should not either; nothing was done to find out how safe or how biased its answe
 """
 
 
-def render(manifest: Manifest, best: Best, repo_id: str) -> str:
-    """README.md: what it is, how to use it, how it was made, what it scored, what to beware of."""
+def render(manifest: Manifest, best: Best, repo_id: str, chat: bool) -> str:
+    """README.md: what it is, how to use it, how it was made, what it scored, what to beware of.
+
+    Args:
+        chat: the tokenizer has a chat template.
+    """
     about = manifest.about
     sections = [
         f"---\n{_metadata(manifest, best, repo_id).to_yaml()}\n---\n",
         f"# {repo_id.split('/')[-1]}\n",
         _what(manifest, best, about),
-        _use(manifest, repo_id, about),
+        _use(manifest, repo_id, chat),
         _results(manifest, best),
         _training(manifest, about),
         LIMITS,
@@ -62,11 +75,38 @@ def base_of(about: Mapping[str, Any]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def license_of(base: str | Path) -> str | None:
-    """What a model's card says, on the Hub or in a file; None: nothing, or it cannot be read."""
-    with contextlib.suppress(Exception):
-        return str(ModelCard.load(base).data.license or "") or None
+def fault_of(asked: Mapping[str, Any]) -> str | None:
+    """What is wrong with metadata that were asked for, as far as that can be seen from here."""
+    for name in TEXTS:
+        value = asked.get(name)
+        many = name in LISTS and isinstance(value, (list, tuple))
+        texts = value if many and value is not None else [] if value is None else [value]
+        if not all(isinstance(text, str) for text in texts):
+            kind = "a text, or a list of texts" if name in LISTS else "a text"
+            return f"card: {name} is {value!r}, not {kind}"
+    try:
+        ModelCardData(**asked).to_yaml()
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        return f"card: the Hub takes no such metadata: {' '.join(str(error).split())[:200]}"
     return None
+
+
+def license_of(base: str | Path) -> str | None:
+    """What a model's card says, on the Hub or in a file; None: there is none, or it says nothing.
+
+    Raises:
+        ValueError: it is no card.
+        OSError: it cannot be read; of the Hub also its client's errors.
+    """
+    if isinstance(base, Path) and not base.exists():
+        return None
+    try:
+        found = ModelCard.load(base).data.license
+    except RemoteEntryNotFoundError:
+        return None
+    except yaml.YAMLError as error:
+        raise ValueError(f"its metadata are no YAML: {error}") from error
+    return found if isinstance(found, str) and found else None
 
 
 def _metadata(manifest: Manifest, best: Best, repo_id: str) -> ModelCardData:
@@ -109,7 +149,7 @@ def _what(manifest: Manifest, best: Best, about: Mapping[str, Any]) -> str:
     return f"{text}.\n"
 
 
-def _use(manifest: Manifest, repo_id: str, about: Mapping[str, Any]) -> str:
+def _use(manifest: Manifest, repo_id: str, chat: bool) -> str:
     auto = "AutoPeftModelForCausalLM" if manifest.adapter else "AutoModelForCausalLM"
     imports = f"from transformers import {auto}, AutoTokenizer"
     if manifest.adapter:
@@ -119,9 +159,7 @@ def _use(manifest: Manifest, repo_id: str, about: Mapping[str, Any]) -> str:
         f"{imports}\n\n"
         f'model = {auto}.from_pretrained("{repo_id}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{repo_id}")\n'
-        'messages = [{"role": "user", "content": "Hello"}]\n'
-        "inputs = tokenizer.apply_chat_template(\n"
-        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True\n)\n'
+        f"{CHAT if chat else PLAIN}"
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))\n```\n"
     )
 

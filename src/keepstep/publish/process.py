@@ -18,7 +18,7 @@ from huggingface_hub import get_token
 
 from ..checkpoint.files import no_link
 from ..checkpoint.retention import Policy
-from .hub import Target
+from .remote import Target
 
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # they are for the training

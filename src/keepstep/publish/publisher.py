@@ -18,8 +18,8 @@ from ..checkpoint.runfolder import Committed, RunFolder
 from ..checkpoint.storage import Storage
 from ..checkpoint.strict import with_check
 from .bundle import freeze
-from .hub import Target
 from .process import Push, push_of
+from .remote import Target
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,11 @@ class Publisher:
         waited = time.monotonic() - self._began >= self._pause
         if best is not None and waited and self._push is None and self._failed(best):
             self._safely(lambda: self._start(best, self._timeout))
+
+    def owes(self, best: Committed) -> bool:
+        """Whether that checkpoint is on its way, or still to be pushed."""
+        self._safely(self._hear)
+        return self._failed(best)
 
     def finish(
         self, best: Committed | None, stop: Callable[[], str | None] = lambda: None

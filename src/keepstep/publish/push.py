@@ -2,7 +2,8 @@
 
     python -m keepstep.publish.push        (started by process.py, which ends it at its deadline)
 
-Training never waits for it, whatever the Hub does. The token is in its environment only.
+Training never waits for it, whatever the Hub does. The token is in its environment only; so it
+opens no checkpoint, which may hold pickles: prepare.py does, without the token.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import json
 import logging
 import signal
 import sys
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .. import preemption
-from ..checkpoint.retention import Policy
 from ..checkpoint.storage import sizes_under
 from . import hub
-from .bundle import make_bundle
+from .client import PushError, connect
+from .prepare import prepared
+from .remote import Target
 
 
 def main() -> int:
@@ -32,27 +35,29 @@ def main() -> int:
     preemption.die_with_parent(signal.SIGKILL)
     try:
         answer = do(job)
-    except hub.PushError as error:
+    except PushError as error:
         answer = {"error": str(error), "fatal": error.fatal}
-    except Exception as error:  # of our own disk, say
+    except OSError as error:  # of our own disk
         answer = {"error": f"{type(error).__name__}: {error}", "fatal": False}
+    except Exception as error:
+        traceback.print_exc()  # into push.log
+        answer = {"error": f"{type(error).__name__}: {error}", "fatal": True}
     print(json.dumps(answer), flush=True)
     return 1 if "error" in answer else 0
 
 
 def do(job: dict[str, Any]) -> dict[str, Any]:
     """A check of the target, or a push of a frozen checkpoint."""
-    target = hub.Target(**job["target"])
+    target = Target(**job["target"])
     if "frozen" not in job:
-        return hub.check(hub.connect(), target, job["card"], job["base"])
+        return hub.check(connect(), target, job["card"], job["base"])
     frozen = Path(job["frozen"])
     folder = frozen.with_name(frozen.name.replace("checkpoint-", "export-"))
-    policy = Policy(**job["policy"])
-    best = make_bundle(frozen, policy, target.repo_id, folder, job.get("card") or {})
+    best = prepared(job, folder)
     if job.get("dry_run"):
         files = sorted(sizes_under(folder))
         return {"outcome": "would publish", "step": best.global_step, "files": files}
-    return asdict(hub.push(hub.connect(), target, folder, best))
+    return asdict(hub.push(connect(), target, folder, best, card_asked=bool(job.get("card"))))
 
 
 if __name__ == "__main__":
