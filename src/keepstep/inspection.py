@@ -41,8 +41,8 @@ def inspect(data: Data, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> I
     for what, part in data.parts.items():
         tokenised[what], found = try_few(what, part, rendering, training, positions)
         problems += found
-        if what == "evaluation" and not part.streamed and not packs(what, training):
-            problems += too_few(len(part.rows), training)
+        if what == "evaluation" and not packs(what, training):
+            problems += too_few(part.rows, training)
     same = data.evaluation is not None and data.evaluation.source == data.training.source
     if same and training.eval_strategy != "no":
         told = f"the evaluation rows are the training rows: {data.training.source}"

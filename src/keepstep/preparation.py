@@ -24,7 +24,7 @@ from trl.trainer import sft_trainer
 
 from . import distributed
 from .config import ConfigError, KeepstepConfig, Problem
-from .data import Part
+from .data import Part, is_stream
 from .loading import Rows, problem
 from .rows import Count, RowError
 
@@ -124,13 +124,16 @@ def too_long(what: str, longest: int, positions: Positions) -> list[Problem]:
     return [Problem(told, f"max_length: {positions.limit}", "data", severity)]
 
 
-def too_few(rows: int, training: KeepstepConfig) -> list[Problem]:
+def too_few(rows: Rows, training: KeepstepConfig) -> list[Problem]:
     """Whether an evaluation would leave out all rows, because they do not fill a batch."""
     size, processes = training.per_device_eval_batch_size, training.world_size
-    if not training.dataloader_drop_last or rows >= size * processes:
+    if not training.dataloader_drop_last:
         return []
-    told = f"dataloader_drop_last leaves none of {rows:,} evaluation rows: {processes} processes "
-    told += f"take {size} each at a time"
+    count = sum(1 for _ in rows.take(size * processes)) if is_stream(rows) else len(rows)
+    if count >= size * processes:
+        return []
+    told = f"dataloader_drop_last leaves none of {count:,} evaluation rows: a batch has "
+    told += f"{processes} x {size}"
     return [problem(told, "a smaller per_device_eval_batch_size, or dataloader_drop_last: false")]
 
 

@@ -32,7 +32,6 @@ from typing import Any
 
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, set_seed
-from transformers.trainer_utils import has_length
 from trl import SFTTrainer
 
 from . import distributed
@@ -186,8 +185,8 @@ class KeepstepTrainer(SFTTrainer):
             for what, count in self.counts.items()
             for problem in too_long(what, count.longest, positions)
         ]
-        if not isinstance(self.eval_dataset, dict) and has_length(self.eval_dataset):
-            problems += too_few(len(self.eval_dataset), self.args)
+        if self.eval_dataset is not None and not isinstance(self.eval_dataset, dict):
+            problems += too_few(self.eval_dataset, self.args)
         errors = [problem for problem in problems if problem.severity == "error"]
         if errors:
             raise ConfigError(errors)

@@ -318,9 +318,11 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(demo: Path, tmp_path: Path,
 def test_evaluation_rows_that_fill_no_batch(demo: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "few.jsonl", lines(CHAT, CHAT))
     fields = {"eval_strategy": "steps", "eval_dataset_name": path, "dataloader_drop_last": True}
-    found = problems(demo, tmp_path, **fields, per_device_eval_batch_size=3)
-    assert "dataloader_drop_last leaves none of 2 evaluation rows" in found
-    assert problems(demo, tmp_path, **fields, per_device_eval_batch_size=2) == ""
+    for stream in (False, True):
+        fields |= {"streaming": stream, "max_steps": 2}
+        found = problems(demo, tmp_path, **fields, per_device_eval_batch_size=3)
+        assert "dataloader_drop_last leaves none of 2 evaluation rows: a batch has 1 x 3" in found
+        assert problems(demo, tmp_path, **fields, per_device_eval_batch_size=2) == ""
 
 
 def test_evaluating_on_what_is_trained_on_is_told(demo: Path, tmp_path: Path) -> None:
