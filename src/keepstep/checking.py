@@ -189,7 +189,7 @@ def _problems(
     if wrong & {"data", "model"}:
         seen.not_looked_at.append("the rows, until dataset and model are there")
     else:
-        yield from _rows(recipe, seen)
+        yield from _rows(recipe, processes, seen)
     if not recipe.training.output_dir or wrong & {"run", "model", "size", "launch"}:
         seen.not_looked_at.append("disk and memory of this machine")
         return
@@ -213,7 +213,7 @@ def _problems(
     seen.not_looked_at.append("the model's weights, other machines, and what training does")
 
 
-def _rows(recipe: Recipe, seen: Seen) -> Iterator[Problem]:
+def _rows(recipe: Recipe, processes: int, seen: Seen) -> Iterator[Problem]:
     """The first rows of local data, as they are and as tokens."""
     from .config import ConfigError
     from .data import STREAM_SAMPLE, load_data
@@ -236,7 +236,8 @@ def _rows(recipe: Recipe, seen: Seen) -> Iterator[Problem]:
         seen.looked_at.append(f"{what} rows, at most {STREAM_SAMPLE}, of {part.source}")
     seen.not_looked_at.append("the rows after those; a launch looks at each, and counts them")
     try:
-        found = inspect(data, build_tokenizer(recipe.model, recipe.training), recipe)
+        tokenizer = build_tokenizer(recipe.model, recipe.training)
+        found = inspect(data, tokenizer, recipe, processes)
     except ConfigError as error:
         if looks_local(str(recipe.model.model_name_or_path)):
             yield from error.problems

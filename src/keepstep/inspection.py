@@ -27,8 +27,19 @@ class Inspection:
     tokenised: Mapping[str, int] = field(default_factory=dict)
 
 
-def inspect(data: Data, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Inspection:
+def inspect(
+    data: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    processes: int | None = None,
+) -> Inspection:
     """Make a few rows into tokens, as they will be. Ranks: any, each for itself.
+
+    Args:
+        data: the rows.
+        tokenizer: the model's.
+        recipe: all of it.
+        processes: of the launch, where it is not this one.
 
     Raises:
         ConfigError: there is no chat template at `chat_template_path`.
@@ -42,7 +53,7 @@ def inspect(data: Data, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> I
         tokenised[what], found = try_few(what, part, rendering, training, positions)
         problems += found
         if what == "evaluation" and not packs(what, training):
-            problems += too_few(part.rows, training)
+            problems += too_few(part.rows, training, processes)
     same = data.evaluation is not None and data.evaluation.source == data.training.source
     if same and training.eval_strategy != "no":
         told = f"the evaluation rows are the training rows: {data.training.source}"

@@ -124,9 +124,10 @@ def too_long(what: str, longest: int, positions: Positions) -> list[Problem]:
     return [Problem(told, f"max_length: {positions.limit}", "data", severity)]
 
 
-def too_few(rows: Rows, training: KeepstepConfig) -> list[Problem]:
+def too_few(rows: Rows, training: KeepstepConfig, processes: int | None = None) -> list[Problem]:
     """Whether an evaluation would leave out all rows, because they do not fill a batch."""
-    size, processes = training.per_device_eval_batch_size, training.world_size
+    size = training.per_device_eval_batch_size
+    processes = processes or training.world_size
     if not training.dataloader_drop_last:
         return []
     count = sum(1 for _ in rows.take(size * processes)) if is_stream(rows) else len(rows)

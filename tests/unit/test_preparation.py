@@ -211,6 +211,10 @@ def test_check_looks_at_the_data_and_says_at_what_it_did_not(demo: Path, tmp_pat
     assert "looked at:     rows as tokens: 8 training, 8 evaluation" in told
     assert "not looked at: the rows after those" in told
     assert "not looked at: how it is launched: no --config_file is given" in told
+    few = ("--num_processes", "13", "--dataloader_drop_last", "true")  # 13 x 8 of 96 rows
+    code, told = check(recipe, *few)
+    assert code == 2
+    assert "dataloader_drop_last leaves none of 96 evaluation rows: a batch has 13 x 8" in told
     code, told = check(recipe, "--dataset_name", "owner/data")
     assert code == 0, told
     assert "not looked at: the rows of owner/data, which are on the Hub" in told
