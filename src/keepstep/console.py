@@ -67,6 +67,9 @@ def introduce(
         f"{trained:,} trained; {args.batch}"
     )
     tell_rows(trainer)
+    if trainer.aux_loss_enabled:
+        coefficient = f"{trainer.router_aux_loss_coef:g}"
+        say(f"eval_loss holds the router's loss, too: {coefficient} x eval_aux_loss")
     before = Dealt.from_json(trainer.start.manifest.dealt) if trainer.start else None
     if trainer.asked != args.batch and before is not None:
         kept = before.batch.rows == args.batch.rows

@@ -138,8 +138,9 @@ def check_space(training: KeepstepConfig, size: int) -> Iterator[Problem]:
 
 def _host_memory(training: KeepstepConfig, shapes: Shapes, strategy: Strategy) -> Iterator[Problem]:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    saves = training.save_strategy != "no" or bool(training.save_interval_seconds)
     needed, free = local * host_bytes(shapes, strategy), free_host_memory()
-    if training.save_mode != "off" and needed > free:
+    if saves and training.save_mode != "off" and needed > free:
         yield Problem(
             f"{local} processes here want {human_bytes(needed)} of host memory for snapshots and "
             f"what is offloaded, and {human_bytes(free)} are free: saves may stop training",

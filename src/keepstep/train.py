@@ -43,6 +43,7 @@ from .outcome import CONFIG_EXIT_STATUS, EXIT_STATUS, Outcome, ended, tell_shell
 from .parsing import parse_recipe
 from .preflight import validate
 from .preflight_model import check_model_of
+from .preflight_saving import check_meeting
 from .probes import probe
 from .terminal import complain, warnings_as_lines
 from .trainer import KeepstepTrainer
@@ -268,6 +269,12 @@ def build_trainer(
             **inputs,
             **model.trainer_arguments(recipe.model, training, weights),
         )
+    if manager.policy.limit is not None and min(training.save_steps, training.eval_steps or 1) < 1:
+        apart = list(
+            check_meeting(training, trainer.planned_steps())
+        )  # shares of what is known now
+        if apart:
+            raise ConfigError(apart)
     attention = {"attn_implementation": trainer.model.config._attn_implementation}
     trainer.settings |= attention
     if trainer.start is not None:

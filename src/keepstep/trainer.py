@@ -11,6 +11,7 @@ What is overridden, and why (transformers 5.17 to 5.23, trl 1.16):
 - `_prepare_dataset`: rows are counted, and an error of one rank is everybody's.
 - `compute_loss`: a rank without rows computes one, and learns nothing from it.
 - `_prepare_for_training`: DeepSpeed saves and loads through our checkpoint engine.
+- `create_scheduler`: some schedules ask DeepSpeed's optimizers for what they do not have.
 - `_finalize_training`: the last save has to arrive before the best is chosen.
 - `_load_best_model`: the best checkpoint may have been written by other processes.
 - `_load_callback_state`: callbacks go on counting, with the recipe's arguments.
@@ -328,6 +329,12 @@ class KeepstepTrainer(SFTTrainer):
         """Whether the recipe has this last step saved, whatever the clock says. Ranks: any."""
         return saves_at(step, planned, self.args.save_strategy, self.args.save_steps)
 
+    def saves_on_its_way(self) -> bool:
+        """Whether the recipe has anything saved while training goes on: a stop's or a request's
+        save is worth a pause, but no memory that lies idle until then. Ranks: any."""
+        args = self.args
+        return bool(args.save_strategy != "no" or args.save_interval_seconds)
+
     def may_stop_early(self) -> dict[str, Any]:
         """What may end the run before its last planned step, as far as the recipe says it."""
         policy, patience = self.manager.policy, self.args.early_stopping_patience
@@ -371,6 +378,13 @@ class KeepstepTrainer(SFTTrainer):
         self._prepare_saves()
         return prepared
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        # Some schedules ask for `defaults["lr"]`, which DeepSpeed's own optimizers do not have.
+        sharded, own = getattr(self.optimizer, "optimizer", None), self.contents.optimizer()
+        if sharded is not None and own is not None and not hasattr(sharded, "defaults"):
+            sharded.defaults = own.defaults
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def _prepare_saves(self) -> None:
         """Decide how saves are made, and set their memory aside. Ranks: all (collective)."""
         saver, optimizer = self.manager.saver, self.contents.optimizer()
@@ -380,7 +394,7 @@ class KeepstepTrainer(SFTTrainer):
         if saver.mode == "lazy" and not_lazy:
             saver.mode = "snapshot"
         self.contents.rehearse()
-        if saver.mode == "off":
+        if saver.mode == "off" or not self.saves_on_its_way():
             return
         reason = saver.reserve(self.contents.snapshot_bytes())
         if reason is not None and distributed.is_main():

@@ -118,6 +118,7 @@ def test_weights_that_must_be_gathered_are_whatever_the_config_says(
     made = argv(demo, tmp_path / "run", **fields)
     run = ranks.run(made, strategy="cpu_zero3-ungathered")
     assert run.output.count("every save gathers the weights on one rank") == 1
+    assert "eval_loss holds the router's loss, too: 0.001 x eval_aux_loss" in run.output
     _, info = AutoModelForCausalLM.from_pretrained(
         tmp_path / "run/checkpoint-2", output_loading_info=True
     )

@@ -153,3 +153,16 @@ def test_host_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (problem.code, problem.severity) == ("host-memory", "warning")
     args = training(tmp_path / "run", async_save="off")
     assert list(probes._host_memory(args, MODEL, strategy)) == []
+
+
+def test_no_host_memory_is_asked_for_where_nothing_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "free_host_memory", lambda: 1)
+    strategy = Strategy(3, 8)
+    for fields, count in (({}, 1), ({"save_strategy": "no"}, 0)):
+        clock = {"save_strategy": "no", "save_interval_seconds": 60.0} if not count else fields
+        args = KeepstepConfig(output_dir=str(tmp_path), async_save="lazy", **fields)
+        assert len(list(probes._host_memory(args, MODEL, strategy))) == count
+        args = KeepstepConfig(output_dir=str(tmp_path), async_save="lazy", **clock)
+        assert len(list(probes._host_memory(args, MODEL, strategy))) == 1
