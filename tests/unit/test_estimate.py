@@ -68,13 +68,13 @@ def recipe_of(demo: Path, **fields: object):
 def test_shapes_without_weights(demo: Path) -> None:
     shapes = shapes_of(recipe_of(demo))
     assert shapes is not None
-    assert (shapes.total, shapes.trained, shapes.stored) == (853120, 853120, 853120)
-    assert (shapes.layers, shapes.hidden, shapes.vocabulary) == (4, 128, 512)
+    assert (shapes.total, shapes.trained, shapes.stored) == (459392, 459392, 459392)
+    assert (shapes.layers, shapes.hidden, shapes.vocabulary) == (2, 128, 512)
     assert shapes.largest == 512 * 128  # the embedding
     lora = {"use_peft": True, "lora_r": 8, "lora_target_modules": "all-linear"}
     adapted = shapes_of(recipe_of(demo, **lora))
     assert adapted is not None
-    assert adapted.trained == adapted.stored == adapted.total - 853120
+    assert adapted.trained == adapted.stored == adapted.total - 459392
     assert shapes_of(recipe_of(demo, model_name_or_path=demo / "data")) is None
 
 
