@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: install demo test test-cluster test-runs test-others test-long check format clean
+.PHONY: install demo test test-cluster test-runs test-others test-long test-long-runs test-long-others check format clean
 
 install: $(VENV)/.installed
 
@@ -42,8 +42,14 @@ test-runs:
 test-others:
 	$(BIN)/python -m pytest -m 'not long' --ignore tests/slurm --ignore tests/multiprocess
 
-test-long: install $(VENV)/.extensions
-	$(BIN)/python -m pytest -m long
+test-long: install $(VENV)/.extensions # two at a time
+	$(MAKE) --jobs=2 --output-sync=target test-long-runs test-long-others
+
+test-long-runs:
+	$(BIN)/python -m pytest -m long tests/multiprocess
+
+test-long-others:
+	$(BIN)/python -m pytest -m long --ignore tests/multiprocess
 
 check: install
 	$(BIN)/ruff format --check .
