@@ -1,9 +1,10 @@
 # The functions of train.sbatch. Sourced there; `$job` is the job's folder in the run folder.
 # shellcheck shell=bash disable=SC1091,SC2154,SC2034 # job.env sets run, …; train.sbatch reads outcome, …
-source "$job/job.env"
-set +u # the site's own
+set +u # the site's own; ahead of ours, whatever it calls its variables
 source "$job/site.env"
 set -u +e -o pipefail
+job=${BASH_SOURCE[0]%/*}
+source "$job/job.env"
 
 : "${POLL_SECONDS:=5}"         # between looks at an attempt
 : "${STARTUP_SECONDS:=3600}"   # until its first step

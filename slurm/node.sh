@@ -2,11 +2,11 @@
 # shellcheck disable=SC1091,SC2154 # submit.sh writes job.env and site.env; job.env sets run, …
 # What one node does in a step of the job: node.sh prepare TOKEN | guard | launch TOKEN NODES HEAD PORT
 set -u -o pipefail
+set +u # the site's own; ahead of ours, whatever it calls its variables
+source "$(dirname "$0")/site.env"
+set -u +e
 job=$(dirname "$0")
 source "$job/job.env"
-set +u # the site's own
-source "$job/site.env"
-set -u +e
 name=$(printf %q "$run") # on one line, whatever the folder is called
 
 case $1 in

@@ -10,13 +10,25 @@
 # (see site.env.example). The strategy is chosen as by launch/train.sh: KEEPSTEP_CONFIG.
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-root=$(dirname "$here")
 fail() {
   printf 'keepstep: %s\n' "$@" >&2
   exit 2
 }
 
+# What is this cluster's own comes first: whatever it calls its variables, ours are set after it.
+unset SITE_SBATCH SITE_SRUN SITE_CONTAINER PROCESSES_PER_NODE CPUS_PER_PROCESS
+site=${KEEPSTEP_SITE:-$(dirname "${BASH_SOURCE[0]}")/site.env}
+[[ -f $site || -z ${KEEPSTEP_SITE:-} ]] || fail "KEEPSTEP_SITE: there is no $site"
+if [[ -f $site ]]; then
+  wrong=$(bash -n "$site" 2>&1) || fail "$site is not bash:" "$wrong"
+  set +eu # the site's own
+  # shellcheck disable=SC1090
+  source "$site"
+  set -eu
+fi
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(dirname "$here") site=${KEEPSTEP_SITE:-$here/site.env}
 submitted_as=("$0" "$@")
 nodes=1 asked_gpus='' time='' dry_run=0 recipe='' overrides=()
 while (($#)); do
@@ -59,18 +71,15 @@ seconds_of() { # Slurm's [days-]hours:minutes:seconds, minutes:seconds, minutes,
   echo $((10#$days * 86400 + 10#${parts[0]} * 3600 + 10#${parts[1]} * 60 + 10#${parts[2]}))
 }
 
-# --- what is this cluster's own
+# --- what the site's flags ask for
 
-site=${KEEPSTEP_SITE:-$here/site.env}
-[[ -f $site || -z ${KEEPSTEP_SITE:-} ]] || fail "KEEPSTEP_SITE: there is no $site"
-SITE_SBATCH=() PROCESSES_PER_NODE='' CPUS_PER_PROCESS=''
-if [[ -f $site ]]; then
-  wrong=$(bash -n "$site" 2>&1) || fail "$site is not bash:" "$wrong"
-  set +eu # the site's own
-  # shellcheck disable=SC1090
-  source "$site"
-  set -eu
-fi
+for name in SITE_SBATCH SITE_SRUN SITE_CONTAINER; do
+  [[ $(declare -p "$name" 2>/dev/null) == "declare -a"* || ${!name:-} != *\ * ]] ||
+    fail "$name of $site is one text, and would be one word: $name=(${!name})"
+done
+SITE_SBATCH=("${SITE_SBATCH[@]}")
+[[ ! " ${SITE_SBATCH[*]}" =~ \ (-N|--nodes($|[ =])) ]] ||
+  fail "SITE_SBATCH of $site asks for nodes, and the job must know how many: submit.sh --nodes"
 
 number_of() { # LIST: of Slurm's [NAME:]NUMBER,…
   local item total=0
@@ -119,7 +128,7 @@ cores=${CPUS_PER_PROCESS:-$((gpus > 0 ? 4 : 1))}
 # --- what can be known now: the recipe, its run folder, the time
 
 walltime=()
-if [[ -n $time ]]; then
+if [[ -n $time && ! $time =~ ^(0|UNLIMITED|INFINITE)$ ]]; then
   [[ $time =~ ^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$ ]] || fail "--time: $time is no time limit of sbatch"
   walltime=(--walltime "$(seconds_of "$time")")
 fi
@@ -162,12 +171,12 @@ fi
 # Flags, not lines of the script, where a name could be anything.
 [[ $run != *\\* ]] || fail "output_dir: $run has a backslash in it, and Slurm could not name the log there"
 flags=(--nodes="$nodes" --output="${run//%/%%}/.keepstep/logs/%j.log")
-[[ -z $time ]] || flags+=(--time="$time")
 [[ -z $asked_gpus || $gpus == 0 ]] || flags+=(--gpus-per-node="$asked_gpus")
 [[ $nodes != *-* ]] || flags+=(--no-kill)
 [[ " ${SITE_SBATCH[*]-}" =~ \ (-c|--cpus-per-|--exclusive|--mincpus|-n|--ntasks) ]] ||
   flags+=(--cpus-per-task=$((processes * cores)))
-flags+=(${SITE_SBATCH[@]+"${SITE_SBATCH[@]}"})
+flags+=("${SITE_SBATCH[@]}")
+[[ -z $time ]] || flags+=(--time="$time") # sbatch takes the last one
 
 describe() { # job.env
   local environment='' name launcher

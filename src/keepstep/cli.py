@@ -141,12 +141,12 @@ def which(
     run: RunArgument,
     request: Annotated[str, typer.Argument(metavar="[auto|latest|best|STEP]")] = "",
     num_processes: Annotated[
-        int | None, typer.Option("--num_processes", min=1, help="Of the launch to come.")
+        int | None,
+        typer.Option("--num_processes", min=1, help="How so many would share a step's rows out."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a resume would take, what that choice loses, and why not the other checkpoints; with
-    --num_processes, how so many would share out the rows of a step."""
+    """What a resume would take, what that choice loses, and why not the other checkpoints."""
     folder = run_folder(run)
     if request not in ("", *WORDS) and not request.isdecimal():
         fail(f"{request!r} is none of {', '.join(WORDS)}, and no step")

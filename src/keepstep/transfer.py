@@ -114,8 +114,7 @@ def reshard(
     into: Annotated[Path, typer.Option("--to", metavar="DIR", help="Another run folder.")],
     num_processes: Annotated[int, typer.Option("--num_processes", min=1, help="To write for.")],
 ) -> None:
-    """Write a checkpoint's shards anew for another number of processes. (A resume needs no such
-    step: it reshards by itself.)"""
+    """Write a checkpoint's shards for another number of processes; a resume does so by itself."""
     from .checkpoint.batch import BatchError
     from .checkpoint.offline import reshard as write_for  # torch: seconds to import
     from .checkpoint.sources import ReshardError

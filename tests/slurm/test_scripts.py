@@ -208,6 +208,10 @@ def test_gpus_that_the_site_asks_for(
         ([], "PROCESSES_PER_NODE=all", "PROCESSES_PER_NODE: all is no number"),
         ([], "SITE_SBATCH=(--gres=gpu:2", "site.env is not bash:"),
         (["--nodes="], "", "--nodes:  is neither N nor MIN-MAX"),
+        (["--nodes=2"], "SITE_SBATCH=(--nodes=3)", "submit.sh --nodes"),
+        ([], "SITE_SBATCH=(-N 3)", "submit.sh --nodes"),
+        ([], "SITE_SBATCH='-p gpu -A me'", "one word: SITE_SBATCH=(-p gpu -A me)"),
+        ([], "SITE_CONTAINER='apptainer exec x.sif'", "SITE_CONTAINER=(apptainer exec x.sif)"),
     ],
 )
 def test_a_site_that_contradicts(tmp_path: Path, flags: list[str], site: str, message: str) -> None:
@@ -233,6 +237,35 @@ def test_cores(tmp_path: Path, flags: list[str], site: str, asked: list[str]) ->
     job = Submission(tmp_path)
     assert job.submit(*flags, site=site).returncode == 0
     assert [flag for flag in job.argv if flag.startswith("--cpus-per-task")] == asked
+
+
+OURS = """here=/x root=/x nodes=7 recipe=/x time=1 dry_run=1 overrides=(--seed 9) run=/x job=/x
+gpus=3 config=/x processes=9 environment=prod min_nodes=9 ranged=1 submitted_as=x token=x"""
+
+
+def test_a_site_may_call_its_variables_as_it_likes(tmp_path: Path) -> None:
+    """Also as the scripts call theirs."""
+    job = Submission(tmp_path)
+    done = job.submit("--nodes=2", site=OURS)
+    assert done.returncode == 0, done.stderr
+    assert "--nodes=2" in job.argv
+    assert (job.says("run"), job.says("min_nodes"), job.says("gpus")) == (str(job.run), "2", "0")
+    fakes = Fakes(tmp_path / "job", "commit 4; status finished null", OURS)
+    code, output = fakes.runs()
+    assert code == 0, output
+    assert fakes.launches() == ["launch n1,n2 7.0.1 2 address-of-n1 10218"]
+    prepare = ["bash", fakes.job / "node.sh", "prepare", "7.0.1"]
+    assert subprocess.run(prepare, cwd="/").returncode == 0
+
+
+@pytest.mark.parametrize("time", ["1-00:00:00", "0", "UNLIMITED"])
+def test_a_time_that_is_asked_for_goes_above_the_sites(tmp_path: Path, time: str) -> None:
+    """sbatch takes the last one; 0 is no limit."""
+    job = Submission(tmp_path)
+    done = job.submit(f"--time={time}", site="SITE_SBATCH=(--time=1:00:00 -p gpu)")
+    assert done.returncode == 0, done.stderr
+    assert [flag for flag in job.argv if flag.startswith("--time")][-1] == f"--time={time}"
+    assert ("--walltime" in job.checked) == (time == "1-00:00:00")
 
 
 NAMES = ["two\nlines; touch $FAKE/injected", "'\"# %j $(touch $FAKE/injected) *", "-x="]

@@ -99,6 +99,12 @@ def test_verify_deep_reads_every_byte(run: Path) -> None:
     ]
 
 
+def test_what_a_command_does_is_said_in_one_line() -> None:
+    """A line end within it would stay one, wherever a terminal wraps."""
+    app_commands = [command.callback.__doc__ or "" for command in app.registered_commands]
+    assert [text for text in app_commands if "\n" in text.strip()] == []
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     result = runner.invoke(app, ["ls", str(tmp_path / "nope")])
     assert result.exit_code == 2
