@@ -154,11 +154,11 @@ interrupt() { # the second means now; a kill costs no more than the steps since 
 trap stop TERM HUP USR1 USR2
 trap interrupt INT
 
-code=0
-wait "$launcher" || code=$?
+code=0 # bash's own word about a job that was killed is left out: "line 158: 7226 Killed"
+wait "$launcher" 2>/dev/null || code=$?
 while kill -0 "$launcher" 2>/dev/null; do # a trapped signal ends `wait` early
   code=0
-  wait "$launcher" || code=$?
+  wait "$launcher" 2>/dev/null || code=$?
 done
 wait "$filter" || true
 
@@ -169,6 +169,9 @@ fi
 said=$(sed -n 's/.*"exit": \([0-9]*\).*/\1/p' "$KEEPSTEP_STATUS_FILE" 2>/dev/null || true)
 if [[ ! $said =~ ^(0|2|75)$ ]]; then
   cat "$scratch/held" >&2 || true
+  if [[ $code -eq 137 ]]; then
+    echo "keepstep: the launcher (process $launcher) was ended by signal 9, SIGKILL" >&2 || true
+  fi
   name_culprit || true
   repeat_reason || true
 fi

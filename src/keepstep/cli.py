@@ -96,7 +96,8 @@ def list_checkpoints(
         console.table_that_fits(partial(save_table, folder))
         console.tell(save_hint(folder, mtbf_hours))
     total = sum(c.manifest.total_bytes for c in checkpoints)
-    console.tell(f"{len(checkpoints)} checkpoints, {human_bytes(total)}")
+    plural = "" if len(checkpoints) == 1 else "s"
+    console.tell(f"{len(checkpoints)} checkpoint{plural}, {human_bytes(total)}")
     if verbose or any(attempt.job for attempt in folder.attempts()):
         console.table_that_fits(partial(attempt_table, folder))
 

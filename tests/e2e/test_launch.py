@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -381,7 +382,8 @@ def test_ranks_go_with_their_launcher(recipe: Path, tmp_path: Path) -> None:
     ranks[0].parent().kill()
     _, alive = psutil.wait_procs(ranks, timeout=40)
     assert not alive
-    assert "SIGTERM (its launcher is gone) to rank 0" in log.read_text()
+    # (The kernel sends it when the launcher's first thread ends: others may still be there then.)
+    assert re.search(r"SIGTERM( \(its launcher is gone\))? to rank 0", log.read_text())
     status = json.loads((tmp_path / "run/.keepstep/status.json").read_text())
     assert status["outcome"] == "preempted"
     end(process, log, timeout=20)
@@ -394,6 +396,10 @@ def test_the_demo(tmp_path: Path) -> None:
     log = tmp_path / "log"
     code, output = end(start(["launch/demo.sh"], log, cwd=tmp_path), log, timeout=420)
     assert code == 0, output
+    assert re.search(
+        r"keepstep: the launcher \(process \d+\) was ended by signal 9, SIGKILL", output
+    )
+    assert "train.sh: line" not in output, "bash's own word about a job that was killed"
     kept = RunFolder(tmp_path / "runs/demo").checkpoints()
     assert len(kept) == 3
     assert kept[-1].step == 160

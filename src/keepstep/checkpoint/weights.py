@@ -8,6 +8,7 @@ type.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from transformers.utils import logging
 
 from .files import BLOCK
 from .layout import LayoutError, masters, slices
@@ -114,6 +116,18 @@ def trained(engine: Any) -> Iterator[torch.nn.Parameter]:
         yield from group
 
 
+@contextlib.contextmanager
+def _no_bar() -> Iterator[None]:
+    """No progress bar of transformers: what is written here is names and shapes, no weights."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def ask(model: Any) -> Probe:
     """How `model` (a PreTrainedModel or PeftModel) wants to be stored. The main process.
 
@@ -128,7 +142,7 @@ def ask(model: Any) -> Probe:
     for i, name in enumerate(names):  # tied weights: the same tensor
         state[name] = numbers.setdefault(id(live.get(name, name)), torch.full((PROBE,), i))
     try:
-        with tempfile.TemporaryDirectory(prefix="keepstep-") as folder:
+        with tempfile.TemporaryDirectory(prefix="keepstep-") as folder, _no_bar():
             model.save_pretrained(folder, state_dict=state)
             (Path(folder) / CARD).unlink(missing_ok=True)
             (weights,) = Path(folder).glob("*.safetensors")
