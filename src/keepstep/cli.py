@@ -235,6 +235,7 @@ def pin(run: RunArgument, step: StepArgument) -> None:
     if step not in {c.step for c in folder.checkpoints()}:
         fail(f"{run} has no checkpoint-{step}")
     Keeper(folder, folder.policy(), Storage()).pin(step)
+    console.tell(f"checkpoint-{step} is pinned: nothing prunes it before `keepstep unpin`")
 
 
 @app.command()
@@ -244,6 +245,7 @@ def unpin(run: RunArgument, step: StepArgument) -> None:
     if step not in folder.pinned():
         fail(f"checkpoint-{step} is not pinned")
     Keeper(folder, folder.policy(), Storage()).unpin(step)
+    console.tell(f"checkpoint-{step} is pinned no more: the next save may prune it")
 
 
 def leave_secrets() -> None:

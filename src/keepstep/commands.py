@@ -9,8 +9,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from .checkpoint.manifest import step_of
-from .checkpoint.runfolder import Committed, RunFolder
+from .checkpoint.manifest import MANIFEST_NAME, step_of
+from .checkpoint.runfolder import PRIVATE, Committed, RunFolder
 from .checkpoint.selection import SelectionError
 from .terminal import Terminal
 
@@ -62,9 +62,26 @@ def fail(message: str, *more: str) -> NoReturn:
 
 
 def run_folder(path: Path) -> RunFolder:
+    resolved = path.resolve()
+    if step_of(resolved.name) is not None and (resolved / MANIFEST_NAME).is_file():
+        fail(f"{path} is a checkpoint: name its run, {resolved.parent}")
+    return folder_at(path)
+
+
+def folder_at(path: Path) -> RunFolder:
+    """The folder that is there, whichever it is."""
     if not path.is_dir():
         fail(f"there is no folder {path}")
     return without_links(RunFolder(path))
+
+
+def not_of_a_run(path: Path) -> None:
+    """Nothing is written where a run would prune it, or find a step's name taken."""
+    resolved = path.resolve()
+    for place in (resolved, *resolved.parents):
+        own = place.name == PRIVATE or step_of(place.name) is not None
+        if own and (place.parent / PRIVATE).is_dir():
+            fail(f"{path} would be among the checkpoints of {place.parent}: name another folder")
 
 
 def without_links(folder: RunFolder) -> RunFolder:
@@ -87,7 +104,7 @@ def one_checkpoint(path: Path) -> Committed:
 
 def checkpoints_at(path: Path) -> tuple[RunFolder, list[Committed]]:
     """The checkpoint at `path`, or all those of the run at `path`."""
-    run_folder(path)
+    folder_at(path)
     resolved = path.resolve()
     if step_of(resolved.name) is None:
         folder = RunFolder(path)

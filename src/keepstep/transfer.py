@@ -10,7 +10,17 @@ import typer
 from . import noise
 from .checkpoint.runfolder import RunFolder
 from .checkpoint.strict import TextError, parse
-from .commands import RunArgument, app, console, fail, one_checkpoint, run_folder, without_links
+from .commands import (
+    RunArgument,
+    app,
+    console,
+    fail,
+    folder_at,
+    not_of_a_run,
+    one_checkpoint,
+    run_folder,
+    without_links,
+)
 from .report import human_bytes
 from .terminal import progress_bar
 
@@ -38,6 +48,7 @@ def export(
 
     if dtype not in (None, *PRECISIONS):
         fail(f"--dtype {dtype} is none of {', '.join(PRECISIONS)}")
+    not_of_a_run(to)
     source, work = one_checkpoint(checkpoint), write_out
     if merge_adapter:
         noise.silence()
@@ -144,7 +155,7 @@ def adopt(
     from .checkpoint.adopt import AdoptError
     from .checkpoint.adopt import adopt as take_in  # torch: seconds to import
 
-    run_folder(path)
+    folder_at(path)
     try:
         adopted = take_in(path, without_links(RunFolder(into)))
     except AdoptError as error:

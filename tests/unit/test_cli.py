@@ -163,9 +163,32 @@ def test_numbers_that_there_cannot_be(run: Path, arguments: list[str]) -> None:
     assert f"Invalid value for '{arguments[2]}'" in told.output
 
 
+@pytest.mark.parametrize("command", ["ls", "which", "push", "prune", "pin", "save-now", "stop"])
+def test_a_checkpoint_is_no_run(run: Path, command: str) -> None:
+    """Not an empty one: its run is named."""
+    more = ["10"] if command == "pin" else []
+    for name in ("checkpoint-10", "best"):
+        (run / "best").unlink(missing_ok=True)
+        (run / "best").symlink_to("checkpoint-20")
+        told = runner.invoke(app, [command, str(run / name), *more])
+        assert told.exit_code == 2
+        assert f"{name} is a checkpoint: name its run, {run}" in told.output.replace("\n", " ")
+        assert not (run / "checkpoint-10/.keepstep").exists()
+
+
+@pytest.mark.parametrize("place", ["checkpoint-10/model", "checkpoint-99", ".keepstep/model"])
+def test_no_export_lies_where_a_run_would_prune_it(run: Path, place: str) -> None:
+    told = runner.invoke(app, ["export", str(run / "checkpoint-10"), "--to", str(run / place)])
+    assert told.exit_code == 2
+    assert f"among the checkpoints of {run}" in told.output.replace("\n", " ")
+    assert not (run / place).exists()
+
+
 def test_pin_unpin_and_prune(run: Path) -> None:
     identify(run, limit=1, ranking="recency", metric="eval_loss")
-    assert runner.invoke(app, ["pin", str(run), "10"]).exit_code == 0
+    pinned = runner.invoke(app, ["pin", str(run), "10"])
+    assert pinned.exit_code == 0
+    assert pinned.stdout == "checkpoint-10 is pinned: nothing prunes it before `keepstep unpin`\n"
     assert runner.invoke(app, ["pin", str(run), "11"]).exit_code == 2
     dry = runner.invoke(app, ["prune", str(run), "--dry-run"]).stdout
     assert dry == "would remove checkpoint-20: beyond save_total_limit\n"
