@@ -19,6 +19,7 @@ from .report import human_bytes, step_seconds
 if TYPE_CHECKING:
     from .config import Problem, Recipe
 
+LEAVE_NO_SIZE = {"run", "model", "adapter", "size", "launch"}  # errors without which none is known
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE [--field value ...]")]
 Processes = Annotated[
@@ -190,7 +191,7 @@ def _problems(
         seen.not_looked_at.append("the rows, until dataset and model are there")
     else:
         yield from _rows(recipe, processes, seen)
-    if not recipe.training.output_dir or wrong & {"run", "model", "size", "launch"}:
+    if not recipe.training.output_dir or wrong & LEAVE_NO_SIZE:
         seen.not_looked_at.append("disk and memory of this machine")
         return
     yield from see_together(Path(recipe.training.output_dir))

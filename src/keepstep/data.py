@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import datasets
+import pyarrow.compute as compute
 import xxhash
 
 from . import __version__
 from .config import ConfigError, DataConfig, KeepstepConfig, Problem
 from .loading import Rows, Splits, load, load_part, mixed, problem, split_of, unusable
-from .rows import Layout, Verdict, columns_of, converted, hint_for, judge, layout_of
+from .rows import TOKENS, Layout, Verdict, columns_of, converted, hint_for, judge, layout_of
 
 T = TypeVar("T")
 STREAM_SAMPLE = 100  # rows of a stream that it is known by
@@ -222,6 +223,10 @@ def _taken(
         told = f"the {what} data has no column to train on, but {', '.join(sorted(first))}"
         raise ConfigError([problem(told, hint_for(first, training.dataset_text_field))])
     _check_loss(what, layout, judge(first, layout), training)
+    as_they_are = (training.dataset_kwargs or {}).get("skip_prepare_dataset")
+    if as_they_are and layout.name != "input_ids":
+        told = f"dataset_kwargs: skip_prepare_dataset: the {what} data has {layout}, not input_ids"
+        raise ConfigError([problem(told, "leave it out: the rows are made into tokens")])
     if layout.ignored:
         told = f"the {what} data: {layout} is trained on; left out: {', '.join(layout.ignored)}"
         warnings.append(replace(problem(told), severity="warning"))
@@ -285,9 +290,9 @@ def _verdicts(rows: Rows, layout: Layout, processes: int | None) -> dict[str, li
         return {name: [verdict[name] for verdict in seen] for name in seen[0]}
     column = rows.data.column(layout.column)
     is_text = layout.name == "text" and "string" in str(column.type)
-    if (is_text or layout.name == "input_ids") and not column.null_count:
+    if (is_text and not column.null_count) or (layout.name == "input_ids" and _even(rows)):
         return {name: [] for name in vars(Verdict())}  # there is nothing to look for
-    names = {layout.column, "prompt", "completion", "system", "tools"}  # no image is decoded
+    names = {layout.column, "prompt", "completion", "system", "tools", *TOKENS}  # no image
     rows = rows.select_columns([name for name in rows.column_names if name in names])
     judged = rows.map(
         _verdict,
@@ -297,6 +302,16 @@ def _verdicts(rows: Rows, layout: Layout, processes: int | None) -> dict[str, li
         desc="Looking at the rows",
     )
     return {name: judged[name][:] for name in judged.column_names}
+
+
+def _even(rows: Rows) -> bool:
+    """Whether rows of tokens all have some, and as many labels."""
+    names = [name for name in ("input_ids", *TOKENS) if name in rows.column_names]
+    columns = [rows.data.column(name) for name in names]
+    if any(column.null_count or "list" not in str(column.type) for column in columns):
+        return False
+    first, *others = [compute.list_value_length(column) for column in columns]
+    return compute.min(first).as_py() != 0 and all(first.equals(other) for other in others)
 
 
 def _verdict(row: Mapping[str, Any], layout: Layout, version: str = "") -> dict[str, Any]:

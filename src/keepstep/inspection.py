@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from .config import Problem, Recipe
 from .data import Data
 from .model import chat_template
-from .preparation import Positions, packs, too_few, try_few
+from .preparation import Positions, beyond_vocabulary, packs, too_few, try_few
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,12 @@ def inspect(
     rendering = copy.deepcopy(tokenizer)
     rendering.chat_template = chat_template(tokenizer, training)
     positions = positions_of(recipe)
-    problems, tokenised = list(data.warnings), {}
+    problems, tokenised = [*data.warnings, *_unknown_tokens(tokenizer, recipe)], {}
     for what, part in data.parts.items():
         tokenised[what], found = try_few(what, part, rendering, training, positions)
         problems += found
+        if training.chat_template_path is None:  # else TRL may give the model more tokens
+            problems += beyond_vocabulary(what, part, positions)
         if what == "evaluation" and not packs(what, training):
             problems += too_few(part.rows, training, processes)
     same = data.evaluation is not None and data.evaluation.source == data.training.source
@@ -59,6 +61,17 @@ def inspect(
         told = f"the evaluation rows are the training rows: {data.training.source}"
         problems.append(Problem(told, "the best by them has learned them best", "data", "warning"))
     return Inspection(problems, tokenised)
+
+
+def _unknown_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Iterator[Problem]:
+    """Special tokens of the recipe that the tokenizer has not."""
+    vocabulary = tokenizer.get_vocab()
+    for name in ("eos_token", "pad_token"):
+        token = getattr(recipe.training, name)
+        later = name == "pad_token" and recipe.training.chat_template_path is not None
+        if token is not None and token not in vocabulary and not later:
+            told = f"{name}: {token!r} is no token of {recipe.model.model_name_or_path}"
+            yield Problem(told, f"it has {getattr(tokenizer, name)!r}", "field")
 
 
 def positions_of(recipe: Recipe) -> Positions:

@@ -212,7 +212,8 @@ def _path(name: str, value: str) -> str:
 
 
 class Loader(yaml.SafeLoader):
-    """Of a field that is written twice, YAML's parsers take the second one, silently."""
+    """Of a field that is written twice, YAML's parsers take the second one, silently; and they read
+    0100 as 64, and 3:30 as 210."""
 
     def __init__(self, stream: bytes) -> None:
         super().__init__(stream)
@@ -228,6 +229,20 @@ class Loader(yaml.SafeLoader):
                 self.twice.append(f"{key.value}: in line {seen[key.value]}, and in line {line}")
             seen[key.value] = line
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: Any) -> Any:
+        text = str(self.construct_scalar(node)).replace("_", "")
+        if ":" in text:
+            return text
+        return int(text) if text.lstrip("+-").isdigit() else super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: Any) -> Any:
+        text = str(self.construct_scalar(node))
+        return text if ":" in text else super().construct_yaml_float(node)
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
 
 
 def _read_recipes(paths: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:

@@ -25,6 +25,7 @@ from .config import KeepstepConfig, Problem, Recipe
 from .trajectory import word
 
 TEMPLATES = (".jinja", ".j2")  # what TRL (1.16) reads as a template; else it names a tokenizer
+FULL = 1024  # tokens: the default of TRL
 STEPS = 1000  # of a run whose length is not known yet
 STANDARD = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 # Without a package, and asked for otherwise than the others: not known to be missing.
@@ -39,6 +40,15 @@ def check_libraries(recipe: Recipe) -> Iterator[Problem]:
     yield from _optimizer(training)
     yield from _schedule(training)
     yield from _template(training)
+    yield from _lengths(training)
+
+
+def _lengths(training: KeepstepConfig) -> Iterator[Problem]:
+    if training.padding_free and not training.packing and training.max_length is not None:
+        told = f"padding_free without packing takes no max_length (it is {training.max_length})"
+        yield Problem(told, "packing: true, or max_length: null", "field")
+    if (training.packing or training.eval_packing) and training.max_length is None:
+        yield Problem("packing needs a max_length", f"max_length: {FULL}", "field")
 
 
 def _packages(recipe: Recipe) -> Iterator[Problem]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from peft.tuners.tuners_utils import BaseTunerLayer
+
 from .config import Problem, Recipe
 from .preflight import looks_local
 from .shapes import adapted, configuration_of, on_meta
@@ -26,7 +28,7 @@ def check_model_of(recipe: Recipe) -> list[Problem]:
     except Exception as error:  # of libraries: another auto class may know the model
         logger.info("the model cannot be built without its weights: %s", error)
         return list(_configuration(recipe, error))
-    return [*_attention(recipe), *_adapter(recipe, model)]
+    return [*_attention(recipe), *_router(recipe, model), *_adapter(recipe, model)]
 
 
 def _configuration(recipe: Recipe, error: Exception) -> Iterator[Problem]:
@@ -52,6 +54,13 @@ def _attention(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(what, "leave it out: the best that is there is taken", "attention")
 
 
+def _router(recipe: Recipe, model: Any) -> Iterator[Problem]:
+    coefficient = recipe.training.router_aux_loss_coef
+    if coefficient and not hasattr(model.config.get_text_config(), "output_router_logits"):
+        told = f"router_aux_loss_coef: {coefficient}: the model has no experts to route to"
+        yield Problem(told, "leave it out", "model")
+
+
 def _adapter(recipe: Recipe, model: Any) -> Iterator[Problem]:
     asked = recipe.model
     if not asked.use_peft or asked.lora_r < 1 or asked.lora_task_type != CAUSAL:
@@ -73,9 +82,13 @@ def _adapter(recipe: Recipe, model: Any) -> Iterator[Problem]:
     if found or not 0 <= asked.lora_dropout < 1:
         return
     try:
-        adapted(model, recipe)
+        output = adapted(model, recipe).get_output_embeddings()
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         yield Problem(f"use_peft: {' '.join(str(error).split())}", code="adapter")
+        return
+    if isinstance(output, BaseTunerLayer):  # its loss is taken from the weight of the base alone
+        told = "lora_target_modules: TRL trains no adapter of the model's head (lm_head)"
+        yield Problem(told, "leave it out, or lora_modules_to_save: [lm_head]", "adapter")
 
 
 def _kinds(parameters: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as compute
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
@@ -42,10 +43,12 @@ class Positions:
     Attributes:
         limit: in tokens; None: any length.
         learned: whether there is nothing beyond it (else the model was trained up to there only).
+        vocabulary: how many tokens it knows; None: that is not known.
     """
 
     limit: int | None = None
     learned: bool = False
+    vocabulary: int | None = None
 
     @staticmethod
     def of(config: Any) -> Positions:
@@ -53,7 +56,12 @@ class Positions:
         text = config.get_text_config()
         limit = getattr(text, "max_position_embeddings", None)
         learned = not any(getattr(text, name, None) for name in ROTARY)
-        return Positions(limit if isinstance(limit, int) and limit > 0 else None, learned)
+        known = getattr(text, "vocab_size", None)
+        return Positions(
+            limit if isinstance(limit, int) and limit > 0 else None,
+            learned,
+            known if isinstance(known, int) and known > 0 else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,28 @@ def too_long(what: str, longest: int, positions: Positions) -> list[Problem]:
     told += f"{positions.limit:,} positions"
     severity: Any = "error" if positions.learned else "warning"
     return [Problem(told, f"max_length: {positions.limit}", "data", severity)]
+
+
+def beyond_vocabulary(what: str, part: Part, positions: Positions) -> list[Problem]:
+    """Whether rows that are tokens already have some that the model does not know."""
+    if part.layout.name != "input_ids" or positions.vocabulary is None:
+        return []
+    for ids in _token_lists(part.rows):
+        lowest, highest = (np.min(ids), np.max(ids)) if len(ids) else (0, 0)
+        if lowest < 0 or highest >= positions.vocabulary:
+            wrong = lowest if lowest < 0 else highest
+            told = f"the {what} data has the token {wrong} among its input_ids, and the model "
+            told += f"knows {positions.vocabulary:,} of them"
+            return [problem(told, "make the rows into tokens with the model's own tokenizer")]
+    return []
+
+
+def _token_lists(rows: Rows) -> Iterator[Any]:
+    if is_stream(rows):
+        yield from (row["input_ids"] for row in rows.take(SAMPLES[0]))
+        return
+    for table in rows.select_columns(["input_ids"]).with_format("arrow").iter(AT_ONCE):
+        yield compute.list_flatten(table["input_ids"]).to_numpy()
 
 
 def too_few(rows: Rows, training: KeepstepConfig, processes: int | None = None) -> list[Problem]:
@@ -206,7 +236,9 @@ def try_few(
     try:
         first = next(iter(part.rows))
         if "image" in first or "images" in first:
-            return 0, []  # SFTTrainer prepares these batch by batch
+            name = "image" if "image" in first else "images"
+            seen = f"the {what} data has a column {name}, and a tokenizer takes no images"
+            return 0, [problem(seen, f"if the text alone is meant: take {name} out of the data")]
         preparation = Preparation(tokenizer, training, first)
         for size in SAMPLES:
             labels = preparation.labels(part.rows.take(_most(part, size)), what)

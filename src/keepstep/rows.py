@@ -23,6 +23,7 @@ OTHER_NAMES = {
 CALLS = ("function_call", "tool_call")
 FOREIGN = ("from", "value", "function_call")  # keys of a turn that no template knows
 TURNS = ("messages", "conversations", "conversation")  # columns with a list of turns, by preference
+TOKENS = ("labels", "completion_mask", "assistant_masks")  # one value for each of input_ids
 KINDS = ("prompt", "chosen", "rejected", "completion", "messages")  # that SFTTrainer looks for
 EXPECTED = "`messages`, `prompt` and `completion`, or `text`"
 
@@ -75,7 +76,9 @@ def layout_of(columns: Iterable[str], text_field: str) -> Layout | None:
         return _but("prompt", "prompt", names, {"prompt", "completion"})
     turns = next((name for name in TURNS if name in names), None)
     if turns is not None:
-        return _but("messages", turns, names, {"messages"})
+        found = _but("messages", turns, names, {"messages"})
+        others = sorted(names & set(TURNS) - {"messages", turns})
+        return replace(found, ignored=(*found.ignored, *others))
     if text_field in names:
         return _but("text", text_field, names, {text_field})
     return None
@@ -87,7 +90,7 @@ def columns_of(layout: Layout) -> set[str]:
         "prompt": {"prompt", "completion"},
         "messages": {"messages"},
         "text": {layout.column},
-        "input_ids": {"input_ids", "labels", "completion_mask", "assistant_masks"},
+        "input_ids": {"input_ids", *TOKENS},
     }
     return own[layout.name] | {"tools", "chat_template_kwargs", "image", "images"}
 
@@ -125,8 +128,19 @@ def judge(row: Mapping[str, Any], layout: Layout) -> Verdict:
     if layout.name == "prompt":
         verdict = _judge_pair(row.get("prompt"), row.get("completion"))
         return _with_tools(verdict, row.get("tools")) if verdict.talks else verdict
+    return Verdict(_token_problem(row))
+
+
+def _token_problem(row: Mapping[str, Any]) -> str:
     tokens = row.get("input_ids")
-    return Verdict("" if isinstance(tokens, (list, tuple)) and tokens else "input_ids is empty")
+    if not isinstance(tokens, (list, tuple)) or not tokens:
+        return "input_ids is empty"
+    for name in TOKENS:
+        values = row.get(name)
+        if name in row and (not isinstance(values, (list, tuple)) or len(values) != len(tokens)):
+            count = len(values) if isinstance(values, (list, tuple)) else _told(values)
+            return f"{name} is not as long as input_ids: {count} instead of {len(tokens)}"
+    return ""
 
 
 def _text_problem(value: Any, column: str) -> str:

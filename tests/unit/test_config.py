@@ -182,6 +182,20 @@ def test_a_file_that_is_not_there() -> None:
     assert problem == "the recipe nowhere.yaml cannot be read: No such file or directory"
 
 
+def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("max_steps: 0100\nseed: 1_000\nlearning_rate: 1.5e-4\nlogging_steps: 0x10\n")
+    training = parse_recipe(["--config", str(path), *flags()]).training
+    assert (training.max_steps, training.seed, training.logging_steps) == (100, 1000, 16)
+    assert training.learning_rate == 1.5e-4
+    path.write_text("max_steps: 1:30\nlearning_rate: 1:30.5\n")
+    found = problems(["--config", str(path), *flags()])
+    assert "max_steps: '1:30' is not a value of type int" in "\n".join(found)
+    assert "learning_rate: '1:30.5' is not a value of type float" in "\n".join(found)
+    path.write_text("time_limit: 3:30\n")
+    assert str(parse_recipe(["--config", str(path), *flags()]).training.time_limit) == "3:30"
+
+
 def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("eval_strategy: no\nsave_strategy: no\n")
     training = parse_recipe(["--config", str(tmp_path / "r.yaml"), *flags()]).training

@@ -291,6 +291,46 @@ UNUSABLE = {
         {},
         "Hint: rename instruction to prompt (with `input` joined to it), and output to completion",
     ),
+    "labels of another length": (
+        lines({"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [1, 2], "labels": [1]}),
+        {},
+        "1 of 2 training rows cannot be used (FILE); row 2: labels is not as long as input_ids",
+    ),
+    "tokens of another model": (
+        lines({"input_ids": [1, 2]}, {"input_ids": [1, 70_000]}),
+        {},
+        "the training data has the token 70000 among its input_ids, and the model knows",
+    ),
+    "a stream of them": (
+        lines({"input_ids": [1, 2]}, {"input_ids": [1, 70_000]}),
+        {"streaming": True},
+        "the training data has the token 70000 among its input_ids, and the model knows",
+    ),
+    "as they are, and no tokens": (
+        lines(CHAT),
+        {"dataset_kwargs": '{"skip_prepare_dataset": true}'},
+        "skip_prepare_dataset: the training data has messages, not input_ids",
+    ),
+    "images": (
+        lines({**CHAT, "images": ["a.png"]}),
+        {},
+        "the training data has a column images, and a tokenizer takes no images",
+    ),
+    "an end that is no token": (
+        lines(CHAT),
+        {"eos_token": "<|nope|>"},
+        "eos_token: '<|nope|>' is no token of",
+    ),
+    "no padding, and cut": (
+        lines(CHAT),
+        {"padding_free": True},
+        "padding_free without packing takes no max_length",
+    ),
+    "packed without a length": (
+        lines(CHAT),
+        {"packing": True, "max_length": None},
+        "packing needs a max_length",
+    ),
     "all too long": (
         lines({"prompt": "long " * 90, "completion": "a"}),
         {"max_length": 8},

@@ -30,6 +30,11 @@ def found(demo: Path, **fields: object) -> list[str]:
         ({"lora_target_modules": ".*_prj"}, "use_peft: Target modules .*_prj not found in the"),
         ({"lora_modules_to_save": "head"}, "lora_modules_to_save: the model has no module head"),
         ({"lora_target_parameters": "w"}, "lora_target_parameters: the model has no parameter w"),
+        (
+            {"lora_target_modules": "q_proj lm_head"},
+            "lora_target_modules: TRL trains no adapter of the model's head (lm_head)",
+        ),
+        ({"router_aux_loss_coef": 0.1}, "router_aux_loss_coef: 0.1: the model has no experts"),
         ({"attn_implementation": "flash_attention_9"}, "attn_implementation: flash_attention_9: "),
         (
             {"model_init_kwargs": '{"attn_implementation":"nope"}'},

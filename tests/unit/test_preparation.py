@@ -142,8 +142,8 @@ def no_space() -> None:
 
 
 def test_positions() -> None:
-    assert Positions.of(GPT2Config(n_positions=64)) == Positions(64, learned=True)
-    assert Positions.of(LlamaConfig(max_position_embeddings=64)) == Positions(64, learned=False)
+    assert Positions.of(GPT2Config(n_positions=64)) == Positions(64, True, 50_257)
+    assert Positions.of(LlamaConfig(max_position_embeddings=64)) == Positions(64, False, 32_000)
     (error,) = too_long("training", 65, Positions(64, learned=True))
     assert str(error) == (
         "the longest of the training rows has 65 tokens, the model 64 positions\n"

@@ -76,6 +76,7 @@ def test_which_names_are_files(name: str, is_file: bool) -> None:
         (["prompt", "prompt_id", "messages"], "messages", ("prompt",)),  # as in UltraChat
         (["text", "prompt"], "text", ("prompt",)),
         (["messages", "text"], "messages", ()),
+        (["messages", "conversations"], "messages", ("conversations",)),
         (["input_ids", "text"], "input_ids", ()),
     ],
 )
@@ -199,6 +200,11 @@ def test_rows_as_templates_know_them_stay() -> None:
         ({"conversations": [{"from": "tool_call", "value": "{}"}]}, "a tool without a name"),
         ({"messages": [USER, ANSWER], "tools": "[clock]"}, "tools is not JSON"),
         ({"input_ids": []}, "input_ids is empty"),
+        (
+            {"input_ids": [1, 2], "labels": [1]},
+            "labels is not as long as input_ids: 1 instead of 2",
+        ),
+        ({"input_ids": [1], "labels": 3}, "labels is not as long as input_ids: 3 instead of 1"),
     ],
 )
 def test_what_is_wrong_with_a_row(row: dict[str, Any], problem: str) -> None:
