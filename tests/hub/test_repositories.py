@@ -191,6 +191,29 @@ def push(run: RunFolder, repo_id: str | None = REPO, dry_run: bool = False) -> l
     return push_best(run, repo_id, timeout=60, dry_run=dry_run)
 
 
+def test_a_hub_that_does_not_listen(api: HfApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What httpx has from httpcore is the same text, and said once."""
+    monkeypatch.setattr(client, "PAUSES", (0.05,))
+    api.endpoint = "http://127.0.0.1:9"
+    with pytest.raises(PushError) as told:
+        client.with_patience(REPO, lambda: api.repo_info(REPO), tries=2)
+    assert str(told.value).count("Connection refused") == 1
+
+
+def test_a_token_that_is_none(peer: HubPeer, api: HfApi, bundle: Bundle) -> None:
+    api.token = "hf_ä"
+    with pytest.raises(PushError, match="the token holds a character that no token has"):
+        bundle.push(api)
+
+
+def test_a_best_checkpoint_without_its_weights(peer: HubPeer, made: RunFolder) -> None:
+    (made.path / "checkpoint-8/model.safetensors").unlink()
+    with pytest.raises(PushFailedError, match=r"model.safetensors of checkpoint-8 is missing"):
+        push(made)
+    assert peer.store.repos == {}
+    assert not (made.private / "publish-by-hand").exists()
+
+
 @pytest.mark.parametrize("name", ["demo", "tester/de mo", "a/b/c", "tester/demo.git", "/demo"])
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_what_is_no_name(peer: HubPeer, made: RunFolder, name: str, dry_run: bool) -> None:

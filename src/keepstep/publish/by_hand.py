@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
@@ -90,7 +91,11 @@ def _pushed(
         storage.remove(place)
     storage.make_folder(place)
     try:
-        frozen = freeze(best, place / best.path.name, storage, copy=True)
+        try:
+            frozen = freeze(best, place / best.path.name, storage, copy=True)
+        except FileNotFoundError as error:
+            what = f"{Path(str(error.filename)).name} of {best.path.name} is missing"
+            raise PushFailedError(f"not published: {what}: damaged, or pruned just now") from error
         log = run.publishing / "push.log"
         storage.make_folder(run.publishing)
         job = push_of(frozen.path, best.step, run.policy(), target, timeout, log, **more)

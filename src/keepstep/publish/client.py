@@ -123,6 +123,8 @@ def _fatal(error: Exception) -> str | None:
         return f"{offline() or OFFLINE[0]} is set: unset it"
     if isinstance(error, LocalTokenNotFoundError):
         return NO_TOKEN
+    if isinstance(error, UnicodeEncodeError):  # in a header: nothing else of ours stands there
+        return "the token holds a character that no token has: export HF_TOKEN=…"
     if isinstance(error.__cause__, HfHubHTTPError):  # "no answer", says the client of a 403
         error = error.__cause__
     if not isinstance(error, HfHubHTTPError):
@@ -145,6 +147,7 @@ def brief(error: BaseException) -> str:
     if isinstance(error, ODD_ANSWERS):
         return f"an answer that is none of the Hub's ({type(error).__name__}: {error})"[:300]
     if error.__cause__ is not None and not isinstance(error, HfHubHTTPError):
-        return f"{(str(error) or type(error).__name__).splitlines()[0]}: {brief(error.__cause__)}"
+        said, cause = (str(error) or type(error).__name__).splitlines()[0], brief(error.__cause__)
+        return cause if said in cause else f"{said}: {cause}"
     text = getattr(error, "server_message", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())[:300]
