@@ -156,9 +156,10 @@ def test_train_sh_with_a_bad_recipe(recipe: Path, tmp_path: Path) -> None:
     code, output = end(start(command, tmp_path / "log"), tmp_path / "log")
     assert code == 2, output
     assert output.splitlines()[1:] == [
-        "keepstep: the recipe has a problem:",
+        "keepstep: the recipe has 2 problems:",
         "  - unknown flag --max_step [field]",
         "    Hint: did you mean `max_steps`?",
+        "  - dataset_name: there is no nowhere.jsonl [data]",
     ]
 
 

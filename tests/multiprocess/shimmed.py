@@ -48,14 +48,14 @@ def speechless(self: Storage, path: Path, content: bytes) -> None:
 
 
 class Evaluates(KeepstepTrainer):
-    """An evaluation that takes half a second a batch, and says that it begins."""
+    """An evaluation that takes a second a batch, and says that it begins."""
 
     def evaluate(self, *arguments: Any, **kwargs: Any) -> Any:
         print(f"evaluation of step {self.state.global_step} begins", flush=True)
         return super().evaluate(*arguments, **kwargs)
 
     def prediction_step(self, *arguments: Any, **kwargs: Any) -> Any:
-        time.sleep(0.5)
+        time.sleep(1)
         return super().prediction_step(*arguments, **kwargs)
 
 

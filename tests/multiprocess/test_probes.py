@@ -47,7 +47,7 @@ def test_five_mistakes_in_one_report(demo: Path, tmp_path: Path) -> None:
     print(f"{time.monotonic() - began:.1f} s")
     assert code == 1, "the launcher's own"
     assert output.count("keepstep: the recipe has 5 problems:") == 1
-    for codes in ("no-evaluation", "data", "size", "time"):
+    for codes in ("no-evaluation", "data", "size", "number"):
         assert f"[{codes}]" in output
     assert output.count("    Hint: ") >= 1
     assert not (tmp_path / "run").exists()

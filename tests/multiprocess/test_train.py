@@ -12,7 +12,7 @@ from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
 
 STRATEGIES = ["ddp", "zero1", "cpu_zero2", "cpu_zero3", "zero3"]
-KINDS = {"full": {}, "lora": LORA | {"learning_rate": 1e-2}}
+KINDS = {"full": {}, "lora": LORA | {"learning_rate": 8e-3}}
 
 
 @pytest.fixture(scope="module")
