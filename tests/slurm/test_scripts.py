@@ -86,8 +86,8 @@ def test_dry_run(
     assert done.returncode == 0, done.stderr
     places = {
         str(tmp_path): "/shared",
+        str(Path(sys.executable).parent): "/env/bin",  # first: it may lie in the next one
         str(ROOT): "/keepstep",
-        str(Path(sys.executable).parent): "/env/bin",
     }
     text = done.stdout
     for place, told in places.items():
