@@ -111,13 +111,16 @@ def test_the_interval_that_loses_least() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("1.5", 1.5), ("45m", 2700), ("3h30m", 12600), ("1d2s", 86402)],
+    [
+        *(("90", 90), ("1.5", 1.5), ("45m", 2700), ("3h30m", 12600), ("1d2s", 86402)),
+        *(("3:30:00", 12600), ("1-02:00:01", 93601)),
+    ],
 )
 def test_lengths_of_time(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "3 h", "h", "-5", "4w"])
+@pytest.mark.parametrize("text", ["", "soon", "3 h", "h", "-5", "4w", "3:30", "3:3:30"])
 def test_what_is_no_length_of_time(text: str) -> None:
     with pytest.raises(ValueError, match="is no length of time"):
         parse_duration(text)

@@ -171,7 +171,7 @@ def test_a_mapping_in_json_on_the_command_line() -> None:
         ("save_total_limit", "null", None),
         ("bf16", "null", False),  # then where the hardware has it
         ("report_to", "none", []),
-        ("time_limit", "3:30:00", "12600"),  # YAML's base 60: seconds
+        ("time_limit", "3:30:00", "3:30:00"),  # no number of base 60, as YAML has it
         ("deadline", "2026-11-25T08:00:00", "2026-11-25T08:00:00"),
         ("deadline", "2026-11-25", "2026-11-25"),
         ("run_name", "7", "7"),

@@ -173,14 +173,20 @@ def best_interval(save_seconds: float, mtbf_seconds: float) -> float:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `90`, `45m`, `3h30m`, `1d`.
+    """Seconds of `90`, `45m`, `3h30m`, `1d`, and of Slurm's `3:30:00` and `1-12:00:00`.
 
     Raises:
         ValueError: it is none of these.
     """
+    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text.strip())
+    if clock:  # 3:30 would be hours and minutes to one, minutes and seconds to another
+        days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     parts = re.fullmatch(r"(?:\d+(?:\.\d+)?[dhms])+|(\d+(?:\.\d+)?)", text.strip())
     if parts is None:
-        raise ValueError(f"{text!r} is no length of time, as 45m, 3h30m or 90 (seconds) are")
+        raise ValueError(
+            f"{text!r} is no length of time, as 45m, 3h30m, 3:30:00 or 90 (seconds) are"
+        )
     if parts.group(1):
         return float(parts.group(1))
     found = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)

@@ -21,6 +21,7 @@ from typing import Any
 from .. import preemption
 from ..checkpoint.retention import Policy
 from ..environment import without_secrets
+from ..terminal import complain
 from .best import Best
 from .bundle import make_bundle
 from .client import PushError
@@ -69,7 +70,7 @@ def main() -> int:
     except (OSError, ValueError) as error:  # of the disk; of what is stored, or asked for
         answer = {"error": str(error), "fatal": isinstance(error, ValueError)}
     except Exception as error:
-        traceback.print_exc()  # into push.log
+        complain(traceback.format_exc())  # into push.log
         answer = {"error": f"{type(error).__name__}: {error}", "fatal": True}
     print(json.dumps(answer), file=answers, flush=True)
     return 0

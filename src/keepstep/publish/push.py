@@ -19,6 +19,7 @@ from typing import Any
 
 from .. import preemption
 from ..checkpoint.storage import sizes_under
+from ..terminal import complain
 from . import hub
 from .client import PushError, connect
 from .prepare import prepared
@@ -40,7 +41,7 @@ def main() -> int:
     except OSError as error:  # of our own disk
         answer = {"error": f"{type(error).__name__}: {error}", "fatal": False}
     except Exception as error:
-        traceback.print_exc()  # into push.log
+        complain(traceback.format_exc())  # into push.log
         answer = {"error": f"{type(error).__name__}: {error}", "fatal": True}
     print(json.dumps(answer), flush=True)
     return 1 if "error" in answer else 0
