@@ -19,6 +19,7 @@ ONCE = 60_000  # scheduler, trainer state, configuration, layout, manifest
 MOMENTS = 2  # Adam's, per trained element
 ACTIVATION_BYTES = 34
 LIVE_3 = 2  # of ZeRO-3's largest modules: one at work, one on its way
+BUCKET = 500_000_000  # elements of gradients that DeepSpeed 0.19.8 reduces at once, by default
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ def device_bytes(shapes: Shapes, strategy: Strategy, step: Step) -> int:
         optimizer, gradients = 0, gradients if strategy.stage < 2 else 0
     if strategy.offload_parameters:
         parameters = LIVE_3 * shapes.largest * size
-    return parameters + gradients + optimizer + activation_bytes(shapes, strategy, step)
+    # Host memory holds what is written of it; a GPU all of it, also where less is trained.
+    bucket = min(shapes.trained, BUCKET) * size if strategy.stage else 0
+    return parameters + gradients + optimizer + bucket + activation_bytes(shapes, strategy, step)
 
 
 def host_bytes(shapes: Shapes, strategy: Strategy) -> int:

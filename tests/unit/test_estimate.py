@@ -33,10 +33,11 @@ def test_seven_billion_parameters_on_eight_gpus() -> None:
     sizes = {s.name: s for s in alternatives(Strategy(3, 8, half=True))}
     without = replace(STEP, rows=0)
     states = {name: device_bytes(SEVEN, s, without) / BILLION for name, s in sizes.items()}
-    assert states["zero1"] == pytest.approx(7 * (2 + 2 + 12 / 8))
-    assert states["zero2"] == pytest.approx(7 * (2 + 14 / 8))
-    assert states["zero3"] == pytest.approx(7 * 16 / 8 + 2 * 0.131 * 2)
-    assert states["zero3_offload"] == pytest.approx(2 * 0.131 * 2)
+    bucket = 0.5 * 2  # of gradients on their way, beside what the paper counts
+    assert states["zero1"] == pytest.approx(7 * (2 + 2 + 12 / 8) + bucket)
+    assert states["zero2"] == pytest.approx(7 * (2 + 14 / 8) + bucket)
+    assert states["zero3"] == pytest.approx(7 * 16 / 8 + 2 * 0.131 * 2 + bucket)
+    assert states["zero3_offload"] == pytest.approx(2 * 0.131 * 2 + bucket)
     assert host_bytes(SEVEN, sizes["zero3_offload"]) > host_bytes(SEVEN, sizes["zero3"])
     assert checkpoint_bytes(SEVEN, sizes["zero3"]) == pytest.approx(7 * BILLION * 14, rel=0.01)
     assert checkpoint_bytes(SEVEN, sizes["zero3"], weights=False) == pytest.approx(
