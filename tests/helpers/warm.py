@@ -33,7 +33,8 @@ class Warm:
             command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert self._process.stdout is not None
-        self._process.stdout.readline()  # it listens
+        said = iter(self._process.stdout.readline, b"")  # libraries say something, too
+        assert b"listening\n" in said, f"exit status {self._process.wait(10)}"
 
     def path(self) -> str:
         """PATH with that `keepstep` first."""
