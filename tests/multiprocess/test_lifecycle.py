@@ -198,11 +198,11 @@ def test_a_recipe_that_a_library_refuses(ranks: Ranks, demo: Path, workspace: Pa
         "max_attempts_without_progress": 1,
         "lr_scheduler_type": "polynomial",  # asks for what DeepSpeed's optimizers do not have
     }
-    wrong = argv(demo, run, **fields, eos_token="<nowhere>")
+    wrong = argv(demo, run, **fields, optim="rmsprop", optim_args="alpha=-1")
     refused = ranks.start(wrong)
     assert refused.wait() == [2, 2], refused.output
     assert "keepstep: the recipe has a problem:" in refused.output
-    assert "<nowhere>" in refused.output
+    assert "Invalid alpha value: -1.0" in refused.output
     assert "[refused]" in refused.output
     assert "Traceback" not in refused.output
     assert status(run)["exit"] == 2
