@@ -164,7 +164,9 @@ class Storage:
         in its folder: safetensors makes its own readable by the owner alone."""
         self.before("sync", path)
         with naming("chmod", path):
-            path.chmod(path.parent.stat().st_mode & 0o666)
+            mode = path.parent.stat().st_mode & 0o666
+            if path.stat().st_mode & 0o777 != mode:  # a disk without modes refuses to set any
+                path.chmod(mode)
         _fsync(path, os.O_RDONLY)
 
     def sync_folder(self, path: Path) -> None:
