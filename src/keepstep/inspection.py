@@ -6,12 +6,13 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .config import Problem, Recipe
 from .data import Data
 from .model import chat_template
 from .preparation import Positions, beyond_vocabulary, packs, too_few, try_few
+from .shapes import configuration_of
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,8 @@ def _unknown_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Itera
 def positions_of(recipe: Recipe) -> Positions:
     """How long a row the recipe's model takes; not known where its configuration is not to be had:
     loading it will say why."""
-    model, training = recipe.model, recipe.training
     try:
-        config = AutoConfig.from_pretrained(
-            model.model_name_or_path,
-            revision=model.model_revision,
-            trust_remote_code=training.trust_remote_code,
-        )
+        config = configuration_of(recipe, trust_remote_code=recipe.training.trust_remote_code)
     except (OSError, ValueError):
         return Positions()
     return Positions.of(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -18,6 +17,7 @@ from .checkpoint.runfolder import RunFolder
 from .checkpoint.selection import WORDS, SelectionError
 from .config import Problem, Recipe
 from .datafiles import is_data_file
+from .environment import TOKEN
 from .preflight_launch import check_launch, launch_of
 from .preflight_libraries import check_libraries
 from .preflight_numbers import check_numbers
@@ -25,8 +25,6 @@ from .preflight_saving import check_saving
 from .publish.card import fault_of
 from .publish.client import name_fault, offline
 from .trajectory import word
-
-TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{12,}")
 
 
 def validate(recipe: Recipe) -> list[Problem]:

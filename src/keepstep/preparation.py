@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -311,16 +312,9 @@ def _without_cutting(training: KeepstepConfig) -> KeepstepConfig:
     return arguments
 
 
-@contextmanager
-def _without_turns() -> Iterator[None]:
+def _without_turns() -> AbstractContextManager[Any]:
     """Without TRL's order of ranks: when the first one has failed, the others wait for ever."""
-    name = "global_then_local_main_first"
-    kept = getattr(sft_trainer, name)
-    setattr(sft_trainer, name, nullcontext)
-    try:
-        yield
-    finally:
-        setattr(sft_trainer, name, kept)
+    return patch.object(sft_trainer, "global_then_local_main_first", nullcontext)
 
 
 def in_turns(what: str, action: Callable[[], T]) -> T:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from peft import get_peft_model
@@ -33,10 +33,11 @@ def shapes_of(recipe: Recipe) -> Shapes | None:
         return None
 
 
-def configuration_of(recipe: Recipe) -> Any:
+def configuration_of(recipe: Recipe, **arguments: Any) -> Any:
     """The model's configuration. Raises: whatever transformers does where there is none."""
     model = recipe.model
-    return AutoConfig.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+    arguments |= {"revision": model.model_revision}
+    return AutoConfig.from_pretrained(model.model_name_or_path, **arguments)
 
 
 def on_meta(configuration: Any, **arguments: Any) -> Any:
@@ -79,16 +80,9 @@ def _measure(recipe: Recipe) -> Shapes:
     )
 
 
-@contextlib.contextmanager
-def _without_zero3() -> Iterator[None]:
+def _without_zero3() -> AbstractContextManager[Any]:
     """Else transformers (5.23) would share the model out at once, which all ranks must do."""
-    name = "_hf_deepspeed_config_weak_ref"
-    kept = getattr(deepspeed, name)
-    setattr(deepspeed, name, None)
-    try:
-        yield
-    finally:
-        setattr(deepspeed, name, kept)
+    return patch.object(deepspeed, "_hf_deepspeed_config_weak_ref", None)
 
 
 def _largest_module(model: torch.nn.Module) -> int:

@@ -270,9 +270,8 @@ def build_trainer(
             **model.trainer_arguments(recipe.model, training, weights),
         )
     if manager.policy.limit is not None and min(training.save_steps, training.eval_steps or 1) < 1:
-        apart = list(
-            check_meeting(training, trainer.planned_steps())
-        )  # shares of what is known now
+        # Shares of a number of steps that is known only now.
+        apart = list(check_meeting(training, trainer.planned_steps()))
         if apart:
             raise ConfigError(apart)
     attention = {"attn_implementation": trainer.model.config._attn_implementation}

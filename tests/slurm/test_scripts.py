@@ -489,10 +489,7 @@ def test_the_time_limit(tmp_path: Path) -> None:
     body = "while [[ -z ${signalled:-} ]]; do beat; sleep 0.1; done\n"
     body += 'cp $run/.keepstep/stop "$FAKE/asked"; commit 5; status preempted "SIGUSR1 to rank 0"'
     fakes = Fakes(tmp_path, body)
-    process = fakes.start()
-    fakes.wait_for_launch()
-    process.send_signal(signal.SIGUSR1)
-    code, output = fakes.end()
+    code, output = fakes.signalled(signal.SIGUSR1)
     assert code == 143, output
     assert "queue again: the time is over, at checkpoint 5" in output
     assert (fakes.folder / "asked").read_text() == "7.0.1", "for this attempt and no other"
@@ -501,10 +498,7 @@ def test_the_time_limit(tmp_path: Path) -> None:
 
 def test_the_time_limit_when_nothing_can_be_saved(tmp_path: Path) -> None:
     fakes = Fakes(tmp_path, "trap '' USR1; exec sleep 60", "GRACE_SECONDS=1")
-    process = fakes.start()
-    fakes.wait_for_launch()
-    process.send_signal(signal.SIGUSR1)
-    code, output = fakes.end()
+    code, output = fakes.signalled(signal.SIGUSR1)
     assert code == 143, output
     assert "not saved in time: this attempt is ended" in output
     assert "scontrol requeue 7" in fakes.calls
@@ -528,10 +522,7 @@ def test_its_user_stops_it(tmp_path: Path) -> None:
 def test_slurm_ends_it(tmp_path: Path) -> None:
     """scancel: from there on nothing is submitted again."""
     fakes = Fakes(tmp_path, "sleep 1.5; commit 5; status preempted 'SIGTERM to rank 0'; exit 75")
-    process = fakes.start()
-    fakes.wait_for_launch()
-    process.terminate()
-    code, output = fakes.end()
+    code, output = fakes.signalled(signal.SIGTERM)
     assert code == 143, output
     assert "ended after" in output
     assert not [call for call in fakes.calls if "requeue" in call]
@@ -542,10 +533,7 @@ def test_the_batch_shell_alone_is_told_to_end(tmp_path: Path) -> None:
     body = "while [[ -z ${signalled:-} ]]; do beat; sleep 0.1; done\n"
     body += 'cp $run/.keepstep/stop "$FAKE/asked"; commit 5; status preempted "keepstep stop"'
     fakes = Fakes(tmp_path, body)
-    process = fakes.start()
-    fakes.wait_for_launch()
-    process.terminate()
-    code, output = fakes.end(timeout=10)
+    code, output = fakes.signalled(signal.SIGTERM, timeout=10)
     assert code == 143, output
     assert (fakes.folder / "asked").read_text() == "7.0.1"
     assert fakes.requeues() == 0
@@ -553,10 +541,7 @@ def test_the_batch_shell_alone_is_told_to_end(tmp_path: Path) -> None:
 
 def test_told_to_end_and_nothing_can_be_saved(tmp_path: Path) -> None:
     fakes = Fakes(tmp_path, "trap '' USR1; exec sleep 60", "GRACE_SECONDS=1")
-    process = fakes.start()
-    fakes.wait_for_launch()
-    process.terminate()
-    code, output = fakes.end(timeout=20)
+    code, output = fakes.signalled(signal.SIGTERM, timeout=20)
     assert code == 143, output
     assert "not saved in time: this attempt is ended" in output
 
@@ -712,10 +697,7 @@ def test_a_controller_that_stays_away(tmp_path: Path) -> None:
     body = "while [[ -z ${signalled:-} ]]; do beat; sleep 0.1; done; commit 5\n"
     fakes = Fakes(tmp_path, body + "status preempted SIGUSR1", "REQUEUE_SECONDS=3")
     fakes.requeue_is("echo 'Unable to contact slurm controller' >&2; exit 1")
-    process = fakes.start()
-    fakes.wait_for_launch()
-    process.send_signal(signal.SIGUSR1)
-    code, output = fakes.end()
+    code, output = fakes.signalled(signal.SIGUSR1)
     assert code == 75, output
     assert 2 <= fakes.requeues() <= 4
 

@@ -172,6 +172,13 @@ class Fakes:
         self.start(restarts)
         return self.end()
 
+    def signalled(self, number: int, timeout: float = 30) -> tuple[int, str]:
+        """The same, of a batch shell that is sent a signal during its first attempt."""
+        process = self.start()
+        self.wait_for_launch()
+        process.send_signal(number)
+        return self.end(timeout)
+
     def wait_for_launch(self, number: int = 1) -> None:
         wait_for(f"launch {number}", lambda: len(self.launches()) >= number, 20, 0.02)
         time.sleep(0.3)  # until the script has got to waiting for it
