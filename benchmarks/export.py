@@ -74,10 +74,10 @@ def save(arguments: argparse.Namespace) -> None:
     from deepspeed import comm
     from safetensors.torch import save_file
 
-    from keepstep.checkpoint.manifest import FileEntry, Manifest
-    from keepstep.checkpoint.sources import LAYOUT_FILE
-    from keepstep.checkpoint.storage import digest_of, sizes_under
-    from keepstep.checkpoint.tensors import Entry, layout_of
+    from keepstep.policy.manifest import FileEntry, Manifest
+    from keepstep.run_folder.storage import digest_of, sizes_under
+    from keepstep.save.safetensors_format import Entry, layout_of
+    from keepstep.sharding.sources import LAYOUT_FILE
 
     torch.set_num_threads(1)
     deepspeed.init_distributed("gloo")
@@ -117,8 +117,8 @@ def work(arguments: argparse.Namespace) -> None:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     from safetensors.torch import save_file
 
-    from keepstep.checkpoint.export import export
-    from keepstep.checkpoint.runfolder import read_checkpoint
+    from keepstep.convert.export import export
+    from keepstep.run_folder.reader import read_checkpoint
 
     torch.set_num_threads(1)
     folder, target = arguments.folder / "checkpoint-2", arguments.folder / "exported"

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import xxhash
 
-from keepstep.checkpoint.keeping import now
-from keepstep.checkpoint.manifest import FileEntry, Manifest, folder_name
-from keepstep.checkpoint.retention import Policy
-from keepstep.checkpoint.runfolder import RunFolder
-from keepstep.checkpoint.runwriter import RunWriter
-from keepstep.checkpoint.selection import choose
-from keepstep.checkpoint.storage import Storage
+from keepstep.policy.manifest import FileEntry, Manifest, folder_name
+from keepstep.policy.retention import Policy
+from keepstep.policy.selection import choose
+from keepstep.run_folder.keeping import now
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import Storage
+from keepstep.run_folder.writer import RunWriter
 
 POLICY = Policy(None, "metric", "eval_loss")
 
@@ -93,7 +93,7 @@ def main() -> None:
             rounds,
             lambda: choose("auto", warm.situation("auto", POLICY, verify, 3)),
         )
-        code = "import sys; from keepstep.cli import app; app()"
+        code = "import sys; from keepstep.cli.main import app; app()"
         command = [sys.executable, "-c", code, "ls", name]
         measure(
             "keepstep ls, sizes verified",

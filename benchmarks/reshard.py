@@ -149,8 +149,8 @@ def load_or_save(arguments: argparse.Namespace) -> dict[str, float]:
     import torch
     from deepspeed import comm
 
-    from keepstep.checkpoint.reshard import load_shard, shard_for
-    from keepstep.checkpoint.shards import zero_source
+    from keepstep.sharding.reshard import load_shard, shard_for
+    from keepstep.sharding.shards import zero_source
 
     torch.set_num_threads(1)
     deepspeed.init_distributed("gloo")
@@ -180,7 +180,7 @@ def save_two_steps(engine: Any, folder: Path) -> None:
     """As after two steps, without the memory that a backward pass of the largest model takes."""
     import torch
 
-    from keepstep.checkpoint.layout import flats
+    from keepstep.sharding.flat_buffers import flats
 
     for flat in flats(engine):
         moments = {"exp_avg": torch.randn_like(flat), "exp_avg_sq": torch.rand_like(flat)}

@@ -111,15 +111,17 @@ def measure(arguments: argparse.Namespace) -> None:
     import torch
     from tests.helpers.plain import save_plain
 
-    from keepstep import distributed, noise, train
-    from keepstep.checkpoint.manager import CheckpointManager
-    from keepstep.checkpoint.selection import Choice
-    from keepstep.config import ConfigError
-    from keepstep.parsing import parse_recipe
-    from keepstep.trainer import KeepstepTrainer
+    from keepstep import train
+    from keepstep.output import log_filters
+    from keepstep.policy.selection import Choice
+    from keepstep.ranks import collectives
+    from keepstep.recipe.config import ConfigError
+    from keepstep.recipe.parse import parse_recipe
+    from keepstep.save.manager import CheckpointManager
+    from keepstep.trainer.mixin import KeepstepTrainer
 
-    noise.silence()
-    noise.silence_prints()
+    log_filters.silence()
+    log_filters.silence_prints()
     folder, arms = arguments.folder, list(arguments.arms)
     saves = arguments.rounds * len(arms)
     fields = {
@@ -184,7 +186,7 @@ def measure(arguments: argparse.Namespace) -> None:
             self.arm = arms[(self.saves - 1) % len(arms)] if self.saves else "lazy"
             counted = 0 < self.saves <= saves
             self.saves += 1
-            distributed.gather(None)
+            collectives.gather(None)
             self.held, began = 0.0, time.perf_counter()
             getattr(self, f"save_{self.arm}")(model, trial)
             self.stall = time.perf_counter() - began if counted else None
@@ -197,7 +199,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 getattr(self.pending, "upload_completion", self.pending).result()
                 self.pending = None
             if self.arm is not None and self.stall is not None:
-                seconds = max(distributed.gather(self.stall + self.held))
+                seconds = max(collectives.gather(self.stall + self.held))
                 self.times[self.arm].append(seconds)
                 if self.arm in ("off", "snapshot", "lazy", "idle") and self.last_saved:
                     self.facts[self.arm].append(
@@ -230,13 +232,13 @@ def measure(arguments: argparse.Namespace) -> None:
             save_plain(self, folder / "plain")
 
         def shards(self) -> dict[str, torch.Tensor]:
-            from keepstep.checkpoint.weights import masters
+            from keepstep.sharding.hf_weights import masters
 
             optimizer = self.contents.optimizer()
             tensors = [t for s in optimizer.state.values() for t in s.values() if t.numel() > 1]
             if self.is_deepspeed_enabled:
                 tensors += masters(self.deepspeed)
-            return {f"rank{distributed.rank()}.{i}": t.detach() for i, t in enumerate(tensors)}
+            return {f"rank{collectives.rank()}.{i}": t.detach() for i, t in enumerate(tensors)}
 
         def save_dcp(self, model: Any, trial: Any) -> None:
             import torch.distributed.checkpoint as dcp
@@ -263,32 +265,32 @@ def measure(arguments: argparse.Namespace) -> None:
             self.times["memcpy GB/s"].append(size / (time.perf_counter() - began) / 1e9)
 
         def save_raw(self, model: Any, trial: Any) -> None:
-            from keepstep.checkpoint.files import CHUNK
+            from keepstep.run_folder.files import CHUNK
 
             size = int(self.manager.saver.arena.size) if self.manager.saver.arena else 0
             whole = torch.frombuffer(self.manager.saver.arena._memory, dtype=torch.uint8)
             memory = memoryview(whole.numpy())
-            path = folder / f"raw-{distributed.rank()}"
+            path = folder / f"raw-{collectives.rank()}"
             path.unlink(missing_ok=True)
-            distributed.gather(None)
+            collectives.gather(None)
             began, position = time.perf_counter(), 0
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
             while position < size:
                 position += os.pwrite(descriptor, memory[position : position + CHUNK], position)
             os.fsync(descriptor)
             os.close(descriptor)
-            slowest = max(distributed.gather(time.perf_counter() - began))
-            self.times["raw GB/s"].append(sum(distributed.gather(size)) / slowest / 1e9)
+            slowest = max(collectives.gather(time.perf_counter() - began))
+            self.times["raw GB/s"].append(sum(collectives.gather(size)) / slowest / 1e9)
 
     train.KeepstepTrainer = Alternating  # type: ignore[misc]
     trainer = train.build_trainer(recipe, None, Choice(None), manager, settings, inputs, facts={})
     trainer.args.save_total_limit = None
     trainer.train()
     trainer.finish_arm()
-    peaks = distributed.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
-    if distributed.is_main():
+    peaks = collectives.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    if collectives.is_main():
         tell(arguments, trainer, max(peaks))
-    distributed.leave()
+    collectives.leave()
 
 
 def tell(arguments: argparse.Namespace, trainer: Any, peak_gb: float) -> None:

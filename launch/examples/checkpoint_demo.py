@@ -10,9 +10,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from keepstep import noise
+from keepstep.output import log_filters
 
-noise.silence()
+log_filters.silence()
 
 from datasets import Dataset  # noqa: E402
 from peft import LoraConfig  # noqa: E402
@@ -25,10 +25,10 @@ from transformers import (  # noqa: E402
     set_seed,
 )
 
-from keepstep.checkpoint.manager import CheckpointManager, Resume  # noqa: E402
-from keepstep.config import KeepstepConfig  # noqa: E402
-from keepstep.console import RunReporter, show_library_bars  # noqa: E402
-from keepstep.trainer import KeepstepTrainer  # noqa: E402
+from keepstep.recipe.config import KeepstepConfig  # noqa: E402
+from keepstep.save.manager import CheckpointManager, Resume  # noqa: E402
+from keepstep.trainer.mixin import KeepstepTrainer  # noqa: E402
+from keepstep.trainer.reporter import RunReporter, show_library_bars  # noqa: E402
 
 TRAIN = [
     "A checkpoint is a promise that the work so far is not lost.",

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from keepstep.checkpoint.keeping import now
-from keepstep.checkpoint.manifest import FileEntry, Manifest
-from keepstep.checkpoint.retention import Policy
-from keepstep.checkpoint.runfolder import RunFolder
-from keepstep.checkpoint.runwriter import RunWriter
-from keepstep.checkpoint.storage import Storage
-from keepstep.cli import app
+from keepstep.cli.main import app
+from keepstep.policy.manifest import FileEntry, Manifest
+from keepstep.policy.retention import Policy
+from keepstep.run_folder.keeping import now
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import Storage
+from keepstep.run_folder.writer import RunWriter
 
 LOSSES = {500: 1.90, 1000: 1.20, 1500: 1.10, 2000: 1.35, 2500: 1.40, 3000: 1.45}
 

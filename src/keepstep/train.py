@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
-from . import noise, preemption, streams
+from keepstep.output import log_filters, streams
+from keepstep.ranks import signals
 
 if __name__ == "__main__":  # before the slow imports, which take seconds and write to the log
-    preemption.install_handlers()
+    signals.install_handlers()
     streams.protect()
-    noise.silence()
+    log_filters.silence()
 
 import contextlib
 import os
@@ -23,15 +24,34 @@ from typing import Any, NoReturn
 
 from transformers import EarlyStoppingCallback, PrinterCallback
 
-from . import about, data, distributed, inspection, model, publishing
-from .checkpoint.listed import only_listed
-from .checkpoint.manager import CheckpointManager, DriftError, Resume
-from .checkpoint.ownership import NotOwnerError
-from .checkpoint.runfolder import Committed
-from .checkpoint.selection import Choice, NoProgressError, SelectionError, UnreadableError
-from .checkpoint.sources import ReshardError
-from .config import ConfigError, Problem, Recipe, refused_by_libraries
-from .console import (
+from keepstep.data import dataset
+from keepstep.output.terminal import complain, warnings_as_lines
+from keepstep.policy.selection import Choice, NoProgressError, SelectionError, UnreadableError
+from keepstep.preflight import inspection
+from keepstep.preflight.model import check_model_of
+from keepstep.preflight.probes import probe
+from keepstep.preflight.saving import check_meeting
+from keepstep.preflight.validate import validate
+from keepstep.ranks import collectives
+from keepstep.ranks.outcome import (
+    CONFIG_EXIT_STATUS,
+    EXIT_STATUS,
+    Outcome,
+    ended,
+    tell_shell_of_beginning,
+)
+from keepstep.ranks.watchdog import Watchdog
+from keepstep.recipe import model
+from keepstep.recipe.config import ConfigError, Problem, Recipe, refused_by_libraries
+from keepstep.recipe.parse import parse_recipe
+from keepstep.run_folder.listed import only_listed
+from keepstep.run_folder.ownership import NotOwnerError
+from keepstep.run_folder.reader import Committed
+from keepstep.save.manager import CheckpointManager, DriftError, Resume
+from keepstep.sharding.sources import ReshardError
+from keepstep.trainer import about, publish_callback
+from keepstep.trainer.mixin import KeepstepTrainer
+from keepstep.trainer.reporter import (
     RunReporter,
     farewell,
     introduce,
@@ -39,25 +59,16 @@ from .console import (
     say_everywhere,
     show_library_bars,
 )
-from .outcome import CONFIG_EXIT_STATUS, EXIT_STATUS, Outcome, ended, tell_shell_of_beginning
-from .parsing import parse_recipe
-from .preflight import validate
-from .preflight_model import check_model_of
-from .preflight_saving import check_meeting
-from .probes import probe
-from .terminal import complain, warnings_as_lines
-from .trainer import KeepstepTrainer
-from .watchdog import Watchdog
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one attempt; returns the exit status. Ranks: all."""
     streams.protect()
-    noise.silence_prints()
+    log_filters.silence_prints()
     warnings_as_lines()
     show_library_bars()
     joined = threading.Event()
-    preemption.tell_at_once(lambda name: joined.is_set() or leave_unjoined(name))
+    signals.tell_at_once(lambda name: joined.is_set() or leave_unjoined(name))
     try:
         recipe = parse_recipe(sys.argv[1:] if argv is None else argv)  # makes the process group
         joined.set()
@@ -70,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(traceback.format_exc())
         return EXIT_STATUS["failed"]
     finally:
-        distributed.leave()
+        collectives.leave()
 
 
 def leave_unjoined(name: str) -> NoReturn:
@@ -83,9 +94,9 @@ def leave_unjoined(name: str) -> NoReturn:
 
 def attempt(recipe: Recipe) -> Outcome:
     """Train until the end, or until somebody asks for a stop. Ranks: all (collective)."""
-    built = distributed.on_main_process("looking at the model", lambda: check_model_of(recipe))
+    built = collectives.on_main_process("looking at the model", lambda: check_model_of(recipe))
     agree([*validate(recipe), *built])
-    hub = publishing.Publishing(recipe)
+    hub = publish_callback.Publishing(recipe)
     agree([*hub.check(), *probe(recipe)])
     training = recipe.training
     manager = CheckpointManager(
@@ -103,7 +114,7 @@ def attempt(recipe: Recipe) -> Outcome:
         agree(problems)
         begin(manager)
         checkpoint, choice = manager.choose(resume_of(recipe, settings))
-        facts = distributed.on_main_process(
+        facts = collectives.on_main_process(
             "describing the run", lambda: about.describe(recipe, hub.license)
         )
         with refused_by_libraries():
@@ -148,7 +159,7 @@ class StoppedError(Exception):
 
 def stop_asked() -> str | None:
     """The signals that ask for a stop, None when there are none. Ranks: all (collective)."""
-    of_ranks = enumerate(distributed.gather(preemption.requested()))
+    of_ranks = enumerate(collectives.gather(signals.requested()))
     return ", ".join(f"{name} to rank {rank}" for rank, name in of_ranks if name) or None
 
 
@@ -168,7 +179,7 @@ def begin(manager: CheckpointManager) -> None:
     """Begin the attempt, unless it has been asked to stop. Ranks: all (collective)."""
     tell_shell_of_beginning()
     manager.start()
-    preemption.tell_at_once(manager.stop_asked)
+    signals.tell_at_once(manager.stop_asked)
     stop_if_asked()
 
 
@@ -194,23 +205,23 @@ def gather_inputs(
     settings: dict[str, Any] = recipe.settings()
     problems: Sequence[Problem] = []
     try:
-        rows = data.load_data(recipe.data, recipe.training)
+        rows = dataset.load_data(recipe.data, recipe.training)
         inputs = {"train_dataset": rows.training.rows, "eval_dataset": None}
         if rows.evaluation is not None:
             inputs["eval_dataset"] = rows.evaluation.rows
         inputs["processing_class"] = model.build_tokenizer(recipe.model, recipe.training)
         inputs["sources"] = {name: part.source for name, part in rows.parts.items()}
-        settings["dataset"] = data.fingerprint(inputs["train_dataset"])
-        settings["eval_dataset"] = data.fingerprint(inputs["eval_dataset"])
-        settings["stream"] = data.stream_fingerprint(inputs["train_dataset"])
-        settings["eval_stream"] = data.stream_fingerprint(inputs["eval_dataset"])
+        settings["dataset"] = dataset.fingerprint(inputs["train_dataset"])
+        settings["eval_dataset"] = dataset.fingerprint(inputs["eval_dataset"])
+        settings["stream"] = dataset.stream_fingerprint(inputs["train_dataset"])
+        settings["eval_stream"] = dataset.stream_fingerprint(inputs["eval_dataset"])
         problems = inspection.inspect(rows, inputs["processing_class"], recipe).problems
         settings |= model.tokenizer_settings(inputs["processing_class"], recipe.training)
         settings["base_model"] = model.fingerprint(recipe.model)
         settings["base_weights"] = model.weights_fingerprint(recipe.model)
     except ConfigError as error:
         problems = error.problems
-    for name, values in transposed(distributed.gather(settings)).items():
+    for name, values in transposed(collectives.gather(settings)).items():
         wrong = any(problem.severity == "error" for problem in problems)
         if not wrong and len(set(map(repr, values))) > 1:
             problems = [Problem(f"{name} differs between ranks: {values}", code="data")]
@@ -314,7 +325,7 @@ def carry_on(trainer: KeepstepTrainer) -> Outcome:
 
 def agree(problems: Sequence[Problem]) -> None:
     """Fail on every rank when one of them sees an error; tell warnings. Ranks: all (collective)."""
-    seen = [problem for of_rank in distributed.gather(list(problems)) for problem in of_rank]
+    seen = [problem for of_rank in collectives.gather(list(problems)) for problem in of_rank]
     told = list(dict.fromkeys(seen))  # once, however many ranks see it
     errors = [problem for problem in told if problem.severity == "error"]
     for warning in told:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import left_behind
-from tests.helpers.ranks import Ranks
+from tests.helpers.ranks import PROGRAMS, Ranks
 
-JOB = Path(__file__).parent / "failing_job.py"
+JOB = PROGRAMS / "failing_job.py"
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import left_behind
-from tests.helpers.ranks import Ranks
+from tests.helpers.ranks import PROGRAMS, Ranks
 
-JOB = Path(__file__).parent / "job.py"
+JOB = PROGRAMS / "crash_job.py"
 STEPS = 4
 KINDS = [("off", 3), ("lazy", 1), ("lazy", 3)]
 

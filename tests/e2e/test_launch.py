@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.run_folder.reader import RunFolder
 from tests.helpers import launchers
 from tests.helpers.launchers import TIMEOUT, end, start, wait_until
 from tests.helpers.ranks import ROOT

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from keepstep.checkpoint.arena import Arena
-from keepstep.checkpoint.runfolder import RunFolder
-from keepstep.checkpoint.storage import Storage
-from keepstep.checkpoint.writer import Part
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import Storage
+from keepstep.save.rank_part import Part
+from keepstep.save.snapshot_memory import Arena
 from tests.helpers.ranks import ROOT
 from tests.helpers.recipes import LORA, argv
 

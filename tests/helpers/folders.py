@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from keepstep.checkpoint.manifest import MANIFEST_NAME, FileEntry, Manifest, folder_name
-from keepstep.checkpoint.runfolder import RunFolder
-from keepstep.checkpoint.storage import digest_of
+from keepstep.policy.manifest import MANIFEST_NAME, FileEntry, Manifest, folder_name
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import digest_of
 
 RUN_ID = "0123456789ab"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ROOT / "tests/rank_programs"  # what ranks of a test run in place of keepstep.train
 
 
 def free_port() -> int:

@@ -58,9 +58,9 @@ def ask(place: str, argv: list[str]) -> int:
 
 
 def serve(place: str) -> None:
-    import keepstep.parsing  # what `check` imports when it is called
-    import keepstep.publishing  # noqa: F401
-    from keepstep.cli import main
+    import keepstep.recipe.parse  # what `check` imports when it is called
+    import keepstep.trainer.publish_callback  # noqa: F401
+    from keepstep.cli.main import main
 
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(place)

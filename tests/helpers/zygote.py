@@ -73,12 +73,14 @@ def _become_rank(log: str, script: str | None, argv: list[str]) -> None:
         os.dup2(output, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         faulthandler.enable()
-        from keepstep import noise, preemption, train
+        from keepstep import train
+        from keepstep.output import log_filters
+        from keepstep.ranks import signals
         from tests.helpers import launchers
 
         launchers.hear_signals()
-        preemption.install_handlers()
-        noise.silence()
+        signals.install_handlers()
+        log_filters.silence()
         if script:
             sys.argv = [script, *argv]
             runpy.run_path(script, run_name="__main__")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .exchange import Exchange, Refusal
-from .store import Commit, Repo
+from tests.hub.exchange import Exchange, Refusal
+from tests.hub.store import Commit, Repo
 
 
 @dataclass(frozen=True)

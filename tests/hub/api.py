@@ -9,10 +9,10 @@ import time
 from typing import Any
 from urllib.parse import parse_qs
 
-from . import cards, commits
-from .access import commit_at, known_user, readable, writable
-from .exchange import Exchange, Refusal, route
-from .store import Entry, now, pointer
+from tests.hub import cards, commits
+from tests.hub.access import commit_at, known_user, readable, writable
+from tests.hub.exchange import Exchange, Refusal, route
+from tests.hub.store import Entry, now, pointer
 
 TOKEN_SECONDS = 3600
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from .peer import WRITE_TOKEN, HubPeer
+from tests.hub.peer import WRITE_TOKEN, HubPeer
 
 Mode = Literal["lfs", "xet"]
 SETTINGS = ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "HF_HUB_CACHE", "HF_XET_CACHE", "HF_TOKEN")

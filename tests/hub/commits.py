@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import cards
-from .access import commit_at, known_user, writable
-from .exchange import Exchange, Refusal, route
-from .store import MEBIBYTE, Entry, Repo, goes_to_lfs
+from tests.hub import cards
+from tests.hub.access import commit_at, known_user, writable
+from tests.hub.exchange import Exchange, Refusal, route
+from tests.hub.store import MEBIBYTE, Entry, Repo, goes_to_lfs
 
 PART_BYTES = 5 * MEBIBYTE
 SECRET_FOUND = (

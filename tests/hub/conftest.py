@@ -7,8 +7,8 @@ import pytest
 from huggingface_hub import HfApi, constants, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
-from keepstep.checkpoint.runfolder import RunFolder
 from keepstep.publish.client import connect
+from keepstep.run_folder.reader import RunFolder
 from tests.hub.client import Client
 from tests.hub.peer import HubPeer
 from tests.hub.runs import a_run, live_at

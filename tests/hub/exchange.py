@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from .faults import Fault, Role
-from .store import BLOCK
+from tests.hub.faults import Fault, Role
+from tests.hub.store import BLOCK
 
 if TYPE_CHECKING:
-    from .access import User
-    from .peer import HubPeer, Listener
+    from tests.hub.access import User
+    from tests.hub.peer import HubPeer, Listener
 
 PARTS = {
     "repo": "[^/]+/[^/]+",

@@ -20,13 +20,13 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from . import access, api, storage
-from .access import User
-from .commits import Multipart
-from .exchange import Exchange, Refusal, Request, Route, reset
-from .faults import Fault, Faults, Kind, Role
-from .store import Commit, Entry, Repo, Store
-from .xet import XetStore, decode
+from tests.hub import access, api, storage
+from tests.hub.access import User
+from tests.hub.commits import Multipart
+from tests.hub.exchange import Exchange, Refusal, Request, Route, reset
+from tests.hub.faults import Fault, Faults, Kind, Role
+from tests.hub.store import Commit, Entry, Repo, Store
+from tests.hub.xet import XetStore, decode
 
 # Of the shape of real ones, so that whatever looks for tokens finds them.
 WRITE_TOKEN = "hf_" + "WriteTokenOfTester".ljust(34, "x")

@@ -10,9 +10,9 @@ from types import MappingProxyType
 
 import pytest
 
-from keepstep.checkpoint.manifest import MANIFEST_NAME, FileEntry
-from keepstep.checkpoint.runfolder import RunFolder
-from keepstep.checkpoint.storage import digest_of
+from keepstep.policy.manifest import MANIFEST_NAME, FileEntry
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import digest_of
 from tests.helpers.folders import identify, manifest
 from tests.hub.client import Client
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from .exchange import Exchange, Refusal, route
+from tests.hub.exchange import Exchange, Refusal, route
 
 
 def receive(exchange: Exchange) -> tuple[Path, str]:

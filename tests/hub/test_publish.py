@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.run_folder.reader import RunFolder
 from tests.helpers.evaluate import evaluate_apart
 from tests.helpers.ranks import ROOT, Ranks
 from tests.helpers.recipes import argv
@@ -24,12 +24,12 @@ from tests.hub.runs import REPO
 from tests.hub.test_peer import UPLOAD
 from tests.hub.test_push import CARD, COMMIT, theirs, titles, wait_for
 
-SHIM = ROOT / "tests/multiprocess/shimmed.py"
+SHIM = ROOT / "tests/rank_programs/shimmed.py"
 # One process for both: most of its time goes into imports.
 CHECK = """
 import json, os, sys
 from typer.testing import CliRunner
-from keepstep.cli import app
+from keepstep.cli.main import app
 
 told = []
 for token in sys.argv[1:3]:

@@ -17,12 +17,12 @@ import psutil
 import pytest
 from huggingface_hub import ModelCard
 
-from keepstep.checkpoint.runfolder import RunFolder
-from keepstep.checkpoint.storage import Storage
 from keepstep.publish.bundle import measured_on
 from keepstep.publish.by_hand import PushFailedError, best_of, push_best
 from keepstep.publish.publisher import Publisher
 from keepstep.publish.remote import Target
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import Storage
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
 from tests.hub.client import Client

@@ -12,9 +12,8 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 from typer.testing import CliRunner
 
-from keepstep.checkpoint.retention import Policy
-from keepstep.checkpoint.runfolder import RunFolder
-from keepstep.cli import app
+from keepstep.cli.main import app
+from keepstep.policy.retention import Policy
 from keepstep.publish import client, hub
 from keepstep.publish.best import Best
 from keepstep.publish.bundle import make_bundle
@@ -22,6 +21,7 @@ from keepstep.publish.by_hand import PushFailedError, push_best
 from keepstep.publish.client import PushError
 from keepstep.publish.hub import Pushed
 from keepstep.publish.remote import Target
+from keepstep.run_folder.reader import RunFolder
 from tests.hub.peer import HubPeer
 from tests.hub.runs import POLICY, REPO, a_run
 from tests.hub.test_push import COMMIT, wait_for

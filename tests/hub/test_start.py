@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from keepstep.config import Problem
-from keepstep.parsing import parse_recipe
-from keepstep.preflight import validate
+from keepstep.preflight.validate import validate
 from keepstep.publish.card import license_of
 from keepstep.publish.hub import check
 from keepstep.publish.remote import Target
-from keepstep.publishing import Publishing, told_of
+from keepstep.recipe.config import Problem
+from keepstep.recipe.parse import parse_recipe
+from keepstep.trainer.publish_callback import Publishing, told_of
 from tests.helpers.folders import identify
 from tests.helpers.recipes import argv
 from tests.hub.peer import WRITE_TOKEN, HubPeer

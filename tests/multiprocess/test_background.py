@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.run_folder.reader import RunFolder
 from tests.helpers.campaigns import cases
 from tests.helpers.folders import left_behind
-from tests.helpers.ranks import Ranks
+from tests.helpers.ranks import PROGRAMS, Ranks
 from tests.helpers.recipes import LORA, argv
 
-SHIM = Path(__file__).parent / "shimmed.py"
+SHIM = PROGRAMS / "shimmed.py"
 FAILED = "checkpoint-4 was not saved: rank 1: "
 
 
@@ -180,7 +180,7 @@ def test_the_best_is_loaded_at_the_end(
     """After the last save has arrived, and under ZeRO-2 without the 16-bit weights in the file."""
     # The loss falls, so with the sign turned round the first checkpoint is the best.
     fields = {"load_best_model_at_end": True, "greater_is_better": True}
-    script = Path(__file__).parent / "load_best.py"
+    script = PROGRAMS / "load_best.py"
     run = ranks.run(argv(demo, tmp_path, **fields), strategy=strategy, script=script)
     told = re.search(r"best (\d+) of 12, loaded: True", run.output)
     assert told is not None, run.output

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.campaigns import cases
-from tests.helpers.ranks import Ranks
+from tests.helpers.ranks import PROGRAMS, Ranks
 from tests.helpers.recipes import LORA, argv
 
 BF16 = {"bf16": True, "dtype": "bfloat16"}
@@ -59,7 +59,7 @@ def test_every_tensor_and_object_is_as_the_stock_trainer_stores_it(
 ) -> None:
     strategy, fields = CASES[case]
     command = argv(demo, tmp_path / "run", max_steps=2, save_steps=2, eval_steps=2, **fields)
-    script = Path(__file__).parent / "both_saves.py"
+    script = PROGRAMS / "both_saves.py"
     processes = 3 if "three" in case else 2
     command = [str(tmp_path / case), *command]
     ranks.run(command, strategy=strategy, script=script, processes=processes)
@@ -104,7 +104,7 @@ def test_the_stock_trainer_resumes_it(
     losses = {e["step"]: e["loss"] for e in state["log_history"] if "loss" in e}
     checkpoint = str(tmp_path / "run/checkpoint-4")
     command = argv(demo, tmp_path / "stock", max_steps=6, save_strategy="no", eval_strategy="no")
-    script = Path(__file__).parent / "stock_resume.py"
+    script = PROGRAMS / "stock_resume.py"
     run = ranks.run([checkpoint, *command], strategy=strategy, script=script)
     if strategy == "cpu_zero2":
         assert "stock refuses: Error(s) in loading state_dict" in run.output

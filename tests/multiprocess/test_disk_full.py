@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.run_folder.reader import RunFolder
 from tests.conftest import make
 from tests.helpers.campaigns import cases
 from tests.helpers.disks import small_disk_at
 from tests.helpers.folders import events, left_behind
-from tests.helpers.ranks import Ranks
+from tests.helpers.ranks import PROGRAMS, Ranks
 from tests.helpers.recipes import argv
 
-SCRIPT = Path(__file__).parent / "disk_full.py"
+SCRIPT = PROGRAMS / "disk_full.py"
 FIELDS = {"max_steps": 20, "save_steps": 4, "eval_steps": 4}
 
 

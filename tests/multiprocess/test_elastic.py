@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.run_folder.reader import RunFolder
 from tests.helpers.campaigns import cases
-from tests.helpers.ranks import Ranks
+from tests.helpers.ranks import PROGRAMS, Ranks
 from tests.helpers.recipes import LORA, argv
 
-SCRIPT = Path(__file__).parent / "elastic.py"
+SCRIPT = PROGRAMS / "elastic.py"
 ROWS, PER_STEP, STEPS = 64, 12, 16  # an epoch has 6 steps, the last one of 4 rows
 # Sums in another order: a loss of 5 has an ulp of 5e-7, and what differs grows with the steps.
 ROUNDING = 2e-5
@@ -345,7 +345,12 @@ def test_what_is_not_supported_is_refused_by_name(
 
 def keepstep(*arguments: str) -> str:
     """The command, in a process of its own."""
-    command = [sys.executable, "-c", "import keepstep.cli; keepstep.cli.main()", *arguments]
+    command = [
+        sys.executable,
+        "-c",
+        "from keepstep.cli.main import main; main()",
+        *arguments,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

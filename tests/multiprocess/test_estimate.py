@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from keepstep.checkpoint.runfolder import RunFolder
-from keepstep.cli import app
+from keepstep.cli.main import app
+from keepstep.run_folder.reader import RunFolder
 from tests.conftest import make
 from tests.helpers.campaigns import cases
 from tests.helpers.ranks import Ranks

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from keepstep.checkpoint.export import ExportError, export
-from keepstep.checkpoint.merge import export_merged
-from keepstep.checkpoint.runfolder import Committed, RunFolder
-from keepstep.cli import app
+from keepstep.cli.main import app
+from keepstep.convert.export import ExportError, export
+from keepstep.convert.merge import export_merged
+from keepstep.run_folder.reader import Committed, RunFolder
 from tests.helpers.evaluate import evaluate_apart
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.run_folder.reader import RunFolder
 from tests.helpers.disks import small_disk_at
-from tests.helpers.ranks import Ranks
+from tests.helpers.ranks import PROGRAMS, Ranks
 from tests.helpers.recipes import argv
 
-SCRIPT = Path(__file__).parent / "last_save.py"
+SCRIPT = PROGRAMS / "last_save.py"
 FIELDS = {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "last_save_retry_seconds": 1}
 
 

@@ -14,7 +14,7 @@ import datetime
 import time
 
 import torch.distributed as dist
-from keepstep import distributed, watchdog
+from keepstep.ranks import collectives, watchdog
 
 def slow(self, listener):
     self._store.wait(["an answer"], datetime.timedelta(seconds=3))
@@ -25,7 +25,7 @@ watched = watchdog.Watchdog(60, 60, print)
 watched.start()
 time.sleep(1)
 watched.stop()
-distributed.leave()
+collectives.leave()
 """
 
 

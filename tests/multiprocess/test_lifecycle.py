@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.run_folder.reader import RunFolder
 from tests.helpers.campaigns import cases
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv

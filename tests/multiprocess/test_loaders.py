@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import final_digests
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv

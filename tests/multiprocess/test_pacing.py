@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from keepstep.checkpoint.runfolder import RunFolder
-from keepstep.cli import app
+from keepstep.cli.main import app
+from keepstep.run_folder.reader import RunFolder
 from tests.helpers.campaigns import cases
 from tests.helpers.faulty_disk import faulty_disk
-from tests.helpers.ranks import Ranks, Run
+from tests.helpers.ranks import PROGRAMS, Ranks, Run
 from tests.helpers.recipes import argv
 
-SHIM = Path(__file__).parent / "shimmed.py"
+SHIM = PROGRAMS / "shimmed.py"
 LONG = {"max_steps": 100_000, "eval_strategy": "no", "keep_ranking": "recency"}
 FIRST = {"max_steps": 8, "save_steps": 2, "eval_strategy": "no", "keep_ranking": "recency"}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.launchers import end, start
-from tests.helpers.ranks import Ranks
+from tests.helpers.ranks import PROGRAMS, Ranks
 from tests.helpers.recipes import argv
 
-APART = Path(__file__).parent / "apart.py"
+APART = PROGRAMS / "apart.py"
 
 
 def test_a_run_folder_that_is_not_shared(ranks: Ranks, demo: Path, tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import final_digests
-from tests.helpers.ranks import Ranks
+from tests.helpers.ranks import PROGRAMS, Ranks
 from tests.helpers.recipes import argv
 
 ALONE: dict[str, Any] = {"strategy": "ddp", "processes": 1}
-STOPPED = Path(__file__).parent / "stopped.py"  # signals at step 4, or on the way to step 5
+STOPPED = PROGRAMS / "stopped.py"  # signals at step 4, or on the way to step 5
 # No loss falls by 90 %: every evaluation halves the learning rate, and is one without a better one
 # for early stopping. Iterators that stay, and those of a resumed run, are not begun as often.
 PLATEAU = {

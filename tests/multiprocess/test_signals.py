@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.run_folder.reader import RunFolder
 from tests.helpers.campaigns import cases
 from tests.helpers.folders import final_digests, left_behind
 from tests.helpers.launchers import end, start
-from tests.helpers.ranks import Ranks
+from tests.helpers.ranks import PROGRAMS, Ranks
 from tests.helpers.recipes import argv
 
-SCRIPT, SHIM = (Path(__file__).parent / name for name in ("stopped.py", "shimmed.py"))
+SCRIPT, SHIM = (PROGRAMS / name for name in ("stopped.py", "shimmed.py"))
 PHASES = ("tokenisation", "forward", "backward", "evaluation", "save", "write")
 SIGNALS = itertools.cycle(("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP"))
 EVERY = [

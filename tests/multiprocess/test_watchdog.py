@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
-from tests.helpers.ranks import Ranks, Run
+from tests.helpers.ranks import PROGRAMS, Ranks, Run
 
-SCRIPT, SHIM = (Path(__file__).parent / name for name in ("watched.py", "shimmed.py"))
+SCRIPT, SHIM = (PROGRAMS / name for name in ("watched.py", "shimmed.py"))
 TOLD = {
     "loader": "made no progress for 3 s: stuck",
     "forward": "made no progress for 3 s: stuck",

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
-from ..checkpoint.strict import TextError, build, parse
+from keepstep.policy.strict import TextError, build, parse
 
 BEST_FILE = "training/best.json"
 Verdict = Literal["same", "ours", "theirs", "unlike"]

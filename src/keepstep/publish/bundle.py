@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.companions import write_companions
-from ..checkpoint.manifest import MANIFEST_NAME, Manifest, has_weights
-from ..checkpoint.retention import Policy
-from ..checkpoint.runfolder import Committed, read_checkpoint
-from ..checkpoint.storage import Storage, digest_of, sizes_of
-from . import card
-from .best import BEST_FILE, Best
+from keepstep.convert.companions import write_companions
+from keepstep.policy.manifest import MANIFEST_NAME, Manifest, has_weights
+from keepstep.policy.retention import Policy
+from keepstep.publish import card
+from keepstep.publish.best import BEST_FILE, Best
+from keepstep.run_folder.reader import Committed, read_checkpoint
+from keepstep.run_folder.storage import Storage, digest_of, sizes_of
 
 STATE_FILE = "trainer_state.json"
 LARGEST_FILE = 45 * 10**9  # of what is linked as it is; the Hub takes files of up to 50 GB
@@ -113,7 +113,7 @@ def _put_weights(checkpoint: Committed, folder: Path, storage: Storage) -> None:
             raise OSError(f"{name} of step {checkpoint.step} is not what was written")
     weights = {n: e for n, e in files.items() if n.endswith((".safetensors", ".index.json"))}
     if max((e.bytes for e in weights.values()), default=LARGEST_FILE + 1) > LARGEST_FILE:
-        from ..checkpoint.export import export  # torch: seconds to import
+        from keepstep.convert.export import export  # torch: seconds to import
 
         export(checkpoint, folder, storage=storage)
         return

@@ -11,15 +11,15 @@ from typing import Any
 
 from huggingface_hub import get_token
 
-from ..checkpoint.reading import ABSENT, OddFileError, read_object
-from ..checkpoint.runfolder import Committed, RunFolder
-from ..checkpoint.storage import Storage
-from ..checkpoint.strict import TextError, build
-from .bundle import freeze
-from .card import fault_of
-from .client import NO_TOKEN, name_fault, offline
-from .process import push_of
-from .remote import Target
+from keepstep.policy.strict import TextError, build
+from keepstep.publish.bundle import freeze
+from keepstep.publish.card import fault_of
+from keepstep.publish.client import NO_TOKEN, name_fault, offline
+from keepstep.publish.process import push_of
+from keepstep.publish.remote import Target
+from keepstep.run_folder.reader import Committed, RunFolder
+from keepstep.run_folder.safe_read import ABSENT, OddFileError, read_object
+from keepstep.run_folder.storage import Storage
 
 LOCK_SECONDS = 1.0
 

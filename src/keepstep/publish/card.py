@@ -11,8 +11,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from ..checkpoint.manifest import Manifest, strategy_name
-from .best import Best
+from keepstep.policy.manifest import Manifest, strategy_name
+from keepstep.publish.best import Best
 
 CURVE_FILE = "training/curve.png"
 NOT_SAID = "not said"

@@ -20,10 +20,10 @@ from huggingface_hub import (
     ModelCardData,
 )
 
-from .best import Best
-from .card import license_of
-from .client import PushError, brief, with_patience
-from .remote import CARD, Ours, Remote, Target, doubt_of, files_at, look, some
+from keepstep.publish.best import Best
+from keepstep.publish.card import license_of
+from keepstep.publish.client import PushError, brief, with_patience
+from keepstep.publish.remote import CARD, Ours, Remote, Target, doubt_of, files_at, look, some
 
 
 @dataclass(frozen=True)

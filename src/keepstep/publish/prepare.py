@@ -18,13 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .. import preemption
-from ..checkpoint.retention import Policy
-from ..environment import without_secrets
-from ..terminal import complain
-from .best import Best
-from .bundle import make_bundle
-from .client import PushError
+from keepstep.output.environment import without_secrets
+from keepstep.output.terminal import complain
+from keepstep.policy.retention import Policy
+from keepstep.publish.best import Best
+from keepstep.publish.bundle import make_bundle
+from keepstep.publish.client import PushError
+from keepstep.ranks import signals
 
 
 def prepared(job: dict[str, Any], folder: Path) -> Best:
@@ -51,9 +51,9 @@ def prepared(job: dict[str, Any], folder: Path) -> Best:
 
 
 def main() -> int:
-    for number in preemption.SIGNALS:  # to all processes of a job: who started the push decides
+    for number in signals.SIGNALS:  # to all processes of a job: who started the push decides
         signal.signal(number, signal.SIG_IGN)
-    preemption.die_with_parent(signal.SIGKILL)
+    signals.die_with_parent(signal.SIGKILL)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     job = json.load(sys.stdin)
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever else is printed

@@ -16,9 +16,9 @@ from typing import Any
 
 from huggingface_hub import get_token
 
-from ..checkpoint.files import no_link
-from ..checkpoint.retention import Policy
-from .remote import Target
+from keepstep.policy.retention import Policy
+from keepstep.publish.remote import Target
+from keepstep.run_folder.files import no_link
 
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # they are for the training

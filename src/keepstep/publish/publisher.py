@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from ..checkpoint.retention import Policy
-from ..checkpoint.runfolder import Committed, RunFolder
-from ..checkpoint.storage import Storage
-from ..checkpoint.strict import with_check
-from .bundle import freeze
-from .process import Push, push_of
-from .remote import Target
+from keepstep.policy.retention import Policy
+from keepstep.policy.strict import with_check
+from keepstep.publish.bundle import freeze
+from keepstep.publish.process import Push, push_of
+from keepstep.publish.remote import Target
+from keepstep.run_folder.reader import Committed, RunFolder
+from keepstep.run_folder.storage import Storage
 
 logger = logging.getLogger(__name__)
 

@@ -17,23 +17,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .. import preemption
-from ..checkpoint.storage import sizes_under
-from ..terminal import complain
-from . import hub
-from .client import PushError, connect
-from .prepare import prepared
-from .remote import Target
+from keepstep.output.terminal import complain
+from keepstep.publish import hub
+from keepstep.publish.client import PushError, connect
+from keepstep.publish.prepare import prepared
+from keepstep.publish.remote import Target
+from keepstep.ranks import signals
+from keepstep.run_folder.storage import sizes_under
 
 
 def main() -> int:
-    for number in preemption.SIGNALS:  # to all processes of a job: our parent decides
+    for number in signals.SIGNALS:  # to all processes of a job: our parent decides
         signal.signal(number, signal.SIG_IGN)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     job = json.load(sys.stdin)
     # Our parent ends us at the deadline; if it is gone, we end ourselves, with or after it.
     signal.alarm(int(job["timeout"]) + 5)
-    preemption.die_with_parent(signal.SIGKILL)
+    signals.die_with_parent(signal.SIGKILL)
     try:
         answer = do(job)
     except PushError as error:

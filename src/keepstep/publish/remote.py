@@ -13,11 +13,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from ..checkpoint.reading import SMALL, OddFileError, read_text
-from ..checkpoint.storage import sizes_under
-from .best import BEST_FILE, UNREADABLE, Best
-from .bundle import sha256_of
-from .client import PushError
+from keepstep.publish.best import BEST_FILE, UNREADABLE, Best
+from keepstep.publish.bundle import sha256_of
+from keepstep.publish.client import PushError
+from keepstep.run_folder.safe_read import SMALL, OddFileError, read_text
+from keepstep.run_folder.storage import sizes_under
 
 CARD = "README.md"
 NAMED = 4  # files that a message names

@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from keepstep.checkpoint.runfolder import RunFolder
+from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import events
 from tests.helpers.ranks import ROOT
 from tests.helpers.recipes import argv

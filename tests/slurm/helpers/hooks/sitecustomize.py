@@ -22,10 +22,10 @@ def arm() -> None:
     """Patch the classes as soon as they are there: seconds before they are used."""
     file = Path(os.environ["KEEPSTEP_FAULTS"])
     faults = json.loads(file.read_text())
-    while not hasattr(sys.modules.get("keepstep.trainer"), "KeepstepTrainer"):
+    while not hasattr(sys.modules.get("keepstep.trainer.mixin"), "KeepstepTrainer"):
         time.sleep(0.02)
-    trainer = sys.modules["keepstep.trainer"].KeepstepTrainer
-    part = sys.modules["keepstep.checkpoint.writer"].Part
+    trainer = sys.modules["keepstep.trainer.mixin"].KeepstepTrainer
+    part = sys.modules["keepstep.save.rank_part"].Part
 
     def at(place: str, step: int) -> None:
         if (place, RANK) != (faults.get("place"), faults.get("rank", 0)):

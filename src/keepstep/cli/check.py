@@ -1,0 +1,272 @@
+"""`keepstep check | estimate`: what can be known of a run before it is launched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from keepstep.cli.common import JsonOption, above_zero, app, console, fail
+from keepstep.cli.tables import human_bytes, step_seconds
+from keepstep.output import log_filters
+from keepstep.run_folder.reader import RunFolder
+
+if TYPE_CHECKING:
+    from keepstep.recipe.config import Problem, Recipe
+
+LEAVE_NO_SIZE = {"run", "model", "adapter", "size", "launch"}  # errors without which none is known
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE [--field value ...]")]
+Processes = Annotated[
+    int, typer.Option("--num_processes", min=1, help="In all, as for the launcher.")
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config_file", help="The accelerate config of the launch.")
+]
+
+
+@dataclass
+class Seen:
+    """What has been looked at, and what has not: the rest may hold mistakes."""
+
+    looked_at: list[str] = field(default_factory=list)
+    not_looked_at: list[str] = field(default_factory=list)
+
+    def told(self) -> list[str]:
+        """In lines, each item in one of its own where they are many."""
+        lists = {"looked at:    ": self.looked_at, "not looked at:": self.not_looked_at}
+        return [f"{name} {item}" for name, items in lists.items() for item in items]
+
+
+@app.command(context_settings=PASS_ON)
+def check(
+    context: typer.Context,
+    recipe: RecipeArgument,
+    num_processes: Processes = 1,
+    config_file: ConfigFile = None,
+    walltime: Annotated[
+        float | None,
+        typer.Option(help="Seconds that a batch job would have.", callback=above_zero),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is wrong with a recipe, without launching it; exit status 2 when anything is."""
+    log_filters.silence()
+    from keepstep.recipe.config import ConfigError  # torch and TRL: seconds to import
+
+    parsed, seen = None, Seen()
+    try:
+        parsed = _parsed(recipe, context.args)
+        problems = list(_problems(parsed, num_processes, config_file, seen))
+        if walltime is not None and not any(p.code == "run" for p in problems):
+            problems += _short_of_time(parsed, walltime)
+    except ConfigError as error:
+        problems = error.problems
+    errors = [problem for problem in problems if problem.severity == "error"]
+    lines = [f"warning: {p.told()}" for p in problems if p not in errors]
+    lines.append(ConfigError(errors).report() if errors else f"{recipe}: no mistake found")
+    lines += seen.told()
+    if as_json:
+        folder = parsed.training.output_dir if parsed else None
+        found = {
+            "recipe": str(recipe),
+            "output_dir": str(Path(folder).absolute()) if folder else None,
+            "hang_timeout": int(parsed.training.hang_timeout_seconds) if parsed else None,
+            "problems": [asdict(problem) for problem in problems],
+            **asdict(seen),
+            "report": "\n".join(lines),
+        }
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        console.tell_lines("\n".join(lines))
+    raise typer.Exit(2 if errors else 0)
+
+
+@app.command(context_settings=PASS_ON)
+def estimate(
+    context: typer.Context,
+    recipe: RecipeArgument,
+    num_processes: Processes = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Memory per device, and what checkpoints take, under every strategy."""
+    log_filters.silence()
+    from keepstep.preflight import estimate as sizes
+    from keepstep.preflight.probes import disk_speed
+    from keepstep.preflight.shapes import shapes_of, step_of, strategy_of
+    from keepstep.recipe.config import ConfigError
+
+    try:
+        parsed = _parsed(recipe, context.args)
+    except ConfigError as error:
+        fail(*error.report().removeprefix("keepstep: ").split("\n"))
+    shapes = shapes_of(parsed)
+    if shapes is None:
+        fail(f"the shapes of {parsed.model.model_name_or_path} cannot be had from its config.json")
+    training = parsed.training
+    weights, limit = training.save_weights != "never", training.policy().limit
+    speed, step = disk_speed(Path(str(training.output_dir or "."))), step_of(parsed)
+    rows = []
+    for strategy in sizes.alternatives(strategy_of(parsed, num_processes)):
+        size = sizes.checkpoint_bytes(shapes, strategy, weights)
+        rows.append(
+            {
+                "strategy": strategy.name,
+                "device_bytes": sizes.device_bytes(shapes, strategy, step),
+                "host_bytes": sizes.host_bytes(shapes, strategy),
+                "checkpoint_bytes": size,
+                "disk_bytes": None if limit is None else (limit + 1) * size,
+                "save_seconds": size / speed if speed else None,
+            }
+        )
+    if as_json:
+        told = {"parameters": shapes.total, "trained": shapes.trained, "disk_speed": speed}
+        typer.echo(json.dumps({**told, "num_processes": num_processes, "rows": rows}, indent=1))
+        return
+    console.table(_table(rows, limit))
+    console.tell(
+        f"{shapes.total:,} parameters, {shapes.trained:,} trained; {num_processes} processes, "
+        f"{step.rows} x {step.length} tokens each. The disk writes {human_bytes(speed)} a second "
+        "now; training stops for a part of a save only. Memory is a rough figure: activations "
+        "depend on the model, and Python and the libraries take 0.6 GB a process of host memory.",
+    )
+
+
+def _table(rows: list[dict[str, Any]], limit: int | None) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("strategy", no_wrap=True)
+    titles = ("memory per device", "host memory", "checkpoint", f"disk ({limit} + 1)", "one save")
+    for title in titles:
+        table.add_column(title, justify="right")
+    for row in rows:
+        names = ("device_bytes", "host_bytes", "checkpoint_bytes", "disk_bytes")
+        cells = ["" if row[name] is None else human_bytes(row[name]) for name in names]
+        seconds = row["save_seconds"]
+        table.add_row(row["strategy"], *cells, "" if seconds is None else f"{seconds:.1f} s")
+    return table
+
+
+def _parsed(recipe: Path, flags: list[str]) -> Recipe:
+    from keepstep.recipe.parse import parse_recipe
+
+    return parse_recipe(["--config", str(recipe), *flags], launched=False)
+
+
+def _problems(
+    recipe: Recipe, processes: int, config_file: Path | None, seen: Seen
+) -> Iterator[Problem]:
+    """Every problem, of the recipe, its rows and this machine; the Hub's only when it has been
+    named."""
+    from transformers.utils import is_torch_tf32_available
+
+    from keepstep.preflight.launch import check_launch, launch_in
+    from keepstep.preflight.model import check_model_of
+    from keepstep.preflight.probes import check_model, see_together
+    from keepstep.preflight.shapes import shapes_of, strategy_of
+    from keepstep.preflight.validate import validate
+    from keepstep.recipe.config import ConfigError
+    from keepstep.trainer.publish_callback import Publishing
+
+    problems, launch = [*validate(recipe), *check_model_of(recipe)], None
+    seen.looked_at.append("the recipe's fields")
+    if config_file is None:
+        seen.not_looked_at.append("how it is launched: no --config_file is given")
+    else:
+        try:
+            launch = launch_in(config_file, recipe)
+            problems += [p for p in check_launch(launch, recipe) if p not in problems]
+            seen.looked_at.append(f"{config_file}")
+        except ConfigError as error:
+            problems += error.problems
+    yield from problems
+    if recipe.training.tf32 and not is_torch_tf32_available():  # a login node, say
+        seen.not_looked_at.append("tf32: true, for this machine has no GPU that could do it")
+    wrong = {p.code for p in problems if p.severity == "error"}
+    if wrong & {"data", "model"}:
+        seen.not_looked_at.append("the rows, until dataset and model are there")
+    else:
+        yield from _rows(recipe, processes, seen)
+    if not recipe.training.output_dir or wrong & LEAVE_NO_SIZE:
+        seen.not_looked_at.append("disk and memory of this machine")
+        return
+    yield from see_together(Path(recipe.training.output_dir))
+    shapes = shapes_of(recipe)
+    if shapes is not None:
+        strategy = replace(strategy_of(recipe), processes=processes)
+        if launch is not None:
+            strategy = replace(
+                strategy,
+                stage=launch.stage,
+                offload_optimizer=launch.offloaded("optimizer") != "none",
+                offload_parameters=launch.offloaded("param") != "none",
+            )
+        yield from check_model(recipe, shapes, strategy)
+        seen.looked_at.append("disk and memory of this machine, for the model's shapes")
+    else:
+        seen.not_looked_at.append("memory and disk: the model's config.json cannot be had")
+    if not any(p.code == "hub" for p in problems):
+        yield from Publishing(recipe).check()
+    seen.not_looked_at.append("the model's weights, other machines, and what training does")
+
+
+def _rows(recipe: Recipe, processes: int, seen: Seen) -> Iterator[Problem]:
+    """The first rows of local data, as they are and as tokens."""
+    from keepstep.data.dataset import STREAM_SAMPLE, load_data
+    from keepstep.preflight.inspection import inspect
+    from keepstep.preflight.validate import looks_local
+    from keepstep.recipe.config import ConfigError
+    from keepstep.recipe.model import build_tokenizer
+
+    names = [recipe.data.dataset_name, recipe.data.eval_dataset_name]
+    names += [part.path for part in recipe.data.datasets if not part.data_files]
+    remote = [name for name in names if name and not looks_local(name)]
+    if remote:
+        seen.not_looked_at.append(f"the rows of {', '.join(remote)}, which are on the Hub")
+        return
+    try:
+        data = load_data(recipe.data, recipe.training, sample=True)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    for what, part in data.parts.items():
+        seen.looked_at.append(f"{what} rows, at most {STREAM_SAMPLE}, of {part.source}")
+    seen.not_looked_at.append("the rows after those; a launch looks at each, and counts them")
+    try:
+        tokenizer = build_tokenizer(recipe.model, recipe.training)
+        found = inspect(data, tokenizer, recipe, processes)
+    except ConfigError as error:
+        if looks_local(str(recipe.model.model_name_or_path)):
+            yield from error.problems
+        seen.not_looked_at.append("what the tokenizer makes of the rows: there is none at hand")
+        return
+    yield from found.problems
+    count = ", ".join(f"{rows} {what}" for what, rows in found.tokenised.items())
+    seen.looked_at.append(f"rows as tokens: {count}")
+
+
+def _short_of_time(recipe: Recipe, walltime: float) -> list[Problem]:
+    """What a job of so many seconds would lose; steps are as long as they have been."""
+    from keepstep.recipe.config import Problem
+
+    training = recipe.training
+    step = step_seconds(RunFolder(training.output_dir or "."))
+    intervals = [training.save_interval_seconds or float("inf")]
+    by_steps = training.save_strategy == "steps" and training.save_steps >= 1
+    if by_steps and step is not None:
+        intervals.append(training.save_steps * step)
+    if not walltime / 2 < min(intervals) < float("inf"):
+        return []
+    return [
+        Problem(
+            f"a save every {min(intervals):.0f} s in jobs of {walltime:.0f} s: a job that dies "
+            "may lose all of its work",
+            f"save_interval_seconds: {max(60, round(walltime / 10)):.0f}",
+            "walltime",
+            "warning",
+        )
+    ]

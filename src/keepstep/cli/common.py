@@ -1,0 +1,113 @@
+"""What the commands have in common: the application, the console, arguments, a clear end."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from keepstep.output.terminal import Terminal
+from keepstep.policy.manifest import MANIFEST_NAME, step_of
+from keepstep.policy.selection import SelectionError
+from keepstep.run_folder.reader import PRIVATE, Committed, RunFolder
+
+
+class Commands(TyperGroup):
+    """What no command can go on without is told in a sentence, not in a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # nobody reads on: click knows
+            raise
+        except SelectionError as error:
+            fail(str(error))
+        except OSError as error:
+            console.tell(f"keepstep: {error}")
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+console = Terminal()
+if not console.is_terminal:
+    console.width = 200  # a file or a pipe has no right margin
+
+HINT = "    Hint: move it away; what is written there must lie beside the checkpoints."
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (output_dir).")]
+StepArgument = Annotated[int, typer.Argument(metavar="STEP", help="The checkpoint's step.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def above_zero(value: float | None) -> float | None:
+    """For options that are a length of time.
+
+    Raises:
+        typer.BadParameter: there is no such length.
+    """
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"{value:g} is not above 0")
+    return value
+
+
+def fail(message: str, *more: str) -> NoReturn:
+    """End with status 2, and these lines."""
+    for line in (f"keepstep: {message}", *more):
+        console.tell(line)
+    raise typer.Exit(2)
+
+
+def run_folder(path: Path) -> RunFolder:
+    resolved = path.resolve()
+    if step_of(resolved.name) is not None and (resolved / MANIFEST_NAME).is_file():
+        fail(f"{path} is a checkpoint: name its run, {resolved.parent}")
+    return folder_at(path)
+
+
+def folder_at(path: Path) -> RunFolder:
+    """The folder that is there, whichever it is."""
+    if not path.is_dir():
+        fail(f"there is no folder {path}")
+    return without_links(RunFolder(path))
+
+
+def not_of_a_run(path: Path) -> None:
+    """Nothing is written where a run would prune it, or find a step's name taken."""
+    resolved = path.resolve()
+    for place in (resolved, *resolved.parents):
+        own = place.name == PRIVATE or step_of(place.name) is not None
+        if own and (place.parent / PRIVATE).is_dir():
+            fail(f"{path} would be among the checkpoints of {place.parent}: name another folder")
+
+
+def without_links(folder: RunFolder) -> RunFolder:
+    """The same, unless what is the run's own lies elsewhere: nothing there is written, or told."""
+    if folder.private.is_symlink():
+        fail(f"{folder.private} is a link, which is not followed", HINT)
+    return folder
+
+
+def one_checkpoint(path: Path) -> Committed:
+    """The checkpoint at `path`, which is intact."""
+    folder, found = checkpoints_at(path)
+    if len(found) != 1 or found[0].path != path.resolve():
+        fail(f"{path} is no committed checkpoint")
+    faults = folder.faults(found[0], deep=None)
+    if faults:
+        fail(f"{path} is damaged: {faults[0]}")
+    return found[0]
+
+
+def checkpoints_at(path: Path) -> tuple[RunFolder, list[Committed]]:
+    """The checkpoint at `path`, or all those of the run at `path`."""
+    folder_at(path)
+    resolved = path.resolve()
+    if step_of(resolved.name) is None:
+        folder = RunFolder(path)
+        return folder, folder.checkpoints()
+    folder = without_links(RunFolder(resolved.parent))
+    return folder, [c for c in folder.checkpoints(any_run=True) if c.path == resolved]

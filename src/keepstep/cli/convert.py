@@ -1,0 +1,169 @@
+"""`keepstep export | push | reshard | adopt`: what takes a checkpoint somewhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from keepstep.cli.common import (
+    RunArgument,
+    app,
+    console,
+    fail,
+    folder_at,
+    not_of_a_run,
+    one_checkpoint,
+    run_folder,
+    without_links,
+)
+from keepstep.cli.tables import human_bytes
+from keepstep.output import log_filters
+from keepstep.output.terminal import progress_bar
+from keepstep.policy.strict import TextError, parse
+from keepstep.run_folder.reader import RunFolder
+
+LONGEST_PUSH = 1e7  # seconds
+CARD_HINT = """    Hint: as in --card '{"license": "apache-2.0"}'"""
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint-N, RUN/best, or RUN/latest.")
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new folder.")],
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="bf16, fp16 or fp32; else as the weights are.")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option("--max_shard_size", help="Of one file.")] = "5GB",
+    merge_adapter: Annotated[
+        bool, typer.Option("--merge_adapter", help="The base model with the adapter in it.")
+    ] = False,
+) -> None:
+    """Write a checkpoint's weights for inference: what `from_pretrained` reads, and no more."""
+    from keepstep.convert.export import PRECISIONS, ExportError  # torch: seconds to import
+    from keepstep.convert.export import export as write_out
+
+    if dtype not in (None, *PRECISIONS):
+        fail(f"--dtype {dtype} is none of {', '.join(PRECISIONS)}")
+    not_of_a_run(to)
+    source, work = one_checkpoint(checkpoint), write_out
+    if merge_adapter:
+        log_filters.silence()
+        from keepstep.convert.merge import export_merged as work  # transformers, too
+    try:
+        with progress_bar(console, f"exporting {source.path.name}") as progress:
+            made = work(source, to, dtype=dtype, max_shard_size=max_shard_size, progress=progress)
+    except (ExportError, OSError) as error:
+        fail(str(error))
+    console.tell(
+        f"{to}: {len(made.files)} files, {human_bytes(sum(made.files.values()))}, {made.dtype}",
+    )
+
+
+@app.command()
+def push(
+    run: RunArgument,
+    repo_id: Annotated[
+        str | None, typer.Option("--repo_id", help="owner/name; else the recipe's hub_model_id.")
+    ] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--public", help="Of a new repository; else as the run was told."),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Over a model that cannot be compared, or is somebody else's."
+        ),
+    ] = False,
+    card: Annotated[
+        str | None, typer.Option("--card", help="Metadata of the card, as JSON, over the recipe's.")
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds.")] = 3600.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+) -> None:
+    """Publish the run's best checkpoint on the Hub, unless it, or a better one, is there."""
+    from keepstep.publish.by_hand import PushFailedError, push_best
+
+    if not 0 < timeout < LONGEST_PUSH:
+        fail(f"--timeout {timeout:g} is not between 0 and {LONGEST_PUSH:.0f} seconds")
+    folder, asked = run_folder(run), _card(card)
+    try:
+        with console.waiting(f"pushing the best of {run} …"):
+            answer = push_best(
+                folder,
+                repo_id,
+                private=private,
+                force=force,
+                timeout=timeout,
+                dry_run=dry_run,
+                card=asked,
+            )
+    except (PushFailedError, OSError, KeyError) as error:
+        fail(str(error))
+    for line in answer:
+        console.tell(line)
+
+
+def _card(text: str | None) -> dict[str, Any]:
+    """The metadata of `--card`."""
+    try:
+        values = parse(text or "{}")
+    except TextError as error:
+        fail(f"--card is no JSON: {error}", CARD_HINT)
+    if not isinstance(values, dict):
+        fail(f"--card is no JSON object: {text}", CARD_HINT)
+    return values
+
+
+@app.command()
+def reshard(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint-N.")],
+    into: Annotated[Path, typer.Option("--to", metavar="DIR", help="Another run folder.")],
+    num_processes: Annotated[int, typer.Option("--num_processes", min=1, help="To write for.")],
+) -> None:
+    """Write a checkpoint's shards for another number of processes; a resume does so by itself."""
+    from keepstep.policy.batch import BatchError
+    from keepstep.sharding.rewrite import reshard as write_for  # torch: seconds to import
+    from keepstep.sharding.sources import ReshardError
+
+    source = one_checkpoint(checkpoint)
+    try:
+        made = write_for(source, without_links(RunFolder(into)), num_processes)
+    except (BatchError, ReshardError) as error:
+        fail(str(error))
+    console.tell(
+        f"{into / made.path.name}: {human_bytes(made.manifest.total_bytes)}, for {num_processes} "
+        f"processes (it was written by {source.manifest.world_size})",
+    )
+
+
+@app.command()
+def adopt(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A stock Trainer's checkpoint-N, or a universal checkpoint."
+        ),
+    ],
+    into: Annotated[Path, typer.Option("--into", metavar="RUN", help="The run folder.")],
+) -> None:
+    """Copy a checkpoint that keepstep did not write into a run, verify it, and commit it."""
+    from keepstep.convert.adopt import AdoptError
+    from keepstep.convert.adopt import adopt as take_in  # torch: seconds to import
+
+    folder_at(path)
+    try:
+        adopted = take_in(path, without_links(RunFolder(into)))
+    except AdoptError as error:
+        fail(str(error))
+    manifest = adopted.checkpoint.manifest
+    console.tell(
+        f"{into / adopted.checkpoint.path.name}: {manifest.origin}, {len(manifest.files)} files, "
+        f"{human_bytes(manifest.total_bytes)}, committed.\nNot checked:",
+    )
+    for sentence in adopted.unchecked:
+        console.tell(f"  - {sentence}")

@@ -1,0 +1,274 @@
+"""`keepstep`: look into a run folder. No torch is imported: every command answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keepstep import __version__
+from keepstep.cli import check, convert  # noqa: F401  # these register their commands
+from keepstep.cli.common import (
+    JsonOption,
+    RunArgument,
+    StepArgument,
+    above_zero,
+    app,
+    checkpoints_at,
+    console,
+    fail,
+    run_folder,
+)
+from keepstep.cli.tables import (
+    attempt_table,
+    checkpoint_rows,
+    checkpoint_table,
+    human_bytes,
+    resume_answer,
+    save_hint,
+    save_table,
+    tell_answer,
+)
+from keepstep.output.environment import without_secrets
+from keepstep.output.printable import printable
+from keepstep.output.terminal import show_as_data
+from keepstep.policy.manifest import step_of
+from keepstep.policy.retention import plan_retention
+from keepstep.policy.selection import WORDS
+from keepstep.run_folder.keeping import Keeper
+from keepstep.run_folder.notes import notes_on
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.safe_read import ABSENT, OddFileError, read_text
+from keepstep.run_folder.storage import Storage
+
+UNPICKLING = ("export", "reshard", "adopt")  # DeepSpeed's shards; push has a process for that
+WITHOUT_DIGEST = "its manifest has no digest of its own (an older keepstep)"
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Checkpoints of fine-tuning runs: which exist, which is best, are they intact."""
+    if show:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command("ls")
+def list_checkpoints(
+    run: RunArgument,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="What each save cost.")] = False,
+    mtbf_hours: Annotated[
+        float,
+        typer.Option(
+            "--mtbf_hours",
+            help="Between failures; for the hint of --verbose.",
+            callback=above_zero,
+        ),
+    ] = 24.0,
+    as_json: JsonOption = False,
+) -> None:
+    """The run's checkpoints: step, metric, size, state, and why each is kept."""
+    folder = run_folder(run)
+    if as_json:
+        typer.echo(json.dumps(checkpoint_rows(folder), indent=1))
+        return
+    checkpoints = folder.checkpoints()
+    for name, fault in (folder.odd() | notes_on(folder)).items():
+        console.tell(f"{name}: {fault}")
+    for path in sorted(folder.pinned_aside.glob("*/*")):
+        console.tell(f"{path}: pinned; a branch has saved its step again")
+    if not checkpoints:
+        console.tell(f"{run}: no committed checkpoint yet")
+        return
+    console.table_that_fits(partial(checkpoint_table, folder))
+    if verbose:
+        console.tell_lines("\nsaves, in seconds:")
+        console.table_that_fits(partial(save_table, folder))
+        console.tell(save_hint(folder, mtbf_hours))
+    total = sum(c.manifest.total_bytes for c in checkpoints)
+    plural = "" if len(checkpoints) == 1 else "s"
+    console.tell(f"{len(checkpoints)} checkpoint{plural}, {human_bytes(total)}")
+    if verbose or any(attempt.job for attempt in folder.attempts()):
+        console.table_that_fits(partial(attempt_table, folder))
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT")],
+    deep: Annotated[bool, typer.Option(help="Read every byte and compare digests.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare files with the manifests; exit status 1 when anything is wrong."""
+    folder, checkpoints = checkpoints_at(path)
+    faults = {c.path.name: folder.state_of(c, deep) for c in checkpoints}
+    odd = folder.odd()
+    if step_of(path.resolve().name) is not None:
+        odd = {name: fault for name, fault in odd.items() if name == path.resolve().name}
+    faults.update({name: [fault] for name, fault in odd.items()})
+    if as_json:
+        typer.echo(json.dumps(faults, indent=1))
+    for checkpoint in [] if as_json else checkpoints:
+        if not faults[checkpoint.path.name]:
+            how = "every byte" if deep else "sizes"
+            manifest = checkpoint.manifest
+            console.tell(
+                f"{checkpoint.path.name}: valid ({len(manifest.files)} files, "
+                f"{human_bytes(manifest.total_bytes)}, {how} compared)"
+                + ("" if manifest.has_digest else f"; {WITHOUT_DIGEST}"),
+            )
+    for name, found in {} if as_json else faults.items():
+        for fault in found:
+            console.tell(f"{name}: {fault}")
+    for name, note in {} if as_json else notes_on(folder).items():
+        console.tell(f"{name}: {note}")
+    if any(faults.values()) or not faults:
+        if not faults:
+            console.tell(f"{path}: no committed checkpoint")
+        raise typer.Exit(1)
+
+
+@app.command()
+def which(
+    run: RunArgument,
+    request: Annotated[str, typer.Argument(metavar="[auto|latest|best|STEP]")] = "",
+    num_processes: Annotated[
+        int | None,
+        typer.Option("--num_processes", min=1, help="How so many would share a step's rows out."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a resume would take, what that choice loses, and why not the other checkpoints."""
+    folder = run_folder(run)
+    if request not in ("", *WORDS) and not request.isdecimal():
+        fail(f"{request!r} is none of {', '.join(WORDS)}, and no step")
+    requests = [request] if request else WORDS[:3]
+    answers = [resume_answer(folder, asked, num_processes) for asked in requests]
+    if as_json:
+        typer.echo(json.dumps(answers, indent=1))
+    else:
+        for answer in answers:
+            console.tell_lines(tell_answer(answer))
+    if any(answer["error"] or answer["refused"] for answer in answers):
+        raise typer.Exit(1)
+
+
+@app.command("save-now")
+def save_now(run: RunArgument) -> None:
+    """Have the attempt that is at work save after the step that it is at."""
+    _ask(run, "save-now")
+
+
+@app.command()
+def stop(run: RunArgument) -> None:
+    """Have the attempt that is at work save, and end as preempted; a job that is queued ends."""
+    _ask(run, "stop")
+
+
+def _ask(run: Path, request: str) -> None:
+    folder = run_folder(run)
+    job, begun = _job(folder), bool(folder.attempts())
+    if not begun and job is None:
+        fail(f"{run} is no run")
+    if folder.status.is_file() and job is None:  # a job comes back by itself
+        fail(f"{run}: its last attempt has ended, nobody is at work")
+    at_work = begun and not folder.status.is_file()
+    if request != "stop" and not at_work:
+        fail(f"{run}: job {job} is not at work now, there is nothing to save")
+    Storage().write(folder.request(request), b"")
+    console.tell(
+        f"asked for: it is done after the step that {run} is at"
+        if at_work
+        else f"asked for: job {job} ends before its next attempt; scancel {job} ends it now"
+    )
+
+
+def _job(folder: RunFolder) -> str | None:
+    """The batch job that slurm/submit.sh has submitted for the run; None: there is none, or it has
+    ended, and not to be queued again."""
+    if not folder.job.is_dir() or (folder.job / "ended").exists():
+        return None
+    try:
+        return read_text(folder.job / "id").strip() or None
+    except (*ABSENT, OddFileError):
+        return None
+
+
+@app.command()
+def prune(
+    run: RunArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Apply the run's retention policy now; abandoned branches go as well."""
+    folder = run_folder(run)
+    policy = folder.policy()
+    plan = plan_retention(folder.records(policy.metric), policy, keep_abandoned=False)
+    gone = [decision for decision in plan if not decision.keep]
+    for decision in gone:
+        verb = "would remove" if dry_run else "removing"
+        console.tell(f"{verb} checkpoint-{decision.step}: {decision.reason}")
+    if gone and not dry_run:
+        newest = folder.checkpoints()[-1]
+        faults = folder.faults(newest, deep=None)
+        if faults:
+            fail(f"{newest.path.name} is damaged, nothing is pruned: {faults[0]}")
+        keeper = Keeper(folder, policy, Storage())
+        keeper.prune(keep_abandoned=False)
+        keeper.point()
+    if not gone:
+        console.tell("nothing to prune")
+
+
+@app.command()
+def pin(run: RunArgument, step: StepArgument) -> None:
+    """Keep this checkpoint whatever the policy says."""
+    folder = run_folder(run)
+    if step not in {c.step for c in folder.checkpoints()}:
+        fail(f"{run} has no checkpoint-{step}")
+    Keeper(folder, folder.policy(), Storage()).pin(step)
+    console.tell(f"checkpoint-{step} is pinned: nothing prunes it before `keepstep unpin`")
+
+
+@app.command()
+def unpin(run: RunArgument, step: StepArgument) -> None:
+    """Leave this checkpoint to the policy again."""
+    folder = run_folder(run)
+    if step not in folder.pinned():
+        fail(f"checkpoint-{step} is not pinned")
+    Keeper(folder, folder.policy(), Storage()).unpin(step)
+    console.tell(f"checkpoint-{step} is pinned no more: the next save may prune it")
+
+
+def leave_secrets() -> None:
+    """Begin anew without what must not be known to a pickle, before one is read.
+
+    (Of a variable that is unset the kernel goes on telling, in /proc/self/environ.) It stays for
+    `--merge_adapter`, which may need the token to load the base model from the Hub.
+    """
+    harmless = without_secrets(os.environ)
+    if harmless != dict(os.environ) and "--merge_adapter" not in sys.argv:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], harmless)
+
+
+def main() -> None:
+    """The console script."""
+    if sys.argv[1:2] and sys.argv[1] in UNPICKLING:
+        leave_secrets()
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed only unpickles its classes here
+    show_as_data()
+    if all(printable(argument) == argument for argument in sys.argv):
+        app()
+    try:  # errors of usage quote arguments
+        sys.exit(app(standalone_mode=False))
+    except Exception as error:
+        told = getattr(error, "format_message", None)
+        if told is None:
+            raise
+        console.tell(f"keepstep: {told()}")
+        sys.exit(2)

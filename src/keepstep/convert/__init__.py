@@ -1,0 +1,1 @@
+"""A checkpoint in another form: exported, merged, or taken in from elsewhere."""

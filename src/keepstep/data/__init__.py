@@ -1,0 +1,1 @@
+"""Rows: read, judged, made into tokens, set aside for evaluation."""

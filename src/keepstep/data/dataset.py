@@ -1,0 +1,369 @@
+"""Rows to train and evaluate on: where they come from, and that each of them can be used."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import datasets
+import pyarrow.compute as compute
+import xxhash
+
+from keepstep import __version__
+from keepstep.data.read import (
+    Rows,
+    Splits,
+    load,
+    load_part,
+    mixed,
+    problem,
+    split_of,
+    unusable,
+)
+from keepstep.data.rows import (
+    TOKENS,
+    Layout,
+    Verdict,
+    columns_of,
+    converted,
+    hint_for,
+    judge,
+    layout_of,
+)
+from keepstep.recipe.config import ConfigError, DataConfig, KeepstepConfig, Problem
+
+T = TypeVar("T")
+STREAM_SAMPLE = 100  # rows of a stream that it is known by
+EVAL_SPLITS = ("test", "validation", "valid", "val", "eval", "evaluation", "dev")
+TURNS = datasets.List(datasets.Json())  # of tools' calls, no two have the same fields
+NOT_ANSWERED = "no turn is the assistant's"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows for one purpose.
+
+    Attributes:
+        rows: a datasets.Dataset, or an IterableDataset when they are streamed.
+        source: where they come from, as people are told.
+        layout: what is trained on of each.
+    """
+
+    rows: Rows
+    source: str
+    layout: Layout
+
+    @property
+    def streamed(self) -> bool:
+        return is_stream(self.rows)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows of a run; warnings: what was seen of them that may not have been meant."""
+
+    training: Part
+    evaluation: Part | None
+    warnings: Sequence[Problem] = ()
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        both = {"training": self.training, "evaluation": self.evaluation}
+        return {name: part for name, part in both.items() if part is not None}
+
+
+def load_data(data: DataConfig, training: KeepstepConfig, sample: bool = False) -> Data:
+    """The training rows and, unless `eval_strategy: no`, the evaluation rows.
+
+    Every row has been looked at; of a stream, the first ones.
+
+    Args:
+        data: the recipe's data fields.
+        training: its training fields.
+        sample: stream the rows, whatever the recipe says, and set none aside: to look at a few.
+
+    Ranks: all, each for itself; the first on a machine fills the datasets cache, the others read
+    it (datasets locks it). The same recipe gives the same rows in the same order on every rank.
+
+    Raises:
+        ConfigError: nothing could be loaded, or it cannot be trained on.
+    """
+    stream = sample or data.dataset_streaming or data.streaming
+    warnings: list[Problem] = []
+
+    def taken(what: str, rows: Rows, source: str) -> Part:
+        return _taken(what, rows, source, training, warnings)
+
+    if data.datasets:
+        splits, train = {}, _mixture(data, stream, taken)
+    else:
+        name = str(data.dataset_name)
+        splits = load(name, data.dataset_config, stream)
+        split = data.dataset_train_split
+        if split not in splits:
+            raise ConfigError(
+                [problem(f"dataset_train_split: {split!r} is none of: {', '.join(splits)}")]
+            )
+        train = taken("training", splits[split], _named(name, splits, split))
+    if training.eval_strategy == "no":
+        return Data(train, None, warnings)
+    found = _evaluation_rows(data, splits, stream)
+    if found is not None:
+        return Data(train, taken("evaluation", *found), warnings)
+    if sample:
+        return Data(train, None, warnings)
+    train, evaluation = _set_aside(train, data, training)
+    return Data(train, evaluation, warnings)
+
+
+def is_stream(rows: Rows) -> bool:
+    return isinstance(rows, datasets.IterableDataset)
+
+
+def fingerprint(rows: Rows | None) -> str | None:
+    """A short digest of the rows: their number, columns, and a thousand of them.
+
+    Ranks: any; the same everywhere. None for streamed rows (see `stream_fingerprint`), and for none
+    at all.
+    """
+    if rows is None or is_stream(rows):
+        return None
+    digest = xxhash.xxh3_64(f"{len(rows)} {sorted(rows.column_names)}".encode())
+    for index in range(0, len(rows), max(1, len(rows) // 1000)):
+        digest.update(_row_bytes(rows[index]))
+    return f"{len(rows)} rows, {digest.hexdigest()}"
+
+
+def stream_fingerprint(rows: Rows | None) -> str | None:
+    """A short digest of a stream: its first rows. Ranks: any; the same everywhere. None for rows
+    that are not streamed, and for none at all."""
+    if rows is None or not is_stream(rows):
+        return None
+    first = [_row_bytes(row) for row in itertools.islice(rows, STREAM_SAMPLE)]
+    return f"a stream, its first {len(first)} rows {xxhash.xxh3_64_hexdigest(b''.join(first))}"
+
+
+def _row_bytes(row: Any) -> bytes:
+    return json.dumps(row, sort_keys=True, default=str).encode()
+
+
+def _named(name: str, splits: Splits, split: str) -> str:
+    """`name`, and which of its splits, if there is a choice."""
+    return f"{name}, split {split}" if len(splits) > 1 else name
+
+
+def _mixture(data: DataConfig, stream: bool, taken: Callable[[str, Rows, str], Part]) -> Part:
+    """All parts of `datasets`, which have to have one layout. (TRL's `get_dataset` takes no files,
+    and draws `test_split_size` anew for each process.)"""
+    parts = [taken("training", load_part(part, stream), part.path) for part in data.datasets]
+    kinds = {str(part.layout) if part.layout.name == "text" else part.layout.name for part in parts}
+    if len(kinds) > 1:
+        told = ", ".join(f"{part.source}: {part.layout}" for part in parts)
+        raise ConfigError(
+            [problem(f"the parts of datasets have different layouts: {told}", "give them all one")]
+        )
+    rows = mixed(data.datasets, _alike(parts), stream)
+    return replace(parts[0], rows=rows, source=f"{len(parts)} datasets")
+
+
+def _alike(parts: Sequence[Part]) -> list[Rows]:
+    """Their rows, with columns of the same types, as far as they are trained on."""
+    found = [part.rows for part in parts]
+    if any(rows.features is None for rows in found):
+        return found  # of a stream that is not known
+    if len({str(rows.features) for rows in found}) == 1:
+        return found
+    names = columns_of(parts[0].layout)
+    found = [rows.select_columns([n for n in rows.column_names if n in names]) for rows in found]
+    for name in names & {"messages", "prompt", "completion"}:
+        if len({str(rows.features.get(name)) for rows in found}) > 1:
+            found = [rows.cast_column(name, TURNS) for rows in found]
+    return found
+
+
+def _evaluation_rows(data: DataConfig, splits: Splits, stream: bool) -> tuple[Rows, str] | None:
+    """The rows to evaluate on, where some are given, and where they come from."""
+    wanted = data.dataset_test_split
+    by_default = wanted == DataConfig.dataset_test_split
+    choices = EVAL_SPLITS if by_default else (wanted,)
+    name = data.eval_dataset_name
+    if name:
+        separate = load(name, data.dataset_config, stream)
+        split = next((s for s in choices if s in separate), None)
+        if split is None and len(separate) == 1:
+            split = next(iter(separate))
+        if split is None:
+            what = f"eval_dataset_name: {name} has the splits {', '.join(separate)}"
+            raise ConfigError([problem(what, "name one: dataset_test_split")])
+        return separate[split], _named(name, separate, split)
+    name = str(data.dataset_name)
+    if not by_default:
+        if wanted == data.dataset_train_split:
+            raise ConfigError([problem(f"dataset_test_split: {wanted} is what is trained on")])
+        return split_of(splits, wanted, name), _named(name, splits, wanted)
+    for split in choices:
+        if split in splits and split != data.dataset_train_split:
+            return splits[split], _named(name, splits, split)
+    return None
+
+
+def _set_aside(train: Part, data: DataConfig, training: KeepstepConfig) -> tuple[Part, Part]:
+    if train.streamed:
+        raise ConfigError([problem("a streamed dataset cannot be split", "name eval_dataset_name")])
+    seed = training.seed if training.data_seed is None else training.data_seed
+    rows = len(train.rows)
+    if rows < 2:
+        raise ConfigError([problem(f"{rows} training rows are too few to set one aside")])
+    share = data.eval_split_fraction if data.test_split_size is None else data.test_split_size
+    count = share if share >= 1 else share * rows
+    count = min(max(1, round(count)), rows - 1)
+    parts = train.rows.train_test_split(test_size=count, seed=seed)
+    aside = replace(train, rows=parts["test"], source=f"{train.source}, set aside")
+    return replace(train, rows=parts["train"]), aside
+
+
+def _taken(
+    what: str, rows: Rows, source: str, training: KeepstepConfig, warnings: list[Problem]
+) -> Part:
+    """The rows with their layout, each of them looked at, and by the names that TRL knows.
+
+    Raises:
+        ConfigError: there are none, or some of them cannot be used.
+    """
+    first = reading(source, lambda: next(iter(rows), None))
+    if first is None:
+        raise ConfigError([problem(f"the {what} data has no rows ({source})")])
+    layout = layout_of(first, training.dataset_text_field)
+    if layout is None:
+        told = f"the {what} data has no column to train on, but {', '.join(sorted(first))}"
+        raise ConfigError([problem(told, hint_for(first, training.dataset_text_field))])
+    _check_loss(what, layout, judge(first, layout), training)
+    as_they_are = (training.dataset_kwargs or {}).get("skip_prepare_dataset")
+    if as_they_are and layout.name != "input_ids":
+        told = f"dataset_kwargs: skip_prepare_dataset: the {what} data has {layout}, not input_ids"
+        raise ConfigError([problem(told, "leave it out: the rows are made into tokens")])
+    if layout.ignored:
+        told = f"the {what} data: {layout} is trained on; left out: {', '.join(layout.ignored)}"
+        warnings.append(replace(problem(told), severity="warning"))
+        rows = rows.remove_columns(list(layout.ignored))
+    foreign = _check_rows(what, rows, source, layout, training, warnings)
+    if foreign:
+        rows = _converted(rows, layout, first)
+    return Part(rows, source, layout)
+
+
+def _check_loss(what: str, layout: Layout, first: Verdict, training: KeepstepConfig) -> None:
+    """Whether the rows have what the loss is to be taken of."""
+    if training.assistant_only_loss and not first.talks and not first.problem:
+        told = f"assistant_only_loss: the {what} data has {layout}, and no turns of an assistant"
+        raise ConfigError([problem(told, "assistant_only_loss: false, or rows of `messages`")])
+    if training.completion_only_loss and layout.name not in ("prompt", "input_ids"):
+        told = f"completion_only_loss: the {what} data has {layout}, and no completion"
+        hint = "leave it out, or assistant_only_loss: true"
+        raise ConfigError([problem(told, hint if layout.name == "messages" else "leave it out")])
+
+
+def _check_rows(
+    what: str,
+    rows: Rows,
+    source: str,
+    layout: Layout,
+    training: KeepstepConfig,
+    warnings: list[Problem],
+) -> bool:
+    """Look at every row (of a stream, the first ones); whether their turns have foreign names.
+
+    Raises:
+        ConfigError: some cannot be used: how many, and what is wrong with the first.
+    """
+    found = reading(source, lambda: _verdicts(rows, layout, training.dataset_num_proc))
+    problems, talks = found["problem"], found["talks"]
+    silent = [
+        layout.name in ("messages", "prompt") and t and not a
+        for t, a in zip(talks, found["answered"], strict=True)
+    ]
+    usual = next((t for t, told in zip(talks, problems, strict=True) if not told), None)
+    for number, told in enumerate(problems):
+        if not told and talks[number] != usual:
+            problems[number] = "turns in some rows, text in others"
+        elif not told and silent[number] and training.assistant_only_loss:
+            problems[number] = NOT_ANSWERED
+    bad = [number for number, told in enumerate(problems) if told]
+    if bad:
+        told = f"{len(bad):,} of {len(problems):,} {what} rows cannot be used ({source})"
+        raise ConfigError([problem(f"{told}; row {bad[0] + 1}: {problems[bad[0]]}")])
+    if any(silent):
+        told = f"in {sum(silent):,} {what} rows {NOT_ANSWERED}"
+        warnings.append(replace(problem(told), severity="warning"))
+    return any(found["foreign"])
+
+
+def _verdicts(rows: Rows, layout: Layout, processes: int | None) -> dict[str, list[Any]]:
+    """What `judge` says of each row; the cache of datasets keeps it for the next launch."""
+    if is_stream(rows):
+        seen = [_verdict(row, layout) for row in itertools.islice(rows, STREAM_SAMPLE)]
+        return {name: [verdict[name] for verdict in seen] for name in seen[0]}
+    column = rows.data.column(layout.column)
+    is_text = layout.name == "text" and "string" in str(column.type)
+    if (is_text and not column.null_count) or (layout.name == "input_ids" and _even(rows)):
+        return {name: [] for name in vars(Verdict())}  # there is nothing to look for
+    names = {layout.column, "prompt", "completion", "system", "tools", *TOKENS}  # no image
+    rows = rows.select_columns([name for name in rows.column_names if name in names])
+    judged = rows.map(
+        _verdict,
+        fn_kwargs={"layout": layout, "version": __version__},  # which the cache goes by
+        remove_columns=rows.column_names,
+        num_proc=processes,
+        desc="Looking at the rows",
+    )
+    return {name: judged[name][:] for name in judged.column_names}
+
+
+def _even(rows: Rows) -> bool:
+    """Whether rows of tokens all have some, and as many labels."""
+    names = [name for name in ("input_ids", *TOKENS) if name in rows.column_names]
+    columns = [rows.data.column(name) for name in names]
+    if any(column.null_count or "list" not in str(column.type) for column in columns):
+        return False
+    first, *others = [compute.list_value_length(column) for column in columns]
+    return compute.min(first).as_py() != 0 and all(first.equals(other) for other in others)
+
+
+def _verdict(row: Mapping[str, Any], layout: Layout, version: str = "") -> dict[str, Any]:
+    return vars(judge(row, layout))
+
+
+def _converted(rows: Rows, layout: Layout, columns: Collection[str]) -> Rows:
+    """The rows with their turns by the names that chat templates know."""
+    turns = {"messages"} if layout.name == "messages" else {"prompt", "completion"}
+    gone = {layout.column, "system"} & set(columns) if layout.name == "messages" else set()
+    arguments: dict[str, Any] = {
+        "fn_kwargs": {"layout": layout, "version": __version__},
+        "remove_columns": sorted(gone - turns),
+    }
+    if not is_stream(rows):
+        kept = {name: kind for name, kind in rows.features.items() if name not in gone}
+        arguments["features"] = datasets.Features(kept | dict.fromkeys(turns, TURNS))
+        arguments["desc"] = "Naming the roles"
+    return rows.map(_convert, **arguments)
+
+
+def _convert(row: Mapping[str, Any], layout: Layout, version: str = "") -> dict[str, Any]:
+    return converted(row, layout)
+
+
+def reading(source: str, read: Callable[[], T]) -> T:
+    """What `read` gives of rows that may be read only now.
+
+    Raises:
+        ConfigError: they cannot be.
+    """
+    try:
+        return read()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise unusable(source, error) from error

@@ -1,0 +1,157 @@
+"""Files, folders, saved datasets, Hub datasets and mixtures of them, loaded as they are."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError
+from datasets.table import CastError
+from trl.scripts.utils import DatasetConfig
+
+from keepstep.recipe.config import ConfigError, Problem
+from keepstep.recipe.data_files import BUILDERS, builder_of
+
+Rows: TypeAlias = Any  # datasets.Dataset, or IterableDataset when streamed
+Splits: TypeAlias = Any  # split → Rows
+# What `datasets` says in its own ways of a file without a row.
+EMPTY = ("corresponds to no data", "No columns to parse from file", "at least one example")
+
+
+def load(name: str, config: str | None = None, stream: bool = False) -> Splits:
+    """The splits of a file, a folder, a saved dataset, or a dataset on the Hub.
+
+    Ranks: any; the first on a machine fills the datasets cache, the others read it (datasets locks
+    it).
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    path = Path(name).expanduser()
+    try:
+        found = _found(path, stream)
+        if found is not None:
+            return found
+        where = str(path) if path.exists() else name
+        return datasets.load_dataset(where, name=config, streaming=stream)
+    except Exception as error:  # datasets raises a dozen types, from pyarrow's to httpx's
+        raise unusable(name, error) from error
+
+
+def _found(path: Path, stream: bool) -> Splits | None:
+    """What `datasets.load_dataset` is not to be asked for by its name: files, saved datasets."""
+    if path.is_file():
+        return _file(path, stream)
+    return _saved(path)
+
+
+def _saved(path: Path) -> Splits | None:
+    """What `save_to_disk` has written: a dataset, a DatasetDict, or a folder of datasets."""
+    if (path / "dataset_dict.json").is_file():
+        splits = dict(datasets.load_from_disk(str(path)))
+    elif (path / "state.json").is_file():
+        splits = {"train": datasets.load_from_disk(str(path))}
+    else:
+        parts = sorted(path.glob("*/state.json")) if path.is_dir() else []
+        splits = {part.parent.name: datasets.load_from_disk(str(part.parent)) for part in parts}
+    # A format is saved, too (tensors, a subset of the columns); here rows are Python's own.
+    return {name: rows.with_format(None) for name, rows in splits.items()} or None
+
+
+def _file(path: Path, stream: bool) -> Splits:
+    builder = builder_of(path.name)
+    if builder is None:
+        raise ValueError(f"{path.name} is none of: {', '.join(BUILDERS)}")
+    if path.stat().st_size == 0:
+        raise ValueError("the file is empty")
+    # Escaped: to `datasets`, `a[1].jsonl` is a pattern.
+    return datasets.load_dataset(builder, data_files=glob.escape(str(path)), streaming=stream)
+
+
+def load_part(part: DatasetConfig, stream: bool) -> Rows:
+    """One part of a mixture. Ranks: as for `load`.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    path, found = Path(part.path).expanduser(), None
+    try:
+        if part.data_files is None and part.data_dir is None:
+            found = _found(path, stream)
+        if found is not None:
+            rows = split_of(found, part.split, part.path)
+        else:
+            rows = datasets.load_dataset(
+                str(path) if path.exists() else part.path,
+                name=part.name,
+                data_dir=part.data_dir,
+                data_files=part.data_files,
+                split=part.split,
+                streaming=stream,
+            )
+        return rows if part.columns is None else rows.select_columns(part.columns)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise unusable(part.path, error) from error
+
+
+def split_of(splits: Splits, name: str, where: str) -> Rows:
+    """
+    Raises:
+        ConfigError: there is no such split; the error has the list.
+    """
+    if name not in splits:
+        raise ConfigError([problem(f"{where} has no split {name!r}, but {', '.join(splits)}")])
+    return splits[name]
+
+
+def mixed(parts: Sequence[DatasetConfig], found: Sequence[Rows], stream: bool) -> Rows:
+    """The parts one after the other; of each, its `fraction` of the whole, as TRL's `get_dataset`
+    takes it: the whole is as large as no part has too few rows for.
+
+    Raises:
+        ConfigError: fractions that cannot be had; columns of one name and several types.
+    """
+    shares = [part.fraction for part in parts]
+    if any(share is not None for share in shares):
+        given = [share for share in shares if share is not None and share >= 0]
+        if stream or len(given) < len(shares) or not sum(given):
+            what = "datasets: fraction is a number above 0 for each part, or for none"
+            raise ConfigError([problem(what + (", and for none of a stream" if stream else ""))])
+        weights = [share / sum(given) for share in given]
+        whole = min(len(r) / w for r, w in zip(found, weights, strict=True) if w)
+        found = [r.select(range(round(w * whole))) for r, w in zip(found, weights, strict=True)]
+    try:
+        return datasets.concatenate_datasets(list(found))
+    except Exception as error:  # pyarrow's, ValueError
+        raise unusable("the parts of datasets", error) from error
+
+
+def unusable(name: str, error: Exception) -> ConfigError:
+    """What the user is told of an error that datasets has met."""
+    cause = error.__cause__ or error
+    text, hint = f"{type(cause).__name__}: {cause}".split("\n")[0], ""
+    if isinstance(cause, UnicodeDecodeError):
+        text = f"it is not UTF-8: a byte 0x{cause.object[cause.start]:02x}"
+        hint = "iconv -f latin1 -t utf-8 FILE > NEW, if it is Latin-1"
+    elif isinstance(cause, StopIteration) or any(mark in str(cause) for mark in EMPTY):
+        text = "it has no rows"
+    elif isinstance(error, (EmptyDatasetError, DataFilesNotFoundError)):
+        text = f"no files of rows are in it ({', '.join(BUILDERS)})"
+        if glob.has_magic(name):
+            hint = "datasets takes *, ? and [ in a folder's name for a pattern: rename it"
+    elif isinstance(cause, CastError):
+        text = "its files have other columns than the first of them"
+        hint = f"{' '.join(str(cause).split())[:200]} …"
+    elif type(cause) is ValueError:
+        text = str(cause).split("\n")[0]
+    return ConfigError([problem(f"{name} cannot be loaded: {text}", hint)])
+
+
+def problem(what: str, hint: str = "") -> Problem:
+    return Problem(what, hint, "data")

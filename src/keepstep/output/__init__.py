@@ -1,0 +1,1 @@
+"""What people read: lines, tables, sizes. Nothing hostile and no secret gets out here."""

@@ -1,0 +1,118 @@
+"""The one way out to a terminal: whatever is shown is data, never markup or a control sequence.
+
+Nothing else makes a console, a progress bar, or prints (a test sees to that).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from keepstep.output.printable import printable
+
+
+class Terminal(Console):
+    """A console that takes every text for data: in lines, cells, titles and bars alike."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Cells and titles come through here."""
+        return super().render_str(printable(text), **options)
+
+    def tell(self, text: str) -> None:
+        """One line, whatever is in the text."""
+        self.print(Text(printable(text)), soft_wrap=True)
+
+    def tell_lines(self, text: str) -> None:
+        """A text of several lines."""
+        self.print(Text(_lines(text)), soft_wrap=True)
+
+    def table(self, table: Table) -> None:
+        """One whose cells are data, too."""
+        self.print(table)
+
+    def table_that_fits(self, make: Callable[[bool], Table]) -> None:
+        """The same; made `narrow` (True) where a terminal has not the width for all of it."""
+        table, endless = make(False), self.options.update(width=10**6)
+        narrow = self.is_terminal and self.measure(table, options=endless).maximum > self.width
+        self.table(make(True) if narrow else table)
+
+    @contextlib.contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """On a terminal a spinner beside the text while something goes on."""
+        with self.status(Text(printable(text))):
+            yield
+
+    def bar(self, *columns: ProgressColumn, transient: bool = False) -> Progress:
+        """A progress bar; texts in its columns are `bar_text`."""
+        return Progress(*columns, console=self, transient=transient)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def complain(text: str) -> None:
+    """Lines on stderr, from whichever process and thread: something is wrong."""
+    print(_lines(text), file=sys.stderr, flush=True)
+
+
+class _Warnings(logging.Handler):
+    """The package's warnings, as logging shows them where nothing is set up: the text alone."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(self.format(record))
+
+
+def warnings_as_lines() -> None:
+    """Show the package's warnings as data, too."""
+    logger = logging.getLogger("keepstep")
+    logger.addHandler(_Warnings(logging.WARNING))
+    logger.propagate = False
+
+
+def show_as_data() -> None:
+    """For a command: what a stream's encoding does not have is escaped, and a traceback is data."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.excepthook = lambda *error: complain("".join(traceback.format_exception(*error)).rstrip())
+
+
+def bar_text(form: str) -> TextColumn:
+    """A column of a bar: `form` is filled in with `task`."""
+    return TextColumn(form, markup=False)
+
+
+@contextlib.contextmanager
+def progress_bar(terminal: Terminal, text: str) -> Iterator[Callable[[int, int], None]]:
+    """On a terminal a bar with rate and time left; elsewhere nothing. Yields (done, total) → None,
+    in bytes."""
+    bar = terminal.bar(
+        *(bar_text("{task.description}"), BarColumn(), DownloadColumn()),
+        *(TransferSpeedColumn(), TimeRemainingColumn()),
+        transient=True,
+    )
+    with bar if terminal.is_terminal else contextlib.nullcontext():
+        task = bar.add_task(printable(text), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,344 @@
+"""What a checkpoint is, and when it is complete. Pure: no disk, no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from keepstep.policy.batch import Dealt
+from keepstep.policy.strict import TextError, UnknownFieldError, build, names_fault, parse, shown
+
+FORMAT_VERSION = 2
+WITHOUT_DIGEST = 1  # the format that has no digest of itself
+MANIFEST_NAME = "manifest.json"
+LONGEST_MANIFEST = 16 * 2**20  # bytes: room for the files of some ten thousand ranks
+MOST = 10**5  # files, and so ranks: every one has a file
+BEGINNING = re.compile(r'\{\n "digest": "([0-9a-f]{64})",\n')
+SHARD = re.compile(r"zero_pp_rank_\d+_mp_rank_00_optim_states\.pt\Z")
+SHOWN = 5  # of ranks without files
+XXH3_128 = re.compile(r"[0-9a-f]{32}")
+UNIVERSAL = "/zero/optimizer_state.pt"  # in a universal checkpoint of DeepSpeed
+WHOLE = "/mp_rank_00_model_states.pt"  # DeepSpeed's own file at stage 0: the optimizer is in it
+FOLDER_PATTERN = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
+
+
+# What numbers can be; beyond that they would be believed, and cost a day.
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "format_version": (WITHOUT_DIGEST, FORMAT_VERSION),
+    "attempt": (0, 10**9),
+    "parent": (0, 10**15),
+    "global_step": (0, 10**15),
+    "epoch": (0, 10**9),
+    "samples": (0, 10**18),
+    "world_size": (1, MOST),
+    "zero_stage": (0, 3),
+    "planned_steps": (0, 10**15),
+    "save_seconds": (0, 10**9),
+}
+# Of what is free otherwise: what a resume or a model card reckons with.
+INNER: Mapping[str, Mapping[str, Any]] = {
+    "settings": {"seed": int, "learning_rate": float | None},
+    "health": {"finite": bool, "loss": float, "grad_norm": float},
+    "about": {
+        **{"tokens": int | None, "train_seconds": float, "parameters": int, "trained": int},
+        **{"card": dict[str, Any] | None, "base_model": str | None},
+    },
+}
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be read: not what was written, or not of a checkpoint."""
+
+
+class NewerFormatError(ManifestError):
+    """A manifest that a newer keepstep wrote: it is no damage, and cannot be judged by this one."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a checkpoint: the rank that wrote it, its size, its xxh3-128 digest in hex."""
+
+    rank: int
+    bytes: int
+    xxh3_128: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that is known about one committed checkpoint.
+
+    Attributes:
+        run_id: random name of the run, the same in all its checkpoints.
+        attempt: which launch of the run wrote it, counted from 1.
+        parent: the step of the checkpoint that this attempt resumed from; None: from the start.
+        global_step: optimizer steps completed.
+        epoch: passes over the training data completed, a fraction.
+        samples: training rows drawn, over all ranks, since the start of the run; None: not known.
+        metrics: the evaluation at this step (`eval_loss`, …); empty when none was made here.
+        world_size: processes that wrote it.
+        zero_stage: DeepSpeed's ZeRO stage, 0 for DDP or a single process.
+        deepspeed: whether DeepSpeed wrote it; with `zero_stage` 0 it shards nothing.
+        dtype: the weights' type, as in `float32`.
+        adapter: True when only an adapter (LoRA) is stored, not the base model.
+        planned_steps: how many optimizer steps the run was to have; 0: not known.
+        settings: what determines the trajectory (learning rate, seed, data, …), to find drift.
+        health: `finite`: no loss or gradient norm of this attempt was NaN or infinite; the last
+            `loss` and `grad_norm` logged.
+        versions: of the main libraries.
+        saved_at: UTC, ISO 8601.
+        save_seconds: how long training stood still for it.
+        files: path relative to the checkpoint → `FileEntry`; the manifest itself is not in it.
+        origin: where it came from, if not from a run of keepstep (`keepstep adopt`).
+        evaluation_due: an evaluation of this step was due, and had not been made to its end when
+            the state was stored: a run that goes on from here makes it up first.
+        dealt: how the rows of a step were shared out (`Dealt`); empty: not known.
+        about: for the model card: base model, data, license, sizes, hardware, tokens, seconds.
+    """
+
+    run_id: str
+    attempt: int
+    parent: int | None
+    global_step: int
+    epoch: float
+    samples: int | None
+    metrics: dict[str, float]
+    world_size: int
+    zero_stage: int
+    dtype: str
+    adapter: bool
+    planned_steps: int
+    settings: dict[str, Any]
+    health: dict[str, Any]
+    versions: dict[str, str]
+    saved_at: str
+    save_seconds: float
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    origin: str = ""
+    evaluation_due: bool = False
+    dealt: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    deepspeed: bool = False
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(entry.bytes for entry in self.files.values())
+
+    @property
+    def has_digest(self) -> bool:
+        """Whether the manifest itself could be checked when it was read."""
+        return self.format_version != WITHOUT_DIGEST
+
+    def to_json(self) -> str:
+        """The manifest as it is stored, with a SHA-256 of its text without the line of that.
+
+        Raises:
+            ValueError: it holds what JSON does not: NaN, infinity.
+        """
+        values = asdict(self) | {"format_version": FORMAT_VERSION}
+        text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return f'{{\n "digest": "{digest}",\n{text[2:]}'
+
+    @staticmethod
+    def from_json(text: str) -> Manifest:
+        """Read what `to_json` wrote.
+
+        Raises:
+            NewerFormatError: a newer keepstep wrote it.
+            ManifestError: the text is not what was written, or no manifest; nothing else is raised,
+                whatever the text.
+        """
+        if len(text) > LONGEST_MANIFEST:
+            raise ManifestError(f"not a manifest: it has more than {LONGEST_MANIFEST} characters")
+        try:
+            values = parse(text)
+            if not isinstance(values, dict):
+                raise TextError("it is no object")
+            version = build(int, values.get("format_version"), "format_version")
+            if version != WITHOUT_DIGEST:
+                _check_digest(text, values)  # every later format begins with it, too
+            if version > FORMAT_VERSION:
+                raise NewerFormatError(_newer(f"manifest format {version}"))
+            manifest: Manifest = build(Manifest, values)
+            _check(manifest)
+        except UnknownFieldError as error:
+            raise NewerFormatError(_newer(f"{error}, that this one does not know")) from error
+        except TextError as error:
+            raise ManifestError(f"not a manifest: {error}") from error
+        return manifest
+
+
+def _newer(seen: str) -> str:
+    return (
+        f"written by a newer keepstep: {seen}; this one reads up to format {FORMAT_VERSION}. "
+        "Hint: upgrade keepstep"
+    )
+
+
+def _check_digest(text: str, values: dict[str, Any]) -> None:
+    """Take the digest out of `values` if it is that of `text`."""
+    match = BEGINNING.match(text)
+    stated = values.pop("digest", None)
+    if match is None or match[1] != stated:
+        raise TextError("it does not begin with its digest")
+    body = "{\n" + text[match.end() :]
+    if hashlib.sha256(body.encode()).hexdigest() != stated:
+        raise TextError("its digest differs: it is not what was written")
+
+
+def _check(manifest: Manifest) -> None:
+    """Fields of the right types are those of a checkpoint.
+
+    Raises:
+        TextError: they cannot be.
+    """
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(manifest, name)
+        if value is not None and not low <= value <= high:
+            raise TextError(f"{name} is {value}, not from {low} to {high}")
+    for name, kinds in INNER.items():
+        for inner, value in getattr(manifest, name).items():
+            build(kinds.get(inner, Any), value, f"{name}.{inner}")
+    dealt, rows = Dealt.from_json(manifest.dealt), manifest.settings.get("rows_per_step")
+    if dealt is not None and rows not in (None, dealt.batch.rows):
+        raise TextError(f"dealt is {dealt.batch}, and rows_per_step is {shown(str(rows))}")
+    _check_files(manifest.files)
+
+
+def _check_files(files: Mapping[str, FileEntry]) -> None:
+    if len(files) > MOST:
+        raise TextError(f"files: there are {len(files)}, {MOST} are the most")
+    for name, entry in files.items():
+        if not (0 <= entry.rank < MOST and 0 <= entry.bytes < 2**63):
+            raise TextError(f"files: {shown(name)}: {entry.bytes} bytes of rank {entry.rank}")
+        if XXH3_128.fullmatch(entry.xxh3_128) is None:
+            raise TextError(f"files: {shown(name)}: its digest is {shown(entry.xxh3_128)}")
+    fault = names_fault(files)
+    if fault is not None:
+        raise TextError(f"files: {fault}")
+    if MANIFEST_NAME in files:
+        raise TextError(f"files: {MANIFEST_NAME} cannot list itself")
+
+
+def folder_name(step: int) -> str:
+    return f"checkpoint-{step}"
+
+
+def step_of(name: str) -> int | None:
+    """The step in a folder name, None when the name is not exactly `checkpoint-<step>`."""
+    match = FOLDER_PATTERN.fullmatch(name)
+    return int(match.group(1)) if match else None
+
+
+def ranks_without_files(files: Mapping[str, FileEntry], world_size: int) -> Sequence[int]:
+    """Ranks whose part is absent: every rank stores at least its RNG state."""
+    present = {entry.rank for entry in files.values()}
+    return [rank for rank in range(world_size) if rank not in present]
+
+
+def differences(manifest: Manifest, sizes: Mapping[str, int | None]) -> list[str]:
+    """What is wrong with a folder whose files have these sizes (name → bytes; None: what is there
+    is no regular file); empty: nothing.
+
+    A file that the manifest does not list is not a fault: people leave notes in folders.
+    """
+    absent = ranks_without_files(manifest.files, manifest.world_size)
+    found = [f"rank {rank} has no file in it" for rank in absent[:SHOWN]]
+    if len(absent) > SHOWN:
+        found.append(f"nor have {len(absent) - SHOWN} other ranks")
+    for name, entry in sorted(manifest.files.items()):
+        if name not in sizes:
+            found.append(f"{name} is missing")
+        elif sizes[name] is None:
+            found.append(f"{name} is no regular file")
+        elif sizes[name] != entry.bytes:
+            found.append(f"{name} has {sizes[name]} bytes, {entry.bytes} were written")
+    return found
+
+
+def missing_state(manifest: Manifest) -> list[str]:
+    """Files that resuming this checkpoint needs, and that were never written into it.
+
+    (`save_only_model: true` writes weights alone.)
+    """
+    needed = ["trainer_state.json", "scheduler.pt"]
+    world = range(manifest.world_size)
+    if not manifest.origin:  # else a stream is derived where none is stored
+        needed += [f"rng_state_{r}.pth" for r in world] if len(world) > 1 else ["rng_state.pth"]
+    if manifest.zero_stage == 0 and not any(name.endswith(WHOLE) for name in manifest.files):
+        needed.append("optimizer.pt")
+    missing = [name for name in needed if name not in manifest.files]
+    shards = [f"zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in world]
+    universal = any(name.endswith(UNIVERSAL) for name in manifest.files)
+    if manifest.zero_stage and not universal:
+        found = {match[0] for match in map(SHARD.search, manifest.files) if match}
+        missing += [shard for shard in shards if shard not in found]
+    return missing
+
+
+def has_weights(manifest: Manifest) -> bool:
+    """Whether there is a weights file in Hugging Face layout (see `save_weights`)."""
+    return any(name.endswith((".safetensors", ".bin")) for name in manifest.files)
+
+
+def not_reshardable(names: Iterable[str]) -> str | None:
+    """Why files of these names cannot be given to other processes; None when they can."""
+    kinds = {
+        r"expert": "mixture of experts",
+        r"(^|/)layer_\d+": "pipeline parallelism",
+        r"_?mp_rank_(?!00)\d+": "tensor parallelism",
+        r"(^|/)offloaded_tensors/": "an optimizer on NVMe",
+    }
+    for name in names:
+        for pattern, kind in kinds.items():
+            if re.search(pattern, name):
+                return f"{kind} is not resharded"
+    return None
+
+
+def strategy_name(zero_stage: int, deepspeed: bool = False) -> str:
+    return f"ZeRO-{zero_stage}" if zero_stage or deepspeed else "DDP"
+
+
+def drift(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    allowed: Collection[str] = (),
+    planned_steps: int = 0,
+) -> list[str]:
+    """Settings that changed since a checkpoint was made: `field: before → now`, in their order.
+
+    A setting that only one side knows is none: another version of keepstep may record more. Nothing
+    given is nothing given (null, an empty mapping), and a warmup by ratio is one of as many steps.
+
+    Args:
+        planned_steps: of the checkpoint's run, 0 where that is not known.
+    """
+
+    def meant(name: str, value: Any) -> Any:
+        if name == "warmup_steps" and isinstance(value, float) and 0 < value < 1:
+            return math.ceil(planned_steps * value) if planned_steps else value
+        return None if value in ({}, [], "") else value
+
+    return [
+        f"{name}: {before[name]} → {value}"
+        for name, value in now.items()
+        if name in before
+        and meant(name, before[name]) != meant(name, value)
+        and name not in allowed
+    ]
+
+
+def finite_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of an evaluation's report: JSON has no NaN, and NaN never wins."""
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }

@@ -1,0 +1,85 @@
+"""What can be said of rows, tokenizer and model together before the model is loaded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from keepstep.data.dataset import Data
+from keepstep.data.tokenize import Positions, beyond_vocabulary, packs, too_few, try_few
+from keepstep.preflight.shapes import configuration_of
+from keepstep.recipe.config import Problem, Recipe
+from keepstep.recipe.model import chat_template
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        problems: errors and warnings.
+        tokenised: of each part of the data, the rows that were made into tokens, to try it.
+    """
+
+    problems: Sequence[Problem]
+    tokenised: Mapping[str, int] = field(default_factory=dict)
+
+
+def inspect(
+    data: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    processes: int | None = None,
+) -> Inspection:
+    """Make a few rows into tokens, as they will be. Ranks: any, each for itself.
+
+    Args:
+        data: the rows.
+        tokenizer: the model's.
+        recipe: all of it.
+        processes: of the launch, where it is not this one.
+
+    Raises:
+        ConfigError: there is no chat template at `chat_template_path`.
+    """
+    training = recipe.training
+    rendering = copy.deepcopy(tokenizer)
+    rendering.chat_template = chat_template(tokenizer, training)
+    positions = positions_of(recipe)
+    problems, tokenised = [*data.warnings, *_unknown_tokens(tokenizer, recipe)], {}
+    for what, part in data.parts.items():
+        tokenised[what], found = try_few(what, part, rendering, training, positions)
+        problems += found
+        if training.chat_template_path is None:  # else TRL may give the model more tokens
+            problems += beyond_vocabulary(what, part, positions)
+        if what == "evaluation" and not packs(what, training):
+            problems += too_few(part.rows, training, processes)
+    same = data.evaluation is not None and data.evaluation.source == data.training.source
+    if same and training.eval_strategy != "no":
+        told = f"the evaluation rows are the training rows: {data.training.source}"
+        problems.append(Problem(told, "the best by them has learned them best", "data", "warning"))
+    return Inspection(problems, tokenised)
+
+
+def _unknown_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Iterator[Problem]:
+    """Special tokens of the recipe that the tokenizer has not."""
+    vocabulary = tokenizer.get_vocab()
+    for name in ("eos_token", "pad_token"):
+        token = getattr(recipe.training, name)
+        later = name == "pad_token" and recipe.training.chat_template_path is not None
+        if token is not None and token not in vocabulary and not later:
+            told = f"{name}: {token!r} is no token of {recipe.model.model_name_or_path}"
+            yield Problem(told, f"it has {getattr(tokenizer, name)!r}", "field")
+
+
+def positions_of(recipe: Recipe) -> Positions:
+    """How long a row the recipe's model takes; not known where its configuration is not to be had:
+    loading it will say why."""
+    try:
+        config = configuration_of(recipe, trust_remote_code=recipe.training.trust_remote_code)
+    except (OSError, ValueError):
+        return Positions()
+    return Positions.of(config)

@@ -1,0 +1,199 @@
+"""What only a look at the machines tells: disk, memory, a run folder that all nodes see."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from keepstep.cli.tables import human_bytes
+from keepstep.preflight.estimate import (
+    Shapes,
+    Strategy,
+    alternatives,
+    checkpoint_bytes,
+    device_bytes,
+    host_bytes,
+)
+from keepstep.preflight.shapes import shapes_of, step_of, strategy_of
+from keepstep.preflight.validate import nearest
+from keepstep.ranks import collectives
+from keepstep.recipe.config import KeepstepConfig, Problem, Recipe
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import Storage
+from keepstep.save.snapshot_memory import free_host_memory
+
+SEE_SECONDS = 15.0  # until a node sees a new file: network filesystems look again after a while
+SAMPLE_BYTES = 256 << 20
+SPARE = 8
+
+
+def probe(recipe: Recipe) -> list[Problem]:
+    """Every problem of these machines with this recipe. Ranks: all (collective)."""
+    folder = Path(str(recipe.training.output_dir))
+    problems = see_together(folder)
+    sizes = collectives.on_main_process("estimating", lambda: list(check_sizes(recipe)))
+    return problems + sizes
+
+
+def see_together(folder: Path, patience: float = SEE_SECONDS) -> list[Problem]:
+    """Whether the main process can write there, and every node sees it. Ranks: all (collective)."""
+    place = nearest(folder) / f".keepstep-probe-{secrets.token_hex(4)}"
+    path, problem = collectives.on_main_process("probing output_dir", lambda: _write(place))
+    try:
+        if problem is not None:
+            return [problem]
+        deadline = time.monotonic() + patience
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        seen = collectives.gather((socket.gethostname(), path.exists()))
+    finally:
+        if collectives.is_main():
+            shutil.rmtree(path.parent, ignore_errors=True)
+    blind = sorted({host for host, sees in seen if not sees})
+    if not blind:
+        return []
+    return [
+        Problem(
+            f"output_dir: {folder} is not shared: what the main process writes on {seen[0][0]} is "
+            f"not seen on {', '.join(blind)}",
+            "name a folder on a filesystem that all nodes share",
+            "not-shared",
+        )
+    ]
+
+
+def _write(place: Path) -> tuple[Path, Problem | None]:
+    """Main process: make a folder with a file, and rename it, as a commit does."""
+    renamed = place.with_name(f"{place.name}-renamed")
+    try:
+        place.mkdir()
+        (place / "nonce").write_text("keepstep")
+        os.rename(place, renamed)
+        if not (renamed / "nonce").exists() or place.exists():
+            raise OSError(errno.ENOTSUP, "a renamed folder is not where it should be")
+    except OSError as error:
+        for left in (place, renamed):
+            shutil.rmtree(left, ignore_errors=True)
+        what = f"output_dir: no folder can be made and renamed in {place.parent}: {error.strerror}"
+        return place / "nonce", Problem(what, "name another folder", "not-writable")
+    return renamed / "nonce", None
+
+
+def check_sizes(recipe: Recipe) -> Iterator[Problem]:
+    """Whether checkpoints, snapshots and model fit here. Ranks: any; one process looks."""
+    shapes = shapes_of(recipe)
+    if shapes is not None:
+        yield from check_model(recipe, shapes, strategy_of(recipe))
+
+
+def check_model(recipe: Recipe, shapes: Shapes, strategy: Strategy) -> Iterator[Problem]:
+    """The same of a model and a strategy that are known."""
+    training = recipe.training
+    size = checkpoint_bytes(shapes, strategy, training.save_weights != "never")
+    yield from check_space(training, size)
+    yield from _host_memory(training, shapes, strategy)
+    yield from _device_memory(recipe, shapes, strategy)
+
+
+def check_space(training: KeepstepConfig, size: int) -> Iterator[Problem]:
+    """Whether the disk holds what the run will keep.
+
+    Quotas are not looked at, but for those that the file system tells as its free space: whoever
+    asks by taking the space takes it from others, and from a save that is being written.
+
+    Args:
+        size: of one checkpoint, in bytes.
+    """
+    run, policy = RunFolder(str(training.output_dir)), training.policy()
+    place = nearest(run.path)
+    count = 1 + (policy.limit or 1)  # and the one that is being written
+    if training.save_strategy == "no" and training.save_interval_seconds is None:
+        count = 1  # when it is stopped
+    needed = count * size
+    if policy.total_bytes is not None:
+        needed = min(needed, policy.total_bytes + size)
+    there = sum(checkpoint.manifest.total_bytes for checkpoint in run.checkpoints())
+    needed = max(needed - there, size) + training.min_free
+    free = shutil.disk_usage(place).free
+    if needed <= free:
+        return
+    yield Problem(
+        f"output_dir: {count} checkpoints of {human_bytes(size)} take {human_bytes(needed)} more "
+        f"on the disk of {place}, and {human_bytes(free)} are free",
+        "free space, save_weights: never (no weights file), or a lower save_total_limit",
+        "space",
+        # A run that is under way goes on as long as it can: it prunes, and skips saves loudly.
+        "warning" if run.is_used() else "error",
+    )
+
+
+def _host_memory(training: KeepstepConfig, shapes: Shapes, strategy: Strategy) -> Iterator[Problem]:
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    saves = training.save_strategy != "no" or bool(training.save_interval_seconds)
+    needed, free = local * host_bytes(shapes, strategy), free_host_memory()
+    if saves and training.save_mode != "off" and needed > free:
+        yield Problem(
+            f"{local} processes here want {human_bytes(needed)} of host memory for snapshots and "
+            f"what is offloaded, and {human_bytes(free)} are free: saves may stop training",
+            "more memory for the job, or async_save: off",
+            "host-memory",
+            "warning",
+        )
+
+
+def _device_memory(recipe: Recipe, shapes: Shapes, strategy: Strategy) -> Iterator[Problem]:
+    quantized = recipe.model.load_in_4bit or recipe.model.load_in_8bit  # not estimated
+    if torch.cuda.is_available() and not quantized:
+        total = torch.cuda.get_device_properties(0).total_memory
+        yield from check_device(recipe, shapes, strategy, total)
+
+
+def check_device(
+    recipe: Recipe, shapes: Shapes, strategy: Strategy, total: int
+) -> Iterator[Problem]:
+    """Whether the model can be trained in `total` bytes of device memory. Pure."""
+    step = step_of(recipe)
+    needed = device_bytes(shapes, strategy, step)
+    if needed <= total:
+        return
+    fitting = [s for s in alternatives(strategy) if device_bytes(shapes, s, step) <= total]
+    hint = "more processes, a smaller per_device_train_batch_size, or LoRA"
+    if fitting:
+        size = human_bytes(device_bytes(shapes, fitting[0], step))
+        hint = f"the config {fitting[0].name} would take about {size}"
+    yield Problem(
+        f"{strategy.name} on {strategy.processes} processes takes about {human_bytes(needed)} of "
+        f"each device's memory, which is {human_bytes(total)}",
+        hint,
+        "device-memory",
+        "warning",
+    )
+
+
+def disk_speed(folder: Path) -> float:
+    """Bytes per second of a durable write to the disk of `folder`, measured now; 0: no room.
+
+    It is not measured where others could miss the space meanwhile.
+    """
+    if shutil.disk_usage(nearest(folder)).free < SPARE * SAMPLE_BYTES:
+        return 0.0
+    path = nearest(folder) / f".keepstep-probe-{secrets.token_hex(4)}"
+    content = memoryview(bytearray(SAMPLE_BYTES))
+    started = time.perf_counter()
+    try:
+        Storage().write(path, content)  # type: ignore[arg-type]
+        return SAMPLE_BYTES / (time.perf_counter() - started)
+    except OSError:
+        return 0.0
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)

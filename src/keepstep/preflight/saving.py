@@ -1,0 +1,210 @@
+"""What a recipe says about saving, evaluating and keeping: the mistakes that cost a night. Pure."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+from keepstep.policy.retention import parse_bytes
+from keepstep.policy.schedule import left
+from keepstep.ranks import signals
+from keepstep.recipe.config import KeepstepConfig, Problem
+from keepstep.recipe.trajectory import word
+
+# What an evaluation of SFTTrainer (trl 1.16, transformers 5.23) gives, and which way is better.
+LOWER, HIGHER = ("eval_loss", "eval_aux_loss"), ("eval_mean_token_accuracy",)
+OTHERS = (
+    *("eval_entropy", "eval_num_tokens"),
+    *("eval_runtime", "eval_samples_per_second", "eval_steps_per_second"),
+)
+
+
+def check_saving(training: KeepstepConfig) -> Iterator[Problem]:
+    """Every problem of the fields about checkpoints (see `check_numbers`, too). Ranks: any."""
+    for check in (_sizes, _ranking, _metric, _recovery_points, _weights_only, _times):
+        yield from check(training)
+
+
+def _sizes(training: KeepstepConfig) -> Iterator[Problem]:
+    for name in ("keep_total_bytes", "min_free_bytes"):
+        try:
+            parse_bytes(getattr(training, name) or 0)
+        except ValueError as error:
+            yield Problem(f"{name}: {error}", code="size")
+
+
+def _ranking(training: KeepstepConfig) -> Iterator[Problem]:
+    """Whether every checkpoint that is kept for its metric has one."""
+    limit = training.save_total_limit
+    if limit is None or limit < 1 or training.keep_ranking == "recency":
+        return
+    if training.eval_strategy == "no":
+        yield Problem(
+            f"save_total_limit: {limit} keeps the best checkpoints, and eval_strategy: no "
+            "leaves nothing to rank them by",
+            "set eval_strategy: steps, or ask for age: keep_ranking: recency",
+            "no-evaluation",
+        )
+    elif training.ranking_metric is None:
+        yield Problem(
+            f"save_total_limit: {limit} keeps the best checkpoints, and "
+            "metric_for_best_model is not set",
+            "metric_for_best_model: eval_loss, or keep_ranking: recency",
+            "no-metric",
+        )
+    elif limit == 1:
+        yield Problem(
+            "save_total_limit: 1 keeps the newest checkpoint only, so the best one is lost",
+            "at least 2, or keep_ranking: recency",
+            "best-is-lost",
+        )
+    elif training.save_strategy in ("steps", "epoch") and (
+        training.save_strategy != training.eval_strategy
+    ):
+        yield Problem(
+            f"save_strategy: {word(training.save_strategy)} and eval_strategy: "
+            f"{word(training.eval_strategy)} do not meet, so some checkpoints would have no "
+            "metric to rank by",
+            "give both the same value",
+            "apart",
+        )
+    else:
+        yield from check_meeting(training, training.max_steps)
+
+
+def check_meeting(training: KeepstepConfig, planned: int) -> Iterator[Problem]:
+    """Whether every save is at a step that is evaluated.
+
+    Args:
+        planned: steps of the whole run, of which shares are taken; not above 0: not known yet.
+    """
+    save, evaluate = training.save_steps, training.eval_steps or training.save_steps
+    by_steps = word(training.save_strategy) == word(training.eval_strategy) == "steps"
+    if not by_steps or training.keep_ranking == "recency" or not (save > 0 and evaluate > 0):
+        return
+    if not _is_multiple(rounded(save, planned), rounded(evaluate, planned)):
+        yield Problem(
+            f"save_steps: {_steps(save, planned)} is no multiple of eval_steps: "
+            f"{_steps(evaluate, planned)}, so some checkpoints would have no metric to rank by",
+            "let the two meet: every save at a step that is evaluated",
+            "apart",
+        )
+
+
+def _steps(steps: float, planned: int) -> str:
+    found = rounded(steps, planned)
+    return f"{steps:g}" if found == steps else f"{steps:g} ({found:g} of {planned} steps)"
+
+
+def rounded(steps: float, planned: int) -> float:
+    """A share of the run in steps, as the Trainer rounds it (transformers 5.23)."""
+    return math.ceil(planned * steps) if steps < 1 and planned > 0 else steps
+
+
+def _metric(training: KeepstepConfig) -> Iterator[Problem]:
+    """Whether the evaluation will give the metric, and which of two values is better."""
+    name = training.ranking_metric
+    if name is None:
+        return
+    if name not in (*LOWER, *HIGHER, *OTHERS):
+        yield Problem(
+            f"metric_for_best_model: {training.metric_for_best_model} is nothing that the "
+            "evaluation gives",
+            f"one of {', '.join((*LOWER, *HIGHER, *OTHERS))}",
+            "unknown-metric",
+        )
+    elif name in OTHERS and not training.direction_is_given:
+        yield Problem(
+            f"metric_for_best_model: {training.metric_for_best_model}: is more of it better?",
+            "greater_is_better: true or false",
+            "direction",
+        )
+    elif name in (*LOWER, *HIGHER) and bool(training.greater_is_better) != (name in HIGHER):
+        yield Problem(
+            f"greater_is_better: {str(bool(training.greater_is_better)).lower()} keeps the worst "
+            f"checkpoints by {name}",
+            "leave greater_is_better out",
+            "direction",
+            "warning",
+        )
+
+
+def _recovery_points(training: KeepstepConfig) -> Iterator[Problem]:
+    """Whether there is a checkpoint to carry on from before the run is over."""
+    strategy, by_clock = word(training.save_strategy), training.save_interval_seconds
+    if by_clock or training.time_limit:
+        return
+    if strategy == "no":
+        yield Problem(
+            "save_strategy: no: a run that is killed begins again",
+            "save_strategy: steps",
+            "no-recovery-point",
+            "warning",
+        )
+    elif strategy == "epoch" and training.max_steps <= 0 and training.num_train_epochs <= 1:
+        yield Problem(
+            f"save_strategy: epoch with num_train_epochs: {training.num_train_epochs:g}: the first "
+            "checkpoint is the last, and a run that is killed begins again",
+            "save_strategy: steps",
+            "no-recovery-point",
+            "warning",
+        )
+    elif strategy == "steps" and 0 < training.max_steps <= rounded(
+        training.save_steps, training.max_steps
+    ):
+        yield Problem(
+            f"save_steps: {training.save_steps:g} is as long as the run (max_steps: "
+            f"{training.max_steps}): there is no checkpoint inside of it",
+            f"save_steps: {max(1, training.max_steps // 10)}",
+            "no-recovery-point",
+            "warning",
+        )
+
+
+def _weights_only(training: KeepstepConfig) -> Iterator[Problem]:
+    if not training.save_only_model:
+        return
+    request = str(training.resume_from_checkpoint)
+    if request == "auto":
+        yield Problem(
+            "save_only_model: checkpoints hold weights and no state: a run that is killed cannot "
+            "be carried on",
+            "leave it out, or say so: resume_from_checkpoint: never",
+            "weights-only",
+            "warning",
+        )
+    if training.deepspeed_plugin is not None and training.load_best_model_at_end:
+        yield Problem(
+            "save_only_model and load_best_model_at_end: DeepSpeed loads a checkpoint whole, or "
+            "not at all",
+            "leave one of them out",
+            "zero",
+        )
+
+
+def _times(training: KeepstepConfig) -> Iterator[Problem]:
+    try:
+        seconds = left(training.schedule(), signals.steady(), time.time())
+    except ValueError as error:
+        yield Problem(f"time_limit or deadline: {error}", code="time")
+        return
+    if seconds <= training.stop_margin_seconds:
+        yield Problem(
+            "the deadline is over before a step can be made and saved (stop_margin_seconds: "
+            f"{training.stop_margin_seconds:g})",
+            "set a later deadline, or a longer time_limit",
+            "time",
+        )
+    if not 0 < training.save_timeout_seconds < training.ddp_timeout:
+        yield Problem(
+            f"save_timeout_seconds: {training.save_timeout_seconds:g} is not between 0 and "
+            f"ddp_timeout: {training.ddp_timeout}: ranks that wait for a slow save would be ended",
+            "raise ddp_timeout with it",
+            "time",
+        )
+
+
+def _is_multiple(steps: float, of: float) -> bool:
+    """Steps, or shares of the run below 1, whose division is exact but for rounding."""
+    return abs(steps / of - round(steps / of)) < 1e-9

@@ -1,0 +1,269 @@
+"""A rank that is dead, frozen or stuck is named, and the others end: nobody waits for it for ever.
+
+Every rank has a thread that says in the process group's store that it is alive, and how far its
+main thread has got. The main process listens to all, and pronounces; the others listen to the main
+process, and pronounce only that it is silent. What is old is measured on the listener's own clock,
+and by a listener that was not itself late: all ranks may have been stopped, and gone on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch.distributed as dist
+
+from keepstep.ranks import collectives
+
+PERIOD_SECONDS = 2.0
+LATE_SECONDS = 2 * PERIOD_SECONDS  # a listener that comes round later cannot blame the others
+# After an error of the connection: whoever misses three signs of life is behind it.
+SILENT_SECONDS = 3 * PERIOD_SECONDS
+EXPLAIN_SECONDS = 6 * PERIOD_SECONDS
+LAST_WORDS_SECONDS = 20.0  # to write down what has happened, before the process ends
+LONGEST_WORDS = 500  # characters of an error that the others are told
+KEY = "keepstep/"
+SEEKS = "seeks"  # said by a rank whose connection broke: who is silent now is behind it
+# Before the first step a single call may keep a process from everything else for longer.
+PATIENCE_AT_FIRST = 4
+
+
+class Watchdog:
+    """Watches the other ranks from `start` to `stop`."""
+
+    def __init__(
+        self, dead_after: float, stuck_after: float, give_up: Callable[[str], None]
+    ) -> None:
+        """
+        Args:
+            dead_after: seconds without a sign of life from a rank; longer before the first step.
+            stuck_after: seconds without progress on any rank.
+            give_up: is told what has happened, in the watchdog's thread; then the process ends.
+        """
+        self._dead_after = dead_after
+        self._listener = Listener([], (dead_after, stuck_after))
+        self._give_up = give_up
+        self._progress = 0
+        self._over = threading.Event()
+        self._failure: str | None = None
+        self._missed = self._seeks = False
+        self._threads: list[threading.Thread] = []
+        self._store: Any = None
+        self._hosts: list[str] = []
+        self._answered = self._round = 0.0
+        self._paused, self._blamed_until = 0.0, float("-inf")
+        self._verdict: str | None = None
+
+    def start(self) -> None:
+        """Begin to watch. Ranks: all (collective)."""
+        if not collectives.is_grouped() or collectives.world_size() == 1:
+            return
+        # A connection of its own: the main thread may be waiting on the other one.
+        store: Any = dist.distributed_c10d._get_default_store()
+        self._store = store.clone()
+        self._say("0 0 0")
+        self._hosts = collectives.gather(socket.gethostname())  # and everybody has said something
+        self._listener.ranks = (
+            list(range(collectives.world_size())) if collectives.is_main() else [0]
+        )
+        self._answered = self._round = time.monotonic()
+        for work in (self._talk, self._watch):
+            thread = threading.Thread(target=work, daemon=True, name="keepstep-watchdog")
+            thread.start()
+            self._threads.append(thread)
+
+    def progress(self) -> None:
+        """The main thread has got on. Ranks: any."""
+        self._progress += 1
+
+    def explain(self, error: Exception) -> str:
+        """What this rank fails of, for the others too. Ranks: any, not collective.
+
+        A connection that broke tells that a rank is gone, not which: then the others are listened
+        to for a moment. Once it is known which, this process ends with that reason, and not here.
+        """
+        failure = f"{type(error).__name__}: {error}"
+        pause = self._pause()
+        if pause is not None:
+            failure = f"{pause} ({failure})"
+        elif self._threads and any(map(_is_of_the_connection, _causes(error))):
+            self._seeks = True
+            self._over.wait(EXPLAIN_SECONDS)
+            if self._verdict is not None:
+                self._over.wait(LAST_WORDS_SECONDS * 2)
+        self._failure = failure
+        return failure
+
+    def stop(self, missed: bool = False) -> None:
+        """This rank leaves, after its last collective; or it has failed, as `explain` was told; or
+        it is `missed` by those that wait for it.
+
+        Ranks: any. Waits for the threads: Python aborts at its end while one is inside the store.
+        """
+        self._missed = missed
+        self._over.set()
+        for thread in self._threads:
+            thread.join(LAST_WORDS_SECONDS)
+        if self._threads and self._failure is not None:
+            self._let_hear()
+
+    def _let_hear(self) -> None:
+        """The store may end with the main process: the others have to hear its last words first."""
+        if collectives.is_main():
+            time.sleep(2 * PERIOD_SECONDS)
+
+    def _pause(self) -> str | None:
+        """Whether it was this process that the others have missed, a moment ago."""
+        now = time.monotonic()
+        self._note_pause(now)
+        if not self._threads or now > self._blamed_until:
+            return None
+        rank = collectives.rank()
+        return f"rank {rank} on {self._hosts[rank]} stood still for {self._paused:.0f} s"
+
+    def _note_pause(self, now: float) -> bool:
+        """Whether this process has stood still since the last round."""
+        late = now - self._round
+        if late > self._dead_after:
+            self._paused, self._blamed_until = late, now + self._dead_after
+        self._round = now
+        return late > LATE_SECONDS
+
+    def _say(self, text: str) -> None:
+        self._store.set(f"{KEY}rank/{collectives.rank()}", text)
+
+    def _rounds(self) -> Iterator[None]:
+        while not self._over.wait(PERIOD_SECONDS / 4 if self._seeks else PERIOD_SECONDS):
+            yield
+
+    def _limit(self) -> float:
+        """Seconds of silence after which a rank is dead."""
+        limit = patience(self._dead_after, self._progress > 0)
+        return min(limit, SILENT_SECONDS) if self._seeks else limit
+
+    def _talk(self) -> None:
+        """Say that this rank lives, and listen to the others, until it leaves."""
+        with contextlib.suppress(RuntimeError, OSError):  # the store is gone: `_watch` sees to that
+            for beats, _ in enumerate(self._rounds(), start=1):
+                said = f"{beats} {self._progress} {collectives.collectives()}"
+                self._say(f"{said} {SEEKS}" if self._seeks else said)
+                self._verdict = self._verdict or self._hear()
+                self._answered = time.monotonic()
+            if self._failure is not None:
+                self._say(f"failed {self._failure[:LONGEST_WORDS]}")
+            elif not self._missed:
+                self._say("left")
+
+    def _watch(self) -> None:
+        """Act on what was heard. Apart from `_talk`, which a frozen store never lets go."""
+        for _ in self._rounds():
+            now = time.monotonic()
+            if self._note_pause(now):
+                self._answered = now
+            silence, verdict = now - self._answered, self._verdict
+            if verdict is None and silence > self._limit():
+                verdict = f"rank 0 on {self._hosts[0]} gave no sign of life for {silence:.0f} s: "
+                verdict += "dead or frozen, and the store with it"
+            if verdict is not None:
+                self._verdict = verdict
+                last_words = threading.Thread(target=self._give_up, args=(verdict,), daemon=True)
+                last_words.start()
+                last_words.join(LAST_WORDS_SECONDS)
+                self._let_hear()
+                os._exit(70)
+
+    def _hear(self) -> str | None:
+        """What the main process says, or this rank has to say of it."""
+        if not collectives.is_main() and self._store.check([f"{KEY}verdict"]):
+            return str(self._store.get(f"{KEY}verdict").decode())
+        said = self._store.multi_get([f"{KEY}rank/{rank}" for rank in self._listener.ranks])
+        found = self._listener.hear([text.decode() for text in said], time.monotonic())
+        if found is None:
+            return None
+        ranks, what = found
+        names = ", ".join(f"rank {rank} on {self._hosts[rank]}" for rank in ranks)
+        verdict = f"{names} {what}"
+        if collectives.is_main():
+            self._store.set(f"{KEY}verdict", verdict)
+        return verdict
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_of_the_connection(error: BaseException) -> bool:
+    """Whether it may come of another rank's end. Of gloo it is a RuntimeError like others."""
+    return type(error) is RuntimeError or isinstance(error, dist.DistError)
+
+
+class Listener:
+    """What was heard of some ranks, and since when nothing new. No clock, no store.
+
+    A rank says how often it has spoken, how often its main thread has got on, and how many
+    collectives that has entered: whoever is waited for has entered the fewest. And, where that is
+    so: that its connection broke, that it has failed and of what, that it has left.
+    """
+
+    def __init__(self, ranks: list[int], limits: tuple[float, float]) -> None:
+        self.ranks = ranks
+        self._dead_after, self._stuck_after = limits
+        self._heard: dict[int, tuple[str, float]] = {}
+        self._moved: tuple[list[tuple[int, ...]], float] = [], 0.0
+        self._last: float | None = None
+
+    def hear(self, said: list[str], now: float) -> tuple[list[int], str] | None:
+        """Ranks that something is wrong with, and what; None when all is well."""
+        self._forgive(now)
+        for rank, text in zip(self.ranks, said, strict=True):
+            if rank not in self._heard or self._heard[rank][0] != text:
+                self._heard[rank] = text, now
+        failed = [r for r, (text, _) in self._heard.items() if text.startswith("failed ")]
+        if failed:
+            return failed[:1], self._heard[failed[0]][0].replace("failed ", "failed: ", 1)
+        present = {r: _counts(text) for r, (text, _) in self._heard.items() if text != "left"}
+        begun = any(counts[0] for counts in present.values())
+        limit = patience(self._dead_after, begun)
+        if any(text.endswith(SEEKS) for text, _ in self._heard.values()):
+            limit = min(limit, SILENT_SECONDS)
+        silent = [r for r in present if now - self._heard[r][1] > limit]
+        if silent:
+            return silent, f"gave no sign of life for {limit:g} s: dead or frozen"
+        return self._stuck(present, now) if begun and len(self.ranks) > 1 else None
+
+    def _forgive(self, now: float) -> None:
+        """A listener that was itself late counts anew: all may have been stopped together."""
+        if self._last is not None and now - self._last > LATE_SECONDS:
+            self._heard = {rank: (text, now) for rank, (text, _) in self._heard.items()}
+            self._moved = self._moved[0], now
+        self._last = now
+
+    def _stuck(
+        self, present: dict[int, tuple[int, ...]], now: float
+    ) -> tuple[list[int], str] | None:
+        """Those that have got least far, when nobody has got on for too long."""
+        if list(present.values()) != self._moved[0]:
+            self._moved = list(present.values()), now
+        if now - self._moved[1] <= self._stuck_after:
+            return None
+        behind = [r for r, counts in present.items() if counts == min(present.values())]
+        all_equal = "" if len(behind) < len(present) else ", and none is behind the others"
+        return behind, f"made no progress for {self._stuck_after:g} s{all_equal}: stuck"
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """Progress and collectives, of what a rank has said."""
+    return tuple(int(word) for word in text.split()[1:] if word != SEEKS)
+
+
+def patience(dead_after: float, begun: bool) -> float:
+    """Seconds of silence after which a rank is dead."""
+    return dead_after if begun else PATIENCE_AT_FIRST * dead_after

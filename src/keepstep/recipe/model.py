@@ -1,0 +1,152 @@
+"""Tokenizer, model arguments, adapter. SFTTrainer builds the model: under ZeRO-3, sharded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from keepstep.recipe.config import ConfigError, KeepstepConfig, Problem
+
+WEIGHT_BLOCKS, BLOCK_BYTES = 8, 1 << 16  # of a weights file that it is known by
+
+
+def build_tokenizer(model: ModelConfig, training: KeepstepConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a pad token.
+
+    Ranks: all, each for itself.
+
+    Raises:
+        ConfigError: there is none at `model_name_or_path`.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model.model_name_or_path,
+            revision=model.model_revision,
+            trust_remote_code=training.trust_remote_code,
+        )
+    except Exception as error:  # OSError, ValueError, tokenizers' own Exception
+        raise ConfigError(
+            [
+                Problem(
+                    f"model_name_or_path: {model.model_name_or_path} has no usable tokenizer: "
+                    f"{str(error).splitlines()[0]}",
+                    code="model",
+                )
+            ]
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def fingerprint(model: ModelConfig) -> str:
+    """A short digest of the base model: its configuration, and its weight files' names and sizes.
+
+    For a Hub model its name and revision. Ranks: any; the same everywhere.
+    """
+    name = str(model.model_name_or_path)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return f"{name}@{model.model_revision}"
+    weights = sorted((p.name, p.stat().st_size) for p in folder.glob("*.safetensors"))
+    content = (folder / "config.json").read_bytes() + json.dumps(weights).encode()
+    return f"{folder.name}, {xxhash.xxh3_64_hexdigest(content)}"
+
+
+def weights_fingerprint(model: ModelConfig) -> str | None:
+    """A short digest of the weights under an adapter: blocks of each file of a local base model.
+
+    None where a checkpoint holds all the weights itself, and for a Hub model (`fingerprint` has its
+    revision). Ranks: any; the same everywhere.
+    """
+    folder = Path(str(model.model_name_or_path)).expanduser()
+    if not model.use_peft or not folder.is_dir():
+        return None
+    digest = xxhash.xxh3_64()
+    for path in sorted({*folder.glob("*.safetensors"), *folder.glob("*.bin")}):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for number in range(WEIGHT_BLOCKS):
+                file.seek(max(0, size - BLOCK_BYTES) * number // (WEIGHT_BLOCKS - 1))
+                digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def tokenizer_settings(
+    tokenizer: PreTrainedTokenizerBase, training: KeepstepConfig
+) -> dict[str, str | None]:
+    """What determines how a row becomes tokens, by content: vocabulary, template, special tokens.
+
+    Ranks: any; the same everywhere.
+
+    Raises:
+        ConfigError: there is no chat template at `chat_template_path`.
+    """
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    template = chat_template(tokenizer, training)
+    return {
+        "tokenizer": f"{len(vocabulary)} tokens, {_digest(vocabulary)}",
+        "chat_template": None if template is None else _digest(template),
+        "eos_token": training.eos_token or tokenizer.eos_token,
+        "pad_token": training.pad_token or tokenizer.pad_token,
+    }
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase, training: KeepstepConfig) -> Any:
+    """The one that SFTTrainer will use (trl 1.16): of a file, of another tokenizer, its own."""
+    path = training.chat_template_path
+    if path is None:
+        return tokenizer.chat_template
+    try:
+        if path.endswith((".jinja", ".j2")) and Path(path).is_file():
+            return Path(path).read_text(encoding="utf-8")
+        return AutoTokenizer.from_pretrained(path).chat_template
+    except Exception as error:  # OSError, ValueError, tokenizers' own Exception
+        what = f"chat_template_path: {path} cannot be read: {str(error).splitlines()[0]}"
+        raise ConfigError([Problem(what, code="model")]) from error
+
+
+def _digest(value: Any) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(value).encode())
+
+
+def model_arguments(model: ModelConfig, training: KeepstepConfig) -> dict[str, Any]:
+    """What `from_pretrained` is given; `model_init_kwargs` of the recipe wins."""
+    return {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(training.model_init_kwargs or {}),
+    }
+
+
+def trainer_arguments(
+    model: ModelConfig, training: KeepstepConfig, weights: Path | None = None
+) -> dict[str, Any]:
+    """The model, quantization and adapter arguments of SFTTrainer.
+
+    Args:
+        model: the recipe's model fields.
+        training: the recipe's training fields; `model_init_kwargs` is filled in.
+        weights: a checkpoint to take the weights (or the adapter) from instead of the base model's.
+    """
+    arguments = model_arguments(model, training)
+    if weights is not None and model.use_peft:
+        training.model_init_kwargs = None
+        # Not AutoPeftModelForCausalLM: under ZeRO-3 it takes the sharded embedding for one of
+        # another size and resizes it (peft 0.21.2).
+        base = AutoModelForCausalLM.from_pretrained(model.model_name_or_path, **arguments)
+        return {"model": PeftModel.from_pretrained(base, weights, is_trainable=True)}
+    training.model_init_kwargs = arguments
+    return {
+        "model": str(weights or model.model_name_or_path),
+        "quantization_config": get_quantization_config(model),
+        "peft_config": get_peft_config(model),
+    }

@@ -1,0 +1,1 @@
+"""A run on the disk: read, written, owned, cleared. No torch."""

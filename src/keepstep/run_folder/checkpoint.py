@@ -1,0 +1,213 @@
+"""One checkpoint on the disk: what its manifest says, and whether its files are what was written.
+
+Damage is one thing, a disk that does not answer another: the one belongs in quarantine, the other
+is passed by until it can be read again.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from keepstep.policy.manifest import (
+    LONGEST_MANIFEST,
+    MANIFEST_NAME,
+    Manifest,
+    ManifestError,
+    NewerFormatError,
+    differences,
+    folder_name,
+    step_of,
+)
+from keepstep.policy.selection import UnreadableError
+from keepstep.policy.strict import TextError, build, name_fault, parse, shown
+from keepstep.run_folder.safe_read import ABSENT, PAUSES, OddFileError, patiently, read_text
+from keepstep.run_folder.storage import digest_of, sizes_of
+
+# What is read in less than a minute, at a rate that any disk reaches.
+DIGEST_ALL_BELOW_BYTES = 60 * 500 * 10**6
+TAGS = ("latest", "latest_universal")  # files that name the folder of DeepSpeed's shards
+INDEX = "*.index.json"  # files that name the weights' files
+
+
+@dataclass(frozen=True)
+class Committed:
+    """One committed checkpoint: where it lies and what its manifest says."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        return self.manifest.global_step
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """Why a folder named like a checkpoint cannot be taken.
+
+    Attributes:
+        kind: `damaged`: its manifest is not what was written; `unreadable`: it cannot be read now;
+            `newer`: a newer keepstep wrote it.
+        reason: in words.
+    """
+
+    kind: Literal["damaged", "unreadable", "newer"]
+    reason: str
+
+
+def look_at(folder: Path) -> Committed | Unfit | None:
+    """The checkpoint in `folder`, or why there is none to be had; None: it has no manifest."""
+    try:
+        manifest = Manifest.from_json(read_text(folder / MANIFEST_NAME, LONGEST_MANIFEST))
+    except ABSENT:
+        return None
+    except NewerFormatError as error:
+        return Unfit("newer", str(error))
+    except ManifestError as error:
+        return Unfit("damaged", str(error))
+    except OddFileError as error:
+        return Unfit("damaged", f"{MANIFEST_NAME}: {error}")
+    except OSError as error:
+        return Unfit("unreadable", f"its {MANIFEST_NAME} cannot be read: {error}")
+    if folder.name != folder_name(manifest.global_step):
+        return Unfit("damaged", f"its manifest is of step {manifest.global_step}")
+    return Committed(folder, manifest)
+
+
+def read_checkpoint(folder: Path) -> Committed:
+    """The committed checkpoint at a path, of whichever run.
+
+    Raises:
+        UnreadableError: it cannot be read now.
+        ManifestError: there is none.
+    """
+    found = look_at(folder)
+    if found is None:
+        raise ManifestError(f"{folder} holds no readable {MANIFEST_NAME}: there is none")
+    if isinstance(found, Committed):
+        return found
+    if found.kind == "unreadable":
+        raise UnreadableError(f"{folder}: {found.reason}")
+    raise ManifestError(f"{folder} holds no readable {MANIFEST_NAME}: {found.reason}")
+
+
+def faults_of(checkpoint: Committed, deep: bool | None = False) -> list[str]:
+    """What differs from the manifest: ranks, names and sizes; with `deep`, digests too.
+
+    `deep` None: digests when reading every byte takes less than a minute.
+
+    Raises:
+        UnreadableError: it cannot be read now, though it was tried a few times.
+    """
+    manifest = checkpoint.manifest
+    if deep is None:
+        deep = manifest.total_bytes < DIGEST_ALL_BELOW_BYTES
+    try:
+        sizes = patiently(lambda: sizes_of(checkpoint.path, manifest.files))
+        found = differences(manifest, sizes)
+        if not found:
+            found = list(_names_elsewhere(checkpoint))
+        if deep and not found:
+            found = list(_changed(checkpoint))
+    except OSError as error:
+        raise UnreadableError(f"{checkpoint.path.name} cannot be read: {error}") from error
+    return found
+
+
+def _changed(checkpoint: Committed) -> Iterator[str]:
+    for name, entry in sorted(checkpoint.manifest.files.items()):
+        path = checkpoint.path / name
+        try:
+            digest = patiently(lambda path=path: digest_of(path))  # type: ignore[misc]
+        except ABSENT:
+            yield f"{name} is missing"
+        else:
+            if digest != entry.xxh3_128:
+                yield f"{name}: content has changed (xxh3-128 differs)"
+
+
+def _names_elsewhere(checkpoint: Committed) -> Iterator[str]:
+    """Files that tell a loader of others are believed as far as these are the manifest's."""
+    files, path = checkpoint.manifest.files, checkpoint.path
+    try:
+        for tag in [name for name in TAGS if name in files][:1]:  # the first is what is loaded
+            folder = patiently(lambda: read_text(path / tag)).strip()  # noqa: B023
+            listed = any(name.startswith(f"{folder}/") for name in files)
+            if name_fault(folder) or not listed:
+                yield f"{tag} names {shown(folder)}, and nothing is listed there"
+        for index in fnmatch.filter(files, INDEX):
+            text = patiently(lambda: read_text(path / index, LONGEST_MANIFEST))  # noqa: B023
+            above = index.rpartition("/")[0]
+            names = set(build(dict[str, str], _weight_map(text), index).values())
+            named = {f"{above}/{name}" if above else name for name in names}
+            if not named <= files.keys():
+                yield f"{index} names {shown(min(named - files.keys()))}, which is not listed"
+    except (TextError, OddFileError) as error:
+        yield f"a file that names others: {error}"
+
+
+def _weight_map(text: str) -> object:
+    values = parse(text)
+    return values.get("weight_map") if isinstance(values, dict) else values
+
+
+class Listing:
+    """What is in the folders of a run that are named like checkpoints."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read: dict[Path, tuple[tuple[int, int, int], Committed | Unfit | None]] = {}
+
+    def found(self) -> dict[str, Committed | Unfit | None]:
+        """Each folder's name and what is in it; None: it has no manifest.
+
+        Raises:
+            OSError: the run's folder cannot be listed, though it was tried a few times.
+        """
+        names = [name for name, is_link in self.names().items() if not is_link]
+        return {name: self._manifest_in(self._path / name) for name in names}
+
+    def names(self) -> dict[str, bool]:
+        """What is named like a checkpoint, and whether it is a link. Raises as `found`."""
+
+        def look() -> dict[str, bool]:
+            with os.scandir(self._path) as entries:
+                return {e.name: e.is_symlink() for e in entries if step_of(e.name) is not None}
+
+        try:
+            return patiently(look)
+        except ABSENT:
+            return {}
+
+    def wait_until_readable(self) -> None:
+        """Give a disk that does not answer a moment."""
+        for pause in PAUSES:
+            found = self.found().values()
+            if not any(isinstance(f, Unfit) and f.kind == "unreadable" for f in found):
+                return
+            time.sleep(pause)
+
+    def _manifest_in(self, folder: Path) -> Committed | Unfit | None:
+        """What is in a folder. A manifest is read again only when its file has changed: thousands
+        cost a stat each."""
+        path = folder / MANIFEST_NAME
+        try:
+            status = os.lstat(path)
+        except ABSENT:
+            return None
+        except OSError as error:
+            return Unfit("unreadable", f"its {MANIFEST_NAME} cannot be read: {error}")
+        signature = (status.st_mtime_ns, status.st_size, status.st_ino)
+        known = self._read.get(path)
+        if known is not None and known[0] == signature:
+            return known[1]
+        found = look_at(folder)
+        if not (isinstance(found, Unfit) and found.kind == "unreadable"):
+            self._read[path] = signature, found
+        return found

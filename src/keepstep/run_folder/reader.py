@@ -1,0 +1,372 @@
+"""What a run folder holds: list, verify, explain. Nothing is changed; no torch is needed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from keepstep.policy.lineage import Attempt, Node, abandoned_steps, fruitless_resumes, is_under_way
+from keepstep.policy.manifest import MANIFEST_NAME, step_of
+from keepstep.policy.retention import Decision, Policy, Record, best_step, plan_retention
+from keepstep.policy.selection import (
+    WORDS,
+    Candidate,
+    NewerError,
+    SelectionError,
+    Situation,
+    UnreadableError,
+    Verify,
+)
+from keepstep.policy.strict import TextError, build
+from keepstep.run_folder.checkpoint import Committed as Committed
+from keepstep.run_folder.checkpoint import Listing, Unfit, faults_of, look_at
+from keepstep.run_folder.checkpoint import read_checkpoint as read_checkpoint
+from keepstep.run_folder.events import as_asked_now, attempts_of, believed
+from keepstep.run_folder.safe_read import (
+    ABSENT,
+    SMALL,
+    Journal,
+    OddFileError,
+    is_file,
+    read_object,
+    read_text,
+)
+from keepstep.run_folder.storage import sizes_under
+
+PRIVATE = ".keepstep"
+REQUESTS = ("stop", "save-now")  # files of these names: what somebody asks of a running attempt
+
+
+class RunFolder:
+    """A run's folder (`output_dir`), for reading. No rank, no torch, nothing is changed."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.private = self.path / PRIVATE
+        self.staging = self.private / "staging"
+        self.trash = self.private / "trash"
+        self.quarantine = self.private / "quarantine"
+        self.pins = self.private / "pins"
+        self.pinned_aside = self.private / "pinned"  # pinned, and their steps saved again
+        self.publishing = self.private / "publish"
+        self.target = self.publishing / "target.json"
+        self.events = self.private / "events.jsonl"
+        self.identity = self.private / "run.json"
+        self.status = self.private / "status.json"
+        self.owner_file = self.private / "owner"
+        self.heartbeat = self.private / "heartbeat"
+        self.job = self.private / "job"  # what slurm/submit.sh has put there
+        self.journal = Journal(self.events)
+        self._listing = Listing(self.path)
+
+    def run_id(self) -> str | None:
+        """The run's name, None in a folder that no run has used.
+
+        Where run.json does not tell it, the log does, or the checkpoints, if all are of one run.
+
+        Raises:
+            SelectionError: they are of several, and nothing tells which is this one.
+        """
+        known = self._identity().get("run_id")
+        if isinstance(known, str) and known:
+            return known
+        told = [event["run_id"] for event in self._events() if "run_id" in event]
+        if told:
+            return str(told[-1])
+        commits = [event for event in self._events() if event["event"] == "commit"]
+        logged = {(event["attempt"], event.get("step")) for event in commits}
+        there = self.checkpoints(any_run=True)
+        own = [c for c in there if (c.manifest.attempt, c.step) in logged] or there
+        found = {c.manifest.run_id: c.path.name for c in own}
+        if len(found) > 1:
+            named = ", ".join(f"{name} of run {run}" for run, name in found.items())
+            raise SelectionError(
+                f"{self.identity.relative_to(self.path)} does not tell which run this is, and the "
+                f"checkpoints are of {len(found)}: {named}\n"
+                "    Hint: move those of the other run out of the folder."
+            )
+        return next(iter(found), None)
+
+    def policy(self) -> Policy:
+        """The retention policy of the newest attempt; nothing is ranked, and all is kept, in a
+        folder without one."""
+        try:
+            policy: Policy = build(Policy, self._identity().get("policy", {}))
+        except TextError:  # written by another version
+            return Policy()
+        return policy if (policy.limit or 1) > 0 and (policy.every_n_steps or 1) > 0 else Policy()
+
+    def checkpoints(self, any_run: bool = False) -> list[Committed]:
+        """This run's committed checkpoints, oldest step first.
+
+        Folders without a readable manifest of this run are somebody else's: never listed, never
+        touched. A link is not followed.
+        """
+        found = [c for c in self._listing.found().values() if isinstance(c, Committed)]
+        if not any_run:
+            run_id = self.run_id()
+            found = [c for c in found if c.manifest.run_id == run_id]
+        return sorted(found, key=lambda c: c.step)
+
+    def folders(self) -> list[str]:
+        """What is named like a checkpoint, and is no link."""
+        return sorted(name for name, is_link in self._listing.names().items() if not is_link)
+
+    def is_used(self) -> bool:
+        """Whether it has a history, that a checkpoint from elsewhere would not be a part of."""
+        return bool(self.attempts() or self.checkpoints(any_run=True))
+
+    def checkpoint(self, step: int) -> Committed:
+        """The committed checkpoint of a step.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return {c.step: c for c in self.checkpoints()}[step]
+
+    def unreadable(self) -> dict[str, str]:
+        """Folders named like checkpoints whose manifest cannot be taken: name → what is wrong."""
+        return {name: unfit.reason for name, unfit in self._unfit().items()}
+
+    def damaged(self) -> dict[str, str]:
+        """Those among them whose manifest is not what was written."""
+        unfit = self._unfit()
+        return {name: unfit[name].reason for name in unfit if unfit[name].kind == "damaged"}
+
+    def strangers(self) -> dict[str, str]:
+        """Folders named like checkpoints that this run did not commit: name → why not."""
+        run_id, lost, strangers = self.run_id(), self.lost_manifests(), {}
+        for name, found in self._listing.found().items():
+            if found is None and name not in lost:
+                strangers[name] = f"it has no {MANIFEST_NAME}: keepstep did not commit it"
+            elif isinstance(found, Committed) and found.manifest.run_id != run_id:
+                strangers[name] = f"it belongs to another run ({found.manifest.run_id})"
+        return strangers
+
+    def lost_manifests(self) -> dict[str, str]:
+        """Folders that this run committed, and whose manifest is gone: name → what is wrong.
+
+        events.jsonl tells them: the step was committed, and has not been removed since; and there
+        is no more in the folder than there was.
+        """
+        left: dict[int, int] = {}  # step → bytes, of what is to be there
+        for event in self._events():
+            step, size, kind = event.get("step"), event.get("bytes"), event["event"]
+            if not isinstance(step, int):
+                continue
+            if kind == "commit" and isinstance(size, int):
+                left[step] = size
+            elif kind == "quarantine" or (kind == "prune" and event.get("reason") != "replaced"):
+                left.pop(step, None)
+        return {
+            name: f"it has lost its {MANIFEST_NAME}"
+            for name, found in self._listing.found().items()
+            if found is None
+            and (self.path / name).is_dir()
+            and (there_were := left.get(step_of(name) or 0)) is not None
+            and (
+                sum(sizes_under(self.path / name).values()) <= there_were
+                or any(self.quarantine.glob(f"{name}-attempt-*"))  # killed on the way there
+            )
+        }
+
+    def odd(self) -> dict[str, str]:
+        """All that is named like a checkpoint of this run and is none: name → why not."""
+        return self.unreadable() | self.lost_manifests() | self.in_the_way()
+
+    def in_the_way(self) -> dict[str, str]:
+        """Names of checkpoints that are taken by what is not this run's: name → what it is."""
+        links = [name for name, is_link in self._listing.names().items() if is_link]
+        return self.strangers() | dict.fromkeys(links, "it is a link")
+
+    def request(self, name: str) -> Path:
+        """The file that asks for one of `REQUESTS`."""
+        return self.private / name
+
+    def requests(self) -> tuple[str, ...]:
+        """What somebody has asked for."""
+        return tuple(name for name in REQUESTS if is_file(self.request(name)))
+
+    def owner(self) -> str | None:
+        """The name of the attempt that may change the folder (see ownership.py), None of none."""
+        return next(iter(self.owner_words()), None)
+
+    def owner_words(self) -> list[str]:
+        """The owner's name, and its process where that is known: host, id, beginning.
+
+        Raises:
+            OSError: it cannot be read, or is not what an owner writes.
+        """
+        try:
+            return read_text(self.owner_file, SMALL).split()
+        except ABSENT:
+            return []
+        except OddFileError as error:
+            raise OSError(errno.EUCLEAN, str(error), str(self.owner_file)) from error
+
+    def pinned(self) -> set[int]:
+        """Steps that somebody asked to keep (`keepstep pin`). A link is not followed.
+
+        Raises:
+            OSError: they cannot be read now.
+        """
+        try:
+            if not stat.S_ISDIR(os.lstat(self.pins).st_mode):
+                return set()
+            return {int(name) for name in os.listdir(self.pins) if name.isdecimal()}
+        except ABSENT:
+            return set()
+
+    def records(self, metric: str | None) -> list[Record]:
+        """What retention looks at, taken from the manifests and the pins."""
+        checkpoints = self.checkpoints()
+        try:
+            pinned = self.pinned()
+        except OSError:  # nobody knows which: nothing is pruned meanwhile
+            pinned = {c.step for c in checkpoints}
+        nodes = [Node(c.step, c.manifest.attempt, c.manifest.parent or 0) for c in checkpoints]
+        attempts = self.attempts()
+        abandoned, newest = abandoned_steps(nodes, attempts), attempts[-1:]
+        grown_from = [a.resumed_from for a in newest if a.request is not None and not a.commits]
+        return [
+            Record(
+                c.step,
+                c.manifest.metrics.get(metric or ""),
+                c.manifest.total_bytes,
+                c.step in pinned,
+                c.step in abandoned,
+                c.step in grown_from,
+            )
+            for c in checkpoints
+        ]
+
+    def best(self, policy: Policy) -> Committed | None:
+        """The committed checkpoint with the best metric, None when none has one."""
+        step = best_step(self.records(policy.metric), policy)
+        return None if step is None else self.checkpoint(step)
+
+    def retention(self) -> list[Decision]:
+        """The retention plan, under the policy that the run was last launched with."""
+        policy = self.policy()
+        return plan_retention(self.records(policy.metric), policy)
+
+    def attempts(self) -> list[Attempt]:
+        """Every launch of the run, oldest first, as the manifests and events.jsonl tell it."""
+        there = self.checkpoints()  # killed between a commit and the line about it
+        nodes = [Node(c.step, c.manifest.attempt, c.manifest.parent or 0) for c in there]
+        return attempts_of(self._events(), nodes)
+
+    def commits(self) -> list[dict[str, Any]]:
+        """What events.jsonl says of every save, in their order; also of those that are pruned."""
+        return [e for e in self._events() if e["event"] == "commit" and e.get("step") is not None]
+
+    def saves(self) -> dict[int, dict[str, Any]]:
+        """What events.jsonl says of the save of each committed checkpoint, by step.
+
+        Seconds of `stall`, `wait`, `copy`, `write`, `digest` and `commit`; see `Saved.facts`.
+        """
+        attempts = {c.step: c.manifest.attempt for c in self.checkpoints()}
+        return {
+            event["step"]: event
+            for event in self.commits()
+            if attempts.get(event["step"]) == event["attempt"]
+        }
+
+    def situation(
+        self,
+        request: str,
+        policy: Policy,
+        verify: Verify,
+        patience: int,
+        weights_only: bool = False,
+        recipe: str | None = None,
+    ) -> Situation:
+        """What `selection.choose` needs to know of this folder."""
+        self._listing.wait_until_readable()
+        names = self.names_of(request, weights_only)
+        attempts, records = as_asked_now(self.attempts(), names), self.records(policy.metric)
+        candidates = [Candidate(r.step, r.value, r.abandoned) for r in records]
+        # Folders that cannot be taken are listed too: what is there is never passed by in silence.
+        faults = self.unreadable() | self.lost_manifests() | self.strangers()
+        odd = {step_of(name) or 0: name for name in faults}
+        return Situation(
+            candidates=candidates + [Candidate(step) for step in odd],
+            best=best_step(records, policy),
+            verify=lambda step: (
+                self._why_odd(odd[step], faults[odd[step]]) if step in odd else verify(step)
+            ),
+            fruitless=fruitless_resumes(attempts, names[0], recipe),
+            patience=patience,
+            under_way=names[0] != "auto" and is_under_way(names[0], attempts),
+        )
+
+    def names_of(self, request: str, weights_only: bool = False) -> list[str]:
+        """What a request is called in the log: first what it means, then how it is written.
+
+        A path means a run's checkpoint, wherever the folders lie and whatever links lead there. It
+        is written relative to this folder, never absolute.
+        """
+        names = [request]
+        if request.isdecimal():
+            names.append(f"{self.run_id()}@{request}")
+        elif request not in WORDS:
+            path = Path(request).expanduser()
+            names = [os.path.relpath(path, self.path)]
+            found = look_at(path.resolve())
+            if isinstance(found, Committed):
+                own = [str(found.step)] if found.manifest.run_id == self.run_id() else []
+                names = [f"{found.manifest.run_id}@{found.step}", *own, *names]
+        return [f"{name} weights_only" if weights_only else name for name in names]
+
+    def faults(self, checkpoint: Committed, deep: bool | None = False) -> list[str]:
+        """What differs from the manifest (see `faults_of`). Raises: UnreadableError."""
+        return faults_of(checkpoint, deep)
+
+    def state_of(self, checkpoint: Committed, deep: bool | None = False) -> list[str]:
+        """The same to be shown: that it cannot be read now is said as a fault is."""
+        try:
+            return faults_of(checkpoint, deep)
+        except UnreadableError as error:
+            return [str(error)]
+
+    def _identity(self) -> dict[str, Any]:
+        try:
+            return read_object(self.identity)
+        except (OSError, OddFileError):
+            return {}
+
+    def events_read(self) -> tuple[list[dict[str, Any]], int]:
+        """The lines of events.jsonl that are what was written, and how many are not.
+
+        Raises:
+            OddFileError, OSError: it cannot be read.
+        """
+        events, damaged = self.journal.read()
+        there = self.checkpoints(any_run=True)
+        return believed(events, damaged, (c.manifest.attempt for c in there))
+
+    def _events(self) -> list[dict[str, Any]]:
+        """The same lines; none, where it cannot be read."""
+        try:
+            return self.events_read()[0]
+        except (OSError, OddFileError):
+            return []
+
+    def _unfit(self) -> dict[str, Unfit]:
+        return {n: found for n, found in self._listing.found().items() if isinstance(found, Unfit)}
+
+    def _why_odd(self, name: str, reason: str) -> list[str]:
+        """What is wrong with a folder that is no checkpoint of this run.
+
+        Raises:
+            UnreadableError, NewerError: nothing, for all that is known.
+        """
+        unfit = self._unfit().get(name)
+        if unfit is not None and unfit.kind == "unreadable":
+            raise UnreadableError(f"{name}: {reason}")
+        if unfit is not None and unfit.kind == "newer":
+            raise NewerError(f"{name} was {reason}, or name the step of an older checkpoint.")
+        return [reason]

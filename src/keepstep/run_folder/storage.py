@@ -1,0 +1,345 @@
+"""The only module that changes the disk.
+
+Small operations, each durable when it returns (but for `note`): a file is synced before it is
+closed, a rename is followed by a sync of the folders it touched. `Storage.before` is called ahead
+of every operation: there attempts see whether the run is still theirs; tests count and crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+from keepstep.run_folder.files import (
+    CHUNK,
+    Before,
+    DigestingFile,
+    Output,
+    naming,
+    no_link,
+    opened,
+    read_blocks,
+)
+
+# Answers to `link`: to another file system, not allowed there, none there, or too many of the file.
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+TEMPORARY = ".*.new"  # what `replace` leaves behind when it is killed
+
+
+class NotOwnerError(PermissionError):
+    """This attempt must not change the run folder: another one owns it, or is still at work.
+
+    Whoever catches an OSError around a disk operation lets this one through.
+    """
+
+
+class Storage:
+    """Durable disk operations. Raises OSError as the system does."""
+
+    def __init__(self, before: Before = lambda operation, path: None) -> None:
+        self.before = before
+
+    def guard(self, check: Callable[[], None]) -> None:
+        """From now on `check` comes ahead of every operation, and raises where nothing may be
+        changed."""
+        before = self.before
+
+        def guarded(operation: str, path: Path) -> None:
+            check()
+            before(operation, path)
+
+        self.before = guarded
+
+    def make_folder(self, path: Path) -> None:
+        """Create `path` and its parents; an existing folder is kept.
+
+        Raises:
+            OSError: of the disk; or a link is in its place, which would lead out of the run.
+        """
+        if path.is_symlink():
+            raise NotADirectoryError(errno.ENOTDIR, "a link in a folder's place", str(path))
+        if not path.is_dir():
+            self.before("make_folder", path)
+            with naming("mkdir", path):
+                path.mkdir(parents=True, exist_ok=True)
+            self.sync_folder(path.parent)
+
+    def create(self, path: Path, sync: bool = True) -> DigestingFile:
+        """Open a new file for writing; use it in a `with` block, which syncs it.
+
+        Several files are faster written without `sync`, and synced one after the other at the end:
+        the first has the file system's journal written for all of them.
+        """
+        return DigestingFile(path, self.before, sync)
+
+    def write(self, path: Path, content: bytes) -> DigestingFile:
+        """Write a whole new file; the returned (closed) file knows its size and digest."""
+        with self.create(path) as file:
+            file.write(content)
+        return file
+
+    def copy(self, source: Path, path: Path) -> DigestingFile:
+        """Copy a whole file; the returned (closed) file knows its size and digest."""
+        with self.create(path) as file:
+            for block in read_blocks(source):
+                file.write(block)
+        return file
+
+    def link(self, source: Path, path: Path, or_copy: bool = False) -> None:
+        """A second name for a file; `or_copy`: a copy, on a file system that has no such.
+
+        Raises:
+            OSError: of the disk; FileExistsError: `path` exists, which is never written over.
+        """
+        self.before("link", path)
+        try:
+            os.link(source, path, follow_symlinks=False)
+        except OSError as error:
+            if not or_copy or error.errno not in NO_LINK:
+                raise
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+            self.copy(source, path)
+
+    def write_at(self, path: Path, size: int, extents: Iterable[tuple[int, memoryview]]) -> str:
+        """Write this process's extents (offset, content) of a file that several processes share.
+
+        Returns: the xxh3-128 of these contents, one after the other.
+        """
+        self.before("create", path)
+        digest = xxhash.xxh3_128()
+        output = Output(path, 0)
+        try:
+            with naming("ftruncate", path):
+                os.ftruncate(output.descriptor, size)  # by all, the same: nothing is cut off
+            for offset, content in extents:
+                digest.update(content)
+                output.write(content, offset)
+            self.before("sync", path)
+            with naming("fsync", path):
+                os.fsync(output.descriptor)
+        finally:
+            output.close()
+        return digest.hexdigest()
+
+    def replace(self, path: Path, content: bytes) -> None:
+        """Write a file so that a reader sees the old content or the new one, never a part."""
+        # Of its own name: two processes may replace the same file at the same moment.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+        try:
+            self.write(temporary, content)
+            self.rename(temporary, path)
+        except NotOwnerError:
+            raise
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+    def free(self, path: Path) -> int:
+        """Bytes that can still be written to the disk of `path`."""
+        return shutil.disk_usage(path).free
+
+    def note(self, path: Path, text: str) -> None:
+        """Write a few words that may be lost: not synced, and a reader may see a part."""
+        self.before("note", path)
+        with open(path, "w", opener=no_link) as file:
+            file.write(text)
+
+    def append_line(self, path: Path, line: str) -> None:
+        """Add one line to a log; a torn last line of a killed writer is closed first."""
+        self.before("append_line", path)
+        with naming("append", path), open(path, "a+b", opener=no_link) as file:
+            if file.tell() and not _ends_with_newline(file):
+                line = "\n" + line
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def sync(self, path: Path) -> None:
+        """Flush a file that somebody else wrote to the device, and give it the mode that files have
+        in its folder: safetensors makes its own readable by the owner alone."""
+        self.before("sync", path)
+        with naming("chmod", path):
+            mode = path.parent.stat().st_mode & 0o666
+            if path.stat().st_mode & 0o777 != mode:  # a disk without modes refuses to set any
+                path.chmod(mode)
+        _fsync(path, os.O_RDONLY)
+
+    def sync_folder(self, path: Path) -> None:
+        """Flush a folder's entries: without it, a new name may be gone after a power loss."""
+        self.before("sync_folder", path)
+        try:
+            _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:  # some network filesystems cannot sync folders
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+                raise
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give a file or folder another name, in one step."""
+        self.before("rename", source)
+        with naming("rename", source):
+            os.rename(source, target)
+        self.sync_folder(target.parent)
+        if source.parent != target.parent:
+            self.sync_folder(source.parent)
+
+    def move(self, source: Path, target: Path, order: Callable[[Path], Any]) -> None:
+        """Rename a folder; where only files can be renamed, one after the other in this order.
+
+        (A folder that is in the lower layer of an overlay, as in a container's image.)
+        """
+        try:
+            self.rename(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV or not source.is_dir():
+                raise
+            self.move_content(source, target, order)
+
+    def move_content(self, source: Path, target: Path, order: Callable[[Path], Any]) -> None:
+        """Rename what is in a folder, file by file in this order, into another one."""
+        self.make_folder(target)
+        for child in sorted(sorted(source.iterdir()), key=order):
+            if child.is_dir() and not child.is_symlink():
+                self.move_content(child, target / child.name, order)
+            else:
+                self.rename(child, target / child.name)
+        self._remove_folder(source)
+
+    def point(self, link: Path, target: str) -> None:
+        """Make `link` a relative symbolic link to `target`, replaced in one step."""
+        if os.path.islink(link) and os.readlink(link) == target:
+            return
+        self.before("point", link)
+        temporary = link.with_name(f".{link.name}.new")
+        with naming("symlink", link):
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(target)
+            os.rename(temporary, link)
+
+    def remove(self, path: Path) -> None:
+        """Delete a file, a link or a whole folder; what is already gone is no error.
+
+        Of a folder all that can be deleted is, before the first error is raised.
+        """
+        if not path.is_dir() or path.is_symlink():
+            self.before("remove", path)
+            with naming("unlink", path):
+                path.unlink(missing_ok=True)
+            return
+        failure: OSError | None = None
+        with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+            for child in sorted(path.iterdir()):
+                try:
+                    self.remove(child)
+                except NotOwnerError:
+                    raise
+                except OSError as error:
+                    failure = failure or error
+        if failure is not None:
+            raise failure
+        self._remove_folder(path)
+
+    def _remove_folder(self, path: Path) -> None:
+        self.before("remove_folder", path)
+        with naming("rmdir", path), contextlib.suppress(FileNotFoundError):
+            path.rmdir()
+
+    @contextlib.contextmanager
+    def locked(self, path: Path, patience: float) -> Iterator[bool]:
+        """Keep other processes out of what is done in here, as long as they ask the same.
+
+        Yields: False where that cannot be had: a file system without locks, or whoever holds it
+            does not let go for `patience` seconds.
+        """
+        self.before("lock", path)
+        try:
+            descriptor = no_link(path, os.O_RDWR | os.O_CREAT)
+        except OSError:
+            yield False
+            return
+        try:
+            yield _lock(descriptor, time.monotonic() + patience)
+        finally:
+            os.close(descriptor)
+
+    def overwrite(self, path: Path, content: bytes) -> None:
+        """Write a few bytes where a file has its block already: a full disk has no other."""
+        self.before("overwrite", path)
+        with naming("write", path), open(path, "r+b", 0, opener=no_link) as file:
+            file.write(content)
+            file.truncate()
+            os.fsync(file.fileno())
+
+
+def _lock(descriptor: int, deadline: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK or time.monotonic() > deadline:
+                return False
+        time.sleep(0.02)
+
+
+def digest_of(path: Path) -> str:
+    """xxh3-128 of a file's content, in hex."""
+    digest = xxhash.xxh3_128()
+    with naming("read", path), open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sizes_under(folder: Path) -> dict[str, int]:
+    """Every regular file below `folder`: path relative to it (with `/`) → bytes."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+def sizes_of(folder: Path, names: Iterable[str]) -> dict[str, int | None]:
+    """These files below `folder`, as far as they exist: name → bytes; None of what is no regular
+    file, or lies behind a link: nothing outside of `folder` is looked at, and no pipe is opened."""
+    sizes: dict[str, int | None] = {}
+    folders: dict[str, bool] = {"": True}  # each, and whether it is one
+    for name in names:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            status = os.lstat(os.path.join(folder, name))
+            regular = stat.S_ISREG(status.st_mode) and _within(folder, name, folders)
+            sizes[name] = status.st_size if regular else None
+    return sizes
+
+
+def _within(folder: Path, name: str, known: dict[str, bool]) -> bool:
+    """Whether all folders on the way to a file are folders, not links."""
+    above = name.rpartition("/")[0]
+    if above not in known:
+        status = os.lstat(os.path.join(folder, above))
+        known[above] = stat.S_ISDIR(status.st_mode) and _within(folder, above, known)
+    return known[above]
+
+
+def _fsync(path: Path, flags: int) -> None:
+    with naming("fsync", path), opened(path, flags) as descriptor:
+        os.fsync(descriptor)
+
+
+def _ends_with_newline(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"

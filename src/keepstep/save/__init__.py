@@ -1,0 +1,1 @@
+"""One save: snapshot, write, report, commit. torch, but neither DeepSpeed nor the Trainer."""

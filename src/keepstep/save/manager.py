@@ -1,0 +1,389 @@
+"""The life of a checkpoint: stage → write → commit → prune → point.
+
+`CheckpointManager` is collective: every rank holds one and calls it at the same step. What it
+decides or changes in the run folder, the main process does (`RunWriter`) and the others hear.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from keepstep.policy.batch import Batch, BatchError, Dealt, agree
+from keepstep.policy.lineage import Finish, last_finish
+from keepstep.policy.manifest import (
+    ManifestError,
+    differences,
+    drift,
+    has_weights,
+    missing_state,
+    not_reshardable,
+    strategy_name,
+)
+from keepstep.policy.retention import Policy
+from keepstep.policy.selection import Choice, SelectionError, UnreadableError
+from keepstep.ranks import collectives
+from keepstep.ranks.outcome import Outcome, is_persons
+from keepstep.run_folder.heartbeat import Lookout
+from keepstep.run_folder.ownership import NotOwnerError, Owner, claim, job_facts
+from keepstep.run_folder.reader import Committed, RunFolder, read_checkpoint
+from keepstep.run_folder.safe_read import patiently
+from keepstep.run_folder.storage import Storage, sizes_of
+from keepstep.run_folder.writer import RunWriter, Saved
+from keepstep.save.saver import Mode, Saver
+
+T = TypeVar("T")
+ROWS = "rows_per_step"  # the setting that `Batch` decides
+Depth = Literal["auto", "digests", "sizes", "off"]
+
+
+class DriftError(ValueError):
+    """The run's settings are not those that its checkpoint was made with."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """How a resume is to be done.
+
+    Attributes:
+        request: auto, latest, best, never, a step, or a checkpoint's path.
+        settings: what determines the trajectory, as this attempt has it.
+        allow_drift: names of settings that may differ from the checkpoint's.
+        verify: how the files are compared with the manifest before anything is loaded.
+        patience: how often a checkpoint may be resumed without progress.
+        weights_only: take the weights and start at step 0 with a new optimizer.
+        batch: how the recipe shares out the rows of a step among this attempt's processes.
+        allow_batch_change: accept other rows a step where those processes cannot share them out.
+        strategy: how this attempt shares state out (`strategy_name`).
+        rigid: why this attempt can only resume what was written by as many processes with the
+            same stage; None: any.
+        recipe: a digest of all that was asked for: what an attempt of the same recipe failed at,
+            this one will fail at, too.
+    """
+
+    request: str = "auto"
+    settings: Mapping[str, Any] | None = None
+    allow_drift: Sequence[str] = ()
+    verify: Depth = "auto"
+    patience: int = 3
+    weights_only: bool = False
+    batch: Batch = field(default_factory=lambda: Batch(1, 1, 1))
+    allow_batch_change: bool = False
+    strategy: str = "DDP"
+    rigid: str | None = None
+    recipe: str | None = None
+
+
+class CheckpointManager:
+    """One attempt's checkpoints. Ranks: all call each method, at the same step (collective).
+
+    Attributes:
+        saver: makes checkpoints.
+        chosen: the checkpoint to go on from with its whole state, None for the beginning.
+        finish: how the run was finished that this attempt goes on with; None: it was not.
+        training: everything is built, and what follows depends on what the attempt resumes from.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        policy: Policy,
+        storage: Storage | None = None,
+        mode: Mode = "off",
+        timeout: float = 600.0,
+        min_free: int = 0,
+    ) -> None:
+        self.run = RunFolder(output_dir)
+        self.storage = storage or Storage()
+        self.policy = policy
+        self.min_free = min_free
+        self.saver = Saver(lambda: self.writer, self.storage, mode, timeout)
+        self.attempt = 0
+        self.chosen: Committed | None = None
+        self.finish: Finish | None = None
+        self.training = False
+        self._owner: Owner | None = None
+        self._writer: RunWriter | None = None
+        self._lookout: Lookout | None = None
+        self._beats = 0
+
+    def start(self) -> None:
+        """Begin an attempt, as the owner of the run. Ranks: all (collective).
+
+        Raises:
+            NotOwnerError: another attempt has the run.
+        """
+
+        def begin() -> tuple[str, int]:
+            owner = claim(self.run, self.storage)
+            self.storage.guard(owner.check)
+            self._writer = RunWriter(self.run, self.policy, self.storage, owner.token)
+            self._writer.min_free = self.min_free
+            self._writer.start(**job_facts())
+            return owner.token, self._writer.attempt
+
+        begun = collectives.on_main_process("starting the attempt", lambda: _caught(begin))
+        if isinstance(begun, Exception):
+            raise begun
+        token, self.attempt = begun
+        self._owner = Owner(self.run, token)
+        if not collectives.is_main():
+            self.storage.guard(self._owner.check)
+
+    def owned(self) -> bool:
+        """Whether the run is still this attempt's, as far as can be seen. Ranks: any."""
+        try:
+            self._check()
+        except NotOwnerError:
+            return False
+        except OSError:  # a network filesystem that fails for a moment
+            pass
+        return True
+
+    def confirm(self) -> None:
+        """See to it that the run is still this attempt's. Ranks: all (collective).
+
+        Raises:
+            NotOwnerError: on every rank: it has a newer owner, and this attempt ends.
+        """
+        lost = collectives.on_main_process("looking up the owner", lambda: _caught(self._check))
+        if lost is not None:
+            raise lost
+
+    def _check(self) -> None:
+        if self._owner is not None:
+            self._owner.check()
+
+    def beat(self) -> None:
+        """The attempt gets on; its lookout shows that outside. Ranks: any."""
+        self._beats += 1
+
+    def lookout(self) -> Lookout:
+        """Who looks at the run folder beside this thread, until the attempt ends. Main process."""
+        if self._lookout is None:
+            if self._owner is None:
+                raise RuntimeError("start() was not called")
+            self._lookout = Lookout(self.run, self.storage, self._owner, lambda: self._beats)
+            self._lookout.start()
+        return self._lookout
+
+    def choose(self, resume: Resume) -> tuple[Committed | None, Choice]:
+        """The checkpoint to resume from, None for the beginning. Ranks: all (collective).
+
+        The main process decides and verifies; damaged checkpoints that were passed by go to
+        quarantine, what cannot be read now stays; then every rank confirms that it sees the files.
+
+        Raises:
+            SelectionError: what is asked for cannot be had (NoProgressError: not any more).
+            DriftError: the settings have changed; the message lists them.
+            UnreadableError: no checkpoint can be read now.
+        """
+        outcome = collectives.on_main_process(
+            "choosing", lambda: _caught(lambda: self._decide(resume))
+        )
+        if isinstance(outcome, Exception):
+            raise outcome
+        chosen, choice, self.finish = outcome
+        self._confirm(chosen, resume.verify)
+        self.chosen = None if choice.weights_only else chosen
+        self.saver.parent = self.chosen.step if self.chosen else None
+        if chosen is not None and resume.verify != "off":
+            self.saver.on_main("pruning", lambda writer: writer.prune_after_verifying(chosen))
+        return chosen, choice
+
+    def compare(
+        self, start: Committed, settings: Mapping[str, Any], accepted: Sequence[str]
+    ) -> None:
+        """Compare settings that are known once the model is built. Ranks: all (collective).
+
+        Raises:
+            DriftError: on every rank: on one of them they are not those of the checkpoint.
+        """
+        seen = collectives.gather(drift(start.manifest.settings, settings, accepted))
+        changed = next((lines for lines in seen if lines), None)
+        if changed:
+            raise DriftError(_drift_report(start, changed))
+
+    def best(self) -> Committed | None:
+        """The best committed checkpoint. Ranks: all (collective)."""
+        return self.saver.on_main("looking up the best checkpoint", lambda writer: writer.best())
+
+    def fault_of(self, saved: Saved | None) -> str | None:
+        """Why a commit is not what was told of it: looked at on the disk. None: nothing is wrong,
+        or nothing was committed. Ranks: all (collective)."""
+
+        def look() -> str | None:
+            if saved is None:
+                return None
+            try:
+                faults = self.run.state_of(read_checkpoint(saved.checkpoint.path))
+            except (ManifestError, UnreadableError) as error:
+                return str(error)
+            return f"{saved.checkpoint.path.name}: {faults[0]}" if faults else None
+
+        return collectives.on_main_process("looking at the newest checkpoint", look)
+
+    def record_finish(self, step: int, plan: Mapping[str, Any]) -> None:
+        """The run is finished at this step. Ranks: all (collective)."""
+        self.saver.on_main("recording", lambda writer: writer.record_finish(step, dict(plan)))
+
+    def begin_training(self) -> None:
+        """From here on the attempt loads what it resumes from: if it dies, that may be why.
+
+        Ranks: all (collective).
+        """
+        if not self.training:
+            self.training = True
+            self.saver.on_main("recording", lambda writer: writer.record("training"))
+
+    def stop_asked(self, by: str) -> None:
+        """Write down that somebody wants a stop: a kill that follows is not the checkpoint's fault.
+
+        Ranks: any, any thread; the main process writes.
+        """
+        if self._writer is not None and is_persons(by) and self.owned():
+            self._writer.record("stop_asked", signal=by)
+
+    def end(self, outcome: Outcome) -> None:
+        """Write how the attempt ended, for shells and for the record.
+
+        Ranks: any; the main process writes, and the first of each machine tells its shell. Not
+        collective: a failed rank comes alone.
+        """
+        self.saver.wait_alone()
+        if self._lookout is not None:
+            self._lookout.stop()
+        outcome.tell_shell()
+        if self._writer is not None and self.owned():
+            self._writer.end(outcome.as_json())
+
+    @property
+    def writer(self) -> RunWriter:
+        """The main process's writer."""
+        if self._writer is None:
+            raise RuntimeError("start() was not called, or this is not the main process")
+        return self._writer
+
+    def _decide(self, resume: Resume) -> tuple[Committed | None, Choice, Finish | None]:
+        """Main process: select, quarantine, check for drift, and write it down."""
+
+        def verify(step: int) -> list[str]:
+            return self._faults(self.run.checkpoint(step), resume.verify)
+
+        finish = last_finish(self.run.attempts(), resume.recipe)
+        chosen, choice = self.writer.select(
+            resume.request, verify, resume.patience, resume.weights_only, resume.recipe
+        )
+        if chosen is not None and chosen.path.parent != self.run.path:
+            faults = self._faults(chosen, resume.verify)
+            if faults:
+                raise SelectionError(f"{resume.request} is damaged: {'; '.join(faults)}")
+        # A run that is under way goes on with its whole state, whatever it began with.
+        weights_only = resume.weights_only and not choice.under_way
+        if chosen is not None and not weights_only:
+            _check_state(chosen, resume)
+            choice = replace(choice, batch=_agreed_batch(chosen, resume))
+        elif chosen is not None and not has_weights(chosen.manifest):
+            raise SelectionError(
+                f"{chosen.path.name} holds no weights file (save_weights)\n"
+                f"    Hint: keepstep export {chosen.path} --to DIR, and model_name_or_path: DIR"
+            )
+        choice = replace(choice, weights_only=weights_only)
+        self.writer.record_resume(
+            resume.request, resume.weights_only, chosen, choice, resume.recipe
+        )
+        if weights_only or not self._goes_on(finish, chosen, resume.request, choice):
+            finish = None
+        return chosen, choice, finish
+
+    def _goes_on(
+        self, finish: Finish | None, chosen: Committed | None, request: str, choice: Choice
+    ) -> bool:
+        """Whether an attempt goes on where the run was finished, and has not been sent back."""
+        if finish is None or (chosen is not None and chosen.path.parent != self.run.path):
+            return False
+        step = chosen.step if chosen else None
+        onward = request in ("auto", "latest") or choice.under_way or step == finish.step
+        return onward and step == finish.newest
+
+    def _faults(self, checkpoint: Committed, depth: Depth) -> list[str]:
+        if depth == "off":
+            return []
+        return self.run.faults(checkpoint, {"auto": None, "digests": True, "sizes": False}[depth])
+
+    def _confirm(self, chosen: Committed | None, depth: Depth) -> None:
+        """Every rank sees the files that the main process has verified. Ranks: all (collective)."""
+        seen: list[str] = []
+        unreadable = ""
+        if chosen is not None and depth != "off":
+            names = chosen.manifest.files
+            try:
+                seen = differences(chosen.manifest, patiently(lambda: sizes_of(chosen.path, names)))
+            except OSError as error:
+                unreadable = str(error)
+        where = f"rank {collectives.rank()} on {socket.gethostname()}"
+        heard = collectives.gather((where, seen, unreadable))
+        for who, _, why in heard:
+            if why:
+                raise UnreadableError(f"{who} cannot read the checkpoint: {why}")
+        found = [f"{who}: {faults[0]}" for who, faults, _ in heard if faults]
+        if found:
+            raise SelectionError(
+                "the checkpoint is not the same for every rank; is output_dir on a filesystem "
+                f"that all nodes share? {'; '.join(found)}"
+            )
+
+
+def _check_state(checkpoint: Committed, resume: Resume) -> None:
+    manifest, name = checkpoint.manifest, checkpoint.path.name
+    missing = missing_state(manifest)
+    if missing:
+        raise SelectionError(
+            f"{name} holds weights, not the state to go on from: it has no {', '.join(missing)}\n"
+            "    Hint: resume_weights_only: true starts anew with its weights."
+        )
+    reason = resume.rigid or not_reshardable(manifest.files)
+    written = (manifest.world_size, strategy_name(manifest.zero_stage, manifest.deepspeed))
+    here = (resume.batch.world_size, resume.strategy)
+    if written != here and reason:
+        raise SelectionError(
+            f"{name} was written by {written[0]} x {written[1]}; this attempt has {here[0]} x "
+            f"{here[1]}, and {reason}\n"
+            f"    Hint: launch {written[0]} processes with the config that the run began with."
+        )
+
+
+def _agreed_batch(checkpoint: Committed, resume: Resume) -> Batch:
+    """How the rows of a step are shared out from here on; anything else must not have changed."""
+    manifest = checkpoint.manifest
+    before = None if ROWS in resume.allow_drift else Dealt.from_json(manifest.dealt)
+    try:
+        batch = agree(before, resume.batch, resume.allow_batch_change)
+    except BatchError as error:
+        raise SelectionError(f"{checkpoint.path.name}: {error}") from error
+    accepted = [*resume.allow_drift, *([ROWS] if resume.allow_batch_change else [])]
+    now = {**(resume.settings or {}), ROWS: batch.rows}
+    changed = drift(manifest.settings, now, accepted, manifest.planned_steps)
+    if changed:
+        raise DriftError(_drift_report(checkpoint, changed))
+    return batch
+
+
+def _drift_report(checkpoint: Committed, changed: Sequence[str]) -> str:
+    names = ", ".join(line.split(":")[0] for line in changed)
+    listing = "\n".join(f"    {line}" for line in changed)
+    return (
+        f"settings have changed since {checkpoint.path.name} was made:\n{listing}\n"
+        f"    Hint: set them back, or accept by name: allow_drift: [{names}]"
+    )
+
+
+def _caught(action: Callable[[], T]) -> T | Exception:
+    """The value, or the error that every rank is to raise."""
+    try:
+        return action()
+    except (SelectionError, DriftError, UnreadableError, NotOwnerError) as error:
+        return error

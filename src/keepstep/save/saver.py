@@ -1,0 +1,311 @@
+"""Saving: stage → snapshot → write → commit → prune → point, with training going on.
+
+Collective: every rank holds a `Saver` and calls it at the same step. See `flight.py` for what
+happens between the snapshot and the commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from keepstep.policy.manifest import FileEntry, Manifest
+from keepstep.ranks import collectives
+from keepstep.run_folder.keeping import now
+from keepstep.run_folder.ownership import NotOwnerError
+from keepstep.run_folder.reader import Committed
+from keepstep.run_folder.storage import Storage
+from keepstep.run_folder.writer import RunWriter, Saved
+from keepstep.save.failure import Cause, SaveError
+from keepstep.save.in_flight import STUCK, Flight
+from keepstep.save.rank_part import Part, Report
+from keepstep.save.shared_file import digest_of_joint
+from keepstep.save.snapshot_memory import Arena, free_host_memory
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Mode = Literal["lazy", "snapshot", "off"]
+MEMORY_SHARE = 0.8  # of the free host memory that snapshots may take; training wants some too
+LAST_WAIT_SECONDS = 10.0  # for the other ranks' parts, when an attempt ends in an error
+
+
+class Saver:
+    """Makes checkpoints, one at a time. Ranks: all call each method, at the same step (collective).
+
+    While a save is in flight its thread alone uses the main process's writer.
+
+    Attributes:
+        mode: how a save is written: `lazy` and `snapshot` in the background, out of the arena that
+            `reserve` has set aside, copied until the next optimizer step or at once; `off` in the
+            foreground.
+        timeout: seconds that one save may take.
+        arena: this rank's memory for snapshots; without it saves are written in the foreground.
+        parent: the step that this attempt grew from, None for the beginning.
+    """
+
+    def __init__(
+        self, writer: Callable[[], RunWriter], storage: Storage, mode: Mode, timeout: float
+    ) -> None:
+        self.mode: Mode = mode
+        self.timeout = timeout
+        self.arena: Arena | None = None
+        self.parent: int | None = None
+        self._writer = writer
+        self._storage = storage
+        self._flight: Flight | None = None
+        self._waited = 0.0
+
+    def reserve(self, size: int) -> str | None:
+        """Set host memory for snapshots of `size` bytes aside. Ranks: all (collective).
+
+        Returns: why it cannot be had, the same on every rank. Then saves stay in the foreground.
+        """
+        wishes = collectives.gather((socket.gethostname(), size, free_host_memory()))
+        for host in sorted({host for host, _, _ in wishes}):
+            needed = sum(size for other, size, _ in wishes if other == host)
+            free = min(free for other, _, free in wishes if other == host)
+            if needed > free * MEMORY_SHARE:
+                self.mode = "off"
+                return (
+                    f"{host} has {free / 1e9:.3g} GB of memory left, and snapshots of its ranks "
+                    f"take {needed / 1e9:.3g} GB"
+                )
+        try:
+            arena = Arena(size)
+        except OSError:  # as when memory must not be promised twice (vm.overcommit_memory)
+            arena = None
+        (refused,) = collectives.any_rank(arena is None)
+        self.arena = None if refused else arena
+        if refused:
+            self.mode = "off"
+        return "a rank was refused memory for snapshots" if refused else None
+
+    @property
+    def in_background(self) -> bool:
+        """Whether a save that begins now goes on behind training. The same on every rank."""
+        return self.arena is not None and self.mode != "off"
+
+    def save(self, manifest: Manifest, write: Callable[[Part], None]) -> None:
+        """Begin a save: when this returns, it is on its way or (in the foreground) written.
+
+        `settle()` tells what came of it; in the foreground it also commits. Ranks: all
+        (collective).
+
+        Args:
+            manifest: what is known of this step; run, attempt, parent, files, times are filled in.
+            write: stores this rank's files through the given `Part`; it may be collective.
+
+        Raises:
+            SaveError: on every rank: it cannot begin.
+        """
+        started = time.perf_counter() - self._waited
+        waited, self._waited = self._waited, 0.0
+        step = manifest.global_step
+        if self._flight is not None:
+            busy = Cause(0, f"the one of step {self._flight.step} is not done")
+            raise SaveError(_failed(step), [busy], step)
+        staged, reports = self.on_main(_failed(step), lambda writer: _stage(writer, step), step)
+        background = self.in_background
+        part = Part(staged, collectives.rank(), self._storage, self.arena if background else None)
+        write(part)
+        part.begin_copy()
+        if self.mode == "snapshot":
+            part.copy()
+        self._flight = Flight(step, part, reports, self._storage, self.timeout)
+        part.report.seconds |= {"wait": waited, "stall": time.perf_counter() - started}
+
+        def commit(ranks: list[Report]) -> Saved:
+            if not background:
+                ranks[0].seconds["stall"] = time.perf_counter() - started
+            return self._commit(part, manifest, ranks)
+
+        self._flight.begin(
+            collectives.world_size(), commit if collectives.is_main() else None, background
+        )
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a save is on its way to the disk. Ranks: any."""
+        return self._flight is not None
+
+    def has_news(self) -> bool:
+        """Whether this rank knows that the save in flight has ended, or should have. Ranks: any."""
+        return self._flight is not None and not self._flight.told and self._flight.ended
+
+    def hold(self) -> None:
+        """Called before every optimizer step: what is still being copied must not change yet.
+
+        Ranks: any, not collective.
+        """
+        if self._flight is not None and self.arena is not None and not self.arena.copied.is_set():
+            started = time.perf_counter()
+            self.arena.hold()
+            self._flight.part.report.seconds["stall"] += time.perf_counter() - started
+
+    def settle(self) -> Saved | None:
+        """Wait for the save in flight. Ranks: all (collective).
+
+        Returns: the commit; None when there is nothing in flight, when only the commit itself
+            takes longer than `timeout` (it may still arrive; until then no other save begins), or
+            when it has been said to have failed, and its writer is stuck.
+
+        Raises:
+            SaveError: on every rank, once, when one of them could not write. Nothing of it is left,
+                but for what a writer that is stuck goes on with; that is removed once it comes
+                back.
+        """
+        flight = self._flight
+        if flight is None:
+            return None
+        started = time.perf_counter()
+        flight.wait_written()
+        heard = collectives.gather((flight.failure, not flight.written.is_set()))
+        failures = [failure for failure, _ in heard if failure]
+        stuck = any(busy for _, busy in heard)
+        saved, causes, busy = self.on_main(
+            _failed(flight.step),
+            lambda writer: _outcome(writer, flight, failures, stuck),
+            flight.step,
+        )
+        flight.told, known = True, flight.failed
+        flight.failed = flight.failed or bool(causes)
+        if not (stuck or busy):
+            self._flight = None
+        self._waited = time.perf_counter() - started
+        if causes and not known:
+            raise SaveError(_failed(flight.step), causes, flight.step)
+        return saved
+
+    def wait_longer(self, seconds: float) -> None:
+        """Give the save in flight so many seconds more, from now on. Ranks: all."""
+        if self._flight is not None:
+            self._flight.deadline = time.monotonic() + seconds
+
+    def wait_alone(self) -> None:
+        """When this rank ends in an error: what is on its way may still arrive. Not collective."""
+        if self._flight is not None:
+            self._flight.wait_written(at_most=LAST_WAIT_SECONDS)
+            self._flight.wait(at_most=LAST_WAIT_SECONDS)
+
+    def on_main(self, what: str, action: Callable[[RunWriter], T], step: int | None = None) -> T:
+        """Have the main process act. Ranks: all (collective).
+
+        Raises:
+            SaveError: the same on every rank: what the main process met.
+        """
+
+        def tried() -> tuple[T, None] | tuple[None, Cause]:
+            try:
+                return action(self._writer()), None
+            except Exception as error:
+                return None, Cause.of(error, collectives.rank())
+
+        value, cause = collectives.on_main_process(what, tried)
+        if cause is not None:
+            raise SaveError(what, [cause], step)
+        return value  # type: ignore[return-value]
+
+    def _commit(self, part: Part, manifest: Manifest, reports: Sequence[Report]) -> Saved:
+        """Main process: every part is written. Take in what libraries wrote, commit, prune."""
+        files = {name: entry for report in reports for name, entry in report.files.items()}
+        began = time.perf_counter()
+        for name in {name for report in reports for name in report.shares}:
+            shares = {r.rank: r.shares[name] for r in reports if name in r.shares}
+            size = next(iter(shares.values())).size
+            digest = digest_of_joint(part.folder / name, shares)
+            files[name] = FileEntry(part.rank, size, digest)
+        part.adopt_unclaimed(set(files))
+        if part.error:
+            raise part.error
+        facts = _facts(reports) | {"read_back": round(time.perf_counter() - began, 4)}
+        writer = self._writer()
+        checkpoint = writer.commit(
+            replace(
+                manifest,
+                run_id=writer.run_id,
+                attempt=writer.attempt,
+                parent=self.parent,
+                saved_at=now(),
+                save_seconds=facts["stall"],
+                files={**files, **part.report.files},
+            ),
+            **facts,
+        )
+        return _finish(writer, checkpoint, facts)
+
+
+def _failed(step: int) -> str:
+    return f"checkpoint-{step} was not saved"
+
+
+def _stage(writer: RunWriter, step: int) -> tuple[Path, Path]:
+    """Main process: a folder for the checkpoint, and one for the ranks' reports."""
+    try:
+        return writer.stage(step), writer.reports(step)
+    except OSError as error:
+        writer.record("save_failed", step=step, reason=str(Cause.of(error, collectives.rank())))
+        raise
+
+
+def _outcome(
+    writer: RunWriter, flight: Flight, failures: list[Cause], stuck: bool
+) -> tuple[Saved | None, list[Cause], bool]:
+    """Main process: the commit, or why there is none; and whether its thread is still at work."""
+    if failures:
+        flight.cancel()
+    elif flight.running:
+        flight.wait()
+    else:
+        flight.finish()
+    if flight.saved is not None:
+        return flight.saved, [], False
+    if flight.committing and flight.running:
+        if not flight.told:
+            logger.warning("the commit of checkpoint-%s is slow; it may still arrive", flight.step)
+        return None, [], True
+    causes = failures or flight.causes or [Cause(flight.part.rank, STUCK)]
+    if not flight.failed:
+        reason = "; ".join(map(str, causes))
+        writer.record("save_failed", step=flight.step, reason=reason)
+    if not (stuck or flight.running):  # else: when they have come back
+        try:
+            writer.discard(flight.step)
+        except NotOwnerError:
+            raise
+        except OSError as error:
+            logger.warning("not all of checkpoint-%s could be removed: %s", flight.step, error)
+    return None, causes, flight.running
+
+
+def _facts(reports: Sequence[Report]) -> dict[str, Any]:
+    """See `Saved.facts`."""
+    names = ("stall", "wait", "copy", "write", "digest")
+    seconds = {n: round(max(r.seconds.get(n, 0.0) for r in reports), 4) for n in names}
+    slowest = max(reports, key=lambda report: report.seconds.get("write", 0.0))
+    rate = sum(r.bytes for r in reports) / max(seconds["write"], 1e-9) / 1e9
+    return {**seconds, "gb_per_s": round(rate, 3), "slowest_rank": slowest.rank}
+
+
+def _finish(writer: RunWriter, checkpoint: Committed, facts: dict[str, Any]) -> Saved:
+    """Main process: after a commit the links, then retention, then the links once more.
+
+    The checkpoint is there whatever the disk says here; what cannot be pruned now goes later.
+    """
+    pruned: list[int] = []
+    best: Committed | None = None
+    free: int | None = None
+    with writer.setbacks.allowed("the links are not set"):
+        writer.point()
+    with writer.setbacks.allowed("nothing is pruned"):
+        pruned = writer.prune()
+    with writer.setbacks.allowed("after a save the run folder cannot be looked at"):
+        writer.point()
+        best = writer.best()
+        free = writer.storage.free(writer.run.path)
+    return Saved(checkpoint, best, pruned, facts, free)

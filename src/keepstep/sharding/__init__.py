@@ -1,0 +1,1 @@
+"""DeepSpeed's buffers and files: where each parameter lies, and how another launch reads it."""

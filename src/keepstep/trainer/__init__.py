@@ -1,0 +1,1 @@
+"""All that knows transformers and TRL: the Trainer's part in saving, resuming and stopping."""

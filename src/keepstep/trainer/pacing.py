@@ -1,0 +1,298 @@
+"""What happens at every step's end: news of saves, requests to save or to stop, the clock.
+
+A signal to any rank, `keepstep stop`, `keepstep save-now`, the deadline and the time since the last
+save: the main process decides, every rank hears of it in the same few bytes, and all save the same
+step. The same after each batch of an evaluation, which may take an hour.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from transformers import TrainerCallback
+
+from keepstep.policy.schedule import STOPS, Moment, Reason, Schedule, lost_minutes, next_save
+from keepstep.ranks import collectives, signals
+from keepstep.run_folder.reader import RunFolder
+
+if TYPE_CHECKING:
+    from keepstep.ranks.watchdog import Watchdog
+    from keepstep.trainer.mixin import KeepstepTrainer
+
+logger = logging.getLogger(__name__)
+
+SPOKEN = {"deadline": "the deadline", "stop": "keepstep stop"}
+
+
+class EvaluationStoppedError(Exception):
+    """An evaluation is broken off, on every rank at the same batch: somebody asked for a stop."""
+
+
+class Requests(Protocol):
+    """What the pacer asks of a `Lookout`."""
+
+    @property
+    def requests(self) -> tuple[str, ...]: ...
+
+    def take_up(self, names: tuple[str, ...]) -> None: ...
+
+
+class Pacer:
+    """The main process's measurements and its reasons to save. Neither looks at the disk: what was
+    asked for there, the lookout has seen."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        lookout: Requests,
+        clock: Callable[[], float] = signals.steady,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.schedule, self.lookout, self._clock, self._wall = schedule, lookout, clock, wall
+        self.save_seconds: list[float] = []
+        self.step_seconds: list[float] = []
+        self.evaluation_seconds: list[float] = []
+        self._batch_seconds: list[float] = []
+        self._stalls = 0.0
+        self.last_save = self._since = clock()
+        self._heard: tuple[str, ...] = ()
+
+    def remember(self, run: RunFolder) -> None:
+        """How long saves and evaluations of earlier attempts took."""
+        self.save_seconds += [seconds_of(save) for save in run.saves().values()]
+        for checkpoint in run.checkpoints():
+            metrics = checkpoint.manifest.metrics
+            seconds = [value for name, value in metrics.items() if name.endswith("_runtime")]
+            self.evaluation_seconds += [sum(seconds)] if seconds else []
+
+    def step_ended(self) -> None:
+        self.step_seconds.append(self._lap())
+
+    def batch_ended(self) -> None:
+        """Of an evaluation."""
+        self._batch_seconds.append(self._lap())
+
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Its time is none of the step that follows; what breaks it off tells no time."""
+        began, stalls = self._clock(), self._stalls
+        try:
+            yield
+            self.evaluation_seconds.append(self._clock() - began - (self._stalls - stalls))
+        finally:
+            self._batch_seconds.clear()
+            self._lap()
+
+    def decide(self, now: Moment) -> Reason | None:
+        """Why to save now. `now`: what the trainer knows; the measurements are added."""
+        self._heard = self.lookout.requests
+        return next_save(
+            self.schedule,
+            replace(
+                now,
+                now=self._clock(),
+                wall=self._wall(),
+                last_save=self.last_save,
+                requests=self._heard,
+                save_seconds=self.save_seconds,
+                step_seconds=self.step_seconds,
+                evaluation_seconds=self.evaluation_seconds,
+                batch_seconds=self._batch_seconds,
+            ),
+        )
+
+    def save_begins(self) -> None:
+        """What was asked for is under way."""
+        self.last_save = self._clock()
+        self.lookout.take_up(self._heard)
+
+    def save_begun(self) -> None:
+        """Training goes on: its stall is none of the step or the batch that follows."""
+        self._stalls += self._lap()
+
+    def save_ended(self, facts: dict[str, Any]) -> None:
+        self.save_seconds.append(seconds_of(facts))
+
+    def _lap(self) -> float:
+        """Seconds since this was asked last."""
+        now = self._clock()
+        seconds, self._since = now - self._since, now
+        return seconds
+
+
+def seconds_of(facts: dict[str, Any]) -> float:
+    """From a save's beginning to its commit; see `Saved.facts`."""
+    return sum(float(facts.get(name, 0.0)) for name in ("stall", "write", "read_back", "commit"))
+
+
+class EveryStep(TrainerCallback):
+    """Asks at every step's end (and in evaluations) whether to save or to stop."""
+
+    def __init__(self, trainer: KeepstepTrainer) -> None:
+        self.trainer = trainer
+        self.pacer: Pacer | None = None
+        self.watchdog: Watchdog | None = None
+        self._told_lost = False
+        self._postponed = False  # a save, until the evaluation at the epoch's end is made
+
+    def progress(self) -> None:
+        self.trainer.manager.beat()
+        if self.watchdog is not None:
+            self.watchdog.progress()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if collectives.is_main():
+            manager = self.trainer.manager
+            if self._saves_at_its_end_only(args, state):
+                logger.warning("there is no checkpoint inside of these %s steps", state.max_steps)
+            self.pacer = Pacer(args.schedule(), manager.lookout())
+            try:
+                self.pacer.remember(manager.run)
+            except OSError as error:
+                logger.warning("how long saves took is not known: %s", error)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress()
+        if self.pacer is not None:
+            self.pacer.step_ended()
+            if not self._told_lost:
+                self._tell_lost(args, state, self.pacer)
+        if control.should_evaluate:
+            self.trainer.evaluation_due_at = state.global_step
+        self._decide(args, state, control)
+        if self._evaluates_at_epoch_end(args, state):
+            # As where steps decide: a step is evaluated, then saved. A run that was killed between
+            # would go on with the next epoch, and without this one's evaluation.
+            self._postponed, control.should_save = control.should_save, False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Here evaluations by epochs are due; also where training stops inside of an epoch."""
+        control.should_save |= self._postponed
+        self._postponed = False
+        if self._evaluates_at_epoch_end(args, state):
+            self.trainer.evaluation_due_at = state.global_step
+        if self.trainer.preempted is not None:
+            control.should_evaluate = False
+        elif control.should_evaluate:
+            self._decide(args, state, control)
+
+    def _evaluates_at_epoch_end(self, args: Any, state: Any) -> bool:
+        """Whether this is the last step of an epoch, or of all, and is to be evaluated as such."""
+        over = float(state.epoch).is_integer() or state.global_step >= state.max_steps
+        return bool(over and args.eval_strategy == "epoch" and args.eval_delay <= state.epoch)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Nothing waits for the end of an evaluation, which may take an hour."""
+        self.progress()
+        if not self.trainer.is_in_train:
+            return
+        if self.pacer is not None:
+            self.pacer.batch_ended()
+        if self._decide(args, state, control, evaluating=True):
+            raise EvaluationStoppedError
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.pacer is not None:
+            self.pacer.save_begun()
+
+    def evaluation(self) -> contextlib.AbstractContextManager[None]:
+        """Measures an evaluation. Ranks: any."""
+        return contextlib.nullcontext() if self.pacer is None else self.pacer.evaluation()
+
+    def _decide(self, args: Any, state: Any, control: Any, evaluating: bool = False) -> bool:
+        """What to do now; returns whether to stop. Ranks: all (collective)."""
+        trainer, asked = self.trainer, signals.requested()
+        saver = trainer.manager.saver
+        evaluates = evaluating or control.should_evaluate
+        last_step = state.global_step >= state.max_steps
+        moment = Moment(
+            now=0,
+            last_save=0,
+            in_flight=saver.in_flight,
+            save_due=control.should_save or (evaluates and args.save_strategy == "best"),
+            evaluation_due=control.should_evaluate and not evaluating,
+            last_step=last_step,
+        )
+        reason = self.pacer.decide(moment) if self.pacer else None
+        news, stop, save, lost = collectives.any_rank(
+            saver.has_news(),
+            asked is not None or reason in STOPS,
+            reason is not None,
+            self._has_lost(),
+        )
+        if lost:
+            trainer.manager.confirm()
+        if news:
+            trainer.hear()
+        if state.global_step == 0:  # eval_on_start: the first step will be saved
+            return stop
+        if stop and (evaluates or not last_step) and not self._is_taken(state):
+            self._stop(control, asked, reason)
+            return True
+        if save or trainer.try_again:
+            self._save(control, evaluating)
+        return False
+
+    def _is_taken(self, state: Any) -> bool:
+        """Whether this step cannot be saved: then the stop is a step later. Ranks: all."""
+        step = state.global_step
+        if step + 1 >= state.max_steps:  # the next one is the last
+            return False
+        saver = self.trainer.manager.saver
+        return saver.on_main("looking for its name", lambda writer: writer.is_taken(step))
+
+    def _has_lost(self) -> bool:
+        """Main process: whether the lookout has seen another owner; tell what else it has seen."""
+        if self.pacer is None:
+            return False
+        lookout = self.trainer.manager.lookout()
+        for fault in lookout.faults():
+            logger.warning("the run folder: %s\n    It is tried again; training goes on.", fault)
+        return lookout.lost
+
+    def _save(self, control: Any, evaluating: bool) -> None:
+        """At the step's end, or at once: an evaluation may go on for long. Ranks: all."""
+        if not evaluating:
+            control.should_save = True
+            return
+        self.trainer._save_checkpoint(self.trainer.model, None)
+        if self.pacer is not None:
+            self.pacer.save_begun()
+
+    def _tell_lost(self, args: Any, state: Any, pacer: Pacer) -> None:
+        """Once the pace is known: does a failure lose more than `max_lost_minutes`?"""
+        apart = self._save_steps(args, state)
+        minutes = lost_minutes(apart, args.save_interval_seconds, pacer.step_seconds)
+        self._told_lost = minutes is not None
+        if minutes is not None and args.max_lost_minutes < minutes < float("inf"):
+            logger.warning(
+                "a failure would lose up to %.0f minutes (max_lost_minutes: %g)\n"
+                "    Hint: save_interval_seconds: %.0f",
+                *(minutes, args.max_lost_minutes, 60 * args.max_lost_minutes),
+            )
+
+    def _saves_at_its_end_only(self, args: Any, state: Any) -> bool:
+        """What preflight tells of `max_steps`, of epochs, whose steps are known by now."""
+        by_epochs = args.max_steps <= 0 and args.save_interval_seconds is None
+        return by_epochs and state.max_steps <= self._save_steps(args, state) < float("inf")
+
+    def _save_steps(self, args: Any, state: Any) -> float:
+        """Steps between two saves; infinite where steps do not decide."""
+        return float(state.save_steps) if args.save_strategy == "steps" else float("inf")
+
+    def _stop(self, control: Any, asked: str | None, reason: Reason | None) -> None:
+        """Agree on why, then save and stop. Ranks: all (collective)."""
+        told = [SPOKEN.get(reason or ""), asked]
+        self.trainer.preempted = ", ".join(
+            text
+            for rank, (general, signal) in enumerate(collectives.gather(told))
+            for text in (general, f"{signal} to rank {rank}" if signal else None)
+            if text
+        )
+        control.should_save = control.should_training_stop = True
+        control.should_evaluate = False

@@ -1,0 +1,247 @@
+"""What a person sees of a run: one progress bar, a line per evaluation and per save."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import datasets
+import transformers
+from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
+from transformers import TrainerCallback
+from transformers.trainer_utils import has_length
+
+from keepstep import __version__
+from keepstep.cli.tables import human_bytes
+from keepstep.data.rows import line as rows_line
+from keepstep.output.printable import printable
+from keepstep.output.terminal import Terminal, bar_text, complain
+from keepstep.policy.batch import Dealt
+from keepstep.policy.manifest import has_weights, strategy_name
+from keepstep.policy.selection import Choice
+from keepstep.ranks import collectives
+from keepstep.ranks.outcome import Outcome
+from keepstep.recipe.config import Recipe
+from keepstep.run_folder.ownership import VARIABLE
+from keepstep.run_folder.reader import Committed
+from keepstep.run_folder.writer import Saved
+from keepstep.save.manager import CheckpointManager
+from keepstep.trainer.mixin import KeepstepTrainer
+from keepstep.trainer.restore import Resharded
+
+WAIT_WORTH_TELLING = 0.05  # seconds
+ROOM_WORTH_TELLING = 3  # checkpoints
+
+console = Terminal()
+
+
+def say(text: str) -> None:
+    """A line to whoever watches. Ranks: any; only the main process prints."""
+    if collectives.is_main():
+        console.tell_lines(text)
+
+
+def say_everywhere(text: str) -> None:
+    """A line from this rank, whichever it is: something is wrong. Ranks: any, any thread."""
+    complain(text)
+
+
+def show_library_bars() -> None:
+    """Progress bars of datasets and transformers: on a terminal, by the main process only."""
+    if not (console.is_terminal and collectives.is_main()):
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+
+
+def introduce(
+    trainer: KeepstepTrainer, recipe: Recipe, checkpoint: Committed | None, choice: Choice
+) -> None:
+    """What is about to run, on which rows; where it carries on from, and why not elsewhere."""
+    args = trainer.args
+    parameters, trained = trainer.parameter_counts()
+    say(
+        f"keepstep {__version__}: {args.output_dir}, attempt {trainer.manager.attempt}, "
+        f"{args.world_size} x {args.strategy}, {args.precision}"
+    )
+    say(
+        f"{recipe.model.model_name_or_path}: {parameters:,} parameters, "
+        f"{trained:,} trained; {args.batch}"
+    )
+    tell_rows(trainer)
+    if trainer.aux_loss_enabled:
+        coefficient = f"{trainer.router_aux_loss_coef:g}"
+        say(f"eval_loss holds the router's loss, too: {coefficient} x eval_aux_loss")
+    before = Dealt.from_json(trainer.start.manifest.dealt) if trainer.start else None
+    if trainer.asked != args.batch and before is not None:
+        kept = before.batch.rows == args.batch.rows
+        reason = "as many rows as before" if kept else f"not {before.batch.rows}, as before"
+        say(f"(the recipe says {trainer.asked}; {reason})")
+    for step, why in choice.passed_by.items():
+        say(f"checkpoint-{step} is passed by: {printable(why)}")
+    if choice.under_way:
+        say(f"resume_from_checkpoint: {args.resume_from_checkpoint} was done by an earlier attempt")
+    if checkpoint is not None and choice.weights_only:
+        say(f"starting at step 0 with the weights of checkpoint-{checkpoint.step}")
+    elif checkpoint is not None:
+        say(f"carrying on from checkpoint-{checkpoint.step}{_planned(trainer, checkpoint)}")
+
+
+def tell_rows(trainer: KeepstepTrainer) -> None:
+    """Which rows come from where, and what became of them: a line for training, one for
+    evaluation."""
+    for what, source in trainer.sources.items():
+        rows = trainer.train_dataset if what == "training" else trainer.eval_dataset
+        count = trainer.counts.get(what)
+        if not has_length(rows):
+            told = "a stream: rows are not counted"
+        else:
+            told = f"{len(rows):,} rows, taken as they are" if count is None else str(count)
+        say(rows_line(what, printable(source), told))
+
+
+def _planned(trainer: KeepstepTrainer, checkpoint: Committed) -> str:
+    before, planned = checkpoint.manifest.planned_steps, trainer.planned_steps()
+    if before in (planned, 0):  # 0: not known, of one that was adopted
+        return ""
+    return f"; {planned} steps are planned now, not {before}: the learning rate's curve changes"
+
+
+def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
+    """How it ended, and what to do next. Ranks: any."""
+    folder, metric = manager.run.path, manager.policy.metric
+    best = None if outcome.best_step is None else manager.run.checkpoint(outcome.best_step)
+    if outcome.outcome == "no_progress":
+        say(
+            f"No progress: {outcome.reason}\nHint: find out what ends it. Then ask by name: "
+            "--resume_from_checkpoint latest, a step, or never (from the beginning)."
+        )
+        return
+    if outcome.outcome == "failed":
+        where = "" if outcome.global_step is None else f" at step {outcome.global_step}"
+        say(f"Failed{where}: {outcome.reason}")
+        return
+    if outcome.outcome == "preempted":
+        then = "" if VARIABLE in os.environ else " Run the same command again to go on."  # or a job
+        step = outcome.global_step
+        saved = "." if step is None else f" after step {step}; the state is saved."
+        say(f"Stopped on request ({outcome.reason}){saved}{then}")
+        return
+    say(f"Finished: {outcome.global_step} steps{_but(outcome)}.")
+    if best is not None and metric:
+        say(f"Best:        {best.path} ({metric} {best.manifest.metrics[metric]:.4f})")
+    if best is not None and not has_weights(best.manifest):
+        say(f"Use it:      keepstep export {folder}/best --to DIR")
+    elif best is not None:
+        auto = "AutoPeftModelForCausalLM" if best.manifest.adapter else "AutoModelForCausalLM"
+        say(f"Use it:      {auto}.from_pretrained('{folder}/best')")
+    say(f"Checkpoints: keepstep ls {folder}")
+
+
+def _but(outcome: Outcome) -> str:
+    return f"; {outcome.reason}" if outcome.reason else ""
+
+
+def _told(resharded: Resharded) -> str:
+    strategies = (
+        strategy_name(resharded.from_stage, resharded.from_deepspeed),
+        strategy_name(resharded.to_stage, resharded.to_deepspeed),
+    )
+    before = f"{resharded.from_processes} x {strategies[0]}"
+    now = f"{resharded.to_processes} x {strategies[1]}"
+    return (
+        f"resharded checkpoint-{resharded.step}: {before} → {now}, {human_bytes(resharded.bytes)} "
+        f"in {resharded.seconds:.2f} s ({resharded.gb_per_s:.2f} GB/s)"
+    )
+
+
+class RunReporter(TrainerCallback):
+    """The progress bar and the lines above it; silent on other ranks than the main one."""
+
+    def __init__(self, trainer: KeepstepTrainer) -> None:
+        self.trainer = trainer
+        self.progress: Progress | None = None
+        self.told: Saved | None = None
+        self.task = TaskID(0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.resharded is not None:
+            say(_told(self.trainer.resharded))
+        if not console.is_terminal or not collectives.is_main():
+            return
+        self.progress = console.bar(
+            bar_text("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            bar_text("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step)
+        self.progress.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._tell_saved(state)
+        if self.progress:
+            self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        text = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}"
+        if self.progress:
+            self.progress.update(self.task, description=text)
+        else:
+            self._line(state, text)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        name = self.trainer.manager.policy.metric or "eval_loss"
+        if metrics and name in metrics:
+            self._line(state, f"{name} {metrics[name]:.4f}{self._best_so_far(metrics[name])}")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._tell_saved(state)
+
+    def _tell_saved(self, state: Any) -> None:
+        """A save that has arrived; one that failed, the trainer has spoken of."""
+        saved = self.trainer.last_saved
+        if saved is None or saved is self.told:
+            return
+        self.told = saved
+        manifest, facts = saved.checkpoint.manifest, saved.facts
+        text = f"saved {saved.checkpoint.path.name}: {human_bytes(manifest.total_bytes)} "
+        text += f"in {facts['write']:.2f} s (training stopped for {facts['stall']:.2f} s"
+        if facts["wait"] > WAIT_WORTH_TELLING:
+            text += f", {facts['wait']:.2f} s of it for the save before"
+        text += ")"
+        if saved.pruned:
+            text += f", pruned {', '.join(map(str, saved.pruned))}"
+        self._line(state, text + self._best_checkpoint(saved.best))
+        if saved.free is None:
+            return
+        room = (saved.free - self.trainer.args.min_free) // max(1, manifest.total_bytes)
+        if room < ROOM_WORTH_TELLING:
+            free = human_bytes(saved.free)
+            say(f"warning: {free} are left on this disk: room for {max(0, room)} more checkpoints")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._tell_saved(state)
+        if self.progress:
+            self.progress.stop()
+            self.progress = None
+
+    def _best_so_far(self, value: float) -> str:
+        """Compares with the evaluations before this one: Trainer updates its best afterwards."""
+        best, greater = self.trainer.state.best_metric, self.trainer.args.greater_is_better
+        if best is None or (value > best if greater else value < best):
+            return "  (best so far)"
+        return f"  (best so far {best:.4f} at step {self.trainer.state.best_global_step})"
+
+    def _best_checkpoint(self, best: Committed | None) -> str:
+        name = self.trainer.manager.policy.metric
+        if best is None or name is None:
+            return ""
+        return f"; best {best.path.name} ({name} {best.manifest.metrics[name]:.4f})"
+
+    def _line(self, state: Any, text: str) -> None:
+        step = f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
+        say(f"{step}  {text}")

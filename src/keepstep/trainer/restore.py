@@ -1,0 +1,285 @@
+"""Gives a checkpoint's state back to the Trainer, whichever processes wrote it.
+
+The counterpart of contents.py. A checkpoint of the same layout goes through DeepSpeed's (or
+torch's) own loader as it is; any other is resharded on the way (checkpoint/reshard.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch.nn.parallel import DistributedDataParallel
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from trl import SFTTrainer
+
+from keepstep.ranks import collectives
+from keepstep.run_folder.reader import Committed
+from keepstep.sharding.flat_buffers import LayoutError
+from keepstep.sharding.reshard import fits, load_shard, restore_torch, shard_for
+from keepstep.sharding.shards import zero_source
+from keepstep.sharding.sources import (
+    NAMES_FILE,
+    ReshardError,
+    Source,
+    TorchSource,
+    stored_optimizer,
+)
+
+if TYPE_CHECKING:
+    from keepstep.trainer.mixin import KeepstepTrainer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Resharded:
+    """A checkpoint's state, given to other processes than wrote it.
+
+    Attributes:
+        step: of the checkpoint.
+        from_processes, from_stage, from_deepspeed: that wrote it (stage 0: nothing is sharded).
+        to_processes, to_stage, to_deepspeed: that have it now.
+        bytes: read by all ranks together.
+        seconds: from the first file opened to the state loaded, on the slowest rank.
+    """
+
+    step: int
+    from_processes: int
+    from_stage: int
+    to_processes: int
+    to_stage: int
+    bytes: int
+    seconds: float
+    from_deepspeed: bool = False
+    to_deepspeed: bool = False
+
+    @property
+    def gb_per_s(self) -> float:
+        return round(self.bytes / max(self.seconds, 1e-9) / 1e9, 3)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"gb_per_s": self.gb_per_s}
+
+
+def restore(trainer: KeepstepTrainer, checkpoint: Committed) -> Resharded | None:
+    """Load weights, optimizer, scheduler and loss scaler. Ranks: all (collective).
+
+    Returns: what was resharded; None when the checkpoint's layout was this attempt's.
+
+    Raises:
+        ReshardError: on every rank: the state cannot be given to these processes.
+    """
+    started = time.perf_counter()
+    engine = trainer.contents.engine
+    if checkpoint.manifest.zero_stage == 0 != trainer.args.zero_stage:
+        trainer.contents.plan()  # collective: which weight of the file is which of the model
+    source = together(lambda: _foreign_source(trainer, checkpoint))
+    if len(set(collectives.gather(source is None))) > 1:
+        raise ReshardError(f"{checkpoint.path.name} is not the same for every rank")
+    if source is None and engine is not None:
+        _load_shards_as_they_are(trainer, checkpoint)
+    elif source is None and trainer.is_deepspeed_enabled:
+        together(lambda: SFTTrainer._load_from_checkpoint(trainer, str(checkpoint.path)))
+    elif source is not None and engine is not None:
+        shard = together(lambda: shard_for(engine, source))
+        load_shard(engine, shard, source.counters)
+    elif source is not None:
+        optimizer = trainer.contents.optimizer()
+        assert optimizer is not None  # the Trainer has made it
+        together(lambda: restore_torch(trainer.model, optimizer, source))
+    together(lambda: _load_schedule(trainer, checkpoint, source))
+    if source is None:
+        return None
+    seconds = time.perf_counter() - started
+    reports = collectives.gather((source.bytes_read, seconds))
+    return Resharded(
+        step=checkpoint.step,
+        from_processes=checkpoint.manifest.world_size,
+        from_stage=checkpoint.manifest.zero_stage,
+        to_processes=trainer.args.world_size,
+        to_stage=trainer.args.zero_stage,
+        bytes=sum(count for count, _ in reports),
+        seconds=round(max(seconds for _, seconds in reports), 4),
+        from_deepspeed=checkpoint.manifest.deepspeed,
+        to_deepspeed=trainer.is_deepspeed_enabled,
+    )
+
+
+def together(action: Callable[[], T]) -> T:
+    """Run `action` on every rank; if one fails, all do. Ranks: all (collective).
+
+    Raises:
+        ReshardError: on every rank, what the first that failed raised.
+        RankError: likewise, of any other error.
+    """
+    value: T | None = None
+    error: Exception | None = None
+    try:
+        value = action()
+    except Exception as caught:
+        error = caught
+    told = error if error is None or isinstance(error, ReshardError) else _named(error)
+    failures = [(r, e) for r, e in enumerate(collectives.gather(told)) if e is not None]
+    for rank, failure in failures:
+        kind = ReshardError if isinstance(failure, ReshardError) else collectives.RankError
+        raise kind(f"rank {rank}: {failure}") from error
+    return value  # type: ignore[return-value]
+
+
+def _named(error: Exception) -> str:
+    """With the file, which an OSError's `repr` leaves out."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, OSError) else repr(error)
+
+
+def _foreign_source(trainer: KeepstepTrainer, checkpoint: Committed) -> Source | None:
+    """What the checkpoint holds; None when these processes can load it as it is. Ranks: any."""
+    manifest, args = checkpoint.manifest, trainer.args
+    if manifest.zero_stage == args.zero_stage == 0:
+        return None  # whole on every rank, however many there are
+    if manifest.zero_stage == 0:
+        return _torch_source(trainer, checkpoint)
+    same = (manifest.world_size, manifest.zero_stage) == (args.world_size, args.zero_stage)
+    try:
+        source = zero_source(checkpoint.path)
+        if source is None:
+            raise ReshardError(f"{checkpoint.path.name} holds no shards of DeepSpeed")
+        return None if same and fits(trainer.deepspeed, source) else source
+    except (ReshardError, LayoutError, KeyError, AttributeError):
+        if not same:
+            raise
+        return None  # of a kind that DeepSpeed knows, and the resharder does not
+
+
+def _torch_source(trainer: KeepstepTrainer, checkpoint: Committed) -> TorchSource:
+    names = checkpoint.path / NAMES_FILE
+    groups = json.loads(names.read_text()) if names.is_file() else trainer.contents.group_names()
+    weights = trainer.contents.stored_names()
+    return TorchSource(checkpoint.path, groups, weights, checkpoint.step)
+
+
+def _load_shards_as_they_are(trainer: KeepstepTrainer, checkpoint: Committed) -> None:
+    """As `Trainer._prepare_for_training` resumes. Ranks: all (collective)."""
+    strict = not isinstance(trainer.model, PeftModel)
+    deepspeed_load_checkpoint(trainer.deepspeed, str(checkpoint.path), load_module_strict=strict)
+    if trainer.args.zero_stage in (1, 2):  # 16-bit weights are not stored beside the masters
+        trainer.deepspeed.optimizer.update_lp_params()
+
+
+def _load_schedule(trainer: KeepstepTrainer, checkpoint: Committed, source: Source | None) -> None:
+    """The scheduler; where nothing is sharded loss scaler and, as it is, optimizer. Ranks: any."""
+    schedule, scaler = trainer.lr_scheduler, trainer.accelerator.scaler
+    if scaler is not None:  # DeepSpeed has one of its own
+        trainer._load_scaler(str(checkpoint.path))
+    if source is None and trainer.contents.engine is not None:
+        trainer._load_optimizer_and_scheduler(str(checkpoint.path))
+    else:
+        if source is None:
+            _load_optimizer(trainer, checkpoint)
+        stored = torch.load(checkpoint.path / "scheduler.pt", weights_only=True)
+        groups = len(schedule.optimizer.param_groups)
+        schedule.load_state_dict(schedule_for(groups, stored))
+    if source is not None and source.loss_scale is not None and scaler is not None:
+        scaler.load_state_dict(scaler.state_dict() | {"scale": source.loss_scale})
+    stored_settings, args = checkpoint.manifest.settings, trainer.args
+    before = stored_settings.get("learning_rate")
+    if before and before != args.learning_rate:
+        _rescale(schedule, args.learning_rate / before)
+    ranking = [(n, getattr(args, n)) for n in ("metric_for_best_model", "greater_is_better")]
+    if any(stored_settings.get(name, value) != value for name, value in ranking):
+        schedule._reset()  # of a plateau or a greedy one: its best value was of another metric
+
+
+def _load_optimizer(trainer: KeepstepTrainer, checkpoint: Committed) -> None:
+    """torch's optimizer, whole on every rank, from what DDP or DeepSpeed's stage 0 has written."""
+    optimizer = trainer.contents.optimizer()
+    assert optimizer is not None  # the Trainer has made it
+    stored = copy.deepcopy(stored_optimizer(checkpoint.path))  # out of the mapped file
+    groups = iter([group for group in stored["param_groups"] if group["params"]])
+    live = optimizer.state_dict()["param_groups"]  # DeepSpeed drops groups that are empty
+    stored["param_groups"] = [next(groups) if group["params"] else group for group in live]
+    optimizer.load_state_dict(stored)
+    if trainer.is_deepspeed_enabled:
+        trainer.deepspeed.global_steps = checkpoint.step
+
+
+def random_numbers() -> list[Any]:
+    """The states of this process's generators, and of its device's. Ranks: any."""
+    device = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return [random.getstate(), np.random.get_state(), torch.get_rng_state(), device]
+
+
+def set_random_numbers(states: list[Any]) -> None:
+    """What `random_numbers` gave. Ranks: any."""
+    numbers, arrays, tensors, device = states
+    random.setstate(numbers)
+    np.random.set_state(arrays)
+    torch.set_rng_state(tensors)
+    if device is not None:
+        torch.cuda.set_rng_state(device)
+
+
+@contextlib.contextmanager
+def random_numbers_apart() -> Iterator[None]:
+    """What is drawn within leaves this rank's random numbers as they were. Ranks: any."""
+    states = random_numbers()
+    try:
+        yield
+    finally:
+        set_random_numbers(states)
+
+
+def settle_gradients(trainer: KeepstepTrainer, batches: Iterable[Any]) -> None:
+    """A backward pass that nothing comes of, so that the next is like those of the run before it.
+
+    DDP lays its gradients out anew after the first pass of a process's life, and with that changes
+    in which order three of them are summed (torch 2.13, `Reducer::rebuild_buckets`; two commute).
+    Before the RNG states are restored. Ranks: all (collective).
+    """
+    model = trainer.model_wrapped
+    if not isinstance(model, DistributedDataParallel) or trainer.args.world_size < 3:
+        return
+    logged, tokens = trainer._metrics["train"].copy(), trainer._total_train_tokens
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    trainer.current_gradient_accumulation_steps = 1  # the loop sets it before every step
+    SFTTrainer.training_step(trainer, model, next(iter(batches)))
+    model.zero_grad()
+    for buffer, before in buffers:
+        buffer.copy_(before)
+    trainer._metrics["train"], trainer._total_train_tokens = logged, tokens
+
+
+def _rescale(schedule: Any, factor: float) -> None:
+    """A changed learning rate that was accepted: without this, the stored one would go on."""
+    for name in ("base_lrs", "_last_lr"):
+        rates = getattr(schedule, name, [])  # a plateau's schedule has no base
+        setattr(schedule, name, [rate * factor for rate in rates])
+    for group in schedule.optimizer.param_groups:
+        for name in {"lr", "initial_lr"} & group.keys():
+            group[name] *= factor
+
+
+def schedule_for(groups: int, stored: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's state for as many parameter groups: DeepSpeed drops those that are empty.
+
+    Raises:
+        ReshardError: the groups' schedules differ, so that it is not known which is whose.
+    """
+    state = dict(stored)
+    for name in ("base_lrs", "_last_lr", "lr_lambdas"):
+        values = state.get(name)
+        if values is None or len(values) == groups:
+            continue
+        if any(value != values[0] for value in values):
+            raise ReshardError(f"{len(values)} parameter groups of different schedules are stored")
+        state[name] = values[:1] * groups
+    return state

@@ -1,0 +1,372 @@
+"""Rows as people have them: files of all kinds, folders, saved datasets, mixtures; and mistakes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from keepstep import train
+from keepstep.preflight.validate import validate
+from keepstep.recipe.config import ConfigError
+from keepstep.recipe.parse import parse_recipe
+from tests.helpers.recipes import argv
+
+CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+SHARED = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def lines(*rows: Any) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def recipe(demo: Path, tmp_path: Path, **fields: Any) -> Any:
+    """Of rows of text, unless the fields say otherwise."""
+    fields = {"eval_strategy": "no", "keep_ranking": "recency"} | fields
+    return parse_recipe(argv(demo, tmp_path / "run", **{"assistant_only_loss": False} | fields))
+
+
+def problems(demo: Path, tmp_path: Path, **fields: Any) -> str:
+    """What a launch says before it loads a model: as one text, empty when it has no objection."""
+    try:
+        parsed = recipe(demo, tmp_path, **fields)
+        found = [p for p in validate(parsed) if p.severity == "error"]
+        found = found or [p for p in train.gather_inputs(parsed)[2] if p.severity == "error"]
+    except ConfigError as error:
+        found = error.problems
+    return "\n".join(map(str, found))
+
+
+def gathered(parsed: Any) -> dict[str, Any]:
+    """What a launch goes on with."""
+    inputs, _, found = train.gather_inputs(parsed)
+    assert [str(p) for p in found if p.severity == "error"] == []
+    return inputs
+
+
+def rows_of(demo: Path, tmp_path: Path, **fields: Any) -> list[Any]:
+    return list(gathered(recipe(demo, tmp_path, **fields))["train_dataset"])
+
+
+TEXTS = [{"text": "a"}, {"text": "ü"}]
+
+
+FILES: dict[str, Any] = {
+    "rows.jsonl": lines(*TEXTS),
+    "rows.txt.jsonl": lines(*TEXTS),
+    "rows.jsonl.gz": gzip.compress(lines(*TEXTS).encode()),
+    "ROWS.JSONL": lines(*TEXTS),
+    "bom.jsonl": "\ufeff" + lines(*TEXTS),
+    "crlf.jsonl": lines(*TEXTS).replace("\n", "\r\n\r\n"),
+    "array.json": json.dumps(TEXTS),
+    "rows.csv": "text\na\nü\n",
+    "rows.txt": "a\nü\n",
+    "a[1].jsonl": lines(*TEXTS),
+    "mit Lücke*?/né.jsonl": lines(*TEXTS),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_files(demo: Path, tmp_path: Path, name: str, stream: bool) -> None:
+    path = write(tmp_path / name, FILES[name])
+    fields = {"dataset_name": path, "dataset_streaming": stream, "max_steps": 2}
+    assert rows_of(demo, tmp_path, **fields) == TEXTS
+
+
+def test_folders(demo: Path, tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write(tmp_path / f"mit Lücke/{name}.jsonl", lines({"text": name}))
+    parsed = recipe(demo, tmp_path, dataset_name=tmp_path / "mit Lücke", eval_strategy="steps")
+    parsed.data.eval_dataset_name = None
+    inputs = gathered(parsed)
+    assert inputs["train_dataset"][0] == {"text": "train"}
+    assert inputs["eval_dataset"][0] == {"text": "test"}
+    for folder, expected in (
+        ("two", "its files have other columns than the first of them"),
+        ("empty", "no files of rows are in it"),
+        ("a[1]", "Hint: datasets takes *, ? and [ in a folder's name for a pattern"),
+    ):
+        write(tmp_path / folder / ("notes" if folder == "empty" else "a.jsonl"), lines(CHAT))
+        if folder == "two":
+            write(tmp_path / "two/b.jsonl", lines(*TEXTS))
+        assert expected in problems(demo, tmp_path, dataset_name=tmp_path / folder)
+
+
+def test_a_parquet_file_and_a_huge_row(demo: Path, tmp_path: Path) -> None:
+    rows = [{"text": "a"}, {"text": "long " * 20_000}]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "x.parquet"))
+    assert rows_of(demo, tmp_path, dataset_name=tmp_path / "x.parquet") == rows
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_saved_datasets(demo: Path, tmp_path: Path, single: bool) -> None:
+    rows = datasets.Dataset.from_list([CHAT]).with_format("torch")
+    saved = rows if single else datasets.DatasetDict({"train": rows, "test": rows})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    assert rows_of(demo, tmp_path, dataset_name=tmp_path / "saved") == [CHAT]
+    rows.save_to_disk(str(tmp_path / "each/train"))
+    rows.save_to_disk(str(tmp_path / "each/dev"))
+    assert rows_of(demo, tmp_path, dataset_name=tmp_path / "each") == [CHAT]
+
+
+def splits(tmp_path: Path, *names: str) -> Path:
+    for name in names:
+        write(tmp_path / f"splits/{name}.jsonl", lines({"text": name}, {"text": name}))
+    rows = {name: datasets.Dataset.from_list([{"text": name}] * 2) for name in names}
+    datasets.DatasetDict(rows).save_to_disk(str(tmp_path / "saved"))
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize(
+    ("names", "fields", "expected"),
+    [
+        (("train", "test"), {}, "test"),
+        (("train", "validation"), {}, "validation"),
+        (("train", "validation", "test"), {}, "test"),
+        (("train", "val"), {}, "val"),
+        (("train",), {}, "train"),
+        (("train", "held_out"), {"dataset_test_split": "held_out"}, "held_out"),
+    ],
+)
+def test_which_split_evaluates(
+    demo: Path, tmp_path: Path, names: tuple[str, ...], fields: dict[str, str], expected: str
+) -> None:
+    parsed = recipe(
+        *(demo, tmp_path),
+        **{"eval_strategy": "steps", "eval_dataset_name": splits(tmp_path, *names), **fields},
+    )
+    inputs = gathered(parsed)
+    assert inputs["eval_dataset"][0] == {"text": expected}
+    source = inputs["sources"]["evaluation"]
+    assert source.endswith("saved" if len(names) == 1 else f"saved, split {expected}")
+
+
+@pytest.mark.parametrize(
+    ("names", "fields", "expected"),
+    [
+        (("train", "extra"), {"eval_dataset_name": "SAVED"}, "has the splits train, extra"),
+        (("train", "test"), {"dataset_test_split": "dev"}, "has no split 'dev', but train, test"),
+        (("train", "test"), {"dataset_test_split": "train"}, "train is what is trained on"),
+        (("a", "b"), {}, "dataset_train_split: 'train' is none of: a, b"),
+    ],
+)
+def test_a_split_that_cannot_be_meant(
+    demo: Path, tmp_path: Path, names: tuple[str, ...], fields: dict[str, str], expected: str
+) -> None:
+    saved = str(splits(tmp_path, *names))
+    given = {"eval_dataset_name": ""} | fields
+    given = {n: v.replace("SAVED", saved) for n, v in given.items()}
+    trained = demo / "data/train.jsonl" if given["eval_dataset_name"] else saved
+    found = problems(demo, tmp_path, dataset_name=trained, eval_strategy="steps", **given)
+    assert expected in found
+
+
+def test_other_names_of_roles_are_mapped(demo: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "shared.jsonl", lines(SHARED, SHARED))
+    for stream in (False, True):
+        fields = {"dataset_name": path, "dataset_streaming": stream, "max_steps": 2}
+        assert rows_of(demo, tmp_path, **fields) == [CHAT, CHAT]
+        assert problems(demo, tmp_path, assistant_only_loss=True, **fields) == ""
+
+
+def test_tools_of_different_kinds(demo: Path, tmp_path: Path) -> None:
+    def calling(arguments: Any) -> dict[str, Any]:
+        call = json.dumps({"name": "f", "arguments": arguments})
+        turns = [{"from": "human", "value": "q"}, {"from": "function_call", "value": call}]
+        turns += [{"from": "observation", "value": "1"}, {"from": "gpt", "value": "a"}]
+        return {"conversations": turns}
+
+    path = write(tmp_path / "t.jsonl", lines(calling({"a": 1}), calling({"b": ["x"]})))
+    for row, arguments in zip(
+        rows_of(demo, tmp_path, dataset_name=path), ({"a": 1}, {"b": ["x"]}), strict=True
+    ):
+        assert row["messages"][1]["tool_calls"][0]["function"]["arguments"] == arguments
+
+
+def test_a_column_that_would_be_taken_for_another_layout(demo: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "ultra.jsonl", lines({"prompt": "q", **CHAT}, {"prompt": "q", **CHAT}))
+    assert rows_of(demo, tmp_path, dataset_name=path) == [CHAT, CHAT]
+    (warning,) = train.gather_inputs(recipe(demo, tmp_path, dataset_name=path))[2]
+    assert str(warning) == "the training data: messages is trained on; left out: prompt"
+
+
+def test_a_mixture_of_files(demo: Path, tmp_path: Path) -> None:
+    chat = write(tmp_path / "chat.jsonl", lines({**CHAT, "id": 1}))
+    shared = write(tmp_path / "shared.jsonl", lines(SHARED, SHARED))
+    text = write(tmp_path / "text.jsonl", lines(*TEXTS))
+
+    def mixed(*paths: Path, **fields: Any) -> dict[str, Any]:
+        file = write(
+            tmp_path / "r.yaml", f"datasets: {json.dumps([{'path': str(p)} for p in paths])}"
+        )
+        return {"dataset_name": "", "config": file, **fields}
+
+    assert rows_of(demo, tmp_path, **mixed(chat, shared)) == [CHAT] * 3
+    found = problems(demo, tmp_path, **mixed(chat, text))
+    assert f"different layouts: {chat}: messages, {text}: text" in found
+    found = problems(demo, tmp_path, **mixed(chat, tmp_path / "gone.jsonl"))
+    assert f"datasets: path: there is no {tmp_path}/gone.jsonl" in found
+    found = problems(demo, tmp_path, **mixed(chat, dataset_name=text))
+    assert "dataset_name and datasets are both set" in found
+    parsed = recipe(
+        *(demo, tmp_path),
+        **mixed(shared, shared, eval_strategy="steps", eval_dataset_name="", test_split_size=0.5),
+    )
+    first, second = (gathered(parsed)["eval_dataset"] for _ in range(2))
+    assert len(first) == 2
+    assert first[:] == second[:]
+
+
+def test_streaming_by_either_name(demo: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", lines(*TEXTS))
+    for name in ("streaming", "dataset_streaming"):
+        fields = {"dataset_name": path, name: True}
+        parsed = recipe(demo, tmp_path, **fields, max_steps=2)
+        assert isinstance(gathered(parsed)["train_dataset"], datasets.IterableDataset)
+        assert "set max_steps" in problems(demo, tmp_path, **fields, max_steps=-1)
+
+
+LATIN = json.dumps({"text": "é"}, ensure_ascii=False).encode("latin-1")
+UNUSABLE = {
+    "null": (lines({"text": "a"}, {"text": None}), {}, "1 of 2 training rows cannot be used"),
+    "a number": (lines({"text": 1}), {}, "row 1: text is 1, not text"),
+    "mixed": (lines({"text": "a"}, {"text": 2}), {}, "row 2: text is 2, not text"),
+    "two layouts": (lines({"text": "a"}, CHAT), {}, "row 1: messages is null"),
+    "Latin-1": (LATIN, {}, "it is not UTF-8: a byte 0xe9\n    Hint: iconv"),
+    "Latin-1 stream": (LATIN, {"dataset_streaming": True}, "it is not UTF-8: a byte 0xe9"),
+    "empty": ("", {}, "the file is empty"),
+    "empty stream": ("", {"streaming": True}, "the file is empty"),
+    "blank": ("\n\n", {}, "has no rows"),
+    "blank stream": ("\n\n", {"streaming": True}, "has no rows"),
+    "half": ('{"text": "a"}\n{"text": ', {}, "JSON parse error"),
+    "half stream": ('{"text": "a"}\n{"text": ', {"streaming": True}, "JSON parse error"),
+    "no text for assistants": (
+        lines(*TEXTS),
+        {"assistant_only_loss": True},
+        "assistant_only_loss: the training data has text, and no turns of an assistant",
+    ),
+    "no completion": (
+        lines(*TEXTS),
+        {"completion_only_loss": True},
+        "completion_only_loss: the training data has text, and no completion",
+    ),
+    "no answer": (
+        lines(CHAT, {"messages": CHAT["messages"][:1]}),
+        {"assistant_only_loss": True},
+        "1 of 2 training rows cannot be used (FILE); row 2: no turn is the assistant's",
+    ),
+    "no content": (
+        lines({"messages": [{"role": "user"}, CHAT["messages"][1]]}),
+        {},
+        "row 1: messages, turn 1: a turn of user without content",
+    ),
+    "unknown role": (
+        lines({"conversations": [{"from": "narrator", "value": "x"}]}),
+        {},
+        "the role 'narrator' is none of",
+    ),
+    "turns and text": (
+        lines({"prompt": "q", "completion": "a"}, {"prompt": "q", "completion": ["a"]}),
+        {},
+        "row 2: completion is",
+    ),
+    "alpaca": (
+        lines({"instruction": "q", "input": "", "output": "a"}),
+        {},
+        "Hint: rename instruction to prompt (with `input` joined to it), and output to completion",
+    ),
+    "labels of another length": (
+        lines({"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [1, 2], "labels": [1]}),
+        {},
+        "1 of 2 training rows cannot be used (FILE); row 2: labels is not as long as input_ids",
+    ),
+    "tokens of another model": (
+        lines({"input_ids": [1, 2]}, {"input_ids": [1, 70_000]}),
+        {},
+        "the training data has the token 70000 among its input_ids, and the model knows",
+    ),
+    "a stream of them": (
+        lines({"input_ids": [1, 2]}, {"input_ids": [1, 70_000]}),
+        {"streaming": True},
+        "the training data has the token 70000 among its input_ids, and the model knows",
+    ),
+    "as they are, and no tokens": (
+        lines(CHAT),
+        {"dataset_kwargs": '{"skip_prepare_dataset": true}'},
+        "skip_prepare_dataset: the training data has messages, not input_ids",
+    ),
+    "images": (
+        lines({**CHAT, "images": ["a.png"]}),
+        {},
+        "the training data has a column images, and a tokenizer takes no images",
+    ),
+    "an end that is no token": (
+        lines(CHAT),
+        {"eos_token": "<|nope|>"},
+        "eos_token: '<|nope|>' is no token of",
+    ),
+    "no padding, and cut": (
+        lines(CHAT),
+        {"padding_free": True},
+        "padding_free without packing takes no max_length",
+    ),
+    "packed without a length": (
+        lines(CHAT),
+        {"packing": True, "max_length": None},
+        "packing needs a max_length",
+    ),
+    "all too long": (
+        lines({"prompt": "long " * 90, "completion": "a"}),
+        {"max_length": 8},
+        "none of the 1 training rows is left: within max_length: 8 no token of them is trained on",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", UNUSABLE)
+def test_one_message_before_a_model_is_loaded(demo: Path, tmp_path: Path, mistake: str) -> None:
+    content, fields, expected = UNUSABLE[mistake]
+    path = write(tmp_path / "x.jsonl", content)
+    found = problems(demo, tmp_path, **{"dataset_name": path, "max_steps": 2} | fields)
+    assert expected.replace("FILE", str(path)) in found
+    assert len(found.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("name", ["data/train.jsonl", "train.parquet", "gone.csv.gz"])
+def test_a_missing_file_is_not_looked_for_on_the_hub(demo: Path, tmp_path: Path, name: str) -> None:
+    assert problems(demo, tmp_path, dataset_name=name) == f"dataset_name: there is no {name}"
+    found = problems(demo, tmp_path, eval_dataset_name=name)
+    assert found == f"eval_dataset_name: there is no {name}"
+
+
+def test_evaluation_rows_that_fill_no_batch(demo: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "few.jsonl", lines(CHAT, CHAT))
+    fields = {"eval_strategy": "steps", "eval_dataset_name": path, "dataloader_drop_last": True}
+    for stream in (False, True):
+        fields |= {"streaming": stream, "max_steps": 2}
+        found = problems(demo, tmp_path, **fields, per_device_eval_batch_size=3)
+        assert "dataloader_drop_last leaves none of 2 evaluation rows: a batch has 1 x 3" in found
+        assert problems(demo, tmp_path, **fields, per_device_eval_batch_size=2) == ""
+
+
+def test_evaluating_on_what_is_trained_on_is_told(demo: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", lines(*TEXTS))
+    both = {"dataset_name": path, "eval_dataset_name": path, "eval_strategy": "steps"}
+    (warning,) = train.gather_inputs(recipe(demo, tmp_path, **both))[2]
+    assert "the evaluation rows are the training rows" in str(warning)

@@ -1,0 +1,106 @@
+"""The examples run, and the documentation shows what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.ranks import ROOT
+
+
+def run_example(name: str, cwd: Path, *arguments: str) -> str:
+    return run([sys.executable, str(ROOT / "launch/examples" / name), *arguments], cwd)
+
+
+def run(command: list[str], cwd: Path) -> str:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, "HF_DATASETS_CACHE": str(cwd / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_textbook_scenario(tmp_path: Path) -> None:
+    def plain(text: str) -> list[str]:
+        text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME", text)
+        return [line.rstrip() for line in text.strip().splitlines()]
+
+    told = run_example("retention_story.py", tmp_path, "runs/story")
+    (shown,) = re.findall(
+        r"```\n(\$ keepstep ls.*?)```", (ROOT / "docs/checkpoints.md").read_text(), re.S
+    )
+    assert plain(told) == plain(shown)
+
+
+def test_exactly_the_best_three_when_the_newest_is_among_them(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "launch/examples"))
+    import retention_story
+
+    from keepstep.run_folder.reader import RunFolder
+
+    falling = {500 * n: 2.0 - n / 10 for n in range(1, 7)}
+    retention_story.play(tmp_path, falling)
+    assert [c.step for c in RunFolder(tmp_path).checkpoints()] == [2000, 2500, 3000]
+
+
+# The lesson as it is, looked at when training begins; and what goes wrong with it.
+LESSON = """
+import runpy, sys
+from transformers import TrainerCallback
+from keepstep.trainer.mixin import KeepstepTrainer
+
+class Look(TrainerCallback):
+    def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
+        rate = lr_scheduler.get_last_lr()[0]
+        print("begins at", state.global_step, len(optimizer.state), lr_scheduler.last_epoch, rate)
+
+def train(self):
+    self.add_callback(Look)
+    start = self.start
+    mistakes = [(start, True), (start, self.args.output_dir + "/checkpoint-6")]
+    if start:
+        mistakes += [(None, None), (None, str(start.path))]
+    for self.start, given in mistakes:
+        try:
+            original(self, resume_from_checkpoint=given)
+        except ValueError as error:
+            print("refused:", str(error).splitlines()[0])
+    self.start = start
+    return original(self, resume_from_checkpoint=str(start.path) if start else None)
+
+original, KeepstepTrainer.train = KeepstepTrainer.train, train
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_classic_lesson(tmp_path: Path) -> None:
+    example = str(ROOT / "launch/examples/checkpoint_demo.py")
+    code = f"import sys; sys.argv[0] = {example!r}\n{LESSON}"
+    told = run([sys.executable, "-c", code, "runs/lesson"], tmp_path)
+    kept = re.findall(r"kept: (.*)", told)
+    assert kept[0] == "checkpoint-2, checkpoint-4"
+    best = re.findall(r"best: checkpoint-(\d+), eval_loss (\d\.\d{4})", told)
+    resumed = re.search(r"resumed at step (\d+)", told)
+    assert resumed is not None
+    assert resumed.group(1) == best[0][0]
+    assert float(best[1][1]) <= float(best[0][1])
+    assert "checkpoint-6" in kept[1]
+    begins = [line.split()[2:] for line in told.splitlines() if line.startswith("begins at")]
+    assert begins[0] == ["0", "0", "0", "0.005"]
+    step, entries, scheduled, rate = begins[1]
+    assert step == scheduled == resumed.group(1)
+    assert int(entries) == 4  # two layers' two matrices, each with its moments
+    assert float(rate) == pytest.approx(0.005 * (4 - int(step)) / 4)  # four steps were planned
+    refused = re.findall("refused: (.*)", told)
+    assert len(refused) == 2 + 4
+    assert all("only the state of `start` is restored" in line for line in refused)

@@ -1,0 +1,77 @@
+"""The main job, signalled in a given phase: stopped.py PHASE TARGET SIGNAL [fields of the recipe].
+
+TARGET: a rank, `all`, or the `launcher`. Phases: tokenisation, forward, backward, evaluation, save,
+write (in the background thread); at step 4, the first that is saved. `none`: nothing happens.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from keepstep import train
+from keepstep.ranks import collectives, signals
+from keepstep.save.rank_part import Part
+from keepstep.trainer.mixin import KeepstepTrainer
+from keepstep.trainer.state import Contents
+
+PHASE, TARGET, SIGNAL, *ARGV = sys.argv[1:]
+STEP = 4
+
+
+def fire(phase: str, step: int = STEP) -> None:
+    """The signal comes while this rank is in the middle of it."""
+    if phase != PHASE or step != STEP:
+        return
+    number, rank = getattr(signal, SIGNAL), collectives.rank()
+    if TARGET == "launcher" and signals.requested() is None:
+        if rank == 0:
+            print(f"{SIGNAL} in {phase} to the launcher", flush=True)
+            os.kill(os.getppid(), number)
+        time.sleep(1)  # until the launcher has passed it on
+    elif TARGET in ("all", str(rank)):
+        print(f"{SIGNAL} in {phase} to rank {rank}", flush=True)
+        os.kill(os.getpid(), number)
+
+
+class Stopped(KeepstepTrainer):
+    def _prepare_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        fire("tokenisation")
+        return super()._prepare_dataset(*args, **kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        training = self.model.training
+        if training:
+            fire("forward", self.state.global_step)
+        loss = super().compute_loss(*args, **kwargs)
+        if training and PHASE == "backward":
+            loss.register_hook(lambda gradient: fire("backward", self.state.global_step))
+        return loss
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        fire("evaluation", self.state.global_step)
+        return super().prediction_step(*args, **kwargs)
+
+
+store, finish = Contents.store, Part.finish
+
+
+def store_signalled(self: Contents, part: Part) -> None:
+    fire("save", self.trainer.state.global_step)
+    store(self, part)
+
+
+def finish_signalled(self: Part) -> None:
+    if self.folder.name == f"checkpoint-{STEP}" and self._later:
+        fire("write")
+    finish(self)
+
+
+Contents.store = store_signalled  # type: ignore[method-assign]
+Part.finish = finish_signalled  # type: ignore[method-assign]
+train.KeepstepTrainer = Stopped  # type: ignore[misc]
+signals.install_handlers()
+sys.exit(train.main(ARGV))

@@ -1,0 +1,70 @@
+"""A training of nothing under a watchdog, one rank of which has its fate: watched.py FATE RANK."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import torch
+import torch.distributed as dist
+
+from keepstep.ranks import collectives, watchdog
+
+FATE, VICTIM = sys.argv[1], int(sys.argv[2])
+AT, STEPS = 5, 200
+STUCK_AFTER = 3 if FATE in ("loader", "forward") else 30
+FASTER = 4  # than it is in earnest
+for name in ("PERIOD", "LATE", "SILENT", "EXPLAIN"):
+    setattr(watchdog, f"{name}_SECONDS", getattr(watchdog, f"{name}_SECONDS") / FASTER)
+
+
+def tell(text: str) -> None:
+    """In one write: the ranks' lines must not mix."""
+    os.write(1, f"{text}\n".encode())
+
+
+def give_up(reason: str) -> None:
+    tell(f"rank {collectives.rank()} ends: {reason}")
+
+
+def meets_its_fate(fate: str, step: int) -> None:
+    if (fate, VICTIM, AT) != (FATE, collectives.rank(), step):
+        return
+    tell(f"rank {VICTIM} meets its fate")
+    if fate in ("SIGSTOP", "SIGKILL"):
+        os.kill(os.getpid(), getattr(signal, fate))
+    elif fate == "raises":
+        raise ValueError("no such row")
+    else:
+        threading.Event().wait()
+
+
+def train(watched: watchdog.Watchdog) -> None:
+    for step in range(STEPS):
+        meets_its_fate("loader", step)
+        watched.progress()
+        dist.all_reduce(torch.ones(1))
+        meets_its_fate("forward", step)
+        for fate in ("SIGSTOP", "SIGKILL", "raises"):
+            meets_its_fate(fate, step)
+        dist.all_reduce(torch.ones(1))
+        watched.progress()
+        time.sleep(0.05)
+
+
+dist.init_process_group("gloo")
+watched = watchdog.Watchdog(dead_after=4, stuck_after=STUCK_AFTER, give_up=give_up)
+watched.start()
+try:
+    train(watched)
+except Exception as error:
+    reason = watched.explain(error)
+    watched.stop()
+    tell(f"rank {collectives.rank()} fails: {reason}")
+    sys.exit(70)
+watched.stop()
+collectives.leave()
+tell("done")

@@ -1,0 +1,105 @@
+"""Signals of a process without ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from keepstep.ranks import signals
+from tests.helpers import launchers
+
+READY = """
+import hashlib, sys, time
+from pathlib import Path
+from keepstep.ranks import signals
+signals.install_handlers()
+"""
+
+
+def start(code: str, *prefix: str, stderr: int | None = None) -> subprocess.Popen[bytes]:
+    command = [*prefix, sys.executable, "-c", f"{READY}{code}"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=stderr, preexec_fn=launchers.hear_signals
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_a_request(number: signal.Signals) -> None:
+    code = "print('ready', flush=True)\nwhile not signals.requested(): time.sleep(0.01)\n"
+    process = start(code + "print(signals.requested())")
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[0] == f"{number.name}\n".encode()
+
+
+def test_nohup() -> None:
+    """Whoever asked that a closed terminal be no reason to stop has asked for it."""
+    code = "print('ready', flush=True); sys.stdin.readline(); print(signals.requested())"
+    command = ["nohup", sys.executable, "-c", READY + code]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(b"\n", timeout=30)[0] == b"None\n"
+
+
+def test_a_signal_is_told_while_the_main_thread_is_in_a_long_call(tmp_path: Path) -> None:
+    """Its handler waits for the call to come back; a kill does not."""
+    told = tmp_path / "told"
+    process = start(
+        f"signals.tell_at_once(lambda name: Path({str(told)!r}).write_text(name))\n"
+        "print('ready', flush=True)\n"
+        "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # many minutes
+    )
+    process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 30
+    try:
+        while not (told.exists() and told.read_text()):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    assert told.read_text() == "SIGHUP"
+
+
+def test_a_second_interrupt_on_a_terminal_that_is_gone() -> None:
+    reading, writing = os.pipe()
+    code = "signals.ONE_REQUEST_SECONDS = 0\nprint('ready', flush=True)\n"
+    process = start(code + "while True: time.sleep(0.01)", stderr=writing)
+    for end in (reading, writing):
+        os.close(end)
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    assert process.returncode == 128 + signal.SIGINT
+
+
+def test_a_rank_whose_launcher_has_ended_before_it_began(tmp_path: Path) -> None:
+    """Started by a shell that is gone by then, it is process 1's child."""
+    assert not signals.is_orphan(1, b"/usr/bin/python3\0/usr/bin/accelerate\0launch")
+    assert not signals.is_orphan(4711, b"/sbin/init")
+    told = tmp_path / "told"
+    code = (
+        "import os, time; from pathlib import Path; from keepstep.ranks import signals\n"
+        "while os.getppid() != 1: time.sleep(0.01)\n"
+        "signals.install_handlers(); time.sleep(0.1)\n"
+        f"Path({str(told)!r}).write_text(str(signals.requested()))"
+    )
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "none"}
+    shell = [sys.executable, "-c", "import subprocess, sys; subprocess.Popen(sys.argv[1:])"]
+    subprocess.run([*shell, sys.executable, "-c", code], env=environment, check=True)
+    deadline = time.monotonic() + 30
+    while not (told.exists() and told.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert told.read_text().startswith("SIGTERM")

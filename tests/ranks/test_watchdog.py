@@ -1,0 +1,117 @@
+"""Who is dead, frozen or stuck, from what was heard and when."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from keepstep.ranks.watchdog import PERIOD_SECONDS, Listener, _causes, _is_of_the_connection
+
+Found = tuple[list[int], str] | None
+
+
+def listener(ranks: int = 3) -> Listener:
+    return Listener(list(range(ranks)), (25.0, 600.0))
+
+
+class Ears:
+    """A listener that comes round in time; where a text has a `*`, it counts the rounds."""
+
+    def __init__(self, ranks: int = 3) -> None:
+        self.listener = listener(ranks)
+        self.now = 0.0
+        self._round = itertools.count()
+
+    def hear(self, said: list[str], until: float) -> Found:
+        """The same from all until then; the first verdict, or None."""
+        found: Found = None
+        while found is None and self.now < until:
+            self.now += PERIOD_SECONDS
+            number = str(next(self._round))
+            found = self.listener.hear([text.replace("*", number) for text in said], self.now)
+        return found
+
+
+def test_all_is_well() -> None:
+    ears = Ears()
+    for minute in range(100):
+        assert ears.hear([f"* {minute}"] * 3, 60.0 * minute) is None
+
+
+def test_a_silent_rank_is_dead_or_frozen() -> None:
+    ears = Ears()
+    assert ears.hear(["* 5", "1 4", "* 5"], 26) is None
+    found = ears.hear(["* 9", "1 4", "* 9"], 30)
+    assert found == ([1], "gave no sign of life for 25 s: dead or frozen")
+
+
+def test_a_rank_that_has_left_is_not_missed() -> None:
+    ears = Ears(2)
+    for second in range(10, 200, 10):
+        assert ears.hear([f"* {second}", "left"], second) is None
+
+
+def test_before_the_first_step_nobody_is_stuck() -> None:
+    assert Ears().hear(["* 0 7"] * 3, 5000) is None
+
+
+def test_before_the_first_step_the_dead_are_waited_for_longer() -> None:
+    ears = Ears(2)
+    assert ears.hear(["* 0", "1 0"], 102) is None
+    found = ears.hear(["* 0", "1 0"], 110)
+    assert found == ([1], "gave no sign of life for 100 s: dead or frozen")
+
+
+@pytest.mark.parametrize("victim", range(3))
+def test_the_rank_that_is_behind_is_stuck(victim: int) -> None:
+    """In its loader, in front of a collective that others have entered, in a forward."""
+    for behind, ahead in (("7 40", "8 40"), ("8 40", "8 41"), ("7 41", "8 41")):
+        said = [f"* {behind if rank == victim else ahead}" for rank in range(3)]
+        ears = Ears()
+        assert ears.hear(said, 600) is None
+        assert ears.hear(said, 700) == ([victim], "made no progress for 600 s: stuck")
+
+
+def test_where_none_is_behind_none_is_accused() -> None:
+    found = Ears().hear(["* 8 40"] * 3, 700)
+    what = "made no progress for 600 s, and none is behind the others: stuck"
+    assert found == ([0, 1, 2], what)
+
+
+def test_other_ranks_do_not_pronounce_the_main_one_stuck() -> None:
+    """It would be the wrong one: they hear nobody else."""
+    ears = Ears(1)
+    assert ears.hear(["* 8 40"], 5000) is None
+    assert ears.hear(["1 8 40"], 5040) == ([0], "gave no sign of life for 25 s: dead or frozen")
+
+
+def test_a_listener_that_was_late_counts_anew() -> None:
+    """All ranks were stopped, and go on one after the other."""
+    ears = Ears()
+    assert ears.hear(["* 8 40"] * 3, 590) is None
+    ears.now += 400
+    assert ears.hear(["* 8 40", "1 8 40", "1 8 40"], 1010) is None
+    assert ears.hear(["* 9 41"] * 3, 1500) is None
+    ears.now += 3600
+    assert ears.hear(["* 9 41", "2 9 41", "* 9 41"], 5140) is not None, "but not for ever"
+
+
+def test_whoever_is_silent_when_a_connection_broke_is_behind_it() -> None:
+    ears = Ears()
+    assert ears.hear(["* 8 40", "* 8 40", "1 8 40"], 6) is None
+    found = ears.hear(["* 8 40", "* 8 40 seeks", "1 8 40"], 12)
+    assert found == ([2], "gave no sign of life for 6 s: dead or frozen")
+
+
+def test_a_rank_that_failed_says_of_what() -> None:
+    found = Ears().hear(["* 8 40", "failed ValueError: no such row", "* 8 41"], 4)
+    assert found == ([1], "failed: ValueError: no such row")
+
+
+def test_errors_that_may_come_of_another_ranks_end() -> None:
+    gloo = RuntimeError("[pair.cc:537] Connection closed by peer [127.0.0.1]:1726")
+    wrapped = OSError("the save failed")
+    wrapped.__cause__ = gloo
+    assert any(map(_is_of_the_connection, _causes(wrapped)))
+    assert not any(map(_is_of_the_connection, _causes(ValueError("no such row"))))

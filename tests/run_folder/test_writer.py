@@ -1,0 +1,412 @@
+"""Commit, prune, quarantine and branches on a real disk; retention against a statement of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from keepstep.policy.lineage import Node
+from keepstep.policy.manifest import FileEntry, Manifest
+from keepstep.policy.retention import Policy, Record
+from keepstep.policy.selection import SelectionError
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import Storage
+from keepstep.run_folder.writer import RunWriter
+from tests.helpers.folders import left_behind, manifest
+from tests.policy.test_retention import brute_force
+
+METRIC = Policy(3, "metric", "eval_loss")
+
+
+class Launch:
+    """One attempt of a run without a model: `save` commits as the manager does."""
+
+    def __init__(
+        self,
+        run: Path,
+        policy: Policy = METRIC,
+        request: str = "auto",
+        weights_only: bool = False,
+        storage: Storage | None = None,
+        owner: str | None = None,
+    ) -> None:
+        self.folder = RunFolder(run)
+        self.writer = RunWriter(self.folder, policy, storage or Storage(), owner)
+        self.writer.start()
+        chosen, choice = self.writer.select(request, self.verify, 3, weights_only)
+        self.choice = replace(choice, weights_only=weights_only and not choice.under_way)
+        self.step = chosen.step if chosen and not self.choice.weights_only else 0
+        self.parent = self.step or None
+        self.writer.record_resume(request, weights_only, chosen, self.choice)
+        if chosen is not None:
+            self.writer.prune_after_verifying(chosen)
+        self.writer.record("training")
+
+    def verify(self, step: int) -> list[str]:
+        return self.folder.faults(self.folder.checkpoint(step), deep=True)
+
+    def save(self, step: int, loss: float | None = None, **changes: object) -> Manifest:
+        staged = self.writer.stage(step)
+        files = {}
+        for rank in range(2):
+            name = f"rank{rank}.pt"
+            file = self.writer.storage.write(staged / name, f"{step} {rank}".encode())
+            files[name] = FileEntry(rank, file.bytes, file.xxh3_128)
+        metrics = {} if loss is None or not math.isfinite(loss) else {"eval_loss": loss}
+        values = {"run_id": self.writer.run_id, "attempt": self.writer.attempt}
+        made = manifest(step, metrics=metrics, files=files, parent=self.parent, **values, **changes)
+        self.writer.commit(made)
+        self.writer.point()
+        self.writer.prune()
+        self.writer.point()
+        return made
+
+    def steps(self) -> list[int]:
+        return [c.step for c in self.folder.checkpoints()]
+
+    def end(self, outcome: str, step: int) -> None:
+        self.writer.end({"outcome": outcome, "global_step": step})
+
+
+def test_links_follow_the_newest_and_the_best(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    for step, loss in ((10, 2.0), (20, 1.0), (30, 1.5), (40, 1.7), (50, 1.2)):
+        launch.save(step, loss)
+    assert launch.steps() == [20, 30, 50]
+    assert os.readlink(tmp_path / "latest") == "checkpoint-50"
+    assert os.readlink(tmp_path / "best") == "checkpoint-20"
+    assert left_behind(launch.folder) == []
+
+
+def test_a_moved_run_knows_its_best_and_holds_no_path(tmp_path: Path) -> None:
+    launch = Launch(tmp_path / "a")
+    launch.save(10, 1.0)
+    launch.save(20, 2.0)
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = Launch(tmp_path / "b")
+    assert (moved.step, moved.writer.best().step) == (20, 10)
+    for path in (tmp_path / "b").rglob("*"):
+        if path.is_file():
+            assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_what_is_not_this_runs_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-mine").mkdir(parents=True)
+    (tmp_path / "checkpoint-40").mkdir()
+    (tmp_path / "checkpoint-5").symlink_to("checkpoint-mine")
+    launch = Launch(tmp_path, Policy(1), request="never")
+    for step in (10, 20, 30):
+        launch.save(step)
+    assert launch.steps() == [30]
+    with pytest.raises(FileExistsError, match=r"in the way, and not this run's: .*checkpoint-40"):
+        launch.save(40)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"checkpoint-mine", "checkpoint-40", "checkpoint-5", "checkpoint-30"} <= names
+
+
+def test_auto_does_not_start_over_beside_a_strangers_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-40").mkdir(parents=True)
+    with pytest.raises(SelectionError, match=r"checkpoint-40: it has no manifest\.json"):
+        Launch(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "swap", "manifest"])
+def test_damage_is_found_named_and_set_aside(tmp_path: Path, damage: str) -> None:
+    launch = Launch(tmp_path)
+    for step in (10, 20, 30):
+        launch.save(step, 1.0)
+    victim = tmp_path / "checkpoint-30/rank1.pt"
+    content = victim.read_bytes()
+    if damage == "truncate":
+        victim.write_bytes(content[:2])
+    elif damage == "flip":
+        victim.write_bytes(bytes(byte ^ 255 for byte in content))
+    elif damage == "delete":
+        victim.unlink()
+    elif damage == "swap":  # the same size, the same name, another step's bytes
+        victim.write_bytes((tmp_path / "checkpoint-20/rank1.pt").read_bytes())
+    else:
+        (tmp_path / "checkpoint-30/manifest.json").write_text('{"format_version": 1')
+    again = Launch(tmp_path)
+    assert again.step == 20
+    (aside,) = again.folder.quarantine.glob("*.txt")
+    assert aside.name == "checkpoint-30-attempt-2.txt"
+    assert ("rank1.pt" if damage != "manifest" else "not a manifest") in aside.read_text()
+    assert aside.with_suffix("").is_dir()
+    assert again.steps() == [10, 20]
+    assert os.readlink(tmp_path / "latest") == "checkpoint-20"
+    again.save(30, 1.0)
+    assert again.steps() == [10, 20, 30]
+
+
+def test_a_rewind_starts_a_branch_and_is_done_once(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    for step, loss in ((10, 2.0), (20, 1.0), (30, 0.5)):
+        launch.save(step, loss)
+    back = Launch(tmp_path, request="20")
+    assert back.step == 20
+    back.save(25, 0.9)
+    records = {r.step: r.abandoned for r in back.folder.records("eval_loss")}
+    assert records == {10: False, 20: False, 25: False, 30: True}
+    assert back.writer.best().step == 25
+    assert os.readlink(tmp_path / "latest") == "checkpoint-25"
+    same_command = Launch(tmp_path, request="20")
+    assert same_command.step == 25
+    same_command.save(30, 0.8)  # takes the place of the abandoned one
+    assert same_command.folder.checkpoint(30).manifest.attempt == 3
+    same_command.end("finished", 30)
+    assert Launch(tmp_path, request="20").step == 20
+
+
+def test_a_path_to_another_runs_checkpoint(tmp_path: Path) -> None:
+    Launch(tmp_path / "a").save(10, 1.0)
+    other = Launch(tmp_path / "b", request=str(tmp_path / "a/checkpoint-10"))
+    assert other.step == 10
+    other.save(20, 1.0)
+    assert "../a/checkpoint-10" in (tmp_path / "b/.keepstep/events.jsonl").read_text()
+    assert Launch(tmp_path / "b", request=str(tmp_path / "a/checkpoint-10")).step == 20
+    assert Launch(tmp_path / "b", request=str(tmp_path / "b/checkpoint-20")).step == 20
+    with pytest.raises(SelectionError, match="holds no readable manifest"):
+        Launch(tmp_path / "c", request=str(tmp_path / "a"))
+
+
+def test_crash_loop(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    launch.save(10, 1.0)
+    launch.save(20, 1.0)
+    assert [Launch(tmp_path).step for _ in range(6)] == [20, 20, 20, 10, 10, 10]
+    with pytest.raises(SelectionError, match="nothing is left to resume from"):
+        Launch(tmp_path)
+
+
+def test_asking_by_name_tries_once_more(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    launch.save(10, 1.0)
+    for _ in range(3):
+        Launch(tmp_path)
+    with pytest.raises(SelectionError, match="nothing is left"):
+        Launch(tmp_path)
+    assert Launch(tmp_path, request="latest").step == 10
+    assert Launch(tmp_path, request="never").step == 0
+
+
+def test_a_start_prunes_only_what_a_verified_newest_displaces(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    for step, loss in ((10, 1.0), (20, 2.0), (30, 3.0)):
+        launch.save(step, loss)
+    assert Launch(tmp_path, Policy(1), request="10").steps() == [10, 20, 30]
+    (tmp_path / "checkpoint-30/rank0.pt").unlink()
+    assert Launch(tmp_path, Policy(1), request="20").steps() == [10, 20, 30]
+    assert Launch(tmp_path, Policy(1)).steps() == [20]  # 30 is in quarantine, 20 is valid
+
+
+def test_weights_only_is_done_once(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    launch.save(30, 1.0)
+    warm = Launch(tmp_path, weights_only=True)
+    assert (warm.step, warm.choice.step) == (0, 30)
+    warm.save(10, 2.0)
+    again = Launch(tmp_path, weights_only=True)
+    assert (again.step, again.choice.weights_only) == (10, False)
+    assert {r.step: r.abandoned for r in again.folder.records(None)} == {10: False, 30: True}
+
+
+def test_an_abandoned_best_does_not_come_back(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    for step, loss in ((10, 2.0), (20, 1.9), (30, 0.5)):
+        launch.save(step, loss)
+    back = Launch(tmp_path, request="10")
+    for step, loss in ((15, 1.8), (25, 1.7), (35, 1.6), (45, 1.5), (55, 1.4)):
+        back.save(step, loss)
+    last = Launch(tmp_path, request="10")
+    last.save(65, 1.3)
+    assert last.steps() == [20, 30, 45, 55, 65]
+    assert os.readlink(tmp_path / "best") == "checkpoint-65"
+
+
+def test_what_is_written_down_holds_no_path(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    launch.writer.record("save_failed", reason=f"OSError: no space: '{tmp_path}/checkpoint-3/x'")
+    launch.writer.end({"outcome": "failed", "reason": f"{Path.cwd()}/data is gone"})
+    for path in (launch.folder.events, launch.folder.status):
+        assert str(tmp_path) not in path.read_text()
+        assert str(Path.cwd()) not in path.read_text()
+
+
+def test_the_command_that_prunes_is_no_attempt(tmp_path: Path) -> None:
+    launch = Launch(tmp_path)
+    launch.save(10, 1.0)
+    launch.save(20, 1.0)
+    launch.end("finished", 20)
+    command = RunWriter(launch.folder, Policy(1), Storage())
+    assert command.prune() == [10]
+    assert [a.outcome for a in launch.folder.attempts()] == ["finished"]
+
+
+def test_pins_and_every_n_steps_and_budget(tmp_path: Path) -> None:
+    policy = Policy(1, "recency", every_n_steps=30)
+    launch = Launch(tmp_path, policy)
+    launch.save(10)
+    launch.writer.pin(10)
+    for step in (20, 30, 40, 50):
+        launch.save(step)
+    assert launch.steps() == [10, 30, 50]
+    reasons = {d.step: d.reason for d in launch.folder.retention()}
+    assert reasons == {10: "pinned", 30: "every 30 steps", 50: "newest"}
+    launch.writer.unpin(10)
+    launch.save(60)
+    assert launch.steps() == [30, 60]
+    size = launch.folder.checkpoint(60).manifest.total_bytes
+    tight = Launch(tmp_path, Policy(None, total_bytes=2 * size))
+    tight.save(70)
+    tight.save(80)
+    assert tight.steps() == [70, 80]
+
+
+def test_events_tell_the_story(tmp_path: Path) -> None:
+    Launch(tmp_path).save(10, 1.0)
+    lines = [json.loads(line) for line in (tmp_path / ".keepstep/events.jsonl").open()]
+    assert [line["event"] for line in lines] == ["attempt", "resume", "training", "commit"]
+    assert {"time", "attempt", "step", "bytes", "commit", "metrics"} <= set(lines[-1])
+
+
+saves = st.lists(
+    st.tuples(
+        st.sampled_from(["evaluated", "evaluated", "not evaluated", "relaunch", "rewind"]),
+        st.one_of(st.sampled_from([1.0, 2.0, math.nan, math.inf]), st.floats(0, 5)),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    saves,
+    st.one_of(st.none(), st.integers(1, 4)),
+    st.sampled_from(["metric", "recency"]),
+    st.booleans(),
+)
+def test_the_disk_equals_the_policy_after_every_save(
+    script: list[tuple[str, float]], limit: int | None, ranking: str, greater: bool
+) -> None:
+    """Scripted metrics with NaN and ties, saves without evaluation, resumes and rewinds."""
+    policy = Policy(limit, ranking, "eval_loss", greater)  # type: ignore[arg-type]
+    expected: dict[int, Node] = {}
+    history: list[Node] = []  # every commit ever made, pruned or not
+    losses: dict[int, float | None] = {}
+    with tempfile.TemporaryDirectory() as name:
+        launch, step = Launch(Path(name), policy), 0
+        for action, loss in script:
+            if action == "rewind" and launch.steps():
+                launch.end("finished", step)
+                launch = Launch(Path(name), policy, request=str(launch.steps()[0]))
+            elif action == "relaunch":
+                launch = Launch(Path(name), policy)
+            if action in ("rewind", "relaunch"):
+                step = launch.step
+            step += 10
+            losses[step] = loss if action == "evaluated" else None
+            launch.save(step, losses[step])
+            expected[step] = Node(step, launch.writer.attempt, launch.parent or 0)
+            history.append(expected[step])
+            expected = prune_by_the_book(expected, history, losses, policy)
+            assert launch.steps() == sorted(expected)
+
+
+def prune_by_the_book(
+    disk: dict[int, Node],
+    history: list[Node],
+    losses: dict[int, float | None],
+    policy: Policy,
+) -> dict[int, Node]:
+    """The policy in so many words: abandoned ones stay uncounted, of the rest the best subset."""
+    abandoned = {
+        node.step
+        for node in disk.values()
+        if any(n.attempt > node.attempt and n.parent < node.step for n in history)
+    }
+    alive = [Record(step, losses[step]) for step in disk if step not in abandoned]
+    kept = brute_force(alive, policy) | abandoned
+    return {step: node for step, node in disk.items() if step in kept}
+
+
+def test_a_full_disk_spares_what_a_branch_grew_from(tmp_path: Path) -> None:
+    """Also when a person prunes meanwhile, when no line could be written about the resume, and
+    when the attempt has died before it had saved."""
+    policy = Policy(2, "recency")
+    launch = Launch(tmp_path, Policy(None))
+    for step in (100, 200, 300, 400):
+        launch.save(step)
+    back = Launch(tmp_path, policy, request="100")
+    assert back.writer.make_room(150) == [200]
+    assert back.steps() == [100, 300, 400]
+    RunWriter(RunFolder(tmp_path), Policy(1), Storage()).prune(keep_abandoned=False)
+    assert back.steps() == [100, 400]
+    assert [d.reason for d in back.folder.retention()] == ["recent, resumed", "newest"]
+    lines = back.folder.events.read_text().splitlines(keepends=True)
+    back.folder.events.write_text("".join(line for line in lines if '"resume"' not in line))
+    back.writer.policy = Policy(1)
+    assert back.writer.make_room(150) == []
+    back.folder.events.write_text("".join(lines))
+    again = Launch(tmp_path, Policy(1), request="100")
+    assert again.steps() == [100, 400]
+    again.save(150)
+    assert again.steps() == [150, 400]
+    assert again.writer.make_room(160) == [400]
+    assert again.steps() == [150]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["save", "save", "make room", "pin", "prune", "relaunch", "go back"]),
+            st.integers(0, 5),
+        ),
+        max_size=10,
+    ),
+    st.integers(1, 3),
+)
+@example([("save", 4), ("save", 4), ("go back", 0), ("make room", 0), ("save", 0)], 2)
+def test_making_room_leaves_what_the_run_stands_on(
+    script: list[tuple[str, int]], limit: int
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        launch = Launch(Path(name), Policy(limit, "recency"))
+        step, committed = 0, True
+        for action, which in script:
+            there = launch.steps()
+            alive = [r.step for r in launch.folder.records(None) if not r.abandoned]
+            needed = {*alive[-1:], *launch.folder.pinned()}
+            if not committed and launch.parent is not None:
+                needed.add(launch.parent)
+            if action == "save":
+                step += 1 + which
+                launch.save(step)
+                committed = True
+                continue
+            if action == "make room":
+                launch.writer.make_room(step + 1)
+            elif action == "prune":
+                RunWriter(launch.folder, Policy(limit, "recency"), Storage()).prune(False)
+            elif action == "pin" and there:
+                launch.writer.pin(there[which % len(there)])
+                continue
+            elif action in ("relaunch", "go back") and there:
+                launch.end("failed", step)
+                back = str(there[which % len(there)])
+                request = "auto" if action == "relaunch" and alive else back
+                try:
+                    launch = Launch(Path(name), Policy(limit, "recency"), request=request)
+                except SelectionError:  # tried too often
+                    return
+                step, committed = launch.step, False
+            assert needed <= set(launch.steps()), action

@@ -1,0 +1,116 @@
+"""One process, without a model: what a save says of itself when the disk fails, or is slow."""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from keepstep.policy.retention import Policy
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import Storage
+from keepstep.save.failure import SaveError
+from keepstep.save.manager import CheckpointManager, Resume
+from keepstep.save.rank_part import Part
+from tests.helpers.folders import manifest
+
+
+class Disk:
+    """Counts the operations of a save; the nth fails."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.nth = 0
+
+    def __call__(self, operation: str, path: Path) -> None:
+        self.seen.append(operation)
+        if len(self.seen) == self.nth:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+
+
+def begin(run: Path, disk: Disk, timeout: float = 60.0) -> CheckpointManager:
+    manager = CheckpointManager(run, Policy(1), Storage(before=disk), mode="lazy", timeout=timeout)
+    manager.start()
+    manager.choose(Resume())
+    assert manager.saver.reserve(1 << 20) is None
+    save(manager, 1)
+    assert manager.saver.settle() is not None
+    disk.seen.clear()
+    return manager
+
+
+def save(manager: CheckpointManager, step: int) -> None:
+    def write(part: Part) -> None:
+        part.save("rng_state.pth", {"x": torch.full((1000,), float(step))}, deferred=True)
+
+    manager.saver.save(manifest(step, world_size=1), write)
+
+
+def test_at_whichever_operation_the_disk_fails_the_save_says_what_is_there(tmp_path: Path) -> None:
+    """A save that was announced as failed is not there, and one that is there was announced."""
+    disk = Disk()
+    begin(tmp_path / "count", disk)
+    save_one = begin(tmp_path / "all", disk)
+    save(save_one, 2)
+    save_one.saver.settle()
+    outcomes = set()
+    operations = list(disk.seen)
+    assert operations.index("rename") < operations.index("remove_folder")
+    for nth in range(1, len(operations) + 1):
+        run, disk = tmp_path / str(nth), Disk()
+        manager = begin(run, disk)
+        disk.nth = nth
+        try:
+            save(manager, 2)
+            saved = manager.saver.settle() is not None
+        except SaveError:
+            saved = False
+        there = [c.step for c in RunFolder(run).checkpoints()]
+        assert (2 in there) == saved, f"{operations[nth - 1]}, number {nth}: {there}"
+        assert there, "nothing is removed before its successor stands"
+        events = [json.loads(e) for e in (run / ".keepstep/events.jsonl").read_text().splitlines()]
+        assert not saved or "save_failed" not in {event["event"] for event in events}
+        outcomes.add(saved)
+        save(manager, 3)
+        assert manager.saver.settle() is not None, "the next save is as any other"
+        assert [c.step for c in RunFolder(run).checkpoints()] == [3]
+    assert outcomes == {True, False}
+
+
+def test_a_commit_that_is_slow_is_not_said_to_have_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = begin(tmp_path, Disk(), timeout=0.5)
+    go_on, commit = threading.Event(), manager.writer.commit
+
+    def slow(*arguments: object, **facts: object) -> object:
+        go_on.wait(20)
+        return commit(*arguments, **facts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(manager.writer, "commit", slow)
+    save(manager, 2)
+    assert manager.saver.settle() is None
+    with pytest.raises(SaveError, match="the one of step 2 is not done"):
+        save(manager, 3)
+    go_on.set()
+    manager.saver.wait_alone()
+    while (saved := manager.saver.settle()) is None:
+        pass
+    assert saved.checkpoint.step == 2
+    save(manager, 3)
+    assert manager.saver.settle() is not None
+
+
+def test_memory_that_is_not_there(tmp_path: Path) -> None:
+    manager = CheckpointManager(tmp_path, Policy(), mode="lazy")
+    manager.start()
+    reason = manager.saver.reserve(10**15)
+    assert reason is not None
+    assert "snapshots of its ranks take 1e+06 GB" in reason
+    assert not manager.saver.in_background
+    save(manager, 1)
+    assert manager.saver.settle() is not None, "in the foreground"

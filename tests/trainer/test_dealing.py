@@ -1,0 +1,170 @@
+"""One rank's rows, in the order of Accelerate's seeded sampler."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+from keepstep.policy.batch import Batch, Course, Dealt
+from keepstep.sharding.sources import ReshardError
+from keepstep.trainer.dealing import (
+    IGNORED,
+    StepSampler,
+    place_in_stream,
+    settle_loader,
+    step_loader,
+    tell_epoch,
+)
+from keepstep.trainer.restore import random_numbers, random_numbers_apart, set_random_numbers
+from tests.helpers.folders import manifest
+
+
+def collate(rows: list[int]) -> dict[str, torch.Tensor]:
+    ids = torch.tensor(rows)[:, None]
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+def epoch_rows(batch: Batch, rank: int, epoch: int = 0, samples: int = 0) -> list[list[int]]:
+    rows = range(10)
+    course = Course(len(rows), batch.rows)
+    sampler = StepSampler(course, batch, rank, 7, RandomSampler(rows), samples)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_the_order_is_seeded_by_epoch() -> None:
+    for epoch in (0, 3):
+        generator = torch.Generator().manual_seed(7 + epoch)
+        expected = torch.randperm(10, generator=generator).tolist()
+        found = epoch_rows(Batch(4, 1, 1), 0, epoch)
+        assert found == [expected[:4], expected[4:8], expected[8:]]
+    assert epoch_rows(Batch(4, 1, 1), 0, 0) != epoch_rows(Batch(4, 1, 1), 0, 3)
+
+
+def test_any_number_of_processes_has_the_same_steps() -> None:
+    alone = epoch_rows(Batch(6, 1, 1), 0)
+    for batch in (Batch(2, 1, 3), Batch(1, 3, 2), Batch(3, 1, 2), Batch(1, 1, 6)):
+        ranks = [epoch_rows(batch, rank) for rank in range(batch.world_size)]
+        for step, rows in enumerate(alone):
+            turns = range(step * batch.accumulation, (step + 1) * batch.accumulation)
+            assert [row for turn in turns for rank in ranks for row in rank[turn]] == rows
+
+
+def test_a_rank_without_rows_takes_part_and_learns_nothing() -> None:
+    rows = list(range(10, 17))
+    loader = DataLoader(rows, batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
+    course, batch = Course(len(rows), 6), Batch(2, 1, 3)
+    seen: list[int] = []
+    for rank in range(3):
+        sampler = StepSampler(course, batch, rank, 0, SequentialSampler(rows), 0)
+        dealt = step_loader(loader, sampler)
+        dealt.set_epoch(0)
+        batches = list(dealt)
+        assert len(batches) == len(dealt) == 2
+        for micro in batches:
+            learned = micro["labels"][micro["labels"] != IGNORED].tolist()
+            assert learned in (micro["input_ids"].flatten().tolist(), [])
+            seen += learned
+    assert sorted(seen) == rows
+
+
+class Drawing(torch.utils.data.Dataset):
+    """Rows that draw a number where they are read."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, row: int) -> float:
+        return float(torch.rand(())) if torch.utils.data.get_worker_info() else float(row)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self) -> Iterator[float]:
+        yield from (Drawing()[row] for row in range(6))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["dealt", "accelerate", "stream"])
+def test_loaders_draw_nothing_from_the_process_s_generator(workers: int, kind: str) -> None:
+    """Else dropout would be another after a resume: iterators are not begun as often."""
+
+    def loader() -> DataLoader:
+        rows = Stream() if kind == "stream" else Drawing()
+        plain = DataLoader(rows, num_workers=workers, persistent_workers=workers > 0)
+        if kind == "dealt":
+            settle_loader(plain, 7)
+            course, batch = Course(6, 2), Batch(2, 1, 1)
+            return step_loader(plain, StepSampler(course, batch, 0, 7, SequentialSampler(rows), 0))
+        apart = DataLoaderConfiguration(dispatch_batches=False)  # as TRL has it
+        prepared = Accelerator(cpu=True, dataloader_config=apart).prepare(plain)
+        settle_loader(prepared, 7)
+        settle_loader(prepared, 7)  # each evaluation does, of a loader that stays
+        return prepared
+
+    before = torch.get_rng_state()
+    dealt = loader()
+    first = [[batch.tolist() for batch in dealt] for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    dealt = loader()
+    assert [[batch.tolist() for batch in dealt] for _ in range(2)] == first
+
+
+def test_what_an_evaluation_draws_is_not_missed() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    states = random_numbers()
+    with contextlib.suppress(KeyError), random_numbers_apart():
+        first = draw()
+        raise KeyError("broken off")
+    assert draw() == first
+    set_random_numbers(states)
+    assert draw() == first
+
+
+def test_batches_balanced_by_length_are_those_of_the_epoch_that_a_resume_goes_on_in() -> None:
+    lengths = list(range(1, 25))
+
+    def loader() -> Any:
+        order = BatchRebalanceSampler(lengths, effective_batch_size=6, dp_size=2, grad_accum=1)
+        plain = DataLoader(lengths, batch_sampler=order, collate_fn=list)  # type: ignore[arg-type]
+        prepared = prepare_data_loader(plain, num_processes=2, put_on_device=False)
+        prepared.batch_sampler.num_processes = 1  # as Trainer has it: the sampler knows its rank
+        return prepared
+
+    Accelerator(cpu=True)
+    whole, resumed = loader(), loader()
+    tell_epoch(whole, 1)
+    rest = skip_first_batches(resumed, 2)
+    tell_epoch(resumed, 1)
+    assert list(rest) == list(whole)[2:]
+    tell_epoch(whole, 0)
+    assert list(rest) != list(whole)[2:]
+
+
+def at(step: int, epoch: float, **place: int) -> object:
+    dealt = Dealt(Batch(6, 1, 2), Batch(6, 1, 2), None, **place).as_json()
+    return manifest(step, epoch=epoch, dealt=dealt)
+
+
+def test_a_place_in_a_stream() -> None:
+    same, wider = Batch(6, 1, 2), Batch(12, 1, 1)
+    assert place_in_stream(at(7, 1.2, passes=1, done=2), same) == (1, 2)
+    assert place_in_stream(at(7, 1.2, passes=1, done=2), wider) == (1, 2)  # the same micro-batches
+    assert place_in_stream(at(4, 0.4), same) == (0, 4)  # of a version that did not write it down
+    assert place_in_stream(manifest(4, epoch=0.4, dealt={}), same) == (0, 4)
+    with pytest.raises(ReshardError, match="does not say where in it"):
+        place_in_stream(at(7, 1.2), same)
+    with pytest.raises(ReshardError, match="Hint: per_device_train_batch_size: 4, gradient_acc"):
+        place_in_stream(at(7, 1.2, passes=1, done=2), Batch(2, 2, 3))
