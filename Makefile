@@ -55,7 +55,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/project/test_imports.py
+	$(BIN)/lint-imports --no-cache
 
 format: install
 	$(BIN)/ruff format .

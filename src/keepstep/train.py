@@ -33,6 +33,7 @@ from keepstep.preflight.probes import probe
 from keepstep.preflight.saving import check_meeting
 from keepstep.preflight.validate import validate
 from keepstep.ranks import collectives
+from keepstep.ranks.console import say, say_everywhere
 from keepstep.ranks.outcome import (
     CONFIG_EXIT_STATUS,
     EXIT_STATUS,
@@ -51,14 +52,7 @@ from keepstep.save.manager import CheckpointManager, DriftError, Resume
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer import about, publish_callback
 from keepstep.trainer.mixin import KeepstepTrainer
-from keepstep.trainer.reporter import (
-    RunReporter,
-    farewell,
-    introduce,
-    say,
-    say_everywhere,
-    show_library_bars,
-)
+from keepstep.trainer.reporter import RunReporter, farewell, introduce, show_library_bars
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     joined = threading.Event()
     signals.tell_at_once(lambda name: joined.is_set() or leave_unjoined(name))
     try:
-        recipe = parse_recipe(sys.argv[1:] if argv is None else argv)  # makes the process group
+        # This makes the process group, too.
+        recipe = parse_recipe(sys.argv[1:] if argv is None else argv, validate=validate)
         joined.set()
         return attempt(recipe).exit
     except ConfigError as error:

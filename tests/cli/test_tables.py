@@ -10,13 +10,7 @@ from typing import Any
 
 import pytest
 
-from keepstep.cli.tables import (
-    attempt_table,
-    checkpoint_table,
-    save_hint,
-    save_table,
-    short_figure,
-)
+from keepstep.cli.tables import attempt_table, checkpoint_table, save_hint, save_table, short_figure
 from keepstep.output.terminal import Terminal
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import commit, identify

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keepstep.output.units import parse_duration, parse_moment
 from keepstep.policy.schedule import (
     Moment,
     Schedule,
@@ -17,8 +18,6 @@ from keepstep.policy.schedule import (
     lost_minutes,
     needed,
     next_save,
-    parse_duration,
-    parse_moment,
     saves_at,
 )
 

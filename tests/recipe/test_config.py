@@ -33,7 +33,7 @@ def flags(**fields: object) -> list[str]:
 
 def problems(argv: list[str]) -> list[str]:
     try:
-        return [str(problem) for problem in validate(parse_recipe(argv))]
+        return [str(problem) for problem in validate(parse_recipe(argv, validate=validate))]
     except ConfigError as error:
         return [str(problem) for problem in error.problems]
 

@@ -230,7 +230,7 @@ def test_a_library_is_one_wherever_the_project_was_cloned_to(tmp_path: Path) -> 
 
 
 def test_what_is_not_the_recipes_is_not_refused() -> None:
-    from keepstep.policy.retention import parse_bytes
+    from keepstep.output.units import parse_bytes
 
     with pytest.raises(OSError, match="no-such-file"), refused_by_libraries():
         Path("/no-such-file").read_text()

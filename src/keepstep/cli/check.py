@@ -12,8 +12,9 @@ import typer
 from rich.table import Table
 
 from keepstep.cli.common import JsonOption, above_zero, app, console, fail
-from keepstep.cli.tables import human_bytes, step_seconds
+from keepstep.cli.tables import step_seconds
 from keepstep.output import log_filters
+from keepstep.output.units import human_bytes
 from keepstep.run_folder.reader import RunFolder
 
 if TYPE_CHECKING:
@@ -152,9 +153,10 @@ def _table(rows: list[dict[str, Any]], limit: int | None) -> Table:
 
 
 def _parsed(recipe: Path, flags: list[str]) -> Recipe:
+    from keepstep.preflight.validate import validate
     from keepstep.recipe.parse import parse_recipe
 
-    return parse_recipe(["--config", str(recipe), *flags], launched=False)
+    return parse_recipe(["--config", str(recipe), *flags], launched=False, validate=validate)
 
 
 def _problems(
@@ -218,8 +220,8 @@ def _rows(recipe: Recipe, processes: int, seen: Seen) -> Iterator[Problem]:
     """The first rows of local data, as they are and as tokens."""
     from keepstep.data.dataset import STREAM_SAMPLE, load_data
     from keepstep.preflight.inspection import inspect
-    from keepstep.preflight.validate import looks_local
     from keepstep.recipe.config import ConfigError
+    from keepstep.recipe.data_files import looks_local
     from keepstep.recipe.model import build_tokenizer
 
     names = [recipe.data.dataset_name, recipe.data.eval_dataset_name]

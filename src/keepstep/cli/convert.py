@@ -18,9 +18,9 @@ from keepstep.cli.common import (
     run_folder,
     without_links,
 )
-from keepstep.cli.tables import human_bytes
 from keepstep.output import log_filters
 from keepstep.output.terminal import progress_bar
+from keepstep.output.units import human_bytes
 from keepstep.policy.strict import TextError, parse
 from keepstep.run_folder.reader import RunFolder
 

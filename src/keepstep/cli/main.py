@@ -28,7 +28,6 @@ from keepstep.cli.tables import (
     attempt_table,
     checkpoint_rows,
     checkpoint_table,
-    human_bytes,
     resume_answer,
     save_hint,
     save_table,
@@ -37,6 +36,7 @@ from keepstep.cli.tables import (
 from keepstep.output.environment import without_secrets
 from keepstep.output.printable import printable
 from keepstep.output.terminal import show_as_data
+from keepstep.output.units import human_bytes
 from keepstep.policy.manifest import step_of
 from keepstep.policy.retention import plan_retention
 from keepstep.policy.selection import WORDS

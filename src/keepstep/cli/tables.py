@@ -13,6 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from keepstep.output.printable import printable
+from keepstep.output.units import human_bytes
 from keepstep.policy.batch import BatchError, Dealt, agree
 from keepstep.policy.manifest import Manifest, not_reshardable, strategy_name
 from keepstep.policy.retention import Record, best_step
@@ -26,15 +27,6 @@ SAVE_FACTS = (
     *("stall", "wait", "copy", "write", "digest", "read_back", "commit"),
     *("gb_per_s", "slowest_rank"),
 )
-
-
-def human_bytes(count: float) -> str:
-    """A size as people read it: powers of 1000, three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def figure(value: float, places: int = 4) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Ranking = Literal["metric", "recency"]
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 @dataclass(frozen=True)
@@ -165,15 +163,3 @@ def _beyond_budget(
             total -= by_step[step].bytes
             gone.add(step)
     return gone
-
-
-def parse_bytes(text: str | int) -> int:
-    """`200GB`, `1.5 TB`, `300M` or a plain number, in powers of 1000.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", str(text).lower())
-    if match is None:
-        raise ValueError(f"{text!r} is no size like 200GB")
-    return int(float(match.group(1)) * UNITS[match.group(2)])

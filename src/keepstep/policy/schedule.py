@@ -10,10 +10,8 @@ machine sleeps. The wall clock is what a deadline is given by, and it may be wro
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from statistics import median
 from typing import Literal
 
@@ -23,7 +21,6 @@ STOPS: tuple[Reason, ...] = ("deadline", "stop")
 FIRST_SAVE_SECONDS = 60.0  # what a save is taken to last before one has been measured
 LOOK_BACK = 20  # saves and steps that an estimate is made of
 ENOUGH_STEPS = 10
-UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
 @dataclass(frozen=True)
@@ -170,36 +167,3 @@ def best_interval(save_seconds: float, mtbf_seconds: float) -> float:
     ratio = save_seconds / (2 * mtbf_seconds)
     young = math.sqrt(2 * save_seconds * mtbf_seconds)
     return young * (1 + math.sqrt(ratio) / 3 + ratio / 9) - save_seconds
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of `90`, `45m`, `3h30m`, `1d`, and of Slurm's `3:30:00` and `1-12:00:00`.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text.strip())
-    if clock:  # 3:30 would be hours and minutes to one, minutes and seconds to another
-        days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
-        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    parts = re.fullmatch(r"(?:\d+(?:\.\d+)?[dhms])+|(\d+(?:\.\d+)?)", text.strip())
-    if parts is None:
-        raise ValueError(
-            f"{text!r} is no length of time, as 45m, 3h30m, 3:30:00 or 90 (seconds) are"
-        )
-    if parts.group(1):
-        return float(parts.group(1))
-    found = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
-    return sum(float(number) * UNITS[unit] for number, unit in found)
-
-
-def parse_moment(text: str) -> float:
-    """Seconds since the epoch of an ISO 8601 date and time (local, unless it names a zone).
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:
-        return datetime.fromisoformat(text.strip()).timestamp()
-    except ValueError:
-        raise ValueError(f"{text!r} is no moment, as 2026-11-25T08:00 is") from None

@@ -11,8 +11,8 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from keepstep.preflight.shapes import adapted, configuration_of, on_meta
-from keepstep.preflight.validate import looks_local
 from keepstep.recipe.config import Problem, Recipe
+from keepstep.recipe.data_files import looks_local
 
 logger = logging.getLogger(__name__)
 CAUSAL = "CAUSAL_LM"

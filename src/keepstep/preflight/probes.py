@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from keepstep.cli.tables import human_bytes
+from keepstep.output.units import human_bytes
 from keepstep.preflight.estimate import (
     Shapes,
     Strategy,

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 
-from keepstep.policy.retention import parse_bytes
+from keepstep.output.units import parse_bytes
 from keepstep.policy.schedule import left
 from keepstep.ranks import signals
 from keepstep.recipe.config import KeepstepConfig, Problem

@@ -15,8 +15,8 @@ from transformers.integrations import deepspeed
 from trl import get_peft_config
 
 from keepstep.preflight.estimate import Shapes, Step, Strategy
-from keepstep.preflight.validate import looks_local
 from keepstep.recipe.config import Recipe
+from keepstep.recipe.data_files import looks_local
 
 logger = logging.getLogger(__name__)
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")

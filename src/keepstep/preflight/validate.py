@@ -21,7 +21,7 @@ from keepstep.preflight.saving import check_saving
 from keepstep.publish.card import fault_of
 from keepstep.publish.client import name_fault, offline
 from keepstep.recipe.config import Problem, Recipe
-from keepstep.recipe.data_files import is_data_file
+from keepstep.recipe.data_files import is_data_file, looks_local
 from keepstep.recipe.trajectory import word
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import is_file
@@ -34,12 +34,6 @@ def validate(recipe: Recipe) -> list[Problem]:
         *(check_libraries, _secrets, _hub, _versions),
     )
     return [problem for check in checks for problem in check(recipe)]
-
-
-def looks_local(name: str) -> bool:
-    """Whether a model or dataset name means a path here rather than `owner/name` on the Hub."""
-    here = Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
-    return here or is_data_file(name)
 
 
 def severity_of_hub(recipe: Recipe) -> Literal["error", "warning"]:

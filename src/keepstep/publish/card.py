@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
+from keepstep.output.units import human_duration
 from keepstep.policy.manifest import Manifest, strategy_name
 from keepstep.publish.best import Best
 
@@ -177,7 +178,7 @@ def _results(manifest: Manifest, best: Best) -> str:
 
 
 def _training(manifest: Manifest, about: Mapping[str, Any]) -> str:
-    settings = manifest.settings
+    settings, seconds = manifest.settings, about.get("train_seconds")
     rows: dict[str, Any] = {
         "method": _method(settings),
         "steps": f"{manifest.global_step} ({manifest.epoch:.2f} epochs)",
@@ -190,7 +191,7 @@ def _training(manifest: Manifest, about: Mapping[str, Any]) -> str:
         "precision": about.get("precision"),
         "hardware": f"{manifest.world_size} x {about.get('hardware', NOT_SAID)}, "
         f"{strategy_name(manifest.zero_stage, manifest.deepspeed)}",
-        "wall time": _duration(about.get("train_seconds")),
+        "wall time": None if seconds is None else human_duration(seconds),
         "versions": ", ".join(f"{name} {v}" for name, v in sorted(manifest.versions.items())),
     }
     lines = "".join(f"| {name} | {value} |\n" for name, value in rows.items() if value is not None)
@@ -213,11 +214,3 @@ def _listed(about: Mapping[str, Any]) -> str:
     names = [names] if isinstance(names, str) else names
     links = [f"[{name}](https://huggingface.co/datasets/{name})" for name in names]
     return ", ".join(links) or "private data"
-
-
-def _duration(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

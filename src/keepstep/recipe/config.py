@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from trl import ModelConfig
 
+from keepstep.output.units import parse_bytes, parse_duration, parse_moment
 from keepstep.policy.batch import Batch
 from keepstep.policy.manifest import strategy_name
-from keepstep.policy.retention import Policy, parse_bytes
-from keepstep.policy.schedule import Schedule, parse_duration, parse_moment
+from keepstep.policy.retention import Policy
+from keepstep.policy.schedule import Schedule
 from keepstep.ranks import signals
 from keepstep.recipe import trajectory
 from keepstep.recipe.fields import DataConfig as DataConfig

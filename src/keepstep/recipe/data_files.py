@@ -1,8 +1,8 @@
-"""Which names are files of rows, and how they are read. Pure: no disk."""
+"""Which names are files of rows, and how they are read."""
 
 from __future__ import annotations
 
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 # The last known suffix decides: `x.txt.jsonl` is JSONL.
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
@@ -21,3 +21,9 @@ def is_data_file(name: str) -> bool:
     while suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
     return bool(suffixes) and suffixes[-1] in BUILDERS
+
+
+def looks_local(name: str) -> bool:
+    """Whether a model or dataset name means a path here rather than `owner/name` on the Hub."""
+    here = Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    return here or is_data_file(name)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, TypeAlias, get_type_hints
 
 import yaml
 from trl import ModelConfig, TrlParser
 
-from keepstep.preflight.validate import validate
 from keepstep.recipe.config import ConfigError, DataConfig, KeepstepConfig, Problem, Recipe
 from keepstep.recipe.unknown import close_to, unknown
 from keepstep.recipe.values import FILES, read, takes, takes_several
@@ -31,6 +30,7 @@ REFUSALS = (
 # What the constructors look for on this machine: `keepstep check` may run on another one.
 OF_THE_LAUNCH = ("ddp_backend", "tf32")
 NOTHING = object()  # the value of a flag without one
+Validate: TypeAlias = Callable[[Recipe], Iterable[Problem]]
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,15 @@ class RecipeParser(TrlParser):
             f.name: (f, known[f.name]) for part, known in hints for f in fields(part) if f.init
         }
 
-    def parse(self, argv: Sequence[str], launched: bool = True) -> Recipe:
+    def parse(
+        self, argv: Sequence[str], launched: bool = True, validate: Validate | None = None
+    ) -> Recipe:
         """Read `--config FILE` and `--field value` flags; flags win.
 
         Args:
             launched: this process is a rank, of the machine that the recipe is meant for.
+            validate: what else looks for mistakes in a recipe, so that all stand in one report:
+                asked only where there is one already.
 
         Raises:
             ConfigError: unknown fields, values of a wrong type, an unreadable file; and what else
@@ -89,7 +93,7 @@ class RecipeParser(TrlParser):
         if problems or recipe is None:
             named = {word for problem in problems for word in _words(str(problem))}
             known = (named & set(self.fields)) | without
-            raise ConfigError([*problems, *_others(recipe, known)])
+            raise ConfigError([*problems, *_others(recipe, known, validate)])
         return recipe
 
     def _take_apart(self, argv: Sequence[str]) -> CommandLine:
@@ -149,9 +153,11 @@ class Flags(argparse.ArgumentParser):
         raise ConfigError([Problem(f"command line: {message}")])
 
 
-def parse_recipe(argv: Sequence[str], launched: bool = True) -> Recipe:
+def parse_recipe(
+    argv: Sequence[str], launched: bool = True, validate: Validate | None = None
+) -> Recipe:
     """The recipe that a command line asks for. Ranks: any; every rank reads the same."""
-    return RecipeParser().parse(argv, launched)
+    return RecipeParser().parse(argv, launched, validate)
 
 
 def _build(values: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem], set[str]]:
@@ -182,10 +188,10 @@ def _build(values: Mapping[str, Any]) -> tuple[Recipe | None, list[Problem], set
     return recipe, problems, without
 
 
-def _others(recipe: Recipe | None, known: set[str]) -> Iterator[Problem]:
+def _others(recipe: Recipe | None, known: set[str], validate: Validate | None) -> Iterator[Problem]:
     """What else is wrong with what is left of a recipe; but for what may follow from the fields of
     which that is known already."""
-    for problem in validate(recipe) if recipe else []:
+    for problem in validate(recipe) if recipe and validate else []:
         if problem.severity == "error" and not known & _words(problem.what):
             yield problem
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from keepstep.preflight.validate import looks_local
 from keepstep.publish.card import license_of
 from keepstep.recipe.config import Recipe
+from keepstep.recipe.data_files import looks_local
 
 logger = logging.getLogger(__name__)
 

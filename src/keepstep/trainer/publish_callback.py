@@ -12,17 +12,18 @@ from huggingface_hub import get_token
 from transformers import TrainerCallback
 
 from keepstep.policy.schedule import left
-from keepstep.preflight.validate import looks_local, severity_of_hub
+from keepstep.preflight.validate import severity_of_hub
 from keepstep.publish.client import offline
 from keepstep.publish.process import check
 from keepstep.publish.publisher import Publisher
 from keepstep.publish.remote import Target, some
 from keepstep.ranks import collectives, signals
+from keepstep.ranks.console import say
 from keepstep.ranks.outcome import EXIT_STATUS, Outcome
 from keepstep.recipe.config import Problem, Recipe
+from keepstep.recipe.data_files import looks_local
 from keepstep.save.manager import CheckpointManager
 from keepstep.trainer.mixin import KeepstepTrainer
-from keepstep.trainer.reporter import say
 
 CHECK_SECONDS = 90.0
 HINT = "name another one, or leave push_to_hub out: `keepstep push RUN --force` can follow"

@@ -12,14 +12,15 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
 from keepstep import __version__
-from keepstep.cli.tables import human_bytes
 from keepstep.data.rows import line as rows_line
 from keepstep.output.printable import printable
-from keepstep.output.terminal import Terminal, bar_text, complain
+from keepstep.output.terminal import bar_text
+from keepstep.output.units import human_bytes
 from keepstep.policy.batch import Dealt
 from keepstep.policy.manifest import has_weights, strategy_name
 from keepstep.policy.selection import Choice
 from keepstep.ranks import collectives
+from keepstep.ranks.console import console, say
 from keepstep.ranks.outcome import Outcome
 from keepstep.recipe.config import Recipe
 from keepstep.run_folder.ownership import VARIABLE
@@ -31,19 +32,6 @@ from keepstep.trainer.restore import Resharded
 
 WAIT_WORTH_TELLING = 0.05  # seconds
 ROOM_WORTH_TELLING = 3  # checkpoints
-
-console = Terminal()
-
-
-def say(text: str) -> None:
-    """A line to whoever watches. Ranks: any; only the main process prints."""
-    if collectives.is_main():
-        console.tell_lines(text)
-
-
-def say_everywhere(text: str) -> None:
-    """A line from this rank, whichever it is: something is wrong. Ranks: any, any thread."""
-    complain(text)
 
 
 def show_library_bars() -> None:

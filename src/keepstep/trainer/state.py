@@ -26,8 +26,9 @@ from keepstep.ranks import collectives
 from keepstep.recipe.config import ConfigError, Problem
 from keepstep.run_folder.files import BLOCK
 from keepstep.save.failure import SaveError
-from keepstep.save.rank_part import Part, Piece, Rehearsal, SnapshotCheckpointEngine
+from keepstep.save.rank_part import Part, Piece, Rehearsal
 from keepstep.save.safetensors_format import layout_of
+from keepstep.sharding.deepspeed_engine import SnapshotCheckpointEngine
 from keepstep.sharding.flat_buffers import LayoutError, groups, is_stage3, masters
 from keepstep.sharding.hf_weights import CARD, Probe, WeightsFile, ask, captured, trained
 from keepstep.sharding.sources import LAYOUT_FILE, NAMES_FILE, ReshardError
