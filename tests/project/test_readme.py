@@ -22,6 +22,7 @@ DOCUMENTS = [
     "docs/decisions.md",
     "docs/checkpoints.md",
     "docs/elastic.md",
+    "docs/json.md",
     "docs/performance.md",
     "docs/preflight.md",
     "docs/publishing.md",

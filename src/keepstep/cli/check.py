@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from keepstep.cli.common import JsonOption, above_zero, app, console, fail
+from keepstep.cli.rows import CheckReport, Estimate, EstimateRow
 from keepstep.cli.tables import step_seconds
 from keepstep.output import log_filters
 from keepstep.output.units import human_bytes
@@ -74,15 +75,16 @@ def check(
     lines += seen.told()
     if as_json:
         folder = parsed.training.output_dir if parsed else None
-        found = {
-            "recipe": str(recipe),
-            "output_dir": str(Path(folder).absolute()) if folder else None,
-            "hang_timeout": int(parsed.training.hang_timeout_seconds) if parsed else None,
-            "problems": [asdict(problem) for problem in problems],
-            **asdict(seen),
-            "report": "\n".join(lines),
-        }
-        typer.echo(json.dumps(found, indent=1))
+        found = CheckReport(
+            recipe=str(recipe),
+            output_dir=str(Path(folder).absolute()) if folder else None,
+            hang_timeout=int(parsed.training.hang_timeout_seconds) if parsed else None,
+            problems=tuple(problems),
+            looked_at=tuple(seen.looked_at),
+            not_looked_at=tuple(seen.not_looked_at),
+            report="\n".join(lines),
+        )
+        typer.echo(json.dumps(found.as_dict(), indent=1))
     else:
         console.tell_lines("\n".join(lines))
     raise typer.Exit(2 if errors else 0)
@@ -116,18 +118,18 @@ def estimate(
     for strategy in sizes.alternatives(strategy_of(parsed, num_processes)):
         size = sizes.checkpoint_bytes(shapes, strategy, weights)
         rows.append(
-            {
-                "strategy": strategy.name,
-                "device_bytes": sizes.device_bytes(shapes, strategy, step),
-                "host_bytes": sizes.host_bytes(shapes, strategy),
-                "checkpoint_bytes": size,
-                "disk_bytes": None if limit is None else (limit + 1) * size,
-                "save_seconds": size / speed if speed else None,
-            }
+            EstimateRow(
+                strategy=strategy.name,
+                device_bytes=sizes.device_bytes(shapes, strategy, step),
+                host_bytes=sizes.host_bytes(shapes, strategy),
+                checkpoint_bytes=size,
+                disk_bytes=None if limit is None else (limit + 1) * size,
+                save_seconds=size / speed if speed else None,
+            )
         )
     if as_json:
-        told = {"parameters": shapes.total, "trained": shapes.trained, "disk_speed": speed}
-        typer.echo(json.dumps({**told, "num_processes": num_processes, "rows": rows}, indent=1))
+        told = Estimate(shapes.total, shapes.trained, speed, num_processes, tuple(rows))
+        typer.echo(json.dumps(told.as_dict(), indent=1))
         return
     console.table(_table(rows, limit))
     console.tell(
@@ -138,17 +140,17 @@ def estimate(
     )
 
 
-def _table(rows: list[dict[str, Any]], limit: int | None) -> Table:
+def _table(rows: list[EstimateRow], limit: int | None) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("strategy", no_wrap=True)
     titles = ("memory per device", "host memory", "checkpoint", f"disk ({limit} + 1)", "one save")
     for title in titles:
         table.add_column(title, justify="right")
     for row in rows:
-        names = ("device_bytes", "host_bytes", "checkpoint_bytes", "disk_bytes")
-        cells = ["" if row[name] is None else human_bytes(row[name]) for name in names]
-        seconds = row["save_seconds"]
-        table.add_row(row["strategy"], *cells, "" if seconds is None else f"{seconds:.1f} s")
+        counts = (row.device_bytes, row.host_bytes, row.checkpoint_bytes, row.disk_bytes)
+        cells = ["" if count is None else human_bytes(count) for count in counts]
+        seconds = row.save_seconds
+        table.add_row(row.strategy, *cells, "" if seconds is None else f"{seconds:.1f} s")
     return table
 
 

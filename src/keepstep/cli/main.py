@@ -24,11 +24,10 @@ from keepstep.cli.common import (
     fail,
     run_folder,
 )
+from keepstep.cli.rows import VerifyReport, checkpoint_rows, resume_answer
 from keepstep.cli.tables import (
     attempt_table,
-    checkpoint_rows,
     checkpoint_table,
-    resume_answer,
     save_hint,
     save_table,
     tell_answer,
@@ -77,7 +76,7 @@ def list_checkpoints(
     """The run's checkpoints: step, metric, size, state, and why each is kept."""
     folder = run_folder(run)
     if as_json:
-        typer.echo(json.dumps(checkpoint_rows(folder), indent=1))
+        typer.echo(json.dumps([row.as_dict() for row in checkpoint_rows(folder)], indent=1))
         return
     checkpoints = folder.checkpoints()
     for name, fault in (folder.odd() | notes_on(folder)).items():
@@ -113,7 +112,11 @@ def verify(
         odd = {name: fault for name, fault in odd.items() if name == path.resolve().name}
     faults.update({name: [fault] for name, fault in odd.items()})
     if as_json:
-        typer.echo(json.dumps(faults, indent=1))
+        typer.echo(
+            json.dumps(
+                VerifyReport({n: tuple(found) for n, found in faults.items()}).as_dict(), indent=1
+            )
+        )
     for checkpoint in [] if as_json else checkpoints:
         if not faults[checkpoint.path.name]:
             how = "every byte" if deep else "sizes"
@@ -151,11 +154,11 @@ def which(
     requests = [request] if request else WORDS[:3]
     answers = [resume_answer(folder, asked, num_processes) for asked in requests]
     if as_json:
-        typer.echo(json.dumps(answers, indent=1))
+        typer.echo(json.dumps([answer.as_dict() for answer in answers], indent=1))
     else:
         for answer in answers:
             console.tell_lines(tell_answer(answer))
-    if any(answer["error"] or answer["refused"] for answer in answers):
+    if any(answer.error or answer.refused for answer in answers):
         raise typer.Exit(1)
 
 

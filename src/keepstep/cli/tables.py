@@ -1,9 +1,7 @@
-"""Tables for people, rows for programs. No torch: the commands import this."""
+"""Tables for people. No torch: the commands import this."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from itertools import pairwise
@@ -12,21 +10,15 @@ from typing import Any
 
 from rich.table import Table
 
+from keepstep.cli.rows import SAVE_FACTS, CheckpointRow, ResumeAnswer, checkpoint_rows
 from keepstep.output.printable import printable
 from keepstep.output.units import human_bytes
-from keepstep.policy.batch import BatchError, Dealt, agree
-from keepstep.policy.manifest import Manifest, not_reshardable, strategy_name
-from keepstep.policy.retention import Record, best_step
+from keepstep.policy.manifest import strategy_name
 from keepstep.policy.schedule import best_interval
-from keepstep.policy.selection import PATIENCE, SelectionError, UnreadableError, choose
 from keepstep.run_folder.reader import RunFolder
 
 LONGEST = 12  # characters of a number in a table
 CUT = 60  # characters of a text in a table that anybody may have written
-SAVE_FACTS = (
-    *("stall", "wait", "copy", "write", "digest", "read_back", "commit"),
-    *("gb_per_s", "slowest_rank"),
-)
 
 
 def figure(value: float, places: int = 4) -> str:
@@ -51,39 +43,6 @@ def cell(value: object) -> str:
     return text if len(text) <= CUT else f"{text[: CUT - 1]}…"
 
 
-def checkpoint_rows(run: RunFolder) -> list[dict[str, Any]]:
-    """One row per committed checkpoint, oldest step first; sizes in bytes."""
-    decisions = {decision.step: decision for decision in run.retention()}
-    saves = run.saves()
-    metric = run.policy().metric
-    abandoned = {record.step for record in run.records(metric) if record.abandoned}
-    attempts = {attempt.number: attempt for attempt in run.attempts()}
-    return [
-        {
-            "step": c.step,
-            "metric": metric,
-            "value": c.manifest.metrics.get(metric or ""),
-            "bytes": c.manifest.total_bytes,
-            "world_size": c.manifest.world_size,
-            "zero_stage": c.manifest.zero_stage,
-            "deepspeed": c.manifest.deepspeed,
-            "saved_at": c.manifest.saved_at,
-            "attempt": c.manifest.attempt,
-            "parent": c.manifest.parent,
-            "job": dict(attempts[c.manifest.attempt].job),
-            "resharded_from": attempts[c.manifest.attempt].resharded,
-            "origin": c.manifest.origin,
-            "abandoned": c.step in abandoned,
-            "finite": c.manifest.health.get("finite", True),
-            "faults": run.state_of(c),
-            "keep": decisions[c.step].keep,
-            "reason": decisions[c.step].reason,
-            "save": {n: v for n, v in saves.get(c.step, {}).items() if n in SAVE_FACTS},
-        }
-        for c in run.checkpoints()
-    ]
-
-
 def checkpoint_table(run: RunFolder, narrow: bool = False) -> Table:
     """The same rows, to be read; `narrow`: the columns that 80 characters hold."""
     table = Table(box=None, pad_edge=False)
@@ -95,17 +54,17 @@ def checkpoint_table(run: RunFolder, narrow: bool = False) -> Table:
     for title in ("state", "kept because"):
         table.add_column(title, overflow="fold")
     for row in checkpoint_rows(run):
-        state = "; ".join(row["faults"]) or ("valid" if row["finite"] else "valid, loss not finite")
-        strategy = strategy_name(row["zero_stage"], row["deepspeed"])
-        saved = row["saved_at"][: 16 if narrow else 19].replace("T", " ")
-        written = [f"{row['world_size']} x {strategy}", saved, _lineage(row)]
+        state = "; ".join(row.faults) or ("valid" if row.finite else "valid, loss not finite")
+        strategy = strategy_name(row.zero_stage, row.deepspeed)
+        saved = row.saved_at[: 16 if narrow else 19].replace("T", " ")
+        written = [f"{row.world_size} x {strategy}", saved, _lineage(row)]
         table.add_row(
-            str(row["step"]),
-            "" if row["value"] is None else figure(row["value"]),
-            human_bytes(row["bytes"]),
+            str(row.step),
+            "" if row.value is None else figure(row.value),
+            human_bytes(row.bytes),
             *([saved] if narrow else written),
             state,
-            row["reason"] if row["keep"] else f"to be pruned: {row['reason']}",
+            row.reason if row.keep else f"to be pruned: {row.reason}",
         )
     return table
 
@@ -134,12 +93,12 @@ def attempt_table(run: RunFolder, narrow: bool = False) -> Table:
     return table
 
 
-def _lineage(row: dict[str, Any]) -> str:
-    text = "adopted" if row["origin"] else f"attempt {row['attempt']}"
-    if row["parent"]:
-        text += f" from {row['parent']}"
-    if row["resharded_from"]:
-        processes, stage = row["resharded_from"]
+def _lineage(row: CheckpointRow) -> str:
+    text = "adopted" if row.origin else f"attempt {row.attempt}"
+    if row.parent:
+        text += f" from {row.parent}"
+    if row.resharded_from:
+        processes, stage = row.resharded_from
         text += f", resharded ({cell(processes)} x {strategy_name(stage)})"
     return text
 
@@ -200,92 +159,24 @@ def moment(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def resume_answer(run: RunFolder, request: str, num_processes: int | None = None) -> dict[str, Any]:
-    """What `resume_from_checkpoint: request` would take, compared with the newest and the best.
-
-    `loses_steps`: to be trained again, against the newest checkpoint; `loses_metric`: how much
-    worse than the best one, in the metric's own unit. `batch`: how `num_processes` would share out
-    the rows of a step; `refused`: why they cannot.
-    """
-    policy = run.policy()
-    records = {record.step: record for record in run.records(policy.metric)}
-    alive = [record for record in records.values() if not record.abandoned]
-    answer: dict[str, Any] = {"request": request, "step": None, "world_size": None, "error": None}
-    answer |= {"metric": policy.metric, "value": None, "loses_steps": None, "loses_metric": None}
-    answer |= {"num_processes": num_processes, "batch": None, "refused": None}
-    situation = run.situation(
-        request, policy, lambda step: run.faults(run.checkpoint(step), deep=None), PATIENCE
-    )
-    try:
-        choice = choose(request, situation)
-    except (SelectionError, UnreadableError) as error:
-        return answer | {"error": str(error), "others": {}}
-    newest, best = max((r.step for r in alive), default=0), best_step(alive, policy)
-    if choice.step is not None:
-        chosen = records[choice.step]
-        manifest = run.checkpoint(choice.step).manifest
-        answer["world_size"] = manifest.world_size
-        if num_processes is not None:
-            answer |= _shared_out(manifest, num_processes)
-        answer["value"] = chosen.value
-        if best is not None and chosen.value is not None:
-            answer["loses_metric"] = round(abs(chosen.value - (records[best].value or 0.0)), 6)
-    taken = choice.step or 0
-    others = {
-        c.step: _why_not(c.step, taken, choice.passed_by, records)
-        for c in situation.candidates
-        if c.step != choice.step
-    }
-    return answer | {
-        "step": choice.step,
-        "loses_steps": max(0, newest - taken),
-        "under_way": choice.under_way,
-        "others": dict(sorted(others.items())),
-    }
-
-
-def _shared_out(manifest: Manifest, num_processes: int) -> dict[str, str | None]:
-    """What becomes of the rows of a step on so many processes, if the recipe stays as it is."""
-    reason = not_reshardable(manifest.files)
-    if reason and num_processes != manifest.world_size:
-        return {"refused": f"it was written by {manifest.world_size} processes, and {reason}"}
-    before = Dealt.from_json(manifest.dealt)
-    if before is None:
-        return {"batch": "the recipe's batch (what it was is not known)"}
-    try:
-        return {"batch": str(agree(before, replace(before.asked, world_size=num_processes)))}
-    except BatchError as error:
-        return {"refused": str(error)}
-
-
-def tell_answer(answer: dict[str, Any]) -> str:
+def tell_answer(answer: ResumeAnswer) -> str:
     """A resume's answer in words."""
-    if answer["error"]:
-        return f"{answer['request']}: {answer['error']}"
-    target = "the beginning" if answer["step"] is None else f"checkpoint-{answer['step']}"
-    parts = [f"{answer['request']} takes {target}"]
-    if answer["value"] is not None:
-        parts.append(f"{answer['metric']} {figure(answer['value'])}")
-    steps = answer["loses_steps"]
+    if answer.error:
+        return f"{answer.request}: {answer.error}"
+    target = "the beginning" if answer.step is None else f"checkpoint-{answer.step}"
+    parts = [f"{answer.request} takes {target}"]
+    if answer.value is not None:
+        parts.append(f"{answer.metric} {figure(answer.value)}")
+    steps = answer.loses_steps
     parts.append(f"{steps} steps to repeat" if steps else "no step to repeat")
-    if answer["loses_metric"] is not None:
-        worse = answer["loses_metric"]
+    if answer.loses_metric is not None:
+        worse = answer.loses_metric
         parts.append(f"{figure(worse)} worse than the best" if worse else "the best there is")
     lines = [": ".join([parts[0], ", ".join(parts[1:])])]
-    lines += ["  (an earlier attempt has gone back already)"] if answer["under_way"] else []
-    if answer["num_processes"] is not None and answer["step"] is not None:
-        told = answer["batch"] or f"not possible: {answer['refused']}"
-        lines.append(f"  on {answer['num_processes']} processes: {told}")
-    others = answer["others"].items()
+    lines += ["  (an earlier attempt has gone back already)"] if answer.under_way else []
+    if answer.num_processes is not None and answer.step is not None:
+        told = answer.batch or f"not possible: {answer.refused}"
+        lines.append(f"  on {answer.num_processes} processes: {told}")
+    others = answer.others.items()
     lines += [f"  not checkpoint-{step}: {printable(why)}" for step, why in others]
     return "\n".join(lines)
-
-
-def _why_not(
-    step: int, taken: int, passed_by: Mapping[int, str], records: Mapping[int, Record]
-) -> str:
-    if step in passed_by:
-        return passed_by[step]
-    if step in records and records[step].abandoned:
-        return "on an abandoned branch"
-    return "older" if step < taken else "newer, but not what was asked for"

@@ -15,6 +15,8 @@ class Problem:
     """One mistake in a recipe: what was set and seen, and what to do about it.
 
     Attributes:
+        what: the field, what was set, and what is wrong with it.
+        hint: what to do about it; empty: nothing is known.
         code: the same word for the same mistake, whatever the text says.
         severity: an error ends the launch, a warning is told.
     """

@@ -1,0 +1,87 @@
+"""docs/json.md, made from the dataclasses of `--json`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from keepstep.cli import rows
+from keepstep.recipe.problems import Problem
+from tests.helpers.ranks import ROOT
+
+PAGE = ROOT / "docs/json.md"
+# What prints it → the class of what is printed; `[]`: an array of these.
+COMMANDS: dict[str, tuple[str, type]] = {
+    "ls": ("keepstep ls RUN --json", rows.CheckpointRow),
+    "which": ("keepstep which RUN --json", rows.ResumeAnswer),
+    "verify": ("keepstep verify RUN --json", rows.VerifyReport),
+    "check": ("keepstep check RECIPE --json", rows.CheckReport),
+    "estimate": ("keepstep estimate RECIPE --json", rows.Estimate),
+}
+ARRAYS = {"ls", "which"}
+INNER = {Problem: "check", rows.EstimateRow: "estimate"}
+TYPES = {int: "integer", float: "number", str: "string", bool: "true or false"}
+HEAD = """# What `--json` prints
+
+These commands print JSON for programs when they are given `--json`. The tables are made from the
+dataclasses that are printed (`keepstep/cli/rows.py`). Keys and their types stay: a test compares
+what is printed with what was printed before. More keys may come: ignore those that you do not
+know. Sizes are in bytes. Exit statuses are those without `--json`.
+"""
+
+
+def page() -> str:
+    parts = [HEAD]
+    for name, (command, kind) in COMMANDS.items():
+        what = "An array of objects. " if name in ARRAYS else ""
+        parts.append(f"## `{command}`\n\n{what}{_first_line(kind)}\n\n{_table(kind)}")
+        for inner, of in INNER.items():
+            if of == name:
+                parts.append(f"`{inner.__name__}`: {_first_line(inner)}\n\n{_table(inner)}")
+    return "\n".join(parts)
+
+
+def _first_line(kind: type) -> str:
+    text = (inspect.getdoc(kind) or "").partition("\n\nAttributes:")[0]
+    return " ".join(text.split())
+
+
+def _table(kind: type) -> str:
+    told, hints = attributes(kind), get_type_hints(kind)
+    lines = ["| key | type | meaning |", "|---|---|---|"]
+    for field in fields(kind):  # type: ignore[arg-type]
+        meaning = told[field.name].replace("|", "\\|")
+        lines.append(f"| `{field.name}` | {_type(hints[field.name])} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def attributes(kind: type) -> dict[str, str]:
+    """The field's name → what the class's docstring says of it."""
+    section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", section, re.DOTALL | re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def _type(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind in TYPES:
+        return TYPES[kind]
+    if origin is UnionType:
+        return " or ".join("null" if a is NoneType else _type(a) for a in arguments)
+    if origin is Literal:
+        return " or ".join(f"`{word}`" for word in arguments)
+    if origin is dict:
+        return "object" if arguments[1] is Any else f"object of {_plural(arguments[1])}"
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"array of {_plural(arguments[0])}"
+    if origin is tuple:
+        return f"array of {len(arguments)} {_plural(arguments[0])}"
+    return f"`{kind.__name__}`"
+
+
+def _plural(kind: Any) -> str:
+    name = _type(kind)
+    return name if name.startswith("`") else re.sub(r"^(array|\w+)", r"\1s", name)

@@ -1,0 +1,120 @@
+"""What programs read: the output of `--json`, byte for byte, and the page that describes it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+from typer.testing import CliRunner
+
+from keepstep.cli.main import app
+from keepstep.cli.rows import (
+    CheckpointRow,
+    CheckReport,
+    Estimate,
+    JsonObject,
+    ResumeAnswer,
+)
+from keepstep.policy.batch import Batch, Dealt
+from keepstep.policy.strict import build
+from tests.cli.json_page import COMMANDS, INNER, PAGE, page
+from tests.helpers.folders import commit, identify
+
+GOLDEN = Path(__file__).with_name("golden")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Two branches, an adopted checkpoint, a job, what saves cost, and damage."""
+    run = identify(tmp_path / "run", limit=2, ranking="metric", metric="eval_loss")
+    batch = Batch(6, 1, 2)
+    commit(run, 10, metrics={"eval_loss": 2.0}, origin="a stock Trainer's checkpoint")
+    commit(run, 20, metrics={"eval_loss": 1.0}, dealt=Dealt(batch, batch, 64).as_json())
+    commit(run, 30, metrics={}, health={"finite": False})
+    commit(run, 15, attempt=2, parent=10, zero_stage=0, deepspeed=True, world_size=1)
+    (run / "checkpoint-30/rng_state_1.pth").unlink()
+    (run / "checkpoint-99").mkdir()
+    facts = {"time": "2026-11-25T09:30:51.989+00:00"}
+    save = {"bytes": 2_150_000_000, "gb_per_s": 2.4, "slowest_rank": 1, "stall": 0.05, "wait": 0.0}
+    lines = [
+        {**facts, "attempt": 1, "event": "attempt", "job": "17", "nodes": "n1", "restarts": 2},
+        {**facts, "attempt": 1, "event": "commit", "step": 20, **save},
+        {**facts, "attempt": 2, "event": "attempt"},
+        {**facts, "attempt": 2, "event": "resume", "request": "10", "step": 10},
+        {**facts, "attempt": 2, "event": "reshard", "from_processes": 2, "from_stage": 3},
+    ]
+    (run / ".keepstep/events.jsonl").write_text("".join(json.dumps(li) + "\n" for li in lines))
+    return run
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model_name_or_path: {tmp_path}/model\ndataset_name: {tmp_path}/rows.jsonl\n"
+        f"output_dir: {tmp_path}/new\nmax_length: 8\nsave_total_limit: 1\nuse_cpu: true\n"
+    )
+    return recipe
+
+
+ANSWERS: dict[str, tuple[str, Any]] = {
+    "ls": ("ls RUN", tuple[CheckpointRow, ...]),
+    "verify": ("verify RUN --deep", dict[str, tuple[str, ...]]),
+    "which": ("which RUN --num_processes 3", tuple[ResumeAnswer, ...]),
+    "which-step": ("which RUN 30", tuple[ResumeAnswer, ...]),
+    "check": ("check RECIPE --walltime 60", CheckReport),
+    "estimate": ("estimate RECIPE --num_processes 2", Estimate),
+}
+VARIES = {"check": "texts of libraries", "estimate": "the disk's speed"}
+
+
+def outline(value: Any) -> Any:
+    """Keys in their order, and types; of a list the first entry's."""
+    if isinstance(value, dict):
+        return [(name, outline(entry)) for name, entry in value.items()]
+    if isinstance(value, list):
+        return [outline(entry) for entry in value[:1]]
+    return type(value).__name__
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_json_is_what_it_was(run: Path, recipe: Path, tmp_path: Path, name: str) -> None:
+    command, kind = ANSWERS[name]
+    places = {"RUN": str(run), "RECIPE": str(recipe)}
+    argv = [places.get(word, word) for word in command.split()]
+    told = CliRunner().invoke(app, [*argv, "--json"]).stdout
+    assert told.isascii()
+    told = told.replace(str(tmp_path), "/TMP")
+    golden = GOLDEN / f"{name}.json"
+    if os.environ.get("KEEPSTEP_GOLDEN") == "write":
+        golden.write_text(told)
+    if name in VARIES:
+        assert outline(json.loads(told)) == outline(json.loads(golden.read_text()))
+    else:
+        assert told == golden.read_text()
+    build(kind, json.loads(told))  # raises where a value is not of the type that its field has
+
+
+def test_the_page_is_that_of_the_dataclasses() -> None:
+    if os.environ.get("KEEPSTEP_GOLDEN") == "write":
+        PAGE.write_text(page())
+    assert PAGE.read_text() == page()
+
+
+def test_every_object_is_on_the_page() -> None:
+    assert {kind.__name__ for kind in JsonObject.__subclasses__()} <= {
+        kind.__name__ for _, kind in COMMANDS.values()
+    } | {kind.__name__ for kind in INNER}
