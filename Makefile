@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: install demo test test-cluster test-runs test-others test-long test-long-runs test-long-others check format clean
+.PHONY: install demo test test-cluster test-runs test-others test-long test-long-runs test-long-others check format docs clean
 
 install: $(VENV)/.installed
 
@@ -60,6 +60,9 @@ check: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: install # the parts of the documents that the code knows best: fields, commands, files
+	$(BIN)/python docs/reference.py
 
 clean:
 	rm -rf .demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

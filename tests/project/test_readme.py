@@ -1,45 +1,27 @@
-"""Every command in the README parses, every path in it exists."""
+"""Every command in the documents parses, every path and link in them leads somewhere."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
 import re
-import shlex
 import subprocess
 
 import pytest
-from typer.testing import CliRunner
+import typer
+from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser
 
 from keepstep.cli.main import app
 from keepstep.recipe.parse import RecipeParser
 from tests.helpers.ranks import ROOT
+from tests.project.documents import DOCUMENTS, anchors, blocks, commands, text_of
 
-DOCUMENTS = [
-    "README.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "docs/decisions.md",
-    "docs/checkpoints.md",
-    "docs/elastic.md",
-    "docs/json.md",
-    "docs/performance.md",
-    "docs/preflight.md",
-    "docs/publishing.md",
-    "docs/trials.md",
-    "slurm/README.md",
-]
-BLOCKS = [
-    block
-    for document in DOCUMENTS
-    for block in re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
-]
-COMMANDS = [
-    words
-    for line in "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
-    if (words := shlex.split(line, comments=True))
-]
 FIELDS = {action.dest for action in RecipeParser()._actions}
+KEEPSTEP = typer.main.get_command(app)
+# British spellings of words that the code spells in American English.
+BRITISH = r"(?i)\b\w*(?:isation|(?:recogn|organ|token|normal|initial)is(?:e|ed|es|ing)\b|"
+BRITISH += r"(?:neighb|hon|col|behavi|fav)our)\w*"
 
 
 def check_flags(words: list[str]) -> None:
@@ -47,15 +29,29 @@ def check_flags(words: list[str]) -> None:
     assert not unknown - {"--config"}
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def check_run(words: list[str]) -> None:
+    """What follows the launcher's own arguments: `-m keepstep.train …`, or a script."""
+    if words[0] == "keepstep.train":
+        assert (ROOT / words[words.index("--config") + 1]).is_file()
+        check_flags(words[1:])
+    else:
+        assert words[0].endswith(".py"), words
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_command(words: list[str]) -> None:
     program, *rest = words
     if program == "make":
         subprocess.run(["make", "--dry-run", *rest], cwd=ROOT, check=True, capture_output=True)
     elif program == "keepstep":
-        result = CliRunner().invoke(app, [rest[0], "--help"])
-        assert result.exit_code == 0
-        assert all(flag in result.stdout for flag in rest[1:] if flag.startswith("--"))
+        command, arguments = KEEPSTEP, rest
+        while (inner := getattr(command, "commands", {}).get(arguments[0])) is not None:
+            command, arguments = inner, arguments[1:]
+        assert command is not KEEPSTEP, f"there is no command {rest[0]}"
+        command.make_context(rest[0], list(arguments))  # its own parser: it raises
+        if command.context_settings.get("allow_extra_args"):  # a recipe's fields
+            own = {option for p in command.params for option in p.opts}
+            check_flags([w for w in arguments if w not in own])
     elif program in ("launch/train.sh", "slurm/submit.sh"):
         usage = (ROOT / program).read_text()
         assert (ROOT / rest[0]).is_file()
@@ -63,15 +59,28 @@ def test_command(words: list[str]) -> None:
     elif program == "cp":
         assert (ROOT / rest[0]).is_file()
     elif program == "python":
-        assert importlib.util.find_spec(rest[1])
+        if rest[0] == "-m":
+            assert importlib.util.find_spec(rest[1])
+        else:
+            assert rest[0].endswith(".py")
     elif program == "accelerate":
-        module = rest.index("-m")
-        assert rest[module + 1] == "keepstep.train"
-        assert (ROOT / rest[rest.index("--config_file") + 1]).is_file()
-        assert (ROOT / rest[rest.index("--config") + 1]).is_file()
-        check_flags(rest[module + 2 :])
+        assert rest[0] == "launch"
+        asked = launch_command_parser().parse_args(rest[1:])
+        assert asked.config_file is None or (ROOT / asked.config_file).is_file()
+        check_run([asked.training_script, *asked.training_script_args])
+    elif program == "torchrun":
+        asked = get_args_parser().parse_args(rest)
+        check_run([asked.training_script, *asked.training_script_args])
     else:
         assert words == ["source", ".venv/bin/activate"], f"no check for {words}"
+
+
+def test_every_shell_block_is_bash() -> None:
+    """And bash finds no mistake in it."""
+    assert blocks("sh", "shell", "console", "zsh") == []
+    for block in blocks("bash"):
+        done = subprocess.run(["bash", "-n"], input=block.text, text=True, capture_output=True)
+        assert done.returncode == 0, f"{block}: {done.stderr}"
 
 
 def test_every_code_is_explained() -> None:
@@ -90,8 +99,24 @@ def test_every_code_is_explained() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
-    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-        assert target.startswith("https://") or (path.parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        place = path.parent / file if file else path
+        assert place.exists(), target
+        assert not anchor or anchor in anchors(place), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_one_spelling(document: str) -> None:
+    assert re.findall(BRITISH, text_of(document)) == []
+
+
+def test_every_document_is_named_in_the_readme() -> None:
+    text = text_of("README.md")
+    missing = [d for d in DOCUMENTS if d.startswith("docs/") and f"({d})" not in text]
+    assert missing == [], "README.md, `Where to go next`, does not name these"
 
 
 def test_the_file_tree_names_every_room() -> None:
@@ -109,3 +134,10 @@ def test_every_test_that_the_trials_name_is_there() -> None:
         if not (ROOT / file).is_file() or (name and f"def {name}(" not in (ROOT / file).read_text())
     ]
     assert missing == []
+
+
+def test_every_guarantee_names_its_tests() -> None:
+    table = text_of("docs/guarantees.md").split("## Tested with")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    assert [row for row in rows if "](../tests/" not in row.split("|")[-2]] == []
