@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: install demo test test-cluster test-runs test-others test-long test-long-runs test-long-others check format docs clean
+.PHONY: install demo test test-quick test-rooms test-rooms-slower test-rooms-others test-cluster \
+	test-runs test-launches test-long test-long-runs test-long-others check format docs clean
 
 install: $(VENV)/.installed
 
@@ -30,17 +31,34 @@ $(VENV)/.extensions: $(VENV)/.installed
 demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh
 
-test: install $(VENV)/.extensions # three campaigns at a time: all of them wait more than they work
-	$(MAKE) --jobs=3 --output-sync=target test-cluster test-runs test-others
+# What trains or launches, and so waits for those extensions; the rooms' own tests do not.
+RUNNING := tests/slurm tests/multiprocess tests/crash tests/e2e tests/gpu tests/hub
+ROOMS := $(filter-out $(RUNNING) tests/helpers tests/rank_programs, $(patsubst %/,%,$(dir $(wildcard tests/*/__init__.py))))
+SLOWER := tests/run_folder tests/disk tests/save tests/recipe
+PYTEST := $(BIN)/python -m pytest -m 'not long'
 
-test-cluster:
-	$(BIN)/python -m pytest -m 'not long' tests/slurm
+test: install # three campaigns at a time: all of them wait more than they work
+	$(MAKE) --jobs=3 --output-sync=target test-rooms test-cluster test-runs test-launches
 
-test-runs:
-	$(BIN)/python -m pytest -m 'not long' tests/multiprocess
+test-quick: install # under three minutes: no launch, no training on several processes
+	$(MAKE) --jobs=2 --output-sync=target test-rooms-slower test-rooms-others
 
-test-others:
-	$(BIN)/python -m pytest -m 'not long' --ignore tests/slurm --ignore tests/multiprocess
+test-rooms: test-rooms-slower test-rooms-others
+
+test-rooms-slower: install
+	$(PYTEST) -q $(filter $(SLOWER), $(ROOMS))
+
+test-rooms-others: install
+	$(PYTEST) -q $(filter-out $(SLOWER), $(ROOMS))
+
+test-cluster: $(VENV)/.extensions
+	$(PYTEST) tests/slurm
+
+test-runs: $(VENV)/.extensions
+	$(PYTEST) tests/multiprocess
+
+test-launches: $(VENV)/.extensions
+	$(PYTEST) tests/crash tests/e2e tests/gpu tests/hub
 
 test-long: install $(VENV)/.extensions # two at a time
 	$(MAKE) --jobs=2 --output-sync=target test-long-runs test-long-others
