@@ -7,6 +7,7 @@ import re
 import pytest
 from docs import reference
 
+from keepstep.recipe.parse import RecipeParser
 from tests.helpers.ranks import ROOT
 from tests.project.documents import text_of
 
@@ -67,3 +68,13 @@ def test_the_readme_is_short() -> None:
 
 def test_make_docs_is_there() -> None:
     assert "docs/reference.py" in (ROOT / "Makefile").read_text()
+
+
+def test_what_one_migrates_to_exists() -> None:
+    """Every field in a second column of docs/migrating.md is one of a recipe."""
+    rows = [line.split("|") for line in text_of("docs/migrating.md").splitlines()]
+    cells = [row[2] for row in rows if len(row) == 5 and "---" not in row[1]]
+    named = set(re.findall(r"`([a-z][a-z0-9_]*)(?=[`:])", "".join(cells)))
+    fields = {action.dest for action in RecipeParser()._actions}
+    assert len(named) > 40
+    assert sorted(named - fields) == []
