@@ -1,4 +1,4 @@
-# What the job reads and writes in the run folder. Sourced by lib.sh.
+# What the job reads and writes in the run folder, but for JSON: decide.py reads that. Sourced by lib.sh.
 # shellcheck shell=bash disable=SC2154,SC2034 # job.env sets run; lib.sh private, …, reads counted
 #
 # Whatever may lie there: only plain files are read and written. A pipe would be waited for, and a
@@ -26,8 +26,6 @@ newest() { # the step of the newest checkpoint, 0 before the first
   echo "$most"
 }
 
-commits() { plain "$private/events.jsonl" && grep -c '"event": "commit"' "$private/events.jsonl" 2>/dev/null; }
-
 beats() { plain "$private/heartbeat" && head -c 200 "$private/heartbeat" 2>/dev/null | tr -d '\0'; }
 
 # --- the owner of the run: an attempt that finds another name there ends, and writes nothing
@@ -42,12 +40,8 @@ claim() { # put this attempt's name there, unless this shell is a leftover of an
   local theirs
   theirs=$(owner)
   token=$SLURM_JOB_ID.$round.$try counted=0
-  if [[ $theirs =~ ^$SLURM_JOB_ID\.([0-9]+)\.([0-9]+)$ ]]; then
-    ((BASH_REMATCH[1] < round || (BASH_REMATCH[1] == round && BASH_REMATCH[2] <= try))) ||
-      leave "the run belongs to $theirs now"
-  elif [[ -n $theirs ]]; then # only a job that begins takes a run from others
-    ((round == 0 && try == 1)) || leave "the run belongs to $theirs now"
-  fi
+  decide claim token="$token" theirs="$theirs"
+  [[ ${answer[0]} == yes ]] || leave "the run belongs to $theirs now"
   for ((i = 0; i < 30; i++)); do
     put "$private/owner" "$token"$'\n' && return
     sleep 2
@@ -63,28 +57,12 @@ superseded() { # somebody else has the run by now
 
 # --- how an attempt ended
 
-hear() { # set outcome, reason and status to what the attempt said of itself: srun's exit status is
-  # that of whichever process it has heard of first
-  outcome=failed reason="exit status $status"
-  if [[ $(said owner) == "$token" ]]; then
-    outcome=$(said outcome) reason=$(said reason) status=$(said exit)
-    [[ $reason != null ]] || reason="exit status $status"
-    ((status != 2)) || outcome=recipe
-    return
-  fi
-  # It had not begun, and the file tells of an earlier attempt.
-  plain "$private/logs/$token.exit" && status=$(<"$private/logs/$token.exit")
-  case $status in
-    2) outcome=recipe reason="the recipe is wrong: see logs/$token.log" ;;
-    75) outcome=preempted reason="stopped before the run began" ;;
-    *) reason="exit status $status, before the run began" ;;
-  esac
-  tell "${outcome/recipe/failed}" "$reason" "$status"
-}
-
-said() { # FIELD of status.json, which has one a line
-  plain "$private/status.json" || return 1
-  sed -n "s/^ *\"$1\": //p" "$private/status.json" 2>/dev/null | sed 's/,$//; s/^"//; s/"$//'
+hear() { # set outcome, reason and status to what the attempt said of itself, and count it: srun's
+  # exit status is that of whichever process it has heard of first
+  decide ended private="$private" token="$token" exit="$status" commits="$known" fruitless="$fruitless"
+  outcome=${answer[0]} reason=${answer[1]} status=${answer[2]} known=${answer[4]}
+  count "${answer[5]}"
+  ((answer[3])) || tell "${outcome/recipe/failed}" "$reason" "$status"
 }
 
 tell() { # OUTCOME REASON EXIT: status.json

@@ -39,13 +39,59 @@ leave() { # MESSAGE [STATUS]
   exit "${2:-1}"
 }
 
-stop_if_asked() {
-  [[ $stop == term ]] && leave "Slurm has ended the job" 143
-  [[ $stop == time ]] && give_back "the time is over"
-  if plain "$private/stop" && [[ ! -s $private/stop ]]; then # keepstep stop, between two attempts
-    rm -f "$private/stop"
-    leave "stopped on request" 75
-  fi
+# --- decisions: next_step.py takes them, and decide.py tells them
+
+decide() { # WHAT NAME=VALUE…: set `answer` to what decide.py says
+  local candidate tries
+  for ((tries = 0; tries < 3; tries++)); do
+    for candidate in "$environment/python" python3 /usr/bin/python3 /usr/libexec/platform-python; do
+      command -v "$candidate" >/dev/null || continue
+      mapfile -t answer < <(timeout -k 5 60 "$candidate" -BEsS "$job/decide.py" "$@")
+      ((${#answer[@]} > 1)) && [[ ${answer[-1]} == . ]] && return
+    done
+    sleep 1
+  done
+  leave "no Python on this node answers: what is next cannot be decided" 70
+}
+
+seen() { # NAME=VALUE…: set `facts` to what a decision goes by, and to those
+  facts=(stop="$stop" stop_requested="$(requested && echo 1)" fruitless="$fruitless"
+    max_attempts="$MAX_ATTEMPTS" processes=$((${#nodes[@]} * processes_per_node))
+    retry_seconds="$RETRY_SECONDS" "$@")
+}
+
+# keepstep stop, between two attempts
+requested() { plain "$private/stop" && [[ ! -s $private/stop ]]; }
+
+obey() { # do as the decision in `answer` says; returns only if it is to launch, or to wait
+  local action=${answer[0]} words=${answer[1]} code=${answer[2]}
+  case $action in
+    launch | wait) nap "${answer[3]}" ;;
+    requeue) give_back "$words" ;;
+    give-up)
+      tell no_progress "$words" "$code"
+      leave "no progress: $words" "$code"
+      ;;
+    stop)
+      ((code != 75)) || ! requested || rm -f "$private/stop"
+      leave "$words" "$code"
+      ;;
+  esac
+}
+
+what_next() { # after an attempt
+  local preempted='' nodes_answer=''
+  while :; do
+    seen outcome="$outcome" reason="$reason" exit="$status" preempted="$preempted" \
+      nodes_answer="$nodes_answer"
+    decide after "${facts[@]}"
+    case ${answer[0]} in
+      ask-slurm) preempted=$(preempted && echo yes || echo no) ;;
+      ask-nodes) nodes_answer=$(prepare "${nodes[@]}" && echo yes || echo no) ;;
+      *) break ;;
+    esac
+  done
+  obey
 }
 
 nap() { # SECONDS, or until somebody asks for a stop
@@ -55,21 +101,14 @@ nap() { # SECONDS, or until somebody asks for a stop
 
 # --- progress: a budget of attempts in a row without a new checkpoint, over all restarts of the job
 
-known=$(commits)
-fruitless=$(cat "$job/fruitless" 2>/dev/null || echo 0)
+decide commits private="$private"
+known=${answer[0]}
+fruitless=$(cat "$job/fruitless" 2>/dev/null)
+[[ $fruitless =~ ^(0|[1-9][0-9]{0,8})$ ]] || fruitless=0
 
-count() {
-  local now
-  now=$(commits)
-  if ((${now:-0} > ${known:-0})); then fruitless=0; else fruitless=$((fruitless + 1)); fi
-  known=$now counted=1
+count() { # NUMBER: of attempts in a row without a new checkpoint, this one included
+  fruitless=$1 counted=1
   echo "$fruitless" >"$job/fruitless"
-}
-
-give_up() {
-  reason="$fruitless attempts in a row without a new checkpoint"
-  tell no_progress "$reason" 76
-  leave "no progress: $reason" 76
 }
 
 left_behind() { # Slurm has queued this job again, and could not tell this shell
@@ -110,19 +149,6 @@ ask_to_stop() {
   kill -USR1 "$srun" 2>/dev/null
 }
 
-attempt_was_told() { # whether somebody has sent a signal to all ranks, and Slurm has not
-  local told=${reason//" to rank "/+}
-  told=${told//[!+]/}
-  [[ $outcome == preempted && $reason != *"its launcher is gone"* ]] || return 1
-  [[ $reason == "stopped before"* ]] || ((${#told} >= ${#nodes[@]} * processes_per_node)) || return 1
-  prepare "${nodes[@]}" # TERM also comes of a node that is lost
-}
-
-obey() { # what the same signal to this shell would do
-  [[ $reason == *SIGUSR* ]] && give_back "$reason"
-  leave "stopped on request: $reason" 75
-}
-
 preempted() {
   local facts
   facts=$(slurm show job -o "$SLURM_JOB_ID")
@@ -130,18 +156,18 @@ preempted() {
 }
 
 give_back() { # queue this job again: it goes on when its turn comes
-  local answer end=$((SECONDS + REQUEUE_SECONDS))
-  ((counted)) || count
-  ((fruitless < MAX_ATTEMPTS)) || give_up
+  local told end=$((SECONDS + REQUEUE_SECONDS))
+  ((counted)) || count $((fruitless + 1))
   say "queue again: $1, at checkpoint $(newest)"
   while [[ $stop != term ]] && command -v scontrol >/dev/null && ((SECONDS < end)); do
     leave_if_left
-    if answer=$(timeout 60 scontrol requeue "$SLURM_JOB_ID" 2>&1); then
+    if told=$(timeout 60 scontrol requeue "$SLURM_JOB_ID" 2>&1); then
       for ((i = 0; i < 120; i++)); do [[ $stop == term ]] || sleep 1; done # TERM comes with it
       break
     fi
-    say "scontrol requeue: $answer"
-    [[ $answer =~ disabled|denied|ermission|nvalid ]] && break # else the controller is away
+    say "scontrol requeue: $told"
+    decide refused answer="$told"
+    [[ ${answer[0]} == wait ]] || break # else the controller is away
     for ((i = 0; i < RETRY_SECONDS; i++)); do [[ $stop == term ]] || sleep 1; done
   done
   [[ $stop == term ]] && leave "Slurm has ended the job" 143
@@ -164,13 +190,16 @@ find_nodes() { # set `nodes` to those that answer, once there are enough; withou
   while :; do
     leave_if_left
     mapfile -t nodes < <(answering)
-    stop_if_asked
-    ((${#nodes[@]} >= min_nodes)) && return
-    say "${#nodes[@]} of ${#all[@]} nodes answer (${nodes[*]-}), $min_nodes are needed: waiting"
-    cat "$private/logs/prepare.log" 2>/dev/null
-    nap "$RETRY_SECONDS"
-    stop_if_asked
-    ((SECONDS - since < NODE_WAIT_SECONDS)) || give_back "nodes are missing"
+    seen fruitless=$((counted ? fruitless : fruitless + 1)) answering="${nodes[*]-}" there=${#all[@]} \
+      needed="$min_nodes" waited=$((SECONDS - since)) patience="$NODE_WAIT_SECONDS"
+    decide nodes "${facts[@]}"
+    [[ ${answer[0]} != launch ]] || return 0
+    if [[ ${answer[0]} == wait ]]; then
+      say "${answer[1]}"
+      cat "$private/logs/prepare.log" 2>/dev/null
+      answer[3]=$RETRY_SECONDS
+    fi
+    obey
   done
 }
 
@@ -241,7 +270,6 @@ watch() { # until the attempt ends, or has to be ended
   for ((i = 0; i < 20; i++)); do kill -0 "$tee" 2>/dev/null && sleep 0.1; done
   superseded && leave "the run belongs to $(owner) now"
   hear
-  count
 }
 
 stalls() { # whether nothing has come of the attempt for too long; by this shell's own clock

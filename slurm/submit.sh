@@ -28,7 +28,9 @@ if [[ -f $site ]]; then
 fi
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-root=$(dirname "$here") site=${KEEPSTEP_SITE:-$here/site.env}
+root=$(dirname "$here") package=$(dirname "$here")/src/keepstep
+[[ -d $package ]] || package=$(dirname "$root") # installed: this is keepstep/files/slurm
+site=${KEEPSTEP_SITE:-$here/site.env}
 submitted_as=("$0" "$@")
 nodes=1 asked_gpus='' time='' dry_run=0 recipe='' overrides=()
 while (($#)); do
@@ -205,7 +207,8 @@ fi
 mkdir -p "$run/.keepstep/logs" "$job"
 chmod 700 "$job" # the site's file, and the code's changes, are nobody else's
 cp "$recipe" "$job/recipe.yaml"
-cp "$here/"{train.sbatch,lib.sh,files.sh,node.sh} "$root/launch/"{train,preflight}.sh "$job/"
+cp "$here/"{train.sbatch,lib.sh,files.sh,node.sh,decide.py} "$root/launch/"{train,preflight}.sh \
+  "$package/policy/next_step.py" "$job/"
 cp "$config_file" "$job/accelerate.yaml"
 if [[ -f $site ]]; then cp "$site" "$job/site.env"; else : >"$job/site.env"; fi
 describe >"$job/job.env"

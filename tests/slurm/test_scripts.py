@@ -716,6 +716,27 @@ def test_the_exit_status_that_the_run_names(tmp_path: Path, body: str, expected:
     assert len(fakes.launches()) == 1
 
 
+def test_no_word_of_status_json_is_run(tmp_path: Path) -> None:
+    """Nor counted as a success: bash reckons with what an arithmetic word names."""
+    body = "((number == 1)) || { commit 9; status finished null; exit 0; }\n"
+    body += "exit='\"a[$(touch $FAKE/injected)]\"' status finished null; exit 1"
+    fakes = Fakes(tmp_path, body.replace("$(touch", "\\$(touch").replace("$FAKE", "\\$FAKE"))
+    code, output = fakes.runs()
+    assert code == 0, output
+    assert len(fakes.launches()) == 2
+    assert not (fakes.folder / "injected").exists()
+
+
+def test_a_node_without_python(tmp_path: Path) -> None:
+    """What is next cannot be decided, and that is no success."""
+    fakes = Fakes(tmp_path, "commit 4; status finished null")
+    (fakes.job / "decide.py").write_text("print('finished')\n")
+    code, output = fakes.runs()
+    assert code == 70, output
+    assert "no Python on this node answers: what is next cannot be decided" in output
+    assert fakes.launches() == []
+
+
 @pytest.mark.parametrize("first", ["beat", "true"], ids=["stall", "startup"])
 def test_a_heart_that_stands_still(tmp_path: Path, first: str) -> None:
     body = f"((number == 1)) && {{ {first}; exec sleep 60; }}; commit 3; status finished null"

@@ -82,8 +82,9 @@ class Fakes:
         self.bin = self.folder / "bin"
         for place in (self.bin, self.job, self.private / "logs"):
             place.mkdir(parents=True)
-        for name in ("lib.sh", "files.sh", "node.sh"):
+        for name in ("lib.sh", "files.sh", "node.sh", "decide.py"):
             shutil.copy(ROOT / "slurm" / name, self.job)
+        shutil.copy(ROOT / "src/keepstep/policy/next_step.py", self.job)
         settings = {"run": self.run, "min_nodes": 1 if ranged else 2, "ranged": int(ranged)}
         settings |= {"processes_per_node": 4, "config": "cpu_zero3", "overrides": "()"}
         settings |= {"submitted_as": "'slurm/submit.sh recipe.yaml'", "hang_timeout": 1800}
