@@ -118,7 +118,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from keepstep.recipe.config import ConfigError
     from keepstep.recipe.parse import parse_recipe
     from keepstep.save.manager import CheckpointManager
-    from keepstep.trainer.mixin import KeepstepTrainer
+    from keepstep.trainer.sft import KeepstepTrainer
 
     log_filters.silence()
     log_filters.silence_prints()

@@ -27,8 +27,8 @@ from transformers import (  # noqa: E402
 
 from keepstep.recipe.config import KeepstepConfig  # noqa: E402
 from keepstep.save.manager import CheckpointManager, Resume  # noqa: E402
-from keepstep.trainer.mixin import KeepstepTrainer  # noqa: E402
 from keepstep.trainer.reporter import RunReporter, show_library_bars  # noqa: E402
+from keepstep.trainer.sft import KeepstepTrainer  # noqa: E402
 
 TRAIN = [
     "A checkpoint is a promise that the work so far is not lost.",

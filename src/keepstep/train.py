@@ -51,8 +51,8 @@ from keepstep.run_folder.reader import Committed
 from keepstep.save.manager import CheckpointManager, DriftError, Resume
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer import about, publish_callback
-from keepstep.trainer.mixin import KeepstepTrainer
 from keepstep.trainer.reporter import RunReporter, farewell, introduce, show_library_bars
+from keepstep.trainer.sft import KeepstepTrainer
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -57,7 +57,7 @@ def test_exactly_the_best_three_when_the_newest_is_among_them(tmp_path: Path) ->
 LESSON = """
 import runpy, sys
 from transformers import TrainerCallback
-from keepstep.trainer.mixin import KeepstepTrainer
+from keepstep.trainer.sft import KeepstepTrainer
 
 class Look(TrainerCallback):
     def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):

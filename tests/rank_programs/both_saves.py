@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keepstep import train
-from keepstep.trainer.mixin import KeepstepTrainer
+from keepstep.trainer.sft import KeepstepTrainer
 from tests.helpers.plain import save_plain
 
 PLAIN, *ARGV = sys.argv[1:]

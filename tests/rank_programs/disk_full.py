@@ -16,7 +16,7 @@ from typing import Any
 from keepstep import train
 from keepstep.ranks import collectives, signals
 from keepstep.save.rank_part import Part
-from keepstep.trainer.mixin import KeepstepTrainer
+from keepstep.trainer.sft import KeepstepTrainer
 
 RANK, STEP, LEFT, UNTIL = map(int, sys.argv[1:5])
 BALLAST, ARGV = Path(sys.argv[5]), sys.argv[6:]

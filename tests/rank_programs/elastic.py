@@ -24,7 +24,7 @@ from keepstep.ranks import collectives
 from keepstep.sharding import reshard
 from keepstep.sharding.flat_buffers import flats, groups, is_stage3
 from keepstep.sharding.reshard import IMPLEMENTATION
-from keepstep.trainer.mixin import KeepstepTrainer
+from keepstep.trainer.sft import KeepstepTrainer
 from tests.helpers.plain import save_plain
 
 FOLDER, STOP, *ARGV = sys.argv[1:]

@@ -20,8 +20,8 @@ from transformers.trainer_callback import ExportableState
 
 from keepstep import train
 from keepstep.ranks import collectives, signals
-from keepstep.trainer.mixin import KeepstepTrainer
 from keepstep.trainer.saving import Saving
+from keepstep.trainer.sft import KeepstepTrainer
 from keepstep.trainer.state import Contents
 
 FAULT, *ARGV = sys.argv[1:]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from keepstep import train
 from keepstep.ranks import collectives
-from keepstep.trainer.mixin import KeepstepTrainer
+from keepstep.trainer.sft import KeepstepTrainer
 
 
 class Compared(KeepstepTrainer):

@@ -15,7 +15,7 @@ from keepstep.save import saver
 from keepstep.save.rank_part import Part
 from keepstep.sharding.hf_weights import LayoutError
 from keepstep.trainer import state
-from keepstep.trainer.mixin import KeepstepTrainer
+from keepstep.trainer.sft import KeepstepTrainer
 
 FAULT, *ARGV = sys.argv[1:]
 finish, write_at, replace = Part.finish, Storage.write_at, Storage.replace

@@ -15,7 +15,7 @@ from typing import Any
 from keepstep import train
 from keepstep.ranks import collectives, signals
 from keepstep.save.rank_part import Part
-from keepstep.trainer.mixin import KeepstepTrainer
+from keepstep.trainer.sft import KeepstepTrainer
 from keepstep.trainer.state import Contents
 
 PHASE, TARGET, SIGNAL, *ARGV = sys.argv[1:]

@@ -12,17 +12,15 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
 from keepstep.policy.schedule import STOPS, Moment, Reason, Schedule, lost_minutes, next_save
 from keepstep.ranks import collectives, signals
+from keepstep.ranks.watchdog import Watchdog
 from keepstep.run_folder.reader import RunFolder
-
-if TYPE_CHECKING:
-    from keepstep.ranks.watchdog import Watchdog
-    from keepstep.trainer.mixin import KeepstepTrainer
+from keepstep.trainer.protocol import CheckpointedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +131,7 @@ def seconds_of(facts: dict[str, Any]) -> float:
 class EveryStep(TrainerCallback):
     """Asks at every step's end (and in evaluations) whether to save or to stop."""
 
-    def __init__(self, trainer: KeepstepTrainer) -> None:
+    def __init__(self, trainer: CheckpointedTrainer) -> None:
         self.trainer = trainer
         self.pacer: Pacer | None = None
         self.watchdog: Watchdog | None = None

@@ -23,7 +23,7 @@ from keepstep.ranks.outcome import EXIT_STATUS, Outcome
 from keepstep.recipe.config import Problem, Recipe
 from keepstep.recipe.data_files import looks_local
 from keepstep.save.manager import CheckpointManager
-from keepstep.trainer.mixin import KeepstepTrainer
+from keepstep.trainer.protocol import CheckpointedTrainer
 
 CHECK_SECONDS = 90.0
 HINT = "name another one, or leave push_to_hub out: `keepstep push RUN --force` can follow"
@@ -47,7 +47,7 @@ class Publishing(TrainerCallback):
     def __init__(self, recipe: Recipe) -> None:
         self._recipe, self._args = recipe, recipe.training
         self._target = target_of(recipe) if collectives.is_main() else None
-        self._trainer: KeepstepTrainer | None = None
+        self._trainer: CheckpointedTrainer | None = None
         self._publisher: Publisher | None = None
         self.license: str | None = None
         recipe.training.push_to_hub = False  # Trainer would push what it finds, whatever is best
@@ -81,7 +81,7 @@ class Publishing(TrainerCallback):
         lines = told_of({**answer, "asked": self._target.private}, name, base)
         return [Problem(line, code="hub", severity="warning") for line in lines]
 
-    def start(self, trainer: KeepstepTrainer) -> None:
+    def start(self, trainer: CheckpointedTrainer) -> None:
         """Once the attempt has begun. Ranks: all."""
         self._trainer = trainer
         trainer.add_callback(self)

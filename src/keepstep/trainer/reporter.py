@@ -27,8 +27,8 @@ from keepstep.run_folder.ownership import VARIABLE
 from keepstep.run_folder.reader import Committed
 from keepstep.run_folder.writer import Saved
 from keepstep.save.manager import CheckpointManager
-from keepstep.trainer.mixin import KeepstepTrainer
-from keepstep.trainer.restore import Resharded
+from keepstep.trainer.protocol import CheckpointedTrainer
+from keepstep.trainer.resharded import Resharded
 
 WAIT_WORTH_TELLING = 0.05  # seconds
 ROOM_WORTH_TELLING = 3  # checkpoints
@@ -42,7 +42,7 @@ def show_library_bars() -> None:
 
 
 def introduce(
-    trainer: KeepstepTrainer, recipe: Recipe, checkpoint: Committed | None, choice: Choice
+    trainer: CheckpointedTrainer, recipe: Recipe, checkpoint: Committed | None, choice: Choice
 ) -> None:
     """What is about to run, on which rows; where it carries on from, and why not elsewhere."""
     args = trainer.args
@@ -56,9 +56,8 @@ def introduce(
         f"{trained:,} trained; {args.batch}"
     )
     tell_rows(trainer)
-    if trainer.aux_loss_enabled:
-        coefficient = f"{trainer.router_aux_loss_coef:g}"
-        say(f"eval_loss holds the router's loss, too: {coefficient} x eval_aux_loss")
+    for remark in trainer.remarks():
+        say(remark)
     before = Dealt.from_json(trainer.start.manifest.dealt) if trainer.start else None
     if trainer.asked != args.batch and before is not None:
         kept = before.batch.rows == args.batch.rows
@@ -74,7 +73,7 @@ def introduce(
         say(f"carrying on from checkpoint-{checkpoint.step}{_planned(trainer, checkpoint)}")
 
 
-def tell_rows(trainer: KeepstepTrainer) -> None:
+def tell_rows(trainer: CheckpointedTrainer) -> None:
     """Which rows come from where, and what became of them: a line for training, one for
     evaluation."""
     for what, source in trainer.sources.items():
@@ -87,7 +86,7 @@ def tell_rows(trainer: KeepstepTrainer) -> None:
         say(rows_line(what, printable(source), told))
 
 
-def _planned(trainer: KeepstepTrainer, checkpoint: Committed) -> str:
+def _planned(trainer: CheckpointedTrainer, checkpoint: Committed) -> str:
     before, planned = checkpoint.manifest.planned_steps, trainer.planned_steps()
     if before in (planned, 0):  # 0: not known, of one that was adopted
         return ""
@@ -145,7 +144,7 @@ def _told(resharded: Resharded) -> str:
 class RunReporter(TrainerCallback):
     """The progress bar and the lines above it; silent on other ranks than the main one."""
 
-    def __init__(self, trainer: KeepstepTrainer) -> None:
+    def __init__(self, trainer: CheckpointedTrainer) -> None:
         self.trainer = trainer
         self.progress: Progress | None = None
         self.told: Saved | None = None

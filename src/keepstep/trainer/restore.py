@@ -12,15 +12,13 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from peft import PeftModel
 from torch.nn.parallel import DistributedDataParallel
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
-from trl import SFTTrainer
 
 from keepstep.ranks import collectives
 from keepstep.run_folder.reader import Committed
@@ -34,44 +32,13 @@ from keepstep.sharding.sources import (
     TorchSource,
     stored_optimizer,
 )
-
-if TYPE_CHECKING:
-    from keepstep.trainer.mixin import KeepstepTrainer
+from keepstep.trainer.protocol import CheckpointedTrainer
+from keepstep.trainer.resharded import Resharded
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Resharded:
-    """A checkpoint's state, given to other processes than wrote it.
-
-    Attributes:
-        step: of the checkpoint.
-        from_processes, from_stage, from_deepspeed: that wrote it (stage 0: nothing is sharded).
-        to_processes, to_stage, to_deepspeed: that have it now.
-        bytes: read by all ranks together.
-        seconds: from the first file opened to the state loaded, on the slowest rank.
-    """
-
-    step: int
-    from_processes: int
-    from_stage: int
-    to_processes: int
-    to_stage: int
-    bytes: int
-    seconds: float
-    from_deepspeed: bool = False
-    to_deepspeed: bool = False
-
-    @property
-    def gb_per_s(self) -> float:
-        return round(self.bytes / max(self.seconds, 1e-9) / 1e9, 3)
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"gb_per_s": self.gb_per_s}
-
-
-def restore(trainer: KeepstepTrainer, checkpoint: Committed) -> Resharded | None:
+def restore(trainer: CheckpointedTrainer, checkpoint: Committed) -> Resharded | None:
     """Load weights, optimizer, scheduler and loss scaler. Ranks: all (collective).
 
     Returns: what was resharded; None when the checkpoint's layout was this attempt's.
@@ -89,7 +56,7 @@ def restore(trainer: KeepstepTrainer, checkpoint: Committed) -> Resharded | None
     if source is None and engine is not None:
         _load_shards_as_they_are(trainer, checkpoint)
     elif source is None and trainer.is_deepspeed_enabled:
-        together(lambda: SFTTrainer._load_from_checkpoint(trainer, str(checkpoint.path)))
+        together(lambda: trainer.load_weights_as_stock(str(checkpoint.path)))
     elif source is not None and engine is not None:
         shard = together(lambda: shard_for(engine, source))
         load_shard(engine, shard, source.counters)
@@ -141,7 +108,7 @@ def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if isinstance(error, OSError) else repr(error)
 
 
-def _foreign_source(trainer: KeepstepTrainer, checkpoint: Committed) -> Source | None:
+def _foreign_source(trainer: CheckpointedTrainer, checkpoint: Committed) -> Source | None:
     """What the checkpoint holds; None when these processes can load it as it is. Ranks: any."""
     manifest, args = checkpoint.manifest, trainer.args
     if manifest.zero_stage == args.zero_stage == 0:
@@ -160,14 +127,14 @@ def _foreign_source(trainer: KeepstepTrainer, checkpoint: Committed) -> Source |
         return None  # of a kind that DeepSpeed knows, and the resharder does not
 
 
-def _torch_source(trainer: KeepstepTrainer, checkpoint: Committed) -> TorchSource:
+def _torch_source(trainer: CheckpointedTrainer, checkpoint: Committed) -> TorchSource:
     names = checkpoint.path / NAMES_FILE
     groups = json.loads(names.read_text()) if names.is_file() else trainer.contents.group_names()
     weights = trainer.contents.stored_names()
     return TorchSource(checkpoint.path, groups, weights, checkpoint.step)
 
 
-def _load_shards_as_they_are(trainer: KeepstepTrainer, checkpoint: Committed) -> None:
+def _load_shards_as_they_are(trainer: CheckpointedTrainer, checkpoint: Committed) -> None:
     """As `Trainer._prepare_for_training` resumes. Ranks: all (collective)."""
     strict = not isinstance(trainer.model, PeftModel)
     deepspeed_load_checkpoint(trainer.deepspeed, str(checkpoint.path), load_module_strict=strict)
@@ -175,7 +142,9 @@ def _load_shards_as_they_are(trainer: KeepstepTrainer, checkpoint: Committed) ->
         trainer.deepspeed.optimizer.update_lp_params()
 
 
-def _load_schedule(trainer: KeepstepTrainer, checkpoint: Committed, source: Source | None) -> None:
+def _load_schedule(
+    trainer: CheckpointedTrainer, checkpoint: Committed, source: Source | None
+) -> None:
     """The scheduler; where nothing is sharded loss scaler and, as it is, optimizer. Ranks: any."""
     schedule, scaler = trainer.lr_scheduler, trainer.accelerator.scaler
     if scaler is not None:  # DeepSpeed has one of its own
@@ -199,7 +168,7 @@ def _load_schedule(trainer: KeepstepTrainer, checkpoint: Committed, source: Sour
         schedule._reset()  # of a plateau or a greedy one: its best value was of another metric
 
 
-def _load_optimizer(trainer: KeepstepTrainer, checkpoint: Committed) -> None:
+def _load_optimizer(trainer: CheckpointedTrainer, checkpoint: Committed) -> None:
     """torch's optimizer, whole on every rank, from what DDP or DeepSpeed's stage 0 has written."""
     optimizer = trainer.contents.optimizer()
     assert optimizer is not None  # the Trainer has made it
@@ -238,7 +207,7 @@ def random_numbers_apart() -> Iterator[None]:
         set_random_numbers(states)
 
 
-def settle_gradients(trainer: KeepstepTrainer, batches: Iterable[Any]) -> None:
+def settle_gradients(trainer: CheckpointedTrainer, batches: Iterable[Any]) -> None:
     """A backward pass that nothing comes of, so that the next is like those of the run before it.
 
     DDP lays its gradients out anew after the first pass of a process's life, and with that changes
@@ -248,14 +217,11 @@ def settle_gradients(trainer: KeepstepTrainer, batches: Iterable[Any]) -> None:
     model = trainer.model_wrapped
     if not isinstance(model, DistributedDataParallel) or trainer.args.world_size < 3:
         return
-    logged, tokens = trainer._metrics["train"].copy(), trainer._total_train_tokens
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    trainer.current_gradient_accumulation_steps = 1  # the loop sets it before every step
-    SFTTrainer.training_step(trainer, model, next(iter(batches)))
+    trainer.pass_without_effect(next(iter(batches)))
     model.zero_grad()
     for buffer, before in buffers:
         buffer.copy_(before)
-    trainer._metrics["train"], trainer._total_train_tokens = logged, tokens
 
 
 def _rescale(schedule: Any, factor: float) -> None:

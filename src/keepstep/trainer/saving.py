@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from keepstep.policy.schedule import left as seconds_left
 from keepstep.ranks import collectives, signals
 from keepstep.run_folder.ownership import NotOwnerError
 from keepstep.run_folder.writer import Saved
 from keepstep.save.failure import SaveError
-
-if TYPE_CHECKING:
-    from keepstep.trainer.mixin import KeepstepTrainer
+from keepstep.trainer.protocol import CheckpointedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +32,7 @@ class Saving:
         error: why the newest save that failed did; None before the first.
     """
 
-    def __init__(self, trainer: KeepstepTrainer) -> None:
+    def __init__(self, trainer: CheckpointedTrainer) -> None:
         self.last_saved: Saved | None = None
         self.try_again = self._trying_again = False
         self.taken: int | None = None

@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -32,9 +32,7 @@ from keepstep.sharding.deepspeed_engine import SnapshotCheckpointEngine
 from keepstep.sharding.flat_buffers import LayoutError, groups, is_stage3, masters
 from keepstep.sharding.hf_weights import CARD, Probe, WeightsFile, ask, captured, trained
 from keepstep.sharding.sources import LAYOUT_FILE, NAMES_FILE, ReshardError
-
-if TYPE_CHECKING:
-    from keepstep.trainer.mixin import KeepstepTrainer
+from keepstep.trainer.protocol import CheckpointedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +50,7 @@ class Contents:
         gathering: the part that is being stored while the weights have to be gathered, else None.
     """
 
-    def __init__(self, trainer: KeepstepTrainer) -> None:
+    def __init__(self, trainer: CheckpointedTrainer) -> None:
         self.trainer = trainer
         self.engine_writer: SnapshotCheckpointEngine | None = None
         self.gathering: Part | None = None

@@ -22,9 +22,9 @@ def arm() -> None:
     """Patch the classes as soon as they are there: seconds before they are used."""
     file = Path(os.environ["KEEPSTEP_FAULTS"])
     faults = json.loads(file.read_text())
-    while not hasattr(sys.modules.get("keepstep.trainer.mixin"), "KeepstepTrainer"):
+    while not hasattr(sys.modules.get("keepstep.trainer.sft"), "KeepstepTrainer"):
         time.sleep(0.02)
-    trainer = sys.modules["keepstep.trainer.mixin"].KeepstepTrainer
+    trainer = sys.modules["keepstep.trainer.sft"].KeepstepTrainer
     part = sys.modules["keepstep.save.rank_part"].Part
 
     def at(place: str, step: int) -> None:

@@ -1,0 +1,146 @@
+"""What saving, pacing, restoring and reporting need of a trainer.
+
+They are written against these protocols, not against `CheckpointMixin`, which is made of them: a
+circle would let each reach into everything of the other. What comes from transformers (`model`,
+`accelerator`, `state`, …) has no types there, and is `Any` here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+
+from keepstep.data.rows import Count
+from keepstep.policy.batch import Batch
+from keepstep.policy.manifest import Manifest
+from keepstep.run_folder.reader import Committed
+from keepstep.run_folder.writer import Saved
+from keepstep.save.manager import CheckpointManager
+from keepstep.save.rank_part import Part
+from keepstep.trainer.resharded import Resharded
+
+
+class CheckpointContents(Protocol):
+    """What a trainer's checkpoints consist of (`state.Contents`)."""
+
+    @property
+    def engine(self) -> Any: ...
+
+    def plan(self) -> None: ...
+
+    def store(self, part: Part) -> None: ...
+
+    def optimizer(self) -> Optimizer | None: ...
+
+    def group_names(self) -> list[list[str]]: ...
+
+    def stored_names(self) -> dict[str, str]: ...
+
+
+class StepTimes(Protocol):
+    """The main process's measurements (`pacing.Pacer`)."""
+
+    def save_begins(self) -> None: ...
+
+    def save_ended(self, facts: dict[str, Any]) -> None: ...
+
+
+class StepHook(Protocol):
+    """What happens at every step's end (`pacing.EveryStep`)."""
+
+    @property
+    def pacer(self) -> StepTimes | None: ...
+
+    def progress(self) -> None: ...
+
+
+class CheckpointedTrainer(Protocol):
+    """A transformers Trainer with `CheckpointMixin`, as its parts see it.
+
+    Attributes:
+        manager: commits its checkpoints.
+        start: the checkpoint whose state training goes on with, None for the beginning.
+        asked: how the rows of a step are to be shared out; `args.batch` is how it is done.
+        resharded: what was done to give the state of `start` to these processes, or None.
+        evaluation_due_at: the newest step with an evaluation, None before the first.
+        preempted: why training stopped before its end, None when it did not.
+        sources, counts: `training` and `evaluation`: where the rows come from, and what became of
+            them when they were made into tokens.
+    """
+
+    # Of transformers.
+    args: Any
+    model: Any
+    model_wrapped: Any
+    deepspeed: Any
+    accelerator: Any
+    optimizer: Any
+    lr_scheduler: Any
+    processing_class: Any
+    callback_handler: Any
+    state: Any
+    control: Any
+    is_in_train: bool
+    train_dataset: Any
+    eval_dataset: Any
+    current_gradient_accumulation_steps: int
+
+    @property
+    def is_deepspeed_enabled(self) -> bool: ...
+
+    def add_callback(self, callback: Any) -> None: ...
+
+    def save_model(self, output_dir: str, _internal_call: bool) -> None: ...
+
+    def store_flos(self) -> None: ...
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None: ...
+
+    def _save_rng_state(self, output_dir: str) -> None: ...
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str) -> None: ...
+
+    def _load_scaler(self, checkpoint: str) -> None: ...
+
+    # Of CheckpointMixin.
+    manager: CheckpointManager
+    start: Committed | None
+    asked: Batch
+    resharded: Resharded | None
+    evaluation_due_at: int | None
+    preempted: str | None
+    sources: Mapping[str, str]
+    counts: Mapping[str, Count]
+
+    @property
+    def contents(self) -> CheckpointContents: ...
+
+    @property
+    def every_step(self) -> StepHook: ...
+
+    @property
+    def last_saved(self) -> Saved | None: ...
+
+    @property
+    def is_evaluated(self) -> bool: ...
+
+    @property
+    def try_again(self) -> bool: ...
+
+    def describe(self) -> Manifest: ...
+
+    def stores_weights(self) -> bool: ...
+
+    def hear(self) -> None: ...
+
+    def planned_steps(self) -> int: ...
+
+    def parameter_counts(self) -> tuple[int, int]: ...
+
+    def remarks(self) -> Sequence[str]: ...
+
+    def load_weights_as_stock(self, checkpoint: str) -> None: ...
+
+    def pass_without_effect(self, batch: Any) -> None: ...

@@ -1,0 +1,128 @@
+"""Training goes on where a checkpoint was made: its whole state, whichever processes wrote it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from transformers import EarlyStoppingCallback, Trainer, set_seed
+
+from keepstep.policy.evaluations import best_of
+from keepstep.ranks import collectives
+from keepstep.recipe.problems import refused_by_libraries
+from keepstep.run_folder.listed import only_listed
+from keepstep.sharding.reshard import rng_seed
+from keepstep.trainer.restore import random_numbers, restore, set_random_numbers, settle_gradients
+
+logger = logging.getLogger(__name__)
+
+
+class ResumeMixin(Trainer):
+    """Gives the state of `self.start` back, before the first step; the best one's, after the last.
+
+    Overridden (transformers 5.17 to 5.23):
+    - `_prepare_for_training`: DeepSpeed saves and loads through keepstep's checkpoint engine, and
+      what other processes wrote is given to these.
+    - `_load_from_checkpoint`, `_load_rng_state`: see there; `_load_best_model`: likewise.
+    - `_init_training_state`: intervals are the recipe's; the best value is of today's metric.
+    - `_load_callback_state`: callbacks go on counting, with the recipe's arguments.
+    - `create_scheduler`: some schedules ask DeepSpeed's optimizers for what they do not have.
+    """
+
+    _random_numbers: list[Any] | None
+
+    def _init_training_state(self, max_steps: int, per_epoch: int, *args: Any) -> Any:
+        found = super()._init_training_state(max_steps, per_epoch, *args)
+        # Loaded from trainer_state.json are the intervals of the attempt that wrote it.
+        self.state.compute_steps(self.args, max_steps)
+        if self.start is not None:
+            self._settle_best()
+        return found
+
+    def _load_callback_state(self) -> None:
+        """Give each callback of this attempt what its predecessor had counted. Its arguments are
+        the recipe's (Trainer builds it anew with those of the checkpoint), and `control` is what
+        the loop makes it, not what it was in the middle of a step."""
+        if not self.args.restore_callback_states_from_checkpoint:
+            return
+        for name, stored in self.state.stateful_callbacks.items():
+            alike = [c for c in self.callback_handler.callbacks if type(c).__name__ == name]
+            states = stored if isinstance(stored, list) else [stored]
+            for callback, state in zip(alike, states, strict=False):
+                vars(callback).update(state.get("attributes", {}))
+
+    def _settle_best(self) -> None:
+        """The best value so far is one of the metric that ranks now, in its direction: if it is not
+        the checkpoint's, early stopping counts anew. Ranks: any; the same everywhere."""
+        policy, handler = self.manager.policy, self.callback_handler
+        if policy.metric is None:
+            return
+        best = best_of(self.state.log_history, policy.metric, policy.greater_is_better)
+        value, step = best or (None, None)
+        if self.state.best_metric == value:
+            return
+        self.state.best_metric, self.state.best_global_step = value, step
+        for callback in handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience_counter = 0
+        if collectives.is_main():
+            found = f"the best so far is {value:.6g}, of step {step}" if best else "none so far"
+            logger.warning("%s ranks from here on, another did before: %s", policy.metric, found)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self._random_numbers is not None:  # the checkpoint may be being saved again by now
+            set_random_numbers(self._random_numbers)
+            return
+        world_size = self.args.world_size
+        file = "rng_state.pth" if world_size == 1 else f"rng_state_{collectives.rank()}.pth"
+        manifest = self.start.manifest if self.start else None
+        set_seed(rng_seed(self.args.seed, self.state.global_step, collectives.rank()))
+        if manifest and manifest.world_size == world_size and file in manifest.files:
+            super()._load_rng_state(checkpoint)
+        self._random_numbers = random_numbers()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.start is None or self.start.manifest.zero_stage == 0:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # Else `restore` takes the weights, too, from DeepSpeed's shards.
+
+    def load_weights_as_stock(self, checkpoint: str) -> None:
+        """Whole weights, loaded as the Trainer itself loads them. Ranks: any, each for itself."""
+        super()._load_from_checkpoint(checkpoint)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        with refused_by_libraries():
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self.contents.attach()
+        if self.start is not None:
+            assert self._seen is not None  # since train()
+            self.resharded = restore(self, self._seen)
+            self._take_up_counts(self.start.manifest.about)
+            settle_gradients(self, train_dataloader)
+        if self.resharded is not None:
+            facts = self.resharded.as_json()
+            self.manager.saver.on_main(
+                "recording", lambda writer: writer.record("reshard", **facts)
+            )
+        return prepared
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        # Some schedules ask for `defaults["lr"]`, which DeepSpeed's own optimizers do not have.
+        sharded, own = getattr(self.optimizer, "optimizer", None), self.contents.optimizer()
+        if sharded is not None and own is not None and not hasattr(sharded, "defaults"):
+            sharded.defaults = own.defaults
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _load_best_model(self) -> None:
+        best = self.manager.best()
+        if best is None:
+            return
+        with only_listed(best) as shown:
+            if self.is_deepspeed_enabled:
+                restore(self, shown)  # it may be other processes that wrote it
+            else:
+                self.state.best_model_checkpoint = str(shown.path)
+                super()._load_best_model()
+        self.state.best_model_checkpoint = str(best.path)

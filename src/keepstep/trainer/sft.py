@@ -1,0 +1,85 @@
+"""`KeepstepTrainer`: TRL's SFTTrainer with checkpoints that are committed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from trl import SFTTrainer
+
+from keepstep.data.tokenize import Positions, prepare, too_few, too_long
+from keepstep.ranks import collectives
+from keepstep.recipe.problems import ConfigError
+from keepstep.trainer.dealing import IGNORED
+from keepstep.trainer.mixin import CheckpointMixin
+
+logger = logging.getLogger(__name__)
+
+
+class KeepstepTrainer(CheckpointMixin, SFTTrainer):
+    """SFTTrainer, killed at any moment and carried on; its rows are counted, and judged.
+
+    Overridden beside what `CheckpointMixin` is for (trl 1.16):
+    - `_prepare_dataset`: rows are counted, and an error of one rank is everybody's.
+    - `compute_loss`: a rank without rows computes one, and learns nothing from it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._judge_rows()
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Any:
+        """All rows, counted, with an error of one rank made everybody's. Ranks: all (collective).
+
+        Raises:
+            ConfigError: a row cannot be prepared, or none is left.
+        """
+        inner = super()._prepare_dataset
+
+        def stage(rows: Any, args: Any, packing: bool) -> Any:
+            formatting = formatting_func if rows is dataset else None
+            return inner(rows, processing_class, args, packing, formatting, dataset_name)
+
+        what = {"train": "training", "eval": "evaluation"}.get(dataset_name, dataset_name)
+        prepared, count = prepare(what, dataset, args, packing, stage)
+        if count is not None:
+            self.counts[what] = count
+        return prepared
+
+    def _judge_rows(self) -> None:
+        """Whether the model takes the longest row, and an evaluation some. Ranks: any; the same."""
+        positions = Positions.of(self.model.config)
+        problems = [
+            problem
+            for what, count in self.counts.items()
+            for problem in too_long(what, count.longest, positions)
+        ]
+        if self.eval_dataset is not None and not isinstance(self.eval_dataset, dict):
+            problems += too_few(self.eval_dataset, self.args)
+        errors = [problem for problem in problems if problem.severity == "error"]
+        if errors:
+            raise ConfigError(errors)
+        for warning in problems if collectives.is_main() else []:
+            logger.warning("%s", warning.told())
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        # A router's loss does not ask for labels, and a row that fills a place must teach nothing.
+        routed = self.aux_loss_enabled and self.model.training
+        filler = routed and bool((inputs["labels"] == IGNORED).all())
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        return loss * 0 if filler else loss
+
+    def remarks(self) -> Sequence[str]:
+        if not self.aux_loss_enabled:
+            return ()
+        coefficient = f"{self.router_aux_loss_coef:g}"
+        return (f"eval_loss holds the router's loss, too: {coefficient} x eval_aux_loss",)
