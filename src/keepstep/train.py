@@ -89,10 +89,11 @@ def leave_unjoined(name: str) -> NoReturn:
 
 def attempt(recipe: Recipe) -> Outcome:
     """Train until the end, or until somebody asks for a stop. Ranks: all (collective)."""
-    built = collectives.on_main_process("looking at the model", lambda: check_model_of(recipe))
-    agree([*validate(recipe), *built])
+    built = collectives.on_main("looking at the model", lambda: check_model_of(recipe))
+    agree([*collectives.on_all("checking the recipe", lambda: validate(recipe)), *built])
     hub = publish_callback.Publishing(recipe)
-    agree([*hub.check(), *probe(recipe)])
+    asked = collectives.on_all("asking the Hub", hub.check)
+    agree([*asked, *probe(recipe)])
     training = recipe.training
     manager = CheckpointManager(
         str(training.output_dir),
@@ -109,7 +110,7 @@ def attempt(recipe: Recipe) -> Outcome:
         agree(problems)
         begin(manager)
         checkpoint, choice = manager.choose(resume_of(recipe, settings))
-        facts = collectives.on_main_process(
+        facts = collectives.on_main(
             "describing the run", lambda: about.describe(recipe, hub.license)
         )
         with refused_by_libraries():

@@ -247,7 +247,7 @@ def try_few(
             if found.taught or found.rows < size:
                 break
     except Exception as error:
-        told, _ = _told(what, error)
+        told = _problems(what, error)
         if not told:
             raise
         return 0, told
@@ -323,40 +323,43 @@ def in_turns(what: str, action: Callable[[], T]) -> T:
 
     Raises:
         ConfigError: on every rank, where the rows or the settings are to blame.
-        RankError: on the others, where one met another error; there, that error.
+        Exception: on every rank, any other error that one has met.
     """
     state = PartialState()
     turn = 0 if state.is_main_process else 1 if state.is_local_main_process else 2
-    value, failed = None, None
-    for now in range(3):
-        told: tuple[list[Problem], str] | None = None
-        if now == turn:
-            try:
-                with _without_turns():
-                    value = action()
-            except Exception as error:
-                failed = error
-                told = _told(what, error)
-        for problems, text in filter(None, collectives.gather(told)):
+
+    now = 0
+
+    def act() -> T | None:
+        if now != turn:
+            return None
+        try:
+            with _without_turns():
+                return action()
+        except Exception as error:
+            problems = _problems(what, error)
             if problems:
-                raise ConfigError(problems) from failed
-            raise failed or collectives.RankError(text)
-    return value  # type: ignore[return-value]
+                raise ConfigError(problems) from error
+            raise
+
+    values = []
+    for now in range(3):  # noqa: B007  # `act` looks at it
+        values.append(collectives.on_all(f"preparing the {what} rows", act))
+    return values[turn]  # type: ignore[return-value]
 
 
-def _told(what: str, error: Exception) -> tuple[list[Problem], str]:
-    """An error's problems, if the recipe or the rows are to blame; and its text."""
-    text = f"preparing the {what} rows failed: {type(error).__name__}: {error}"
+def _problems(what: str, error: Exception) -> list[Problem]:
+    """What is wrong with the recipe or the rows, if they are to blame for an error."""
     if isinstance(error, ConfigError):
-        return error.problems, text
+        return error.problems
     if isinstance(error, RowError):  # of a stream, further on than the rows that were looked at
-        return [problem(f"the {what} data: {error}")], text
+        return [problem(f"the {what} data: {error}")]
     # The disk, the memory, a process of datasets' that has been killed; a mistake of our own.
     environment = isinstance(error, (OSError, MemoryError)) or "subprocess" in str(error)
     where = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     if environment or Path(__file__).parents[1] in where.parents:
-        return [], text
-    return [_refused(what, error)], text
+        return []
+    return [_refused(what, error)]
 
 
 def _refused(what: str, error: Exception) -> Problem:

@@ -40,14 +40,14 @@ def probe(recipe: Recipe) -> list[Problem]:
     """Every problem of these machines with this recipe. Ranks: all (collective)."""
     folder = Path(str(recipe.training.output_dir))
     problems = see_together(folder)
-    sizes = collectives.on_main_process("estimating", lambda: list(check_sizes(recipe)))
+    sizes = collectives.on_main("estimating", lambda: list(check_sizes(recipe)))
     return problems + sizes
 
 
 def see_together(folder: Path, patience: float = SEE_SECONDS) -> list[Problem]:
     """Whether the main process can write there, and every node sees it. Ranks: all (collective)."""
     place = nearest(folder) / f".keepstep-probe-{secrets.token_hex(4)}"
-    path, problem = collectives.on_main_process("probing output_dir", lambda: _write(place))
+    path, problem = collectives.on_main("probing output_dir", lambda: _write(place))
     try:
         if problem is not None:
             return [problem]

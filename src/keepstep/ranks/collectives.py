@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from keepstep.ranks.carried_error import CarriedError
+
 T = TypeVar("T")
-
-
-class RankError(RuntimeError):
-    """An error that another rank met, by the name of what it was doing."""
 
 
 def is_grouped() -> bool:
@@ -54,34 +53,77 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def on_main_process(what: str, action: Callable[[], T]) -> T:
-    """Run `action` on the main process; every rank gets its value, or its error.
+def on_main(what: str, fn: Callable[[], T]) -> T:
+    """Run `fn` on the main process; every rank gets its value, or raises its error.
 
-    Ranks: all (collective). The other ranks wait here: without the broadcast an error on the main
-    process would leave them waiting at the next collective until the backend's time-out.
+    Ranks: all (collective). The others wait here until it has come to an end, however it does:
+    a KeyboardInterrupt or SystemExit of the main process is theirs, too.
+
+    Args:
+        what: is being done: a note of the error says it.
+        fn: runs on the main process alone. Its value is pickled: keep it small.
+
+    Returns:
+        What `fn` returned.
 
     Raises:
-        Exception: on the main process, what `action` raised; RankError elsewhere, naming `what`.
+        BaseException: on every rank, what `fn` raised: the same type with the same message.
+        RankError: on every rank, in the place of an error that cannot be carried to the others.
     """
-    outcome: list[Any] = [None, None]
-    error: Exception | None = None
+    if not is_grouped():
+        return fn()
+    value: Any = None
+    own: BaseException | None = None
+    sent: list[Any] = [None]
     if is_main():
         try:
-            outcome[0] = action()
-        except Exception as caught:
-            error = caught
-            outcome[1] = f"{what} failed on the main process: {type(caught).__name__}: {caught}"
-    if is_grouped():
-        dist.broadcast_object_list(outcome, src=0)
-    if error is not None:
-        raise error
-    if outcome[1] is not None:
-        raise RankError(outcome[1])
-    value: T = outcome[0]
-    return value
+            value = fn()
+            sent[0] = pickle.dumps(value)
+        except BaseException as error:  # else the others would wait for ever
+            own = error
+            sent[0] = CarriedError.of(error, rank())
+    dist.broadcast_object_list(sent, src=0)
+    if isinstance(sent[0], CarriedError):
+        raise sent[0].error(what, rank(), own, named=False)
+    told: T = value if is_main() else pickle.loads(sent[0])
+    return told
 
 
-def any_rank(*flags: bool) -> list[bool]:
+def on_all(what: str, fn: Callable[[], T]) -> T:
+    """Run `fn` on every rank; the error of one is everybody's.
+
+    Ranks: all (collective).
+
+    Args:
+        what: is being done: a note of the error says it.
+        fn: runs on every rank. It enters a collective only where no rank can fail before that.
+
+    Returns:
+        This rank's own value.
+
+    Raises:
+        BaseException: on every rank, what the first that failed raised: the same type, the
+            message with that rank's number (unless every rank met the same).
+        RankError: on every rank, in the place of an error that cannot be carried to the others.
+    """
+    if not is_grouped():
+        return fn()
+    value: Any = None
+    own: BaseException | None = None
+    try:
+        value = fn()
+    except BaseException as error:  # else the others would wait for ever
+        own = error
+    told = gather(None if own is None else CarriedError.of(own, rank()))
+    failures = [carried for carried in told if carried is not None]
+    if failures:
+        alike = len(failures) == len(told) and len({carried.text for carried in failures}) == 1
+        raise failures[rank() if alike else 0].error(what, rank(), own, named=not alike)
+    result: T = value
+    return result
+
+
+def any_of(*flags: bool) -> list[bool]:
     """For each flag, whether it is true on one rank. Ranks: all (collective), a few bytes."""
     if not is_grouped():
         return list(flags)
@@ -91,7 +133,7 @@ def any_rank(*flags: bool) -> list[bool]:
     return [bool(flag) for flag in total.tolist()]
 
 
-def collectives() -> int:
+def count_entered() -> int:
     """How many collectives this rank has entered, in all its groups; 0 where it is not counted.
 
     Ranks: any, any thread. (torch 2.13: gloo and NCCL count them; nothing public tells.)

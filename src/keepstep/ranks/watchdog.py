@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 
 from keepstep.ranks import collectives
+from keepstep.ranks.carried_error import rank_of
 
 PERIOD_SECONDS = 2.0
 LATE_SECONDS = 2 * PERIOD_SECONDS  # a listener that comes round later cannot blame the others
@@ -150,7 +151,7 @@ class Watchdog:
         """Say that this rank lives, and listen to the others, until it leaves."""
         with contextlib.suppress(RuntimeError, OSError):  # the store is gone: `_watch` sees to that
             for beats, _ in enumerate(self._rounds(), start=1):
-                said = f"{beats} {self._progress} {collectives.collectives()}"
+                said = f"{beats} {self._progress} {collectives.count_entered()}"
                 self._say(f"{said} {SEEKS}" if self._seeks else said)
                 self._verdict = self._verdict or self._hear()
                 self._answered = time.monotonic()
@@ -194,8 +195,9 @@ class Watchdog:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that it came of."""
-    while error is not None:
+    """An error, and those that it came of; none of one that the ranks have told each other, which
+    came over their connection, not of it."""
+    while error is not None and rank_of(error) is None:
         yield error
         error = error.__cause__ or error.__context__
 

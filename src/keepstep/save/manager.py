@@ -7,10 +7,10 @@ decides or changes in the run folder, the main process does (`RunWriter`) and th
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from keepstep.policy.batch import Batch, BatchError, Dealt, agree
 from keepstep.policy.lineage import Finish, last_finish
@@ -35,7 +35,6 @@ from keepstep.run_folder.storage import Storage, sizes_of
 from keepstep.run_folder.writer import RunWriter, Saved
 from keepstep.save.saver import Mode, Saver
 
-T = TypeVar("T")
 ROWS = "rows_per_step"  # the setting that `Batch` decides
 Depth = Literal["auto", "digests", "sizes", "off"]
 
@@ -125,10 +124,7 @@ class CheckpointManager:
             self._writer.start(**job_facts())
             return owner.token, self._writer.attempt
 
-        begun = collectives.on_main_process("starting the attempt", lambda: _caught(begin))
-        if isinstance(begun, Exception):
-            raise begun
-        token, self.attempt = begun
+        token, self.attempt = collectives.on_main("starting the attempt", begin)
         self._owner = Owner(self.run, token)
         if not collectives.is_main():
             self.storage.guard(self._owner.check)
@@ -149,9 +145,7 @@ class CheckpointManager:
         Raises:
             NotOwnerError: on every rank: it has a newer owner, and this attempt ends.
         """
-        lost = collectives.on_main_process("looking up the owner", lambda: _caught(self._check))
-        if lost is not None:
-            raise lost
+        collectives.on_main("looking up the owner", self._check)
 
     def _check(self) -> None:
         if self._owner is not None:
@@ -181,13 +175,10 @@ class CheckpointManager:
             DriftError: the settings have changed; the message lists them.
             UnreadableError: no checkpoint can be read now.
         """
-        outcome = collectives.on_main_process(
-            "choosing", lambda: _caught(lambda: self._decide(resume))
+        chosen, choice, self.finish = collectives.on_main(
+            "choosing the checkpoint", lambda: self._decide(resume)
         )
-        if isinstance(outcome, Exception):
-            raise outcome
-        chosen, choice, self.finish = outcome
-        self._confirm(chosen, resume.verify)
+        collectives.on_all("looking at the checkpoint", lambda: _check_sight(chosen, resume.verify))
         self.chosen = None if choice.weights_only else chosen
         self.saver.parent = self.chosen.step if self.chosen else None
         if chosen is not None and resume.verify != "off":
@@ -202,10 +193,13 @@ class CheckpointManager:
         Raises:
             DriftError: on every rank: on one of them they are not those of the checkpoint.
         """
-        seen = collectives.gather(drift(start.manifest.settings, settings, accepted))
-        changed = next((lines for lines in seen if lines), None)
-        if changed:
-            raise DriftError(_drift_report(start, changed))
+
+        def check() -> None:
+            changed = drift(start.manifest.settings, settings, accepted)
+            if changed:
+                raise DriftError(_drift_report(start, changed))
+
+        collectives.on_all("comparing the model's settings", check)
 
     def best(self) -> Committed | None:
         """The best committed checkpoint. Ranks: all (collective)."""
@@ -224,7 +218,7 @@ class CheckpointManager:
                 return str(error)
             return f"{saved.checkpoint.path.name}: {faults[0]}" if faults else None
 
-        return collectives.on_main_process("looking at the newest checkpoint", look)
+        return collectives.on_main("looking at the newest checkpoint", look)
 
     def record_finish(self, step: int, plan: Mapping[str, Any]) -> None:
         """The run is finished at this step. Ranks: all (collective)."""
@@ -314,27 +308,21 @@ class CheckpointManager:
             return []
         return self.run.faults(checkpoint, {"auto": None, "digests": True, "sizes": False}[depth])
 
-    def _confirm(self, chosen: Committed | None, depth: Depth) -> None:
-        """Every rank sees the files that the main process has verified. Ranks: all (collective)."""
-        seen: list[str] = []
-        unreadable = ""
-        if chosen is not None and depth != "off":
-            names = chosen.manifest.files
-            try:
-                seen = differences(chosen.manifest, patiently(lambda: sizes_of(chosen.path, names)))
-            except OSError as error:
-                unreadable = str(error)
-        where = f"rank {collectives.rank()} on {socket.gethostname()}"
-        heard = collectives.gather((where, seen, unreadable))
-        for who, _, why in heard:
-            if why:
-                raise UnreadableError(f"{who} cannot read the checkpoint: {why}")
-        found = [f"{who}: {faults[0]}" for who, faults, _ in heard if faults]
-        if found:
-            raise SelectionError(
-                "the checkpoint is not the same for every rank; is output_dir on a filesystem "
-                f"that all nodes share? {'; '.join(found)}"
-            )
+
+def _check_sight(chosen: Committed | None, depth: Depth) -> None:
+    """This rank sees the files that the main process has verified. Ranks: any."""
+    if chosen is None or depth == "off":
+        return
+    host, names = socket.gethostname(), chosen.manifest.files
+    try:
+        faults = differences(chosen.manifest, patiently(lambda: sizes_of(chosen.path, names)))
+    except OSError as error:
+        raise UnreadableError(f"{host} cannot read the checkpoint: {error}") from error
+    if faults:
+        raise SelectionError(
+            "the checkpoint is not the same for every rank; is output_dir on a filesystem "
+            f"that all nodes share? On {host}: {faults[0]}"
+        )
 
 
 def _check_state(checkpoint: Committed, resume: Resume) -> None:
@@ -379,11 +367,3 @@ def _drift_report(checkpoint: Committed, changed: Sequence[str]) -> str:
         f"settings have changed since {checkpoint.path.name} was made:\n{listing}\n"
         f"    Hint: set them back, or accept by name: allow_drift: [{names}]"
     )
-
-
-def _caught(action: Callable[[], T]) -> T | Exception:
-    """The value, or the error that every rank is to raise."""
-    try:
-        return action()
-    except (SelectionError, DriftError, UnreadableError, NotOwnerError) as error:
-        return error

@@ -80,7 +80,7 @@ class Saver:
             arena = Arena(size)
         except OSError:  # as when memory must not be promised twice (vm.overcommit_memory)
             arena = None
-        (refused,) = collectives.any_rank(arena is None)
+        (refused,) = collectives.any_of(arena is None)
         self.arena = None if refused else arena
         if refused:
             self.mode = "off"
@@ -200,16 +200,13 @@ class Saver:
             SaveError: the same on every rank: what the main process met.
         """
 
-        def tried() -> tuple[T, None] | tuple[None, Cause]:
+        def act() -> T:
             try:
-                return action(self._writer()), None
+                return action(self._writer())
             except Exception as error:
-                return None, Cause.of(error, collectives.rank())
+                raise SaveError(what, [Cause.of(error, collectives.rank())], step) from error
 
-        value, cause = collectives.on_main_process(what, tried)
-        if cause is not None:
-            raise SaveError(what, [cause], step)
-        return value  # type: ignore[return-value]
+        return collectives.on_main(what, act)
 
     def _commit(self, part: Part, manifest: Manifest, reports: Sequence[Report]) -> Saved:
         """Main process: every part is written. Take in what libraries wrote, commit, prune."""

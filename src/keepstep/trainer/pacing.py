@@ -217,7 +217,7 @@ class EveryStep(TrainerCallback):
             last_step=last_step,
         )
         reason = self.pacer.decide(moment) if self.pacer else None
-        news, stop, save, lost = collectives.any_rank(
+        news, stop, save, lost = collectives.any_of(
             saver.has_news(),
             asked is not None or reason in STOPS,
             reason is not None,

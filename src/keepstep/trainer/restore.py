@@ -11,8 +11,8 @@ import copy
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from keepstep.ranks import collectives
+from keepstep.ranks.collectives import on_all
 from keepstep.run_folder.reader import Committed
 from keepstep.sharding.flat_buffers import LayoutError
 from keepstep.sharding.reshard import fits, load_shard, restore_torch, shard_for
@@ -35,8 +36,6 @@ from keepstep.sharding.sources import (
 from keepstep.trainer.protocol import CheckpointedTrainer
 from keepstep.trainer.resharded import Resharded
 
-T = TypeVar("T")
-
 
 def restore(trainer: CheckpointedTrainer, checkpoint: Committed) -> Resharded | None:
     """Load weights, optimizer, scheduler and loss scaler. Ranks: all (collective).
@@ -44,27 +43,28 @@ def restore(trainer: CheckpointedTrainer, checkpoint: Committed) -> Resharded | 
     Returns: what was resharded; None when the checkpoint's layout was this attempt's.
 
     Raises:
-        ReshardError: on every rank: the state cannot be given to these processes.
+        ReshardError: on every rank: the state cannot be given to these processes. What else one
+            rank meets, as an OSError, is everybody's, too.
     """
     started = time.perf_counter()
     engine = trainer.contents.engine
     if checkpoint.manifest.zero_stage == 0 != trainer.args.zero_stage:
         trainer.contents.plan()  # collective: which weight of the file is which of the model
-    source = together(lambda: _foreign_source(trainer, checkpoint))
+    source = on_all("opening the checkpoint", lambda: _foreign_source(trainer, checkpoint))
     if len(set(collectives.gather(source is None))) > 1:
         raise ReshardError(f"{checkpoint.path.name} is not the same for every rank")
     if source is None and engine is not None:
         _load_shards_as_they_are(trainer, checkpoint)
     elif source is None and trainer.is_deepspeed_enabled:
-        together(lambda: trainer.load_weights_as_stock(str(checkpoint.path)))
+        on_all("loading the weights", lambda: trainer.load_weights_as_stock(str(checkpoint.path)))
     elif source is not None and engine is not None:
-        shard = together(lambda: shard_for(engine, source))
+        shard = on_all("resharding", lambda: shard_for(engine, source))
         load_shard(engine, shard, source.counters)
     elif source is not None:
         optimizer = trainer.contents.optimizer()
         assert optimizer is not None  # the Trainer has made it
-        together(lambda: restore_torch(trainer.model, optimizer, source))
-    together(lambda: _load_schedule(trainer, checkpoint, source))
+        on_all("resharding", lambda: restore_torch(trainer.model, optimizer, source))
+    on_all("loading the schedule", lambda: _load_schedule(trainer, checkpoint, source))
     if source is None:
         return None
     seconds = time.perf_counter() - started
@@ -80,32 +80,6 @@ def restore(trainer: CheckpointedTrainer, checkpoint: Committed) -> Resharded | 
         from_deepspeed=checkpoint.manifest.deepspeed,
         to_deepspeed=trainer.is_deepspeed_enabled,
     )
-
-
-def together(action: Callable[[], T]) -> T:
-    """Run `action` on every rank; if one fails, all do. Ranks: all (collective).
-
-    Raises:
-        ReshardError: on every rank, what the first that failed raised.
-        RankError: likewise, of any other error.
-    """
-    value: T | None = None
-    error: Exception | None = None
-    try:
-        value = action()
-    except Exception as caught:
-        error = caught
-    told = error if error is None or isinstance(error, ReshardError) else _named(error)
-    failures = [(r, e) for r, e in enumerate(collectives.gather(told)) if e is not None]
-    for rank, failure in failures:
-        kind = ReshardError if isinstance(failure, ReshardError) else collectives.RankError
-        raise kind(f"rank {rank}: {failure}") from error
-    return value  # type: ignore[return-value]
-
-
-def _named(error: Exception) -> str:
-    """With the file, which an OSError's `repr` leaves out."""
-    return f"{type(error).__name__}: {error}" if isinstance(error, OSError) else repr(error)
 
 
 def _foreign_source(trainer: CheckpointedTrainer, checkpoint: Committed) -> Source | None:

@@ -194,7 +194,7 @@ class Saving:
             schedule = self._trainer.args.schedule()
             return seconds < seconds_left(schedule, signals.steady(), time.time())
 
-        return collectives.on_main_process("looking at the clock", is_later)
+        return collectives.on_main("looking at the clock", is_later)
 
 
 def pauses(total: float) -> Iterator[float]:

@@ -34,7 +34,7 @@ class SavingMixin(Trainer):
         saver, optimizer = self.manager.saver, self.contents.optimizer()
         if optimizer is not None:
             optimizer.register_step_pre_hook(lambda *arguments: saver.hold())
-        (not_lazy,) = collectives.any_rank(not self.contents.may_be_lazy())
+        (not_lazy,) = collectives.any_of(not self.contents.may_be_lazy())
         if saver.mode == "lazy" and not_lazy:
             saver.mode = "snapshot"
         self.contents.rehearse()

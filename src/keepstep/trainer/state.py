@@ -143,22 +143,17 @@ class Contents:
             return
         self._keep_generation_config()
 
-        def look() -> tuple[dict[str, bytes], Probe | LayoutError] | list[Problem]:
+        def look() -> tuple[dict[str, bytes], Probe | LayoutError]:
             model = self.trainer.model
+            companions = _stored("tokenizer", self.trainer.processing_class)
+            for what, configuration in _configurations(model):
+                _stored(what, configuration)
             try:
-                companions = _stored("tokenizer", self.trainer.processing_class)
-                for what, configuration in _configurations(model):
-                    _stored(what, configuration)
                 return companions, ask(model)
             except LayoutError as error:
                 return companions, error
-            except ConfigError as error:
-                return error.problems
 
-        found = collectives.on_main_process("asking for the weights", look)
-        if isinstance(found, list):
-            raise ConfigError(found)
-        companions, probe = found
+        companions, probe = collectives.on_main("asking for the weights", look)
         reason = None
         try:
             if isinstance(probe, LayoutError):
