@@ -47,7 +47,7 @@ from keepstep.recipe.config import ConfigError, Problem, Recipe, refused_by_libr
 from keepstep.recipe.parse import parse_recipe
 from keepstep.run_folder.listed import only_listed
 from keepstep.run_folder.ownership import NotOwnerError
-from keepstep.run_folder.reader import Committed
+from keepstep.run_folder.reader import Checkpoint
 from keepstep.save.manager import CheckpointManager, DriftError, Resume
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer import about, publish_callback
@@ -249,7 +249,7 @@ def resume_of(recipe: Recipe, settings: dict[str, Any]) -> Resume:
 
 def build_trainer(
     recipe: Recipe,
-    checkpoint: Committed | None,
+    checkpoint: Checkpoint | None,
     choice: Choice,
     manager: CheckpointManager,
     settings: dict[str, Any],

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from keepstep.cli.main import app
 from keepstep.convert.export import ExportError, export
 from keepstep.convert.merge import export_merged
-from keepstep.run_folder.reader import Committed, RunFolder
+from keepstep.run_folder.reader import Checkpoint, RunFolder
 from tests.helpers.evaluate import evaluate_apart
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
@@ -37,11 +37,11 @@ def runs(ranks: Ranks, demo: Path, workspace: Path) -> dict[str, RunFolder]:
     return {kind: RunFolder(workspace / f"export-{kind}") for kind in KINDS}
 
 
-def last(run: RunFolder) -> Committed:
+def last(run: RunFolder) -> Checkpoint:
     return run.checkpoints()[-1]
 
 
-def bare(checkpoint: Committed) -> Committed:
+def bare(checkpoint: Checkpoint) -> Checkpoint:
     """The same without its weights file."""
     files = checkpoint.manifest.files.items()
     others = {name: entry for name, entry in files if not name.endswith(".safetensors")}

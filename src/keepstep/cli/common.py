@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from keepstep.output.terminal import Terminal
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.policy.selection import SelectionError
-from keepstep.run_folder.reader import PRIVATE, Committed, RunFolder
+from keepstep.run_folder.reader import PRIVATE, Checkpoint, RunFolder
 
 
 class Commands(TyperGroup):
@@ -91,7 +91,7 @@ def without_links(folder: RunFolder) -> RunFolder:
     return folder
 
 
-def one_checkpoint(path: Path) -> Committed:
+def one_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at `path`, which is intact."""
     folder, found = checkpoints_at(path)
     if len(found) != 1 or found[0].path != path.resolve():
@@ -102,7 +102,7 @@ def one_checkpoint(path: Path) -> Committed:
     return found[0]
 
 
-def checkpoints_at(path: Path) -> tuple[RunFolder, list[Committed]]:
+def checkpoints_at(path: Path) -> tuple[RunFolder, list[Checkpoint]]:
     """The checkpoint at `path`, or all those of the run at `path`."""
     folder_at(path)
     resolved = path.resolve()

@@ -12,7 +12,7 @@ from keepstep.policy.manifest import Manifest, not_reshardable
 from keepstep.policy.retention import Record, best_step
 from keepstep.policy.selection import PATIENCE, Choice, SelectionError, UnreadableError, choose
 from keepstep.recipe.problems import Problem
-from keepstep.run_folder.reader import Committed, RunFolder
+from keepstep.run_folder.reader import Checkpoint, RunFolder
 
 SAVE_FACTS = (
     *("stall", "wait", "copy", "write", "digest", "read_back", "commit"),
@@ -203,7 +203,7 @@ def checkpoint_rows(run: RunFolder) -> list[CheckpointRow]:
     abandoned = {record.step for record in run.records(metric) if record.abandoned}
     attempts = {attempt.number: attempt for attempt in run.attempts()}
 
-    def row(c: Committed) -> CheckpointRow:
+    def row(c: Checkpoint) -> CheckpointRow:
         attempt, manifest = attempts[c.manifest.attempt], c.manifest
         return CheckpointRow(
             step=c.step,

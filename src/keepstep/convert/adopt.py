@@ -29,7 +29,7 @@ from keepstep.policy.manifest import (
     finite_metrics,
     missing_state,
 )
-from keepstep.run_folder.reader import Committed, RunFolder
+from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter
 from keepstep.save.torch_files import torch_save
@@ -44,7 +44,7 @@ LEFT_OUT = re.compile(r"training_args\.bin|zero_to_\w+\.py|trainer_state\.json")
 class Adopted:
     """What came of it: the checkpoint, and what could not be checked, a sentence each."""
 
-    checkpoint: Committed
+    checkpoint: Checkpoint
     unchecked: list[str]
 
 

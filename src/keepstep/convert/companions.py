@@ -6,7 +6,7 @@ import fnmatch
 import json
 from pathlib import Path
 
-from keepstep.run_folder.reader import Committed
+from keepstep.run_folder.reader import Checkpoint
 from keepstep.run_folder.storage import Storage
 
 COMPANIONS = (
@@ -18,7 +18,7 @@ COMPANIONS = (
 
 
 def write_companions(
-    checkpoint: Committed, folder: Path, storage: Storage, dtype: str | None = None
+    checkpoint: Checkpoint, folder: Path, storage: Storage, dtype: str | None = None
 ) -> None:
     """Configuration (which names `dtype`), tokenizer and chat template of a checkpoint."""
     for name, content in companions(checkpoint, dtype).items():
@@ -26,7 +26,7 @@ def write_companions(
         storage.write(folder / name, content)
 
 
-def companions(checkpoint: Committed, dtype: str | None = None) -> dict[str, bytes]:
+def companions(checkpoint: Checkpoint, dtype: str | None = None) -> dict[str, bytes]:
     """The files that `write_companions` writes: name → content."""
     found = {
         name: (checkpoint.path / name).read_bytes()

@@ -23,7 +23,7 @@ from keepstep.policy.manifest import LONGEST_MANIFEST
 from keepstep.policy.strict import TextError, parse
 from keepstep.run_folder.files import CHUNK
 from keepstep.run_folder.listed import only_listed
-from keepstep.run_folder.reader import Committed, RunFolder
+from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.safe_read import OddFileError, read_text
 from keepstep.run_folder.storage import Storage, sizes_under
 from keepstep.save.safetensors_format import DTYPES, Entry, lay_out, mapped
@@ -108,7 +108,7 @@ class ShardWeights:
 
 
 def export(
-    checkpoint: Committed,
+    checkpoint: Checkpoint,
     folder: Path,
     *,
     dtype: str | None = None,
@@ -158,7 +158,7 @@ def new_folder(folder: Path, storage: Storage) -> Iterator[Path]:
 
 
 def open_weights(
-    checkpoint: Committed, shown: Committed, dtype: str | None = None
+    checkpoint: Checkpoint, shown: Checkpoint, dtype: str | None = None
 ) -> tuple[Weights, str]:
     """The weights of a checkpoint, and the name that their file has or would have.
 
@@ -184,7 +184,7 @@ def open_weights(
         raise ExportError(f"{checkpoint.path.name}: {LAYOUT_FILE}: {error!r}") from error
 
 
-def _verified_shards(checkpoint: Committed, shown: Committed) -> Source:
+def _verified_shards(checkpoint: Checkpoint, shown: Checkpoint) -> Source:
     """DeepSpeed's shards are pickles: every byte is compared with the manifest before."""
     faults = RunFolder(checkpoint.path.parent).faults(checkpoint, deep=True)
     if faults:

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from keepstep.convert.companions import write_companions
 from keepstep.convert.export import PRECISIONS, Exported, ExportError, export, new_folder
-from keepstep.run_folder.reader import Committed
+from keepstep.run_folder.reader import Checkpoint
 from keepstep.run_folder.storage import Storage, sizes_under
 
 
 def export_merged(
-    checkpoint: Committed,
+    checkpoint: Checkpoint,
     folder: Path,
     *,
     dtype: str | None = None,
@@ -53,7 +53,7 @@ def export_merged(
     return Exported(folder, dict(sorted(sizes_under(folder).items())), name)
 
 
-def _merged(checkpoint: Committed) -> Any:
+def _merged(checkpoint: Checkpoint) -> Any:
     with tempfile.TemporaryDirectory(prefix="keepstep-") as scratch:
         adapter = export(checkpoint, Path(scratch) / "adapter", dtype="fp32").folder
         config = json.loads((adapter / "adapter_config.json").read_text())

@@ -18,14 +18,16 @@ from keepstep.policy.manifest import MANIFEST_NAME, Manifest, has_weights
 from keepstep.policy.retention import Policy
 from keepstep.publish import card
 from keepstep.publish.best import BEST_FILE, Best
-from keepstep.run_folder.reader import Committed, read_checkpoint
+from keepstep.run_folder.reader import Checkpoint, read_checkpoint
 from keepstep.run_folder.storage import Storage, digest_of, sizes_of
 
 STATE_FILE = "trainer_state.json"
 LARGEST_FILE = 45 * 10**9  # of what is linked as it is; the Hub takes files of up to 50 GB
 
 
-def freeze(checkpoint: Committed, folder: Path, storage: Storage, copy: bool = False) -> Committed:
+def freeze(
+    checkpoint: Checkpoint, folder: Path, storage: Storage, copy: bool = False
+) -> Checkpoint:
     """A second name for every file of `checkpoint` that the push needs: in `folder`, a new one.
 
     `copy`: where the file system has no second names, copy; that may take long.
@@ -47,7 +49,7 @@ def freeze(checkpoint: Committed, folder: Path, storage: Storage, copy: bool = F
         storage.link(checkpoint.path / name, folder / name, or_copy=copy)
     frozen = replace(manifest, files=wanted)
     storage.write(folder / MANIFEST_NAME, frozen.to_json().encode())
-    return Committed(folder, frozen)
+    return Checkpoint(folder, frozen)
 
 
 def make_bundle(
@@ -105,7 +107,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _put_weights(checkpoint: Committed, folder: Path, storage: Storage) -> None:
+def _put_weights(checkpoint: Checkpoint, folder: Path, storage: Storage) -> None:
     """As they lie in the checkpoint, if they do, and are still what was written; else exported."""
     files = checkpoint.manifest.files
     for name, entry in files.items():

@@ -17,7 +17,7 @@ from keepstep.publish.card import fault_of
 from keepstep.publish.client import NO_TOKEN, name_fault, offline
 from keepstep.publish.process import push_of
 from keepstep.publish.remote import Target
-from keepstep.run_folder.reader import Committed, RunFolder
+from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.safe_read import ABSENT, OddFileError, read_object
 from keepstep.run_folder.storage import Storage
 
@@ -79,7 +79,7 @@ def _alone(run: RunFolder, storage: Storage) -> Iterator[None]:
 
 def _pushed(
     run: RunFolder,
-    best: Committed,
+    best: Checkpoint,
     target: Target,
     storage: Storage,
     timeout: float,
@@ -107,7 +107,7 @@ def _pushed(
         storage.remove(place)
 
 
-def best_of(run: RunFolder) -> Committed:
+def best_of(run: RunFolder) -> Checkpoint:
     """The best committed checkpoint; the newest, where nothing ranks them."""
     policy = run.policy()
     alive = [record.step for record in run.records(None) if not record.abandoned]
@@ -137,7 +137,7 @@ def _target(run: RunFolder, repo_id: str | None, private: bool | None) -> Target
     return Target(name, private)
 
 
-def _told(answer: dict[str, Any], target: Target, best: Committed) -> list[str]:
+def _told(answer: dict[str, Any], target: Target, best: Checkpoint) -> list[str]:
     if "error" in answer:
         raise PushFailedError(f"not published: {answer['error']}")
     if answer["outcome"] == "would publish":

@@ -18,7 +18,7 @@ from keepstep.policy.strict import with_check
 from keepstep.publish.bundle import freeze
 from keepstep.publish.process import Push, push_of
 from keepstep.publish.remote import Target
-from keepstep.run_folder.reader import Committed, RunFolder
+from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -61,20 +61,20 @@ class Publisher:
         self._done: dict[int, dict[str, Any]] = {}  # step → what came of its push
         self._safely(self._prepare)
 
-    def offer(self, best: Committed | None) -> None:
+    def offer(self, best: Checkpoint | None) -> None:
         """The best checkpoint now; it is pushed if that has not been done, in its time."""
         self._safely(self._hear)
         waited = time.monotonic() - self._began >= self._pause
         if best is not None and waited and self._push is None and self._failed(best):
             self._safely(lambda: self._start(best, self._timeout))
 
-    def owes(self, best: Committed) -> bool:
+    def owes(self, best: Checkpoint) -> bool:
         """Whether that checkpoint is on its way, or still to be pushed."""
         self._safely(self._hear)
         return self._failed(best)
 
     def finish(
-        self, best: Committed | None, stop: Callable[[], str | None] = lambda: None
+        self, best: Checkpoint | None, stop: Callable[[], str | None] = lambda: None
     ) -> dict[str, Any]:
         """Push the best checkpoint if it has not been pushed, and wait: until it is there, the
         time of a push is over, or `stop` says why not to. Returns what came of it."""
@@ -114,11 +114,11 @@ class Publisher:
         text = with_check(json.dumps(asdict(self.target)))
         self._storage.replace(self.run.target, text.encode() + b"\n")
 
-    def _failed(self, best: Committed) -> bool:
+    def _failed(self, best: Checkpoint) -> bool:
         """Whether nothing has come of pushing it so far."""
         return "error" in self._done.get(best.step, {"error": "not tried"})
 
-    def _start(self, best: Committed, timeout: float, copy: bool = False) -> None:
+    def _start(self, best: Checkpoint, timeout: float, copy: bool = False) -> None:
         frozen = self.run.publishing / best.path.name
         self._began = time.monotonic()
         try:

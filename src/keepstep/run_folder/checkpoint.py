@@ -36,14 +36,24 @@ INDEX = "*.index.json"  # files that name the weights' files
 
 
 @dataclass(frozen=True)
-class Committed:
-    """One committed checkpoint: where it lies and what its manifest says."""
+class Checkpoint:
+    """One committed checkpoint of a run: its folder, and what its manifest says of the content.
+
+    `RunFolder.checkpoints()` lists them, `read_checkpoint(path)` reads one. That its manifest can
+    be read says that it was committed; `RunFolder.faults` says whether its files are still what
+    was written.
+
+    Attributes:
+        path: the folder `checkpoint-<step>`: transformers' `from_pretrained` loads it.
+        manifest: step, metrics, the processes that wrote it, files with sizes and digests.
+    """
 
     path: Path
     manifest: Manifest
 
     @property
     def step(self) -> int:
+        """Optimizer steps completed when it was saved."""
         return self.manifest.global_step
 
 
@@ -61,7 +71,7 @@ class Unfit:
     reason: str
 
 
-def look_at(folder: Path) -> Committed | Unfit | None:
+def look_at(folder: Path) -> Checkpoint | Unfit | None:
     """The checkpoint in `folder`, or why there is none to be had; None: it has no manifest."""
     try:
         manifest = Manifest.from_json(read_text(folder / MANIFEST_NAME, LONGEST_MANIFEST))
@@ -77,10 +87,10 @@ def look_at(folder: Path) -> Committed | Unfit | None:
         return Unfit("unreadable", f"its {MANIFEST_NAME} cannot be read: {error}")
     if folder.name != folder_name(manifest.global_step):
         return Unfit("damaged", f"its manifest is of step {manifest.global_step}")
-    return Committed(folder, manifest)
+    return Checkpoint(folder, manifest)
 
 
-def read_checkpoint(folder: Path) -> Committed:
+def read_checkpoint(folder: Path) -> Checkpoint:
     """The committed checkpoint at a path, of whichever run.
 
     Raises:
@@ -90,14 +100,14 @@ def read_checkpoint(folder: Path) -> Committed:
     found = look_at(folder)
     if found is None:
         raise ManifestError(f"{folder} holds no readable {MANIFEST_NAME}: there is none")
-    if isinstance(found, Committed):
+    if isinstance(found, Checkpoint):
         return found
     if found.kind == "unreadable":
         raise UnreadableError(f"{folder}: {found.reason}")
     raise ManifestError(f"{folder} holds no readable {MANIFEST_NAME}: {found.reason}")
 
 
-def faults_of(checkpoint: Committed, deep: bool | None = False) -> list[str]:
+def faults_of(checkpoint: Checkpoint, deep: bool | None = False) -> list[str]:
     """What differs from the manifest: ranks, names and sizes; with `deep`, digests too.
 
     `deep` None: digests when reading every byte takes less than a minute.
@@ -120,7 +130,7 @@ def faults_of(checkpoint: Committed, deep: bool | None = False) -> list[str]:
     return found
 
 
-def _changed(checkpoint: Committed) -> Iterator[str]:
+def _changed(checkpoint: Checkpoint) -> Iterator[str]:
     for name, entry in sorted(checkpoint.manifest.files.items()):
         path = checkpoint.path / name
         try:
@@ -132,7 +142,7 @@ def _changed(checkpoint: Committed) -> Iterator[str]:
                 yield f"{name}: content has changed (xxh3-128 differs)"
 
 
-def _names_elsewhere(checkpoint: Committed) -> Iterator[str]:
+def _names_elsewhere(checkpoint: Checkpoint) -> Iterator[str]:
     """Files that tell a loader of others are believed as far as these are the manifest's."""
     files, path = checkpoint.manifest.files, checkpoint.path
     try:
@@ -162,9 +172,9 @@ class Listing:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._read: dict[Path, tuple[tuple[int, int, int], Committed | Unfit | None]] = {}
+        self._read: dict[Path, tuple[tuple[int, int, int], Checkpoint | Unfit | None]] = {}
 
-    def found(self) -> dict[str, Committed | Unfit | None]:
+    def found(self) -> dict[str, Checkpoint | Unfit | None]:
         """Each folder's name and what is in it; None: it has no manifest.
 
         Raises:
@@ -193,7 +203,7 @@ class Listing:
                 return
             time.sleep(pause)
 
-    def _manifest_in(self, folder: Path) -> Committed | Unfit | None:
+    def _manifest_in(self, folder: Path) -> Checkpoint | Unfit | None:
         """What is in a folder. A manifest is read again only when its file has changed: thousands
         cost a stat each."""
         path = folder / MANIFEST_NAME

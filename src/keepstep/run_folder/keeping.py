@@ -18,7 +18,7 @@ from typing import Any
 from keepstep.policy.manifest import folder_name, step_of
 from keepstep.policy.retention import Decision, Policy, Record, plan_retention, room_for
 from keepstep.policy.strict import with_check
-from keepstep.run_folder.reader import Committed, RunFolder
+from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.safe_read import SMALL, OddFileError, read_bytes
 from keepstep.run_folder.setbacks import Setbacks
 from keepstep.run_folder.storage import NotOwnerError, Storage
@@ -83,7 +83,7 @@ class Keeper:
         plan = plan_retention(self._records(), self.policy, keep_abandoned)
         return self._discard([decision for decision in plan if not decision.keep])
 
-    def prune_after_verifying(self, chosen: Committed) -> None:
+    def prune_after_verifying(self, chosen: Checkpoint) -> None:
         """At a start: what a killed prune left goes, once the newest checkpoint has been verified.
 
         Nothing goes when an older one was chosen: then nobody knows whether the newest is valid.
@@ -103,7 +103,7 @@ class Keeper:
             self.record("quarantine", step=step_of(name), reason=reason)
             self.storage.write(aside.with_name(f"{aside.name}.txt"), f"{reason}\n".encode())
 
-    def best(self) -> Committed | None:
+    def best(self) -> Checkpoint | None:
         """The committed checkpoint with the best metric, None when none has one."""
         return self.run.best(self.policy)
 

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from keepstep.run_folder.checkpoint import Committed
+from keepstep.run_folder.checkpoint import Checkpoint
 
 
 @contextmanager
-def only_listed(checkpoint: Committed) -> Iterator[Committed]:
+def only_listed(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
     """The same checkpoint at a path of its own, until the block ends. Ranks: any, each its own.
 
     Raises:

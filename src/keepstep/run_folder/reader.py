@@ -21,7 +21,7 @@ from keepstep.policy.selection import (
     Verify,
 )
 from keepstep.policy.strict import TextError, build
-from keepstep.run_folder.checkpoint import Committed as Committed
+from keepstep.run_folder.checkpoint import Checkpoint as Checkpoint
 from keepstep.run_folder.checkpoint import Listing, Unfit, faults_of, look_at
 from keepstep.run_folder.checkpoint import read_checkpoint as read_checkpoint
 from keepstep.run_folder.events import as_asked_now, attempts_of, believed
@@ -99,13 +99,13 @@ class RunFolder:
             return Policy()
         return policy if (policy.limit or 1) > 0 and (policy.every_n_steps or 1) > 0 else Policy()
 
-    def checkpoints(self, any_run: bool = False) -> list[Committed]:
+    def checkpoints(self, any_run: bool = False) -> list[Checkpoint]:
         """This run's committed checkpoints, oldest step first.
 
         Folders without a readable manifest of this run are somebody else's: never listed, never
         touched. A link is not followed.
         """
-        found = [c for c in self._listing.found().values() if isinstance(c, Committed)]
+        found = [c for c in self._listing.found().values() if isinstance(c, Checkpoint)]
         if not any_run:
             run_id = self.run_id()
             found = [c for c in found if c.manifest.run_id == run_id]
@@ -119,7 +119,7 @@ class RunFolder:
         """Whether it has a history, that a checkpoint from elsewhere would not be a part of."""
         return bool(self.attempts() or self.checkpoints(any_run=True))
 
-    def checkpoint(self, step: int) -> Committed:
+    def checkpoint(self, step: int) -> Checkpoint:
         """The committed checkpoint of a step.
 
         Raises:
@@ -142,7 +142,7 @@ class RunFolder:
         for name, found in self._listing.found().items():
             if found is None and name not in lost:
                 strangers[name] = f"it has no {MANIFEST_NAME}: keepstep did not commit it"
-            elif isinstance(found, Committed) and found.manifest.run_id != run_id:
+            elif isinstance(found, Checkpoint) and found.manifest.run_id != run_id:
                 strangers[name] = f"it belongs to another run ({found.manifest.run_id})"
         return strangers
 
@@ -243,7 +243,7 @@ class RunFolder:
             for c in checkpoints
         ]
 
-    def best(self, policy: Policy) -> Committed | None:
+    def best(self, policy: Policy) -> Checkpoint | None:
         """The committed checkpoint with the best metric, None when none has one."""
         step = best_step(self.records(policy.metric), policy)
         return None if step is None else self.checkpoint(step)
@@ -316,16 +316,16 @@ class RunFolder:
             path = Path(request).expanduser()
             names = [os.path.relpath(path, self.path)]
             found = look_at(path.resolve())
-            if isinstance(found, Committed):
+            if isinstance(found, Checkpoint):
                 own = [str(found.step)] if found.manifest.run_id == self.run_id() else []
                 names = [f"{found.manifest.run_id}@{found.step}", *own, *names]
         return [f"{name} weights_only" if weights_only else name for name in names]
 
-    def faults(self, checkpoint: Committed, deep: bool | None = False) -> list[str]:
+    def faults(self, checkpoint: Checkpoint, deep: bool | None = False) -> list[str]:
         """What differs from the manifest (see `faults_of`). Raises: UnreadableError."""
         return faults_of(checkpoint, deep)
 
-    def state_of(self, checkpoint: Committed, deep: bool | None = False) -> list[str]:
+    def state_of(self, checkpoint: Checkpoint, deep: bool | None = False) -> list[str]:
         """The same to be shown: that it cannot be read now is said as a fault is."""
         try:
             return faults_of(checkpoint, deep)

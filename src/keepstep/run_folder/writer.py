@@ -28,7 +28,7 @@ from keepstep.policy.retention import Policy
 from keepstep.policy.selection import WORDS, Choice, SelectionError, UnreadableError, Verify, choose
 from keepstep.run_folder.keeping import Keeper
 from keepstep.run_folder.notes import notes_on
-from keepstep.run_folder.reader import Committed, RunFolder, read_checkpoint
+from keepstep.run_folder.reader import Checkpoint, RunFolder, read_checkpoint
 from keepstep.run_folder.safe_read import OddFileError, read_text
 from keepstep.run_folder.storage import NotOwnerError, Storage, sizes_of
 from keepstep.run_folder.trash import in_the_way
@@ -51,8 +51,8 @@ class Saved:
             several ranks wrote, and to take in those that libraries wrote.
     """
 
-    checkpoint: Committed
-    best: Committed | None
+    checkpoint: Checkpoint
+    best: Checkpoint | None
     pruned: list[int]
     facts: dict[str, Any]
     free: int | None = None
@@ -105,7 +105,7 @@ class RunWriter(Keeper):
         patience: int,
         weights_only: bool = False,
         recipe: str | None = None,
-    ) -> tuple[Committed | None, Choice]:
+    ) -> tuple[Checkpoint | None, Choice]:
         """Choose the checkpoint to resume from; put damaged ones that were passed by aside.
 
         `recipe`: a digest of what is asked for, else; attempts of another one have proved nothing.
@@ -152,7 +152,7 @@ class RunWriter(Keeper):
         """The folder in which the ranks say that their parts of a staged checkpoint are written."""
         return self.staging / f"{folder_name(step)}-reports"
 
-    def commit(self, manifest: Manifest, **facts: Any) -> Committed:
+    def commit(self, manifest: Manifest, **facts: Any) -> Checkpoint:
         """Make the staged folder of `manifest` a checkpoint: the manifest first, then one rename.
 
         `facts` go into events.jsonl, beside what the manifest says.
@@ -203,7 +203,7 @@ class RunWriter(Keeper):
                     self._empty(replaced, manifest.global_step, "replaced")
         with self.setbacks.allowed(f"the reports of {target.name} are not removed"):
             self.storage.remove(self.reports(manifest.global_step))
-        return Committed(target, manifest)
+        return Checkpoint(target, manifest)
 
     def discard(self, step: int) -> None:
         """Remove the staging folder of a checkpoint that will not be committed, and its reports."""
@@ -247,7 +247,7 @@ class RunWriter(Keeper):
         self,
         request: str,
         weights_only: bool,
-        chosen: Committed | None,
+        chosen: Checkpoint | None,
         choice: Choice,
         recipe: str | None = None,
     ) -> None:
@@ -300,7 +300,7 @@ def _stands(target: Path, manifest: Manifest) -> bool:
         return False
 
 
-def _read_foreign(path: Path) -> Committed:
+def _read_foreign(path: Path) -> Checkpoint:
     try:
         return read_checkpoint(path.expanduser())
     except ManifestError as error:

@@ -29,7 +29,7 @@ from keepstep.ranks import collectives
 from keepstep.ranks.outcome import Outcome, is_persons
 from keepstep.run_folder.heartbeat import Lookout
 from keepstep.run_folder.ownership import NotOwnerError, Owner, claim, job_facts
-from keepstep.run_folder.reader import Committed, RunFolder, read_checkpoint
+from keepstep.run_folder.reader import Checkpoint, RunFolder, read_checkpoint
 from keepstep.run_folder.safe_read import patiently
 from keepstep.run_folder.storage import Storage, sizes_of
 from keepstep.run_folder.writer import RunWriter, Saved
@@ -101,7 +101,7 @@ class CheckpointManager:
         self.min_free = min_free
         self.saver = Saver(lambda: self.writer, self.storage, mode, timeout)
         self.attempt = 0
-        self.chosen: Committed | None = None
+        self.chosen: Checkpoint | None = None
         self.finish: Finish | None = None
         self.training = False
         self._owner: Owner | None = None
@@ -164,7 +164,7 @@ class CheckpointManager:
             self._lookout.start()
         return self._lookout
 
-    def choose(self, resume: Resume) -> tuple[Committed | None, Choice]:
+    def choose(self, resume: Resume) -> tuple[Checkpoint | None, Choice]:
         """The checkpoint to resume from, None for the beginning. Ranks: all (collective).
 
         The main process decides and verifies; damaged checkpoints that were passed by go to
@@ -186,7 +186,7 @@ class CheckpointManager:
         return chosen, choice
 
     def compare(
-        self, start: Committed, settings: Mapping[str, Any], accepted: Sequence[str]
+        self, start: Checkpoint, settings: Mapping[str, Any], accepted: Sequence[str]
     ) -> None:
         """Compare settings that are known once the model is built. Ranks: all (collective).
 
@@ -201,7 +201,7 @@ class CheckpointManager:
 
         collectives.on_all("comparing the model's settings", check)
 
-    def best(self) -> Committed | None:
+    def best(self) -> Checkpoint | None:
         """The best committed checkpoint. Ranks: all (collective)."""
         return self.saver.on_main("looking up the best checkpoint", lambda writer: writer.best())
 
@@ -261,7 +261,7 @@ class CheckpointManager:
             raise RuntimeError("start() was not called, or this is not the main process")
         return self._writer
 
-    def _decide(self, resume: Resume) -> tuple[Committed | None, Choice, Finish | None]:
+    def _decide(self, resume: Resume) -> tuple[Checkpoint | None, Choice, Finish | None]:
         """Main process: select, quarantine, check for drift, and write it down."""
 
         def verify(step: int) -> list[str]:
@@ -294,7 +294,7 @@ class CheckpointManager:
         return chosen, choice, finish
 
     def _goes_on(
-        self, finish: Finish | None, chosen: Committed | None, request: str, choice: Choice
+        self, finish: Finish | None, chosen: Checkpoint | None, request: str, choice: Choice
     ) -> bool:
         """Whether an attempt goes on where the run was finished, and has not been sent back."""
         if finish is None or (chosen is not None and chosen.path.parent != self.run.path):
@@ -303,13 +303,13 @@ class CheckpointManager:
         onward = request in ("auto", "latest") or choice.under_way or step == finish.step
         return onward and step == finish.newest
 
-    def _faults(self, checkpoint: Committed, depth: Depth) -> list[str]:
+    def _faults(self, checkpoint: Checkpoint, depth: Depth) -> list[str]:
         if depth == "off":
             return []
         return self.run.faults(checkpoint, {"auto": None, "digests": True, "sizes": False}[depth])
 
 
-def _check_sight(chosen: Committed | None, depth: Depth) -> None:
+def _check_sight(chosen: Checkpoint | None, depth: Depth) -> None:
     """This rank sees the files that the main process has verified. Ranks: any."""
     if chosen is None or depth == "off":
         return
@@ -325,7 +325,7 @@ def _check_sight(chosen: Committed | None, depth: Depth) -> None:
         )
 
 
-def _check_state(checkpoint: Committed, resume: Resume) -> None:
+def _check_state(checkpoint: Checkpoint, resume: Resume) -> None:
     manifest, name = checkpoint.manifest, checkpoint.path.name
     missing = missing_state(manifest)
     if missing:
@@ -344,7 +344,7 @@ def _check_state(checkpoint: Committed, resume: Resume) -> None:
         )
 
 
-def _agreed_batch(checkpoint: Committed, resume: Resume) -> Batch:
+def _agreed_batch(checkpoint: Checkpoint, resume: Resume) -> Batch:
     """How the rows of a step are shared out from here on; anything else must not have changed."""
     manifest = checkpoint.manifest
     before = None if ROWS in resume.allow_drift else Dealt.from_json(manifest.dealt)
@@ -360,7 +360,7 @@ def _agreed_batch(checkpoint: Committed, resume: Resume) -> Batch:
     return batch
 
 
-def _drift_report(checkpoint: Committed, changed: Sequence[str]) -> str:
+def _drift_report(checkpoint: Checkpoint, changed: Sequence[str]) -> str:
     names = ", ".join(line.split(":")[0] for line in changed)
     listing = "\n".join(f"    {line}" for line in changed)
     return (

@@ -18,7 +18,7 @@ from keepstep.policy.manifest import FileEntry, Manifest
 from keepstep.ranks import collectives
 from keepstep.run_folder.keeping import now
 from keepstep.run_folder.ownership import NotOwnerError
-from keepstep.run_folder.reader import Committed
+from keepstep.run_folder.reader import Checkpoint
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter, Saved
 from keepstep.save.failure import Cause, SaveError
@@ -289,13 +289,13 @@ def _facts(reports: Sequence[Report]) -> dict[str, Any]:
     return {**seconds, "gb_per_s": round(rate, 3), "slowest_rank": slowest.rank}
 
 
-def _finish(writer: RunWriter, checkpoint: Committed, facts: dict[str, Any]) -> Saved:
+def _finish(writer: RunWriter, checkpoint: Checkpoint, facts: dict[str, Any]) -> Saved:
     """Main process: after a commit the links, then retention, then the links once more.
 
     The checkpoint is there whatever the disk says here; what cannot be pruned now goes later.
     """
     pruned: list[int] = []
-    best: Committed | None = None
+    best: Checkpoint | None = None
     free: int | None = None
     with writer.setbacks.allowed("the links are not set"):
         writer.point()

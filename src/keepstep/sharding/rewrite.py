@@ -20,7 +20,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from keepstep.policy.batch import Dealt, agree
 from keepstep.policy.manifest import FileEntry, Manifest
 from keepstep.run_folder.listed import only_listed
-from keepstep.run_folder.reader import Committed, RunFolder
+from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter
 from keepstep.save.torch_files import torch_save
@@ -33,8 +33,8 @@ ALIGNMENT = 2  # elements per rank (deepspeed 0.19.8, stage_1_and_2.py: nccl_sta
 
 
 def reshard(
-    checkpoint: Committed, run: RunFolder, world_size: int, storage: Storage | None = None
-) -> Committed:
+    checkpoint: Checkpoint, run: RunFolder, world_size: int, storage: Storage | None = None
+) -> Checkpoint:
     """Commit `checkpoint` into `run`, with shards for `world_size` processes. One process.
 
     Raises:
@@ -47,8 +47,8 @@ def reshard(
 
 
 def _reshard(
-    checkpoint: Committed, source: Source | None, run: RunFolder, world_size: int, storage: Storage
-) -> Committed:
+    checkpoint: Checkpoint, source: Source | None, run: RunFolder, world_size: int, storage: Storage
+) -> Checkpoint:
     if not isinstance(source, ZeroStored):
         raise ReshardError(
             f"{checkpoint.path.name} holds no shards: any number of processes resumes it as it is"
@@ -83,7 +83,7 @@ def _reshard(
 
 
 def _files(
-    checkpoint: Committed, source: ZeroStored, world_size: int, staged: Path, storage: Storage
+    checkpoint: Checkpoint, source: ZeroStored, world_size: int, staged: Path, storage: Storage
 ) -> Iterator[tuple[str, FileEntry]]:
     for name in checkpoint.manifest.files:
         if not REMADE.search(name):

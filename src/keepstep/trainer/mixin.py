@@ -20,7 +20,7 @@ from typing import Any
 from keepstep.data.rows import Count
 from keepstep.policy.batch import Batch
 from keepstep.run_folder.listed import only_listed
-from keepstep.run_folder.reader import Committed
+from keepstep.run_folder.reader import Checkpoint
 from keepstep.save.manager import CheckpointManager
 from keepstep.trainer.dealing import plan_rows
 from keepstep.trainer.description_mixin import DescriptionMixin
@@ -55,7 +55,7 @@ class CheckpointMixin(RowsMixin, EvaluationMixin, SavingMixin, DescriptionMixin,
         *args: Any,
         manager: CheckpointManager,
         settings: dict[str, Any] | None = None,
-        start: Committed | None = None,
+        start: Checkpoint | None = None,
         asked: Batch | None = None,
         about: dict[str, Any] | None = None,
         sources: dict[str, str] | None = None,
@@ -71,7 +71,7 @@ class CheckpointMixin(RowsMixin, EvaluationMixin, SavingMixin, DescriptionMixin,
         self.asked: Batch = asked or self.args.batch
         self.rows = plan_rows(self.train_dataset, self.args, start.manifest if start else None)
         self._shown = contextlib.ExitStack()  # closed when all is loaded
-        self._seen: Committed | None = None  # `start`, as loaders are shown it
+        self._seen: Checkpoint | None = None  # `start`, as loaders are shown it
         self.resharded: Resharded | None = None
         self.evaluation_due_at: int | None = None
         self.preempted: str | None = None

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from keepstep.data.rows import Count
 from keepstep.policy.batch import Batch
 from keepstep.policy.manifest import Manifest
-from keepstep.run_folder.reader import Committed
+from keepstep.run_folder.reader import Checkpoint
 from keepstep.run_folder.writer import Saved
 from keepstep.save.manager import CheckpointManager
 from keepstep.save.rank_part import Part
@@ -106,7 +106,7 @@ class CheckpointedTrainer(Protocol):
 
     # Of CheckpointMixin.
     manager: CheckpointManager
-    start: Committed | None
+    start: Checkpoint | None
     asked: Batch
     resharded: Resharded | None
     evaluation_due_at: int | None

@@ -24,7 +24,7 @@ from keepstep.ranks.console import console, say
 from keepstep.ranks.outcome import Outcome
 from keepstep.recipe.config import Recipe
 from keepstep.run_folder.ownership import VARIABLE
-from keepstep.run_folder.reader import Committed
+from keepstep.run_folder.reader import Checkpoint
 from keepstep.run_folder.writer import Saved
 from keepstep.save.manager import CheckpointManager
 from keepstep.trainer.protocol import CheckpointedTrainer
@@ -42,7 +42,7 @@ def show_library_bars() -> None:
 
 
 def introduce(
-    trainer: CheckpointedTrainer, recipe: Recipe, checkpoint: Committed | None, choice: Choice
+    trainer: CheckpointedTrainer, recipe: Recipe, checkpoint: Checkpoint | None, choice: Choice
 ) -> None:
     """What is about to run, on which rows; where it carries on from, and why not elsewhere."""
     args = trainer.args
@@ -86,7 +86,7 @@ def tell_rows(trainer: CheckpointedTrainer) -> None:
         say(rows_line(what, printable(source), told))
 
 
-def _planned(trainer: CheckpointedTrainer, checkpoint: Committed) -> str:
+def _planned(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> str:
     before, planned = checkpoint.manifest.planned_steps, trainer.planned_steps()
     if before in (planned, 0):  # 0: not known, of one that was adopted
         return ""
@@ -223,7 +223,7 @@ class RunReporter(TrainerCallback):
             return "  (best so far)"
         return f"  (best so far {best:.4f} at step {self.trainer.state.best_global_step})"
 
-    def _best_checkpoint(self, best: Committed | None) -> str:
+    def _best_checkpoint(self, best: Checkpoint | None) -> str:
         name = self.trainer.manager.policy.metric
         if best is None or name is None:
             return ""

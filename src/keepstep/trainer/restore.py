@@ -22,7 +22,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from keepstep.ranks import collectives
 from keepstep.ranks.collectives import on_all
-from keepstep.run_folder.reader import Committed
+from keepstep.run_folder.reader import Checkpoint
 from keepstep.sharding.flat_buffers import LayoutError
 from keepstep.sharding.reshard import fits, load_shard, restore_torch, shard_for
 from keepstep.sharding.shards import zero_source
@@ -37,7 +37,7 @@ from keepstep.trainer.protocol import CheckpointedTrainer
 from keepstep.trainer.resharded import Resharded
 
 
-def restore(trainer: CheckpointedTrainer, checkpoint: Committed) -> Resharded | None:
+def restore(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> Resharded | None:
     """Load weights, optimizer, scheduler and loss scaler. Ranks: all (collective).
 
     Returns: what was resharded; None when the checkpoint's layout was this attempt's.
@@ -82,7 +82,7 @@ def restore(trainer: CheckpointedTrainer, checkpoint: Committed) -> Resharded | 
     )
 
 
-def _foreign_source(trainer: CheckpointedTrainer, checkpoint: Committed) -> Source | None:
+def _foreign_source(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> Source | None:
     """What the checkpoint holds; None when these processes can load it as it is. Ranks: any."""
     manifest, args = checkpoint.manifest, trainer.args
     if manifest.zero_stage == args.zero_stage == 0:
@@ -101,14 +101,14 @@ def _foreign_source(trainer: CheckpointedTrainer, checkpoint: Committed) -> Sour
         return None  # of a kind that DeepSpeed knows, and the resharder does not
 
 
-def _torch_source(trainer: CheckpointedTrainer, checkpoint: Committed) -> TorchSource:
+def _torch_source(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> TorchSource:
     names = checkpoint.path / NAMES_FILE
     groups = json.loads(names.read_text()) if names.is_file() else trainer.contents.group_names()
     weights = trainer.contents.stored_names()
     return TorchSource(checkpoint.path, groups, weights, checkpoint.step)
 
 
-def _load_shards_as_they_are(trainer: CheckpointedTrainer, checkpoint: Committed) -> None:
+def _load_shards_as_they_are(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> None:
     """As `Trainer._prepare_for_training` resumes. Ranks: all (collective)."""
     strict = not isinstance(trainer.model, PeftModel)
     deepspeed_load_checkpoint(trainer.deepspeed, str(checkpoint.path), load_module_strict=strict)
@@ -117,7 +117,7 @@ def _load_shards_as_they_are(trainer: CheckpointedTrainer, checkpoint: Committed
 
 
 def _load_schedule(
-    trainer: CheckpointedTrainer, checkpoint: Committed, source: Source | None
+    trainer: CheckpointedTrainer, checkpoint: Checkpoint, source: Source | None
 ) -> None:
     """The scheduler; where nothing is sharded loss scaler and, as it is, optimizer. Ranks: any."""
     schedule, scaler = trainer.lr_scheduler, trainer.accelerator.scaler
@@ -142,7 +142,7 @@ def _load_schedule(
         schedule._reset()  # of a plateau or a greedy one: its best value was of another metric
 
 
-def _load_optimizer(trainer: CheckpointedTrainer, checkpoint: Committed) -> None:
+def _load_optimizer(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> None:
     """torch's optimizer, whole on every rank, from what DDP or DeepSpeed's stage 0 has written."""
     optimizer = trainer.contents.optimizer()
     assert optimizer is not None  # the Trainer has made it
