@@ -141,3 +141,16 @@ def test_every_guarantee_names_its_tests() -> None:
     rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 20
     assert [row for row in rows if "](../tests/" not in row.split("|")[-2]] == []
+
+
+def test_decisions_are_numbered() -> None:
+    """Without a gap, by date, and without a word about files that are not in the repository."""
+    text = text_of("docs/decisions.md")
+    heads = re.findall(r"^\*\*(\d+)\. (\d{4}-\d\d-\d\d), \S", text, re.M)
+    assert [int(number) for number, _ in heads] == list(range(1, len(heads) + 1))
+    assert [date for _, date in heads] == sorted(date for _, date in heads)
+    assert len(heads) == len(re.findall(r"^\*\*", text, re.M))
+    tops = [path for path in ROOT.iterdir() if not path.name.startswith(".")]
+    there = {path.name for top in tops for path in (top, *top.rglob("*"))}
+    named = set(re.findall(r"\b([\w-]+\.(?:md|py|sh|yaml|toml))\b", text))
+    assert named - there <= {"zero_to_fp32.py", "engine.py"}  # DeepSpeed's own
