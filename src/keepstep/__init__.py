@@ -3,4 +3,4 @@
 Nothing heavy is imported here: `keepstep ls` must answer in well under a second.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
