@@ -108,7 +108,7 @@ def test_operations_of_one_process(
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(("mode", "limit"), KINDS)
-@each_or(9)
+@each_or(13)
 def test_operations_of_two_processes(
     ranks: Ranks, tmp_path: Path, mode: str, limit: int, rank: int, stride: int
 ) -> None:

@@ -125,6 +125,7 @@ def test_a_node_is_cut_off_and_trains_on(job: Job) -> None:
     job.intact()
 
 
+@pytest.mark.long
 def test_rank_0_is_cut_off_from_its_peer(job: Job, undisturbed: Path) -> None:
     job.submit("--nodes", "2")
     job.says(r"saved checkpoint-10")
@@ -194,6 +195,7 @@ def test_the_time_limit_comes_at_a_bad_moment(job: Job, undisturbed: Path) -> No
     job.intact()
 
 
+@pytest.mark.long
 def test_slurms_own_time_limit(job: Job) -> None:
     """The signal 75 s ahead of it. (Set once training goes on, however long that took to begin.)"""
     job.faults(step_seconds=0.5)
