@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from keepstep.errors import KeepstepError
 from keepstep.output import log_filters, streams
 from keepstep.ranks import signals
 
@@ -149,7 +150,7 @@ def attempt(recipe: Recipe) -> Outcome:
     return outcome
 
 
-class StoppedError(Exception):
+class StoppedError(KeepstepError):
     """Somebody has asked for a stop before training has begun: there is nothing to save."""
 
 

@@ -72,8 +72,8 @@ ERRORS = {
 def told(error: BaseException) -> str:
     attributes = [
         f"{name}={getattr(error, name)}"
-        for name in ("errno", "filename", "second", "step", "disk_full", "code")
-        if getattr(error, name, None) is not None
+        for name in ("errno", "filename", "second", "step", "ranks", "disk_full", "code")
+        if getattr(error, name, None) not in (None, ())
     ]
     if isinstance(error, ConfigError):
         attributes.append(f"problems={len(error.problems)}")

@@ -17,7 +17,7 @@ SAVE = "checkpoint-3 was not saved: rank 1: OSError: no space"
 HEARD = {
     "selection": (
         "SelectionError | there is no step 3 | ",
-        "SelectionError | rank 2: there is no step 3 | ",
+        "SelectionError | rank 2: there is no step 3 | ranks=(2,)",
     ),
     "full": (
         f"OSError | {FULL}: '/disk/file' | errno=28 filename=/disk/file",
@@ -32,15 +32,15 @@ HEARD = {
         "TwoWordsError | rank 2: one two | second=two",
     ),
     "save": (
-        f"SaveError | {SAVE} | step=3 disk_full=True",
-        f"SaveError | rank 2: {SAVE} | step=3 disk_full=True",
+        f"SaveError | {SAVE} | errno=28 step=3 ranks=(1,) disk_full=True",
+        f"SaveError | rank 2: {SAVE} | errno=28 step=3 ranks=(1,) disk_full=True",
     ),
     "key": ("KeyError | 'name' | ", "KeyError | 'name' | "),
     "unpicklable": (
         "RankError | LocalError: of a function | ",
-        "RankError | rank 2: LocalError: of a function | ",
+        "RankError | rank 2: LocalError: of a function | ranks=(2,)",
     ),
-    "silent": ("RankError | SilentError | ", "RankError | rank 2: SilentError | "),
+    "silent": ("RankError | SilentError | ", "RankError | rank 2: SilentError | ranks=(2,)"),
     "interrupt": ("KeyboardInterrupt |  | ", "KeyboardInterrupt |  | "),
     "exit": ("SystemExit | 3 | code=3", "SystemExit | 3 | code=3"),
 }

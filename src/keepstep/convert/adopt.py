@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from keepstep.errors import KeepstepError
 from keepstep.policy.batch import Batch, Dealt
 from keepstep.policy.manifest import (
     MANIFEST_NAME,
@@ -48,7 +49,7 @@ class Adopted:
     unchecked: list[str]
 
 
-class AdoptError(ValueError):
+class AdoptError(KeepstepError, ValueError):
     """A folder that cannot be taken in; says why."""
 
 
@@ -60,7 +61,9 @@ def adopt(path: Path, run: RunFolder, storage: Storage | None = None) -> Adopted
         OSError: of the disk.
     """
     if (path / MANIFEST_NAME).exists():
-        raise AdoptError(f"{path} has a manifest: resume_from_checkpoint: {path} takes it as it is")
+        raise AdoptError(
+            f"{path} has a manifest: resume_from_checkpoint: {path} takes it as it is", path=path
+        )
     found = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file()}
     files = {name: file for name, file in found.items() if not LEFT_OUT.search(name)}
     if (path / "zero").is_dir():  # a bare universal checkpoint: its own folder, and nothing else
@@ -69,7 +72,7 @@ def adopt(path: Path, run: RunFolder, storage: Storage | None = None) -> Adopted
     state = _trainer_state(path, source)
     step = int(state["global_step"])
     if run.is_used():
-        raise AdoptError(f"{run.path} is a run already: name a new folder")
+        raise AdoptError(f"{run.path} is a run already: name a new folder", path=run.path)
     writer = RunWriter(run, run.policy(), storage or Storage())
     writer.identify()
     staged = writer.stage(step)
@@ -82,12 +85,14 @@ def adopt(path: Path, run: RunFolder, storage: Storage | None = None) -> Adopted
         manifest = _manifest(path, source, state, entries, writer)
         missing = missing_state(manifest)
         if missing:
-            raise AdoptError(f"{path} has no {', '.join(missing)}: there is no state to go on from")
+            raise AdoptError(
+                f"{path} has no {', '.join(missing)}: there is no state to go on from", path=path
+            )
         _check(staged)
         checkpoint = writer.commit(manifest, origin=manifest.origin)
     except ManifestError as error:
         writer.discard(step)
-        raise AdoptError(f"{path} cannot be taken in: {error}") from error
+        raise AdoptError(f"{path} cannot be taken in: {error}", path=path) from error
     except BaseException:
         writer.discard(step)
         raise
@@ -102,7 +107,8 @@ def _open(path: Path) -> Source | None:
     if source is None and not any((path / name).is_file() for name in ("optimizer.pt", "latest")):
         raise AdoptError(
             f"{path} is no checkpoint: it holds neither shards of DeepSpeed (with `latest` or "
-            "`latest_universal` beside them), nor optimizer.pt, nor a universal checkpoint's zero/"
+            "`latest_universal` beside them), nor optimizer.pt, nor a universal checkpoint's zero/",
+            path=path,
         )
     return source
 
@@ -113,7 +119,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise AdoptError(f"{path} cannot be read: {error}") from error
+        raise AdoptError(f"{path} cannot be read: {error}", path=path) from error
 
 
 def _trainer_state(path: Path, source: Source | None) -> dict[str, Any]:
@@ -124,11 +130,12 @@ def _trainer_state(path: Path, source: Source | None) -> dict[str, Any]:
         if stored != state["global_step"]:
             raise AdoptError(
                 f"{path}: trainer_state.json is of step {state['global_step']}, DeepSpeed's state "
-                f"of step {stored}"
+                f"of step {stored}",
+                path=file,
             )
         return state
     if source is None:
-        raise AdoptError(f"{path} has no trainer_state.json: its step is not known")
+        raise AdoptError(f"{path} has no trainer_state.json: its step is not known", path=path)
     # What Trainer asks of the file; the last is only compared with the recipe's, for a warning.
     step = source.counters["global_steps"]
     return {"global_step": step, "epoch": 0.0, "log_history": [], "train_batch_size": 1}

@@ -19,6 +19,7 @@ from huggingface_hub.serialization._base import split_state_dict_into_shards_fac
 from safetensors import SafetensorError, safe_open
 
 from keepstep.convert.companions import write_companions
+from keepstep.errors import KeepstepError
 from keepstep.policy.manifest import LONGEST_MANIFEST
 from keepstep.policy.strict import TextError, parse
 from keepstep.run_folder.files import CHUNK
@@ -35,7 +36,7 @@ from keepstep.sharding.sources import LAYOUT_FILE, MASTER, ReshardError, Source,
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-class ExportError(ValueError):
+class ExportError(KeepstepError, ValueError):
     """A checkpoint that cannot be exported as asked for; says why, and what can be done."""
 
 
@@ -75,9 +76,11 @@ class FileWeights:
                 with safe_open(path, framework="pt"):  # its header is what the format allows
                     self._tensors |= mapped(path)
             except SafetensorError as error:
-                raise ExportError(f"{path} is no safetensors file: {error}") from error
+                raise ExportError(f"{path} is no safetensors file: {error}", path=path) from error
             except KeyError as error:
-                raise ExportError(f"{path} holds {error}, a type that is not known here") from error
+                raise ExportError(
+                    f"{path} holds {error}, a type that is not known here", path=path
+                ) from error
         self.entries = {n: Entry(t.dtype, tuple(t.shape)) for n, t in self._tensors.items()}
 
     def fill(self, name: str, begin: int, out: torch.Tensor) -> None:
@@ -144,7 +147,7 @@ def new_folder(folder: Path, storage: Storage) -> Iterator[Path]:
         ExportError: it exists.
     """
     if folder.exists():
-        raise ExportError(f"{folder} exists: name a new folder")
+        raise ExportError(f"{folder} exists: name a new folder", path=folder)
     partial = folder.with_name(f".{folder.name}.partial")
     if partial.exists():
         storage.remove(partial)
@@ -176,25 +179,43 @@ def open_weights(
     if stored.entries and (precise or dtype != "fp32" or not layout.is_file()):
         return stored, file_name
     if not layout.is_file():
-        raise ExportError(f"{checkpoint.path.name} holds no weights, and not how to make them")
+        raise ExportError(
+            f"{checkpoint.path.name} holds no weights, and not how to make them",
+            step=checkpoint.step,
+            path=checkpoint.path,
+        )
     source = _verified_shards(checkpoint, shown)
     try:
         return ShardWeights(source, parse(read_text(layout, LONGEST_MANIFEST))), file_name
     except (OddFileError, TextError, KeyError, TypeError) as error:
-        raise ExportError(f"{checkpoint.path.name}: {LAYOUT_FILE}: {error!r}") from error
+        raise ExportError(
+            f"{checkpoint.path.name}: {LAYOUT_FILE}: {error!r}",
+            step=checkpoint.step,
+            path=checkpoint.path,
+        ) from error
 
 
 def _verified_shards(checkpoint: Checkpoint, shown: Checkpoint) -> Source:
     """DeepSpeed's shards are pickles: every byte is compared with the manifest before."""
     faults = RunFolder(checkpoint.path.parent).faults(checkpoint, deep=True)
     if faults:
-        raise ExportError(f"{checkpoint.path.name} is damaged: {faults[0]}")
+        raise ExportError(
+            f"{checkpoint.path.name} is damaged: {faults[0]}",
+            step=checkpoint.step,
+            path=checkpoint.path,
+        )
     try:
         source = zero_source(shown.path)
     except ReshardError as error:
-        raise ExportError(f"{checkpoint.path.name}: {error}") from error
+        raise ExportError(
+            f"{checkpoint.path.name}: {error}", step=checkpoint.step, path=checkpoint.path
+        ) from error
     if source is None:
-        raise ExportError(f"{checkpoint.path.name} holds no shards to take the weights from")
+        raise ExportError(
+            f"{checkpoint.path.name} holds no shards to take the weights from",
+            step=checkpoint.step,
+            path=checkpoint.path,
+        )
     return source
 
 

@@ -38,7 +38,11 @@ def export_merged(
     transformers.utils.logging.disable_progress_bar()  # ours tells
     storage = storage or Storage()
     if not checkpoint.manifest.adapter:
-        raise ExportError(f"{checkpoint.path.name} is a whole model: there is nothing to merge")
+        raise ExportError(
+            f"{checkpoint.path.name} is a whole model: there is nothing to merge",
+            step=checkpoint.step,
+            path=checkpoint.path,
+        )
     with new_folder(folder, storage) as partial:
         model = _merged(checkpoint)
         if dtype is not None:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from keepstep.errors import KeepstepError
+
 ROLES = ("system", "developer", "user", "assistant", "tool")
 OTHER_NAMES = {
     **dict.fromkeys(("human", "prompter"), "user"),
@@ -28,7 +30,7 @@ KINDS = ("prompt", "chosen", "rejected", "completion", "messages")  # that SFTTr
 EXPECTED = "`messages`, `prompt` and `completion`, or `text`"
 
 
-class RowError(ValueError):
+class RowError(KeepstepError, ValueError):
     """A row that cannot be taken as it is."""
 
 

@@ -11,13 +11,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from keepstep.errors import KeepstepError
 from keepstep.policy.strict import TextError, build
 
 MOST = 10**6  # of processes, of rows at once, of accumulated batches
 
 
-class BatchError(ValueError):
-    """The rows of a step cannot be shared out among these processes."""
+class BatchError(KeepstepError, ValueError):
+    """Rows cannot be shared out as they have to be.
+
+    Attributes:
+        rows: of a step, or of the data.
+        processes: that cannot share them out evenly; None: it is not about that.
+    """
+
+    def __init__(self, text: str, rows: int, processes: int | None = None) -> None:
+        super().__init__(text)
+        self.rows = rows
+        self.processes = processes
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,9 @@ def agree(before: Dealt | None, asked: Batch, allow_change: bool = False) -> Bat
     raise BatchError(
         f"a step of {rows} rows cannot be shared out evenly among {asked.world_size} processes\n"
         f"    Hint: launch {_or(process_counts(rows))} processes; or accept "
-        f"{nearest}: allow_batch_change: true"
+        f"{nearest}: allow_batch_change: true",
+        rows=rows,
+        processes=asked.world_size,
     )
 
 
@@ -137,7 +150,7 @@ class Course:
 
     def __post_init__(self) -> None:
         if self.rows < 1:
-            raise BatchError("there are no rows to train on")
+            raise BatchError("there are no rows to train on", rows=0)
 
     @property
     def steps_per_epoch(self) -> int:

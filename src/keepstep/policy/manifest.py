@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from keepstep.errors import KeepstepError
 from keepstep.policy.batch import Dealt
 from keepstep.policy.strict import TextError, UnknownFieldError, build, names_fault, parse, shown
 
@@ -51,7 +52,7 @@ INNER: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class ManifestError(ValueError):
+class ManifestError(KeepstepError, ValueError):
     """A manifest that cannot be read: not what was written, or not of a checkpoint."""
 
 

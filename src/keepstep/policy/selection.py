@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from keepstep.errors import KeepstepError
 from keepstep.output.printable import printable
 from keepstep.policy.batch import Batch
 
@@ -14,15 +15,19 @@ SHOWN = 5  # of a list that may have thousands of lines
 Verify = Callable[[int], Sequence[str]]
 
 
-class SelectionError(LookupError):
-    """What was asked for cannot be had; the message lists what exists."""
+class SelectionError(KeepstepError, LookupError):
+    """What was asked for cannot be had; the message lists what exists.
+
+    Attributes:
+        step: of the checkpoint that was asked for; None: of none, or there is no such checkpoint.
+    """
 
 
 class NewerError(SelectionError):
     """A newer keepstep wrote what would have been taken: an older one is not gone on from."""
 
 
-class UnreadableError(OSError):
+class UnreadableError(KeepstepError, OSError):
     """A checkpoint that cannot be read now. It is no damage: it may be read another time."""
 
 
@@ -111,7 +116,8 @@ def choose(request: str, situation: Situation) -> Choice:
     if faults:
         raise SelectionError(
             f"resume_from_checkpoint: {request} means checkpoint-{wanted}, which is damaged: "
-            f"{_some(faults, '; ')}; {_listing(situation)}"
+            f"{_some(faults, '; ')}; {_listing(situation)}",
+            step=wanted,
         )
     return Choice(wanted)
 
@@ -119,7 +125,7 @@ def choose(request: str, situation: Situation) -> Choice:
 def _newest_valid(situation: Situation) -> Choice:
     passed_by: dict[int, str] = {}
     invalid: dict[int, str] = {}
-    unreadable = False
+    unreadable = tried = False
     for candidate in sorted(situation.candidates, key=lambda c: c.step, reverse=True):
         step = candidate.step
         if candidate.abandoned:
@@ -132,7 +138,7 @@ def _newest_valid(situation: Situation) -> Choice:
             passed_by[step], unreadable = str(error), True
             continue
         if tries >= situation.patience:
-            passed_by[step] = f"resumed {tries} times without progress"
+            passed_by[step], tried = f"resumed {tries} times without progress", True
         elif faults:
             passed_by[step] = invalid[step] = _some(faults, "; ")
         else:
@@ -143,7 +149,7 @@ def _newest_valid(situation: Situation) -> Choice:
             f"no checkpoint can be read and resumed now:\n{listing}\n"
             "    Hint: look at the disk; nothing has been set aside, launch it again then."
         )
-    if any("without progress" in why for why in passed_by.values()):
+    if tried:
         raise NoProgressError(f"nothing is left to resume from:\n{listing}")
     if passed_by:
         raise SelectionError(
@@ -159,7 +165,9 @@ def _check_progress(situation: Situation, step: int | None) -> None:
     tries = situation.fruitless.get(step or 0, 0)
     if tries >= situation.patience:
         where = "from the beginning" if step is None else f"from checkpoint-{step}"
-        raise NoProgressError(f"the run went on {where} {tries} times and committed nothing since")
+        raise NoProgressError(
+            f"the run went on {where} {tries} times and committed nothing since", step=step
+        )
 
 
 def _some(texts: Sequence[str], separator: str) -> str:

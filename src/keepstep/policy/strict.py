@@ -18,6 +18,8 @@ from functools import cache
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from keepstep.errors import KeepstepError
+
 LONGEST_NUMBER = 25  # digits and sign; counts of bytes have 20
 DEEPEST = 20
 LONGEST_NAME = 1024  # bytes of a path
@@ -30,7 +32,7 @@ NAME = re.compile(rf"(?![A-Za-z]:){PART}(?:/{PART})*")
 CHECKED = re.compile(r'(\{.+), "([^"]*)": "([0-9a-f]{8})"\}', re.DOTALL)
 
 
-class TextError(ValueError):
+class TextError(KeepstepError, ValueError):
     """A text that is not what it should be; says what is wrong with it."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import get_token
 
+from keepstep.errors import KeepstepError
 from keepstep.policy.strict import TextError, build
 from keepstep.publish.bundle import freeze
 from keepstep.publish.card import fault_of
@@ -24,7 +25,7 @@ from keepstep.run_folder.storage import Storage
 LOCK_SECONDS = 1.0
 
 
-class PushFailedError(Exception):
+class PushFailedError(KeepstepError):
     """The push has failed: what happened, and what to do."""
 
 

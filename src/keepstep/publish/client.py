@@ -23,6 +23,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils._validators import validate_repo_id
 
+from keepstep.errors import KeepstepError
+
 T = TypeVar("T")
 TRIES = 6
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between tries
@@ -36,7 +38,7 @@ MISTAKES = (TypeError, AttributeError, AssertionError)  # in a program, not of t
 ODD_ANSWERS = (json.JSONDecodeError, UnicodeDecodeError, LookupError)
 
 
-class PushError(Exception):
+class PushError(KeepstepError):
     """The push has failed: what happened, and what to do.
 
     Attributes:

@@ -7,11 +7,12 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from keepstep.errors import KeepstepError, arguments_of, make_again, set_attribute
+
 RANK = "_keepstep_rank"  # the attribute of an error that every rank raises
-_set = BaseException.__setattr__  # whatever its class thinks of new attributes
 
 
-class RankError(RuntimeError):
+class RankError(KeepstepError, RuntimeError):
     """An error that a rank met and that cannot be carried to the others as it is: it cannot be
     pickled, or made again from its arguments. Names its type and holds its message."""
 
@@ -57,9 +58,11 @@ class CarriedError:
             error.__cause__ = own
         if named and rank_of(error) is None:
             _name(error, self.rank)
+            if isinstance(error, KeepstepError) and not error.ranks:
+                error.ranks = (self.rank,)
         note = f"{what}: met by rank {self.rank} on {self.host}"
-        _set(error, "__notes__", [*getattr(error, "__notes__", []), note])
-        _set(error, RANK, self.rank)
+        set_attribute(error, "__notes__", [*getattr(error, "__notes__", []), note])
+        set_attribute(error, RANK, self.rank)
         return error
 
     def _made_again(self) -> BaseException:
@@ -102,25 +105,11 @@ class _Parts:
 
     @staticmethod
     def of(error: BaseException) -> _Parts:
-        arguments = error.args
-        if isinstance(error, OSError):
-            arguments = OSError.__reduce__(error)[1]  # type: ignore[assignment]  # the file, too
         kept = {name: value for name, value in vars(error).items() if _is_picklable(value)}
-        return _Parts(type(error), arguments, kept)
+        return _Parts(type(error), arguments_of(error), kept)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _make_again, (self.kind, self.arguments, self.attributes)
-
-
-def _make_again(
-    kind: type[BaseException], arguments: tuple[Any, ...], attributes: dict[str, Any]
-) -> BaseException:
-    error = kind.__new__(kind, *arguments)
-    _set(error, "args", arguments)
-    if isinstance(error, OSError):
-        OSError.__init__(error, *arguments)  # what `errno` and `filename` come of
-    vars(error).update(attributes)
-    return error
+        return make_again, (self.kind, self.arguments, self.attributes)
 
 
 def _is_picklable(value: object) -> bool:
@@ -135,6 +124,6 @@ def _name(error: BaseException, rank: int) -> None:
     """Put the rank into the message, where the message is a text of the error's own."""
     if isinstance(error, OSError) and error.strerror is not None:
         error.strerror = f"{error.strerror} (rank {rank})"
-        _set(error, "args", (error.errno, error.strerror))
+        set_attribute(error, "args", (error.errno, error.strerror))
     elif error.args and isinstance(error.args[0], str) and str(error) == error.args[0]:
-        _set(error, "args", (f"rank {rank}: {error.args[0]}", *error.args[1:]))
+        set_attribute(error, "args", (f"rank {rank}: {error.args[0]}", *error.args[1:]))

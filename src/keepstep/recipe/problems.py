@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from keepstep.errors import KeepstepError
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -34,7 +36,7 @@ class Problem:
         return str(replace(self, what=f"{self.what} [{self.code}]"))
 
 
-class ConfigError(ValueError):
+class ConfigError(KeepstepError, ValueError):
     """The recipe cannot be run. Carries every problem found, to be reported at once."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:

@@ -99,12 +99,14 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     found = look_at(folder)
     if found is None:
-        raise ManifestError(f"{folder} holds no readable {MANIFEST_NAME}: there is none")
+        raise ManifestError(
+            f"{folder} holds no readable {MANIFEST_NAME}: there is none", path=folder
+        )
     if isinstance(found, Checkpoint):
         return found
     if found.kind == "unreadable":
-        raise UnreadableError(f"{folder}: {found.reason}")
-    raise ManifestError(f"{folder} holds no readable {MANIFEST_NAME}: {found.reason}")
+        raise UnreadableError(f"{folder}: {found.reason}", path=folder)
+    raise ManifestError(f"{folder} holds no readable {MANIFEST_NAME}: {found.reason}", path=folder)
 
 
 def faults_of(checkpoint: Checkpoint, deep: bool | None = False) -> list[str]:
@@ -126,7 +128,12 @@ def faults_of(checkpoint: Checkpoint, deep: bool | None = False) -> list[str]:
         if deep and not found:
             found = list(_changed(checkpoint))
     except OSError as error:
-        raise UnreadableError(f"{checkpoint.path.name} cannot be read: {error}") from error
+        raise UnreadableError(
+            f"{checkpoint.path.name} cannot be read: {error}",
+            step=checkpoint.step,
+            path=checkpoint.path,
+            errno=error.errno,
+        ) from error
     return found
 
 

@@ -59,7 +59,9 @@ class Owner:
         """
         owner = self.run.owner()
         if owner != self.token:
-            raise NotOwnerError(f"the run belongs to a newer attempt ({owner}), not to this one")
+            raise NotOwnerError(
+                f"the run belongs to a newer attempt ({owner}), not to this one", path=self.run.path
+            )
 
 
 def job_facts(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
@@ -104,7 +106,8 @@ def claim(run: RunFolder, storage: Storage, patience: float = WAIT_SECONDS) -> O
         if time.monotonic() > deadline:
             raise NotOwnerError(
                 f"{run.path} is being trained by {who}\n"
-                f"    Hint: `keepstep stop {run.path}` ends it with a save."
+                f"    Hint: `keepstep stop {run.path}` ends it with a save.",
+                path=run.path,
             )
 
 
@@ -121,7 +124,8 @@ def clear_the_way(run: RunFolder, storage: Storage) -> None:
     if not _is_a(stat.S_IFDIR, run.private):
         raise SelectionError(
             f"{run.private} is no folder, but a file or a link\n"
-            "    Hint: move it away; what is written there must lie beside the checkpoints."
+            "    Hint: move it away; what is written there must lie beside the checkpoints.",
+            path=run.private,
         )
     for path in (*folders, *files, *requests, run.private / LOCK):
         if _is_a(stat.S_IFDIR if path in folders else stat.S_IFREG, path):

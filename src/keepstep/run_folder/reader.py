@@ -86,7 +86,8 @@ class RunFolder:
             raise SelectionError(
                 f"{self.identity.relative_to(self.path)} does not tell which run this is, and the "
                 f"checkpoints are of {len(found)}: {named}\n"
-                "    Hint: move those of the other run out of the folder."
+                "    Hint: move those of the other run out of the folder.",
+                path=self.identity,
             )
         return next(iter(found), None)
 
@@ -366,7 +367,10 @@ class RunFolder:
         """
         unfit = self._unfit().get(name)
         if unfit is not None and unfit.kind == "unreadable":
-            raise UnreadableError(f"{name}: {reason}")
+            raise UnreadableError(f"{name}: {reason}", path=self.path / name)
         if unfit is not None and unfit.kind == "newer":
-            raise NewerError(f"{name} was {reason}, or name the step of an older checkpoint.")
+            raise NewerError(
+                f"{name} was {reason}, or name the step of an older checkpoint.",
+                path=self.path / name,
+            )
         return [reason]

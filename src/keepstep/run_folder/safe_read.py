@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from keepstep.errors import KeepstepError
 from keepstep.policy.strict import TextError, checked
 from keepstep.run_folder.events import read_lines
 from keepstep.run_folder.files import naming
@@ -26,7 +27,7 @@ NOTHING: tuple[tuple[int, int, int], int, list[dict[str, Any]], int] = ((0, 0, 0
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link"}
 
 
-class OddFileError(ValueError):
+class OddFileError(KeepstepError, ValueError):
     """What is there is not what was written there: no regular file, too large, no text."""
 
 

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+from keepstep.errors import KeepstepError
 from keepstep.run_folder.files import (
     CHUNK,
     Before,
@@ -38,10 +39,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 TEMPORARY = ".*.new"  # what `replace` leaves behind when it is killed
 
 
-class NotOwnerError(PermissionError):
+class NotOwnerError(KeepstepError, PermissionError):
     """This attempt must not change the run folder: another one owns it, or is still at work.
 
     Whoever catches an OSError around a disk operation lets this one through.
+
+    Attributes:
+        path: the run folder.
     """
 
 

@@ -165,7 +165,11 @@ class RunWriter(Keeper):
         staged = self.staging / folder_name(manifest.global_step)
         missing = differences(manifest, sizes_of(staged, manifest.files))
         if missing:
-            raise ManifestError(f"the staged checkpoint is incomplete: {'; '.join(missing)}")
+            raise ManifestError(
+                f"the staged checkpoint is incomplete: {'; '.join(missing)}",
+                step=manifest.global_step,
+                path=staged,
+            )
         text = manifest.to_json()
         Manifest.from_json(text)  # what could not be read again must not be committed
         self.storage.write(staged / MANIFEST_NAME, text.encode())
@@ -304,4 +308,4 @@ def _read_foreign(path: Path) -> Checkpoint:
     try:
         return read_checkpoint(path.expanduser())
     except ManifestError as error:
-        raise SelectionError(f"resume_from_checkpoint: {error}") from error
+        raise SelectionError(f"resume_from_checkpoint: {error}", path=error.path) from error

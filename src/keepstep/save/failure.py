@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from keepstep.errors import KeepstepError
 from keepstep.policy.manifest import ManifestError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -78,18 +79,27 @@ def no_inodes(number: int | None, path: str | bytes | None) -> bool:
     return False
 
 
-class SaveError(RuntimeError):
-    """A checkpoint could not be written: the same error on every rank, naming the culprits.
+class SaveError(KeepstepError, RuntimeError):
+    """A checkpoint could not be written: the same error on every rank, naming those that could not.
 
     Attributes:
         causes: what they met.
         step: of the checkpoint; None: it is not about one.
+        ranks: that could not write, in the order of the causes.
+        path, errno: the file and the system's number of the first cause that has them.
     """
 
     def __init__(self, what: str, causes: Sequence[Cause], step: int | None = None) -> None:
-        super().__init__(f"{what}: {'; '.join(map(str, causes))}")
+        paths = [Path(cause.path) for cause in causes if cause.path is not None]
+        numbers = [cause.errno for cause in causes if cause.errno is not None]
+        super().__init__(
+            f"{what}: {'; '.join(map(str, causes))}",
+            step=step,
+            path=next(iter(paths), None),
+            ranks=tuple(dict.fromkeys(cause.rank for cause in causes)),
+            errno=next(iter(numbers), None),
+        )
         self.causes = tuple(causes)
-        self.step = step
         for cause in causes:
             if cause.trace:
                 self.add_note(f"On rank {cause.rank}:\n{cause.trace}")

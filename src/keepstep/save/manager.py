@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from keepstep.errors import KeepstepError
 from keepstep.policy.batch import Batch, BatchError, Dealt, agree
 from keepstep.policy.lineage import Finish, last_finish
 from keepstep.policy.manifest import (
@@ -39,8 +40,24 @@ ROWS = "rows_per_step"  # the setting that `Batch` decides
 Depth = Literal["auto", "digests", "sizes", "off"]
 
 
-class DriftError(ValueError):
-    """The run's settings are not those that its checkpoint was made with."""
+class DriftError(KeepstepError, ValueError):
+    """The run's settings are not those that its checkpoint was made with.
+
+    Attributes:
+        changed: what has changed, a line each: name, value then, value now.
+        step, path: of the checkpoint.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, changed: Sequence[str]) -> None:
+        names = ", ".join(line.split(":")[0] for line in changed)
+        listing = "\n".join(f"    {line}" for line in changed)
+        super().__init__(
+            f"settings have changed since {checkpoint.path.name} was made:\n{listing}\n"
+            f"    Hint: set them back, or accept by name: allow_drift: [{names}]",
+            step=checkpoint.step,
+            path=checkpoint.path,
+        )
+        self.changed = tuple(changed)
 
 
 @dataclass(frozen=True)
@@ -197,7 +214,7 @@ class CheckpointManager:
         def check() -> None:
             changed = drift(start.manifest.settings, settings, accepted)
             if changed:
-                raise DriftError(_drift_report(start, changed))
+                raise DriftError(start, changed)
 
         collectives.on_all("comparing the model's settings", check)
 
@@ -274,7 +291,11 @@ class CheckpointManager:
         if chosen is not None and chosen.path.parent != self.run.path:
             faults = self._faults(chosen, resume.verify)
             if faults:
-                raise SelectionError(f"{resume.request} is damaged: {'; '.join(faults)}")
+                raise SelectionError(
+                    f"{resume.request} is damaged: {'; '.join(faults)}",
+                    step=chosen.step,
+                    path=chosen.path,
+                )
         # A run that is under way goes on with its whole state, whatever it began with.
         weights_only = resume.weights_only and not choice.under_way
         if chosen is not None and not weights_only:
@@ -283,7 +304,9 @@ class CheckpointManager:
         elif chosen is not None and not has_weights(chosen.manifest):
             raise SelectionError(
                 f"{chosen.path.name} holds no weights file (save_weights)\n"
-                f"    Hint: keepstep export {chosen.path} --to DIR, and model_name_or_path: DIR"
+                f"    Hint: keepstep export {chosen.path} --to DIR, and model_name_or_path: DIR",
+                step=chosen.step,
+                path=chosen.path,
             )
         choice = replace(choice, weights_only=weights_only)
         self.writer.record_resume(
@@ -317,11 +340,18 @@ def _check_sight(chosen: Checkpoint | None, depth: Depth) -> None:
     try:
         faults = differences(chosen.manifest, patiently(lambda: sizes_of(chosen.path, names)))
     except OSError as error:
-        raise UnreadableError(f"{host} cannot read the checkpoint: {error}") from error
+        raise UnreadableError(
+            f"{host} cannot read the checkpoint: {error}",
+            step=chosen.step,
+            path=chosen.path,
+            errno=error.errno,
+        ) from error
     if faults:
         raise SelectionError(
             "the checkpoint is not the same for every rank; is output_dir on a filesystem "
-            f"that all nodes share? On {host}: {faults[0]}"
+            f"that all nodes share? On {host}: {faults[0]}",
+            step=chosen.step,
+            path=chosen.path,
         )
 
 
@@ -331,7 +361,9 @@ def _check_state(checkpoint: Checkpoint, resume: Resume) -> None:
     if missing:
         raise SelectionError(
             f"{name} holds weights, not the state to go on from: it has no {', '.join(missing)}\n"
-            "    Hint: resume_weights_only: true starts anew with its weights."
+            "    Hint: resume_weights_only: true starts anew with its weights.",
+            step=checkpoint.step,
+            path=checkpoint.path,
         )
     reason = resume.rigid or not_reshardable(manifest.files)
     written = (manifest.world_size, strategy_name(manifest.zero_stage, manifest.deepspeed))
@@ -340,7 +372,9 @@ def _check_state(checkpoint: Checkpoint, resume: Resume) -> None:
         raise SelectionError(
             f"{name} was written by {written[0]} x {written[1]}; this attempt has {here[0]} x "
             f"{here[1]}, and {reason}\n"
-            f"    Hint: launch {written[0]} processes with the config that the run began with."
+            f"    Hint: launch {written[0]} processes with the config that the run began with.",
+            step=checkpoint.step,
+            path=checkpoint.path,
         )
 
 
@@ -351,19 +385,12 @@ def _agreed_batch(checkpoint: Checkpoint, resume: Resume) -> Batch:
     try:
         batch = agree(before, resume.batch, resume.allow_batch_change)
     except BatchError as error:
-        raise SelectionError(f"{checkpoint.path.name}: {error}") from error
+        raise SelectionError(
+            f"{checkpoint.path.name}: {error}", step=checkpoint.step, path=checkpoint.path
+        ) from error
     accepted = [*resume.allow_drift, *([ROWS] if resume.allow_batch_change else [])]
     now = {**(resume.settings or {}), ROWS: batch.rows}
     changed = drift(manifest.settings, now, accepted, manifest.planned_steps)
     if changed:
-        raise DriftError(_drift_report(checkpoint, changed))
+        raise DriftError(checkpoint, changed)
     return batch
-
-
-def _drift_report(checkpoint: Checkpoint, changed: Sequence[str]) -> str:
-    names = ", ".join(line.split(":")[0] for line in changed)
-    listing = "\n".join(f"    {line}" for line in changed)
-    return (
-        f"settings have changed since {checkpoint.path.name} was made:\n{listing}\n"
-        f"    Hint: set them back, or accept by name: allow_drift: [{names}]"
-    )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import xxhash
 
+from keepstep.errors import KeepstepError
 from keepstep.run_folder.files import read_blocks
 
 
@@ -31,7 +32,7 @@ class Share:
     xxh3_128: str
 
 
-class JointError(OSError):
+class JointError(KeepstepError, OSError):
     """The file does not hold what the ranks say they wrote."""
 
 
@@ -54,15 +55,19 @@ def digest_of_joint(path: Path, shares: Mapping[int, Share]) -> str:
     """
     size, *others = {share.size for share in shares.values()}
     if others:
-        raise JointError(f"{path.name}: the ranks do not agree on its size")
+        raise JointError(f"{path.name}: the ranks do not agree on its size", path=path)
     pieces = sorted((*extent, rank) for rank, share in shares.items() for extent in share.extents)
     position = 0
     for offset, length, rank in pieces:
         if offset != position:
-            raise JointError(f"{path.name}: rank {rank} wrote at byte {offset}, not {position}")
+            raise JointError(
+                f"{path.name}: rank {rank} wrote at byte {offset}, not {position}",
+                path=path,
+                ranks=(rank,),
+            )
         position += length
     if position != size or path.stat().st_size != size:
-        raise JointError(f"{path.name}: {position} of {size} bytes were written")
+        raise JointError(f"{path.name}: {position} of {size} bytes were written", path=path)
     if len(pieces) == 1:
         return shares[pieces[0][2]].xxh3_128  # one writer has seen the whole file
     whole, of_rank = xxhash.xxh3_128(), {rank: xxhash.xxh3_128() for rank in shares}
@@ -77,5 +82,7 @@ def digest_of_joint(path: Path, shares: Mapping[int, Share]) -> str:
             block = block[length:]
     for rank, share in shares.items():
         if of_rank[rank].hexdigest() != share.xxh3_128:
-            raise JointError(f"{path.name} does not hold what rank {rank} wrote")
+            raise JointError(
+                f"{path.name} does not hold what rank {rank} wrote", path=path, ranks=(rank,)
+            )
     return str(whole.hexdigest())

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from keepstep.errors import KeepstepError
 
-class LayoutError(ValueError):
+
+class LayoutError(KeepstepError, ValueError):
     """Parameters that are shared out or stored in a way that keepstep does not know."""
 
 

@@ -51,7 +51,9 @@ def _reshard(
 ) -> Checkpoint:
     if not isinstance(source, ZeroStored):
         raise ReshardError(
-            f"{checkpoint.path.name} holds no shards: any number of processes resumes it as it is"
+            f"{checkpoint.path.name} holds no shards: any number of processes resumes it as it is",
+            step=checkpoint.step,
+            path=checkpoint.path,
         )
     before = Dealt.from_json(checkpoint.manifest.dealt)
     dealt = checkpoint.manifest.dealt
@@ -60,7 +62,7 @@ def _reshard(
         dealt = Dealt(agree(before, asked), asked, before.rows).as_json()
     writer = RunWriter(run, run.policy(), storage)
     if run.is_used():
-        raise ReshardError(f"{run.path} is a run already: name a new folder")
+        raise ReshardError(f"{run.path} is a run already: name a new folder", path=run.path)
     writer.identify()
     staged = writer.stage(checkpoint.step)
     try:

@@ -45,7 +45,9 @@ class ZeroStored(Stored):
         self.folder = folder
         states = self.model_states = load_pickled(folder / model_file)
         if states["mp_world_size"] != 1 or "num_experts" in states:
-            raise ReshardError("mixture of experts, tensor or pipeline parallel: not supported")
+            raise ReshardError(
+                "mixture of experts, tensor or pipeline parallel: not supported", path=folder
+            )
         self.groups = [list(group) for group in states["param_shapes"]]
         for group in states["param_shapes"]:
             self.sizes |= {name: math.prod(shape) for name, shape in group.items()}
@@ -54,18 +56,24 @@ class ZeroStored(Stored):
         self.world_size = int(states["dp_world_size"])
         self._files = sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"), key=_rank_of)
         if [_rank_of(file) for file in self._files] != list(range(self.world_size)):
-            raise ReshardError(f"{folder.name} does not hold the shards of {self.world_size} ranks")
+            raise ReshardError(
+                f"{folder.name} does not hold the shards of {self.world_size} ranks", path=folder
+            )
         self.prefix = self._files[0].name.split("zero_pp_rank_")[0]
         self.first_file = load_pickled(self._files[0])
         self._shards: dict[int, Any] = {0: self.first_file["optimizer_state_dict"]}
         shard = self._shard(0)
         if "zero_stage" not in shard:
-            raise ReshardError("an optimizer of DeepSpeed's that is not ZeRO's is not supported")
+            raise ReshardError(
+                "an optimizer of DeepSpeed's that is not ZeRO's is not supported", path=folder
+            )
         self.scaler, self.stage = shard["loss_scaler"], int(shard["zero_stage"])
         self.loss_scale = self.scaler.cur_scale if shard["dynamic_loss_scale"] else None
         base = self._shard(0)[self._optimizer]
         if not isinstance(base, dict):
-            raise ReshardError("shards written with elastic_checkpoint: true are not supported")
+            raise ReshardError(
+                "shards written with elastic_checkpoint: true are not supported", path=folder
+            )
         # Flat buffers are numbered as they come, parameter group by parameter group.
         self._settings_of = {i: group for group in base["param_groups"] for i in group["params"]}
         self._group_of = {name: i for i, group in enumerate(self.groups) for name in group}
@@ -196,7 +204,7 @@ class UniversalSource(Stored):
         for name in self.sizes:
             for key in (MASTER, *MOMENTS):
                 if not (self._folder / name / f"{key}.pt").is_file():
-                    raise ReshardError(f"{folder.name} holds no {key} of {name}")
+                    raise ReshardError(f"{folder.name} holds no {key} of {name}", path=folder)
 
     def pieces(self, name: str, key: str) -> Iterator[Piece]:
         stored = self._load(name, key)

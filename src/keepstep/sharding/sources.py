@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from safetensors import safe_open
 
+from keepstep.errors import KeepstepError
 from keepstep.policy.strict import name_fault
 from keepstep.run_folder.files import naming
 
@@ -26,7 +27,7 @@ LAYOUT_FILE = (
 )
 
 
-class ReshardError(ValueError):
+class ReshardError(KeepstepError, ValueError):
     """A checkpoint that cannot be given to other processes; says what is not supported."""
 
 
@@ -189,7 +190,7 @@ def tagged(checkpoint: Path, tag: str) -> Path:
     name = (checkpoint / tag).read_text(errors="replace").strip()
     fault = name_fault(name)
     if fault is not None:
-        raise ReshardError(f"{checkpoint.name}: {tag}: {fault}")
+        raise ReshardError(f"{checkpoint.name}: {tag}: {fault}", path=checkpoint)
     return checkpoint / name
 
 
@@ -205,7 +206,9 @@ def stored_optimizer(checkpoint: Path) -> dict[str, Any]:
         return state
     state = load_pickled(tagged(checkpoint, "latest") / MODULE_FILE)["optimizer"] or {}
     if not {"state", "param_groups"} <= state.keys():
-        raise ReshardError(f"{checkpoint.name}: half precision at ZeRO stage 0 is not supported")
+        raise ReshardError(
+            f"{checkpoint.name}: half precision at ZeRO stage 0 is not supported", path=checkpoint
+        )
     return state
 
 

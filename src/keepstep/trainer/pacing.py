@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
+from keepstep.errors import KeepstepError
 from keepstep.policy.schedule import STOPS, Moment, Reason, Schedule, lost_minutes, next_save
 from keepstep.ranks import collectives, signals
 from keepstep.ranks.watchdog import Watchdog
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 SPOKEN = {"deadline": "the deadline", "stop": "keepstep stop"}
 
 
-class EvaluationStoppedError(Exception):
+class EvaluationStoppedError(KeepstepError):
     """An evaluation is broken off, on every rank at the same batch: somebody asked for a stop."""
 
 
