@@ -1,5 +1,5 @@
 # What train.sh looks at before it launches: half a minute later each of these would be a traceback
-# of every rank. Sourced there; sets config, processes, TORCH_EXTENSIONS_DIR.
+# of every rank. Sourced there; sets config, processes, python, TORCH_EXTENSIONS_DIR.
 # shellcheck shell=bash disable=SC2154 # train.sh sets recipe, root, gpus, config, processes
 
 fail() { # LINE...
@@ -13,8 +13,8 @@ end() { # STATUS; a job hears of it in a file: srun tells that of whichever proc
   exit "$1"
 }
 
-check_environment() { # and set `prefix`, its folder, and `headers`, that of Python.h
-  local launcher python activate="source .venv/bin/activate (make install makes it)"
+check_environment() { # and set `python`, `prefix`, its folder, and `headers`, that of Python.h
+  local launcher activate="source .venv/bin/activate (make install makes it)"
   [[ ! -f $root/.venv/bin/activate ]] || activate="source $root/.venv/bin/activate"
   launcher=$(command -v accelerate) ||
     fail "there is no accelerate: keepstep's environment is not activated" "$activate"

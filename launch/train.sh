@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on this machine: launch/train.sh RECIPE [--field value ...]
+# Train on this machine: launch/train.sh RECIPE [--field value ...], or `keepstep launch RECIPE …`
 #
 # Chooses the number of processes and the accelerate config, prints the `accelerate launch` line,
 # runs it, and ends with the run's own exit status, which launchers hide:
@@ -26,7 +26,8 @@ shift
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 [[ -f $recipe && -r $recipe ]] ||
-  fail "there is no recipe $recipe" "launch/recipes has some; a path is relative to $PWD"
+  fail "there is no recipe $recipe" \
+    "launch/recipes has some, keepstep init writes one; a path is relative to $PWD"
 check_environment
 
 count_gpus() {
@@ -108,16 +109,25 @@ name_culprit() {
 
 # The launcher's report is long, and comes last: what the run had said before it is said once more,
 # unless it is about the rank that has just been named.
-repeat_reason() {
-  [[ -s $scratch/held && -s $KEEPSTEP_STATUS_FILE ]] || return 0
-  python - "$KEEPSTEP_STATUS_FILE" "${culprit:-}" <<'EOF'
-import json, re, sys
-path, culprit = sys.argv[1:]
-with open(path, encoding="utf-8") as file:
-    reason = json.load(file).get("reason") or ""
+repeat_reason() { # REASON
+  local about="(^|[^[:alnum:]_])rank ${culprit:-none}([^[:alnum:]_]|$)"
+  [[ -s $scratch/held && -n $1 ]] || return 0
+  [[ $1 =~ $about ]] || printf 'keepstep: %s\n' "$1" >&2
+}
+
+# What the run has told of its end: its exit status, and why. Nothing, where that cannot be read; and
+# no success but with the word for it.
+told() {
+  "$python" -I - "$KEEPSTEP_STATUS_FILE" <<'EOF'
+import json, sys
+sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+with open(sys.argv[1], encoding="utf-8") as file:
+    said = json.load(file)
+code, reason = said.get("exit"), said.get("reason") or ""
+is_told = type(code) is int and 0 <= code <= 255 and (code or said.get("outcome") == "finished")
 line = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
-if line and not (culprit and re.search(rf"\brank {culprit}\b", line)):
-    print("keepstep:", line if len(line) <= 300 else line[:299] + "…", file=sys.stderr)
+print(code if is_told else "")
+print(line if len(line) <= 300 else line[:299] + "…")
 EOF
 }
 
@@ -166,16 +176,20 @@ if [[ -n $asked && ! -s $KEEPSTEP_STATUS_FILE ]]; then # no attempt had begun: n
   echo "keepstep: stopped before the run began; run the same command again to go on" >&2 || true
   end 75
 fi
-said=$(sed -n 's/.*"exit": \([0-9]*\).*/\1/p' "$KEEPSTEP_STATUS_FILE" 2>/dev/null || true)
-if [[ ! $said =~ ^(0|2|75)$ ]]; then
+trap '' INT TERM HUP # once more would leave it unsaid how the run has ended
+said=()
+[[ ! -s $KEEPSTEP_STATUS_FILE ]] || mapfile -t said < <(told)
+code_told=${said[0]:-}
+if [[ ! $code_told =~ ^(0|2|75)$ ]]; then
   cat "$scratch/held" >&2 || true
   if [[ $code -eq 137 ]]; then
     echo "keepstep: the launcher (process $launcher) was ended by signal 9, SIGKILL" >&2 || true
   fi
   name_culprit || true
-  repeat_reason || true
+  repeat_reason "${said[1]:-}" || true
 fi
-if [[ -n $said ]]; then
-  end "$said"
+if [[ -n $code_told ]]; then
+  end "$code_told"
 fi
-[[ $code -eq 0 ]] || end 70
+# A run that has begun, and has not told of its end, is no success whatever the launcher says.
+[[ $code -eq 0 && ! -s $KEEPSTEP_STATUS_FILE ]] || end 70

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Train on a Slurm cluster: slurm/submit.sh RECIPE [options] [--field value ...]
+# Train on a Slurm cluster: slurm/submit.sh (or keepstep submit) RECIPE [options] [--field value ...]
 #
 #   --nodes N | MIN-MAX        nodes; a range goes on with those that are left (default: 1)
 #   --gpus-per-node [TYPE:]G   GPUs of each, and processes (default: the site's; none: CPU)
 #   --time T                   time limit, as sbatch takes it; the job queues again until it is finished
-#   --dry-run                  print the job that would be submitted
+#   --dry_run                  print the job that would be submitted
 #
-# Everything else is a field of the recipe. What is this cluster's own stands in slurm/site.env
-# (see site.env.example). The strategy is chosen as by launch/train.sh: KEEPSTEP_CONFIG.
+# Everything else is a field of the recipe. What is this cluster's own stands in slurm/site.env (see
+# site.env.example), else ~/.config/keepstep/site.env. The strategy is chosen as by launch/train.sh.
 set -euo pipefail
 
 fail() {
@@ -17,32 +17,42 @@ fail() {
 
 # What is this cluster's own comes first: whatever it calls its variables, ours are set after it.
 unset SITE_SBATCH SITE_SRUN SITE_CONTAINER PROCESSES_PER_NODE CPUS_PER_PROCESS
-site=${KEEPSTEP_SITE:-$(dirname "${BASH_SOURCE[0]}")/site.env}
-[[ -f $site || -z ${KEEPSTEP_SITE:-} ]] || fail "KEEPSTEP_SITE: there is no $site"
+find_site() { # its path; of this checkout, else this user's
+  local own
+  own=$(dirname "${BASH_SOURCE[0]}")/site.env
+  [[ -f $own ]] || own=${XDG_CONFIG_HOME:-${HOME:-/nowhere}/.config}/keepstep/site.env
+  realpath -m -- "${KEEPSTEP_SITE:-$own}"
+}
+site=$(find_site)
+[[ -f $site || -z ${KEEPSTEP_SITE:-} ]] || fail "KEEPSTEP_SITE: there is no $KEEPSTEP_SITE"
 if [[ -f $site ]]; then
   wrong=$(bash -n "$site" 2>&1) || fail "$site is not bash:" "$wrong"
+  trap 'fail "$(find_site) has called exit: it may only set variables and functions"' EXIT
   set +eu # the site's own
   # shellcheck disable=SC1090
   source "$site"
   set -eu
+  trap - EXIT
 fi
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here") package=$(dirname "$here")/src/keepstep
 [[ -d $package ]] || package=$(dirname "$root") # installed: this is keepstep/files/slurm
-site=${KEEPSTEP_SITE:-$here/site.env}
+site=$(find_site)
 submitted_as=("$0" "$@")
+[[ -z ${KEEPSTEP_CALLED_AS:-} ]] || submitted_as=("${KEEPSTEP_CALLED_AS% *}" "${KEEPSTEP_CALLED_AS#* }" "$@")
+unset KEEPSTEP_CALLED_AS # it is no business of the job
 nodes=1 asked_gpus='' time='' dry_run=0 recipe='' overrides=()
 while (($#)); do
   case $1 in
-    --nodes=* | --gpus-per-node=* | --time=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+    --nodes=* | --gpus[-_]per[-_]node=* | --time=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
   esac
   case $1 in
-    --nodes | --gpus-per-node | --time) (($# > 1)) || fail "$1 needs a value" ;;&
+    --nodes | --gpus[-_]per[-_]node | --time) (($# > 1)) || fail "$1 needs a value" ;;&
     --nodes) nodes=$2 && shift ;;
-    --gpus-per-node) asked_gpus=$2 && shift ;;
+    --gpus[-_]per[-_]node) asked_gpus=$2 && shift ;;
     --time) time=$2 && shift ;;
-    --dry-run) dry_run=1 ;;
+    --dry_run | --dry-run) dry_run=1 ;;
     -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0" && exit ;;
     -*) overrides+=("$1") ;;
     *) if ((${#overrides[@]})); then overrides+=("$1"); elif [[ -n $recipe ]]; then fail "$1: there is a recipe already"; else recipe=$1; fi ;;
@@ -212,8 +222,8 @@ cp "$here/"{train.sbatch,lib.sh,files.sh,node.sh,decide.py} "$root/launch/"{trai
 cp "$config_file" "$job/accelerate.yaml"
 if [[ -f $site ]]; then cp "$site" "$job/site.env"; else : >"$job/site.env"; fi
 describe >"$job/job.env"
-{ git -C "$root" log -1 --format='commit %H%n%s%n' && git -C "$root" status --short && git -C "$root" diff HEAD; } \
-  >"$job/git.txt" 2>/dev/null || echo "no git" >"$job/git.txt"
+{ [[ -e $root/.git ]] && git -C "$root" log -1 --format='commit %H%n%s%n' && git -C "$root" status --short && git -C "$root" diff HEAD; } \
+  >"$job/git.txt" 2>/dev/null || echo "no git: keepstep $(keepstep --version)" >"$job/git.txt"
 
 rm -f "$job/fruitless" "$job/ended" "$run/.keepstep/stop" # of an earlier job
 clean=() # the new job is no part of one that this shell may be in, and inherits nothing of it
@@ -221,7 +231,7 @@ for name in $(compgen -e); do
   [[ ! $name =~ ^(SLURM|SLURMD|SRUN)_ || $name =~ ^SLURM_(CONF|CONF_SERVER|JWT|CLUSTERS)$ ]] || clean+=(-u "$name")
 done
 id=$(env ${clean[@]+"${clean[@]}"} sbatch --parsable "${flags[@]}" "$job/train.sbatch" "$job") ||
-  fail "sbatch has refused the job, for the reason above" "    Hint: SITE_SBATCH and CPUS_PER_PROCESS in $site; --dry-run shows the command"
+  fail "sbatch has refused the job, for the reason above" "    Hint: SITE_SBATCH and CPUS_PER_PROCESS in $site; --dry_run shows the command"
 id=${id%%;*}
 echo "$id" >"$job/id"
 quoted=$(printf %q "$run")

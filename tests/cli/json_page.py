@@ -6,9 +6,10 @@ import inspect
 import re
 from dataclasses import fields
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from keepstep.cli import rows
+from keepstep.cli.status import RunStatus
 from keepstep.recipe.problems import Problem
 from tests.helpers.ranks import ROOT
 
@@ -17,6 +18,7 @@ PAGE = ROOT / "docs/json.md"
 COMMANDS: dict[str, tuple[str, type]] = {
     "ls": ("keepstep ls RUN --json", rows.CheckpointRow),
     "which": ("keepstep which RUN --json", rows.ResumeAnswer),
+    "status": ("keepstep status RUN --json", RunStatus),
     "verify": ("keepstep verify RUN --json", rows.VerifyReport),
     "check": ("keepstep check RECIPE --json", rows.CheckReport),
     "estimate": ("keepstep estimate RECIPE --json", rows.Estimate),
@@ -69,7 +71,7 @@ def _type(kind: Any) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind in TYPES:
         return TYPES[kind]
-    if origin is UnionType:
+    if origin in (UnionType, Union):
         return " or ".join("null" if a is NoneType else _type(a) for a in arguments)
     if origin is Literal:
         return " or ".join(f"`{word}`" for word in arguments)

@@ -19,6 +19,7 @@ from keepstep.cli.rows import (
     JsonObject,
     ResumeAnswer,
 )
+from keepstep.cli.status import RunStatus
 from keepstep.policy.batch import Batch, Dealt
 from keepstep.policy.strict import build
 from tests.cli.json_page import COMMANDS, INNER, PAGE, page
@@ -72,6 +73,7 @@ def recipe(tmp_path: Path) -> Path:
 
 ANSWERS: dict[str, tuple[str, Any]] = {
     "ls": ("ls RUN", tuple[CheckpointRow, ...]),
+    "status": ("status RUN", RunStatus),
     "verify": ("verify RUN --deep", dict[str, tuple[str, ...]]),
     "which": ("which RUN --num_processes 3", tuple[ResumeAnswer, ...]),
     "which-step": ("which RUN 30", tuple[ResumeAnswer, ...]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -41,6 +43,21 @@ HINT = "    Hint: move it away; what is written there must lie beside the checkp
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (output_dir).")]
 StepArgument = Annotated[int, typer.Argument(metavar="STEP", help="The checkpoint's step.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def examples(*commands: str) -> str:
+    """The end of a command's help; a paragraph for each: a line end alone would be dropped."""
+    return "\n\n".join(["Example:" if len(commands) == 1 else "Examples:", *commands])
+
+
+@contextmanager
+def errors_apart() -> Iterator[None]:
+    """What is told within goes to stderr: stdout is for a value that a shell takes."""
+    console.stderr = True
+    try:
+        yield
+    finally:
+        console.stderr = False
 
 
 def above_zero(value: float | None) -> float | None:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from keepstep import __version__
-from keepstep.cli import check, convert  # noqa: F401  # these register their commands
+from keepstep.cli import check, convert, start, status  # noqa: F401  # these register their commands
 from keepstep.cli.common import (
     JsonOption,
     RunArgument,
@@ -25,6 +25,7 @@ from keepstep.cli.common import (
     run_folder,
 )
 from keepstep.cli.rows import VerifyReport, checkpoint_rows, resume_answer
+from keepstep.cli.status import job_of
 from keepstep.cli.tables import (
     attempt_table,
     checkpoint_table,
@@ -41,11 +42,10 @@ from keepstep.policy.retention import plan_retention
 from keepstep.policy.selection import WORDS
 from keepstep.run_folder.keeping import Keeper
 from keepstep.run_folder.notes import notes_on
-from keepstep.run_folder.reader import RunFolder
-from keepstep.run_folder.safe_read import ABSENT, OddFileError, read_text
 from keepstep.run_folder.storage import Storage
 
 UNPICKLING = ("export", "reshard", "adopt")  # DeepSpeed's shards; push has a process for that
+LAUNCHING = ("launch", "submit")  # what they start has the environment as it is
 WITHOUT_DIGEST = "its manifest has no digest of its own (an older keepstep)"
 
 
@@ -176,7 +176,7 @@ def stop(run: RunArgument) -> None:
 
 def _ask(run: Path, request: str) -> None:
     folder = run_folder(run)
-    job, begun = _job(folder), bool(folder.attempts())
+    job, begun = job_of(folder), bool(folder.attempts())
     if not begun and job is None:
         fail(f"{run} is no run")
     if folder.status.is_file() and job is None:  # a job comes back by itself
@@ -190,17 +190,6 @@ def _ask(run: Path, request: str) -> None:
         if at_work
         else f"asked for: job {job} ends before its next attempt; scancel {job} ends it now"
     )
-
-
-def _job(folder: RunFolder) -> str | None:
-    """The batch job that slurm/submit.sh has submitted for the run; None: there is none, or it has
-    ended, and not to be queued again."""
-    if not folder.job.is_dir() or (folder.job / "ended").exists():
-        return None
-    try:
-        return read_text(folder.job / "id").strip() or None
-    except (*ABSENT, OddFileError):
-        return None
 
 
 @app.command()
@@ -263,7 +252,8 @@ def main() -> None:
     """The console script."""
     if sys.argv[1:2] and sys.argv[1] in UNPICKLING:
         leave_secrets()
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed only unpickles its classes here
+    if sys.argv[1:2] and sys.argv[1] not in LAUNCHING:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed only unpickles its classes here
     show_as_data()
     if all(printable(argument) == argument for argument in sys.argv):
         app()

@@ -17,7 +17,7 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,10 +154,22 @@ def _take(run: RunFolder, storage: Storage, name: bytes) -> None:
         storage.overwrite(run.owner_file, name)  # the sweep is to make room, and has to own it
 
 
+def process_lives(words: Sequence[str]) -> bool | None:
+    """Whether the process that an owner's words name is there; None: it is not one of this machine,
+    as far as they tell."""
+    if not _names_a_process(words) or words[1] != socket.gethostname():
+        return None
+    return _process(int(words[2])) == " ".join(words[1:])
+
+
+def _names_a_process(words: Sequence[str]) -> bool:
+    return len(words) == 4 and words[2].isdecimal() and len(words[2]) <= 10
+
+
 def _at_work(run: RunFolder) -> str | None:
     """Who works for the run, as far as that can be seen from here; a second or more."""
     words = _words(run)
-    if len(words) == 4 and words[2].isdecimal():
+    if _names_a_process(words):
         pid = int(words[2])
         if pid == os.getpid() or _process(pid) != " ".join(words[1:]):
             return None

@@ -1,0 +1,267 @@
+"""`keepstep status`: how a run stands, in a sentence for people, a value for shells, or JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from keepstep.cli.common import (
+    JsonOption,
+    app,
+    console,
+    errors_apart,
+    examples,
+    fail,
+    run_folder,
+)
+from keepstep.cli.rows import JsonObject
+from keepstep.output.printable import printable
+from keepstep.policy.manifest import BOUNDS
+from keepstep.policy.next_step import advice
+from keepstep.policy.retention import best_step
+from keepstep.policy.strict import TextError, build
+from keepstep.ranks.outcome import Word
+from keepstep.run_folder.notes import notes_on
+from keepstep.run_folder.ownership import process_lives
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.safe_read import ABSENT, OddFileError, is_file, read_object, read_text
+
+State = Literal["new", "running", "ended", "killed", "unknown"]
+
+
+@dataclass(frozen=True)
+class RunStatus(JsonObject):
+    """How a run stands.
+
+    Attributes:
+        state: `new`: no attempt has begun. `running`: the newest attempt's process is there.
+            `ended`: it has told how it ended. `killed`: its process is gone, without a word.
+            `unknown`: it may be at work on another machine, or was killed there.
+        outcome: how the newest attempt ended; null: it has not told.
+        reason: what asked for the stop, or the error; null: there is none.
+        exit: the exit status that the attempt named.
+        step: the optimizer steps completed when it ended.
+        attempt: the number of the newest attempt, which is how many there were; 0: none.
+        newest: the step of the newest checkpoint that is on no abandoned branch.
+        best: the step of the best checkpoint by the metric.
+        checkpoints: how many are committed.
+        owner: the name of the attempt that may change the run folder.
+        owner_alive: whether its process is there; null: that cannot be seen from this machine.
+        silent_seconds: since the last sign of life in the run folder, by this machine's clock.
+        job: the batch job that is queued or at work for the run.
+        requests: what somebody has asked for, and nobody has taken up: stop, save-now.
+        faults: the run's own files that cannot be believed, and why.
+        next: what a person may do now.
+    """
+
+    state: State = "new"
+    outcome: Word | None = None
+    reason: str | None = None
+    exit: int | None = None
+    step: int | None = None
+    attempt: int = 0
+    newest: int | None = None
+    best: int | None = None
+    checkpoints: int = 0
+    owner: str | None = None
+    owner_alive: bool | None = None
+    silent_seconds: float | None = None
+    job: str | None = None
+    requests: tuple[str, ...] = ()
+    faults: dict[str, str] | None = None
+    next: str = ""
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What an attempt writes into status.json."""
+
+    outcome: Word
+    exit: int
+    reason: str | None = None
+    global_step: int | None = None
+    owner: str | None = None
+
+
+FIELDS = tuple(field.name for field in fields(RunStatus))
+
+
+def read_told(path: Path) -> _Told:
+    """What a status file tells.
+
+    Raises:
+        OddFileError, OSError: nothing that can be believed.
+    """
+    values, known = read_object(path), {field.name for field in fields(_Told)}
+    try:
+        told: _Told = build(_Told, {n: v for n, v in values.items() if n in known})
+    except TextError as error:
+        raise OddFileError(str(error)) from error
+    if not 0 <= told.exit <= 255 or (told.outcome != "finished" and told.exit == 0):
+        raise OddFileError(f"{told.outcome} does not go with exit status {told.exit}")
+    if told.global_step is not None and not 0 <= told.global_step <= BOUNDS["global_step"][1]:
+        raise OddFileError("global_step is beyond all counts")
+    return told
+
+
+def status_of(run: RunFolder) -> RunStatus:
+    """How the run stands, as far as that can be seen from this machine. Nothing is changed."""
+    attempts, faults = run.attempts(), notes_on(run)
+    policy = run.policy()
+    alive = [record for record in run.records(policy.metric) if not record.abandoned]
+    owner, owner_alive = None, None
+    try:
+        words = run.owner_words()
+        owner, owner_alive = next(iter(words), None), process_lives(words)
+    except OSError as error:
+        faults[run.owner_file.relative_to(run.path).as_posix()] = str(error)
+    told = None
+    try:
+        told = read_told(run.status)
+        if owner is not None and told.owner not in (None, owner):
+            told = None  # of an earlier attempt: this one has only begun
+    except ABSENT:
+        pass
+    except (OSError, OddFileError) as error:
+        faults[run.status.relative_to(run.path).as_posix()] = str(error)
+    state = _state(bool(attempts), told, owner_alive)
+    return RunStatus(
+        state=state,
+        outcome=told.outcome if told else None,
+        reason=told.reason if told else None,
+        exit=told.exit if told else None,
+        step=told.global_step if told else None,
+        attempt=attempts[-1].number if attempts else 0,
+        newest=max((record.step for record in alive), default=None),
+        best=best_step(alive, policy),
+        checkpoints=len(run.checkpoints()),
+        owner=owner,
+        owner_alive=owner_alive,
+        silent_seconds=_silence(run) if state in ("running", "unknown") else None,
+        job=job_of(run),
+        requests=run.requests(),
+        faults=faults or None,
+        next=_next(state, told),
+    )
+
+
+def job_of(run: RunFolder) -> str | None:
+    """The batch job that slurm/submit.sh has submitted for the run; None: there is none, or it has
+    ended, and not to be queued again."""
+    if not run.job.is_dir() or (run.job / "ended").exists():
+        return None
+    try:
+        return read_text(run.job / "id").strip() or None
+    except (*ABSENT, OddFileError):
+        return None
+
+
+def _state(begun: bool, told: _Told | None, owner_alive: bool | None) -> State:
+    if told is not None:
+        return "ended"
+    if owner_alive:
+        return "running"
+    if not begun:
+        return "new"
+    return "unknown" if owner_alive is None else "killed"
+
+
+def _next(state: State, told: _Told | None) -> str:
+    if told is not None:
+        return advice(told.outcome, told.exit)
+    return {
+        "new": "launch it",
+        "running": "nothing: `keepstep stop` has it save and end",
+        "killed": "launch the same command again, and it carries on",
+        "unknown": "look whether it is at work: a launch takes the run from other machines",
+    }[state]
+
+
+def _silence(run: RunFolder) -> float | None:
+    """Seconds since the heartbeat was written; None without one."""
+    try:
+        if not is_file(run.heartbeat):
+            return None
+        return round(max(0.0, time.time() - os.lstat(run.heartbeat).st_mtime), 1)
+    except OSError:
+        return None
+
+
+@app.command(
+    epilog=examples(
+        "keepstep status runs/mine",
+        "keepstep status runs/mine --field outcome",
+        "keepstep status runs/mine --json",
+    )
+)
+def status(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The run folder (output_dir) of a run.")
+    ],
+    field: Annotated[
+        str | None,
+        typer.Option(
+            "--field",
+            metavar="NAME",
+            help="Print this value alone, on one line. Exit status 1, and no line, says that "
+            f"there is none. Names: {', '.join(FIELDS)}.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how a run stands: how its newest attempt ended, at which step, and what to do now."""
+    with errors_apart() if field is not None else nullcontext():
+        if field is not None and field not in FIELDS:
+            fail(f"--field {field} is none of {', '.join(FIELDS)}")
+        found = status_of(run_folder(run))
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1))
+    elif field is not None:
+        value = getattr(found, field)
+        if value is None or value in ("", ()):
+            raise typer.Exit(1)
+        typer.echo(_text(value))
+    else:
+        _tell(run, found)
+    if found.faults and not field:
+        raise typer.Exit(1)
+
+
+def _text(value: Any) -> str:
+    """A value on one line, as shells take it."""
+    if isinstance(value, (tuple, dict)):
+        return printable(" ".join(value))
+    return printable(str(value).lower() if isinstance(value, bool) else str(value))
+
+
+def _tell(run: Path, found: RunStatus) -> None:
+    said = {
+        "new": "no attempt has begun",
+        "running": f"attempt {found.attempt} is at work",
+        "killed": f"attempt {found.attempt} was killed: its process is gone, without a word",
+        "unknown": f"attempt {found.attempt} has not told of its end: it is at work elsewhere, or "
+        "was killed",
+        "ended": f"{found.outcome}" + ("" if found.step is None else f" at step {found.step}"),
+    }[found.state]
+    if found.state == "ended":
+        said += f" (attempt {found.attempt}, exit status {found.exit})"
+    lines = {"": f"{run}: {said}", "reason": found.reason}
+    checkpoints = [f"{found.checkpoints} committed"]
+    checkpoints += [] if found.newest is None else [f"newest checkpoint-{found.newest}"]
+    checkpoints += [] if found.best is None else [f"best checkpoint-{found.best}"]
+    lines["checkpoints"] = ", ".join(checkpoints)
+    if found.silent_seconds is not None:
+        lines["sign of life"] = f"{found.silent_seconds:.0f} s ago"
+    lines |= {"job": found.job, "asked for": ", ".join(found.requests), "next": found.next}
+    for name, text in lines.items():
+        if text:
+            console.tell(f"  {name + ':':<14}{text}" if name else text)
+    for name, fault in (found.faults or {}).items():
+        console.tell(f"{name}: {fault}")
