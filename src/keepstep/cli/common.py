@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from keepstep.output.terminal import Terminal
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.policy.selection import SelectionError
-from keepstep.run_folder.reader import PRIVATE, Checkpoint, RunFolder
+from keepstep.run_folder.reader import Checkpoint, RunFolder, run_that_would_prune
 
 
 class Commands(TyperGroup):
@@ -94,11 +94,9 @@ def folder_at(path: Path) -> RunFolder:
 
 def not_of_a_run(path: Path) -> None:
     """Nothing is written where a run would prune it, or find a step's name taken."""
-    resolved = path.resolve()
-    for place in (resolved, *resolved.parents):
-        own = place.name == PRIVATE or step_of(place.name) is not None
-        if own and (place.parent / PRIVATE).is_dir():
-            fail(f"{path} would be among the checkpoints of {place.parent}: name another folder")
+    run = run_that_would_prune(path)
+    if run is not None:
+        fail(f"{path} would be among the checkpoints of {run}: name another folder")
 
 
 def without_links(folder: RunFolder) -> RunFolder:

@@ -148,7 +148,7 @@ class EstimateRow(JsonObject):
     Attributes:
         strategy: ddp, zero1, zero2, zero3, or one of these with `_offload`.
         device_bytes: memory of each device.
-        host_bytes: memory of each machine's processes, beside what the libraries take.
+        host_bytes: host memory of each process, beside what Python and the libraries take.
         checkpoint_bytes: the size of a checkpoint.
         disk_bytes: room for `save_total_limit` + 1 of them; null: no limit is set.
         save_seconds: how long writing one takes at `disk_speed`; null: that is not known.

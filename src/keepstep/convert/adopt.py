@@ -43,7 +43,12 @@ LEFT_OUT = re.compile(r"training_args\.bin|zero_to_\w+\.py|trainer_state\.json")
 
 @dataclass(frozen=True)
 class Adopted:
-    """What came of it: the checkpoint, and what could not be checked, a sentence each."""
+    """A checkpoint that was taken in.
+
+    Attributes:
+        checkpoint: as it is committed now.
+        unchecked: what could not be checked, a sentence each.
+    """
 
     checkpoint: Checkpoint
     unchecked: list[str]

@@ -55,7 +55,13 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has written: files with their sizes, and the weights' type."""
+    """What an export has written.
+
+    Attributes:
+        folder: the new folder.
+        files: path relative to it → bytes.
+        dtype: the type of most weights, as in `bfloat16`.
+    """
 
     folder: Path
     files: dict[str, int]

@@ -99,6 +99,7 @@ class Manifest:
             the state was stored: a run that goes on from here makes it up first.
         dealt: how the rows of a step were shared out (`Dealt`); empty: not known.
         about: for the model card: base model, data, license, sizes, hardware, tokens, seconds.
+        format_version: of the manifest's text.
     """
 
     run_id: str

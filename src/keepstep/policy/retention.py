@@ -55,7 +55,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Decision:
-    """Keep or prune one checkpoint, with the reason that `keepstep ls` shows."""
+    """Keep or prune one checkpoint.
+
+    Attributes:
+        step: its `global_step`.
+        keep: whether it stays.
+        reason: why, in the words that `keepstep ls` shows.
+    """
 
     step: int
     keep: bool
@@ -87,6 +93,16 @@ def plan_retention(
     them, and so does what an attempt resumed, until it has committed. Abandoned checkpoints stay,
     uncounted, unless `keep_abandoned` is False. What exceeds `total_bytes` then goes, the least
     wanted first; never the newest, a pin or what was resumed.
+
+    Args:
+        records: the committed checkpoints, in any order.
+        policy: what to keep.
+        keep_abandoned: whether abandoned branches stay.
+
+    Returns:
+        A decision for each record, the oldest step first.
+
+    Ranks: any; the same answer on each.
     """
     reasons = _claims(records, policy, keep_abandoned)
     over_budget = _beyond_budget(records, reasons, policy.total_bytes)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import fnmatch
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from keepstep.errors import KeepstepError
 from keepstep.policy.manifest import (
     LONGEST_MANIFEST,
     MANIFEST_NAME,
@@ -35,26 +36,97 @@ TAGS = ("latest", "latest_universal")  # files that name the folder of DeepSpeed
 INDEX = "*.index.json"  # files that name the weights' files
 
 
+class DamagedError(KeepstepError, ValueError):
+    """A checkpoint whose files are not what was written; `step` and `path` say which.
+
+    Attributes:
+        faults: what differs, a sentence each.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        more = f" (and {len(self.faults) - 1} more faults)" if len(self.faults) > 1 else ""
+        text = f"{checkpoint.path.name} is damaged: {self.faults[0]}{more}"
+        super().__init__(text, step=checkpoint.step, path=checkpoint.path)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One committed checkpoint of a run: its folder, and what its manifest says of the content.
 
-    `RunFolder.checkpoints()` lists them, `read_checkpoint(path)` reads one. That its manifest can
-    be read says that it was committed; `RunFolder.faults` says whether its files are still what
-    was written.
+    `RunFolder.checkpoints()` lists them, `Checkpoint.at(path)` reads one. That its manifest can be
+    read says that it was committed; `verify` says whether its files are still what was written.
+    transformers and PEFT load the weights: `from_pretrained(checkpoint.path)`. (With
+    `save_weights: best` or `never` there may be none in it: `keepstep.export` makes them.)
 
     Attributes:
-        path: the folder `checkpoint-<step>`: transformers' `from_pretrained` loads it.
+        path: the folder `checkpoint-<step>`.
         manifest: step, metrics, the processes that wrote it, files with sizes and digests.
     """
 
     path: Path
     manifest: Manifest
 
+    @classmethod
+    def at(cls, path: str | os.PathLike[str]) -> Checkpoint:
+        """The committed checkpoint in a folder, of whichever run.
+
+        Args:
+            path: the folder, or a link to it (`RUN/best`, `RUN/latest`).
+
+        Returns:
+            It, at its own path. Only its manifest has been read: see `verify`.
+
+        Raises:
+            ManifestError: there is none, or its manifest is not what was written.
+            UnreadableError: it cannot be read now.
+
+        Ranks: any.
+        """
+        return read_checkpoint(Path(path).resolve())
+
     @property
     def step(self) -> int:
         """Optimizer steps completed when it was saved."""
         return self.manifest.global_step
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The evaluation at this step, by full names (`eval_loss`); empty: there was none."""
+        return dict(self.manifest.metrics)
+
+    def faults(self, deep: bool | None = False) -> list[str]:
+        """What differs from the manifest: a sentence each, nothing when it is intact.
+
+        Args:
+            deep: True: every byte is read and digests are compared. False: ranks, names and sizes.
+                None: digests too, if reading every byte takes less than a minute.
+
+        Returns:
+            The faults, an empty list for none.
+
+        Raises:
+            UnreadableError: it cannot be read now, though it was tried a few times.
+
+        Ranks: any.
+        """
+        return faults_of(self, deep)
+
+    def verify(self, deep: bool | None = False) -> None:
+        """Compare its files with the manifest.
+
+        Args:
+            deep: as for `faults`.
+
+        Raises:
+            DamagedError: they are not what was written.
+            UnreadableError: it cannot be read now, though it was tried a few times.
+
+        Ranks: any.
+        """
+        found = self.faults(deep)
+        if found:
+            raise DamagedError(self, found)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from keepstep.policy.lineage import Attempt, Node, abandoned_steps, fruitless_re
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.policy.retention import Decision, Policy, Record, best_step, plan_retention
 from keepstep.policy.selection import (
+    PATIENCE,
     WORDS,
     Candidate,
     NewerError,
@@ -19,6 +21,7 @@ from keepstep.policy.selection import (
     Situation,
     UnreadableError,
     Verify,
+    choose,
 )
 from keepstep.policy.strict import TextError, build
 from keepstep.run_folder.checkpoint import Checkpoint as Checkpoint
@@ -41,9 +44,24 @@ REQUESTS = ("stop", "save-now")  # files of these names: what somebody asks of a
 
 
 class RunFolder:
-    """A run's folder (`output_dir`), for reading. No rank, no torch, nothing is changed."""
+    """A run's folder (`output_dir`), for reading. No rank, no torch, nothing is changed.
 
-    def __init__(self, path: Path | str) -> None:
+        run = RunFolder("runs/x")
+        for checkpoint in run.checkpoints():
+            print(checkpoint.step, checkpoint.metrics, checkpoint.path)
+        best = run.choose("best")            # as a resume would take it: its files are compared
+        AutoModelForCausalLM.from_pretrained(best.path)
+        run.best(), run.latest()             # the same without a look at its files; None: there is
+        run.best().verify(deep=True)         # none. Raises, where a byte is not what was written
+        run.retention()                      # what is kept, what goes next, and why
+
+    A folder that is not there is one of a run that has not begun.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.private = self.path / PRIVATE
         self.staging = self.private / "staging"
@@ -101,10 +119,18 @@ class RunFolder:
         return policy if (policy.limit or 1) > 0 and (policy.every_n_steps or 1) > 0 else Policy()
 
     def checkpoints(self, any_run: bool = False) -> list[Checkpoint]:
-        """This run's committed checkpoints, oldest step first.
+        """This run's committed checkpoints.
 
         Folders without a readable manifest of this run are somebody else's: never listed, never
         touched. A link is not followed.
+
+        Args:
+            any_run: whichever run they are of.
+
+        Returns:
+            The oldest step first. Only their manifests have been read.
+
+        Ranks: any.
         """
         found = [c for c in self._listing.found().values() if isinstance(c, Checkpoint)]
         if not any_run:
@@ -123,8 +149,16 @@ class RunFolder:
     def checkpoint(self, step: int) -> Checkpoint:
         """The committed checkpoint of a step.
 
+        Args:
+            step: optimizer steps completed.
+
+        Returns:
+            It, its files unread.
+
         Raises:
             KeyError: there is none.
+
+        Ranks: any.
         """
         return {c.step: c for c in self.checkpoints()}[step]
 
@@ -244,13 +278,69 @@ class RunFolder:
             for c in checkpoints
         ]
 
-    def best(self, policy: Policy) -> Checkpoint | None:
-        """The committed checkpoint with the best metric, None when none has one."""
+    def best(self, policy: Policy | None = None) -> Checkpoint | None:
+        """The committed checkpoint with the best metric on the living branch.
+
+        Args:
+            policy: what ranks; None: what the run was last launched with.
+
+        Returns:
+            It, its files unread; None: no checkpoint has the metric.
+
+        Ranks: any.
+        """
+        policy = policy or self.policy()
         step = best_step(self.records(policy.metric), policy)
         return None if step is None else self.checkpoint(step)
 
+    def latest(self) -> Checkpoint | None:
+        """The newest committed checkpoint on the living branch.
+
+        Returns:
+            It, its files unread; None: there is none. What a resume takes is `choose("auto")`.
+
+        Ranks: any.
+        """
+        alive = [record.step for record in self.records(None) if not record.abandoned]
+        return self.checkpoint(max(alive)) if alive else None
+
+    def choose(self, request: str | int = "auto") -> Checkpoint | None:
+        """What a word or a step means, as `resume_from_checkpoint` understands them: intact.
+
+        How earlier resumes of it went is of no account here: `keepstep which` tells what a launch
+        would do next.
+
+        Args:
+            request: auto (the newest valid one), latest, best, never, or a step.
+
+        Returns:
+            The checkpoint, its files compared with its manifest (digests too, if reading every byte
+            takes less than a minute); None: the run's beginning.
+
+        Raises:
+            SelectionError: it cannot be had, or is damaged; the message lists what exists.
+            UnreadableError: it cannot be read now.
+
+        Ranks: any; each looks for itself.
+        """
+        situation = self.situation(
+            str(request),
+            self.policy(),
+            lambda step: self.faults(self.checkpoint(step), deep=None),
+            PATIENCE,
+        )
+        now = replace(situation, fruitless={}, under_way=False)
+        step = choose(str(request), now).step
+        return None if step is None else self.checkpoint(step)
+
     def retention(self) -> list[Decision]:
-        """The retention plan, under the policy that the run was last launched with."""
+        """The retention plan, under the policy that the run was last launched with.
+
+        Returns:
+            A decision for every committed checkpoint, the oldest step first.
+
+        Ranks: any.
+        """
         policy = self.policy()
         return plan_retention(self.records(policy.metric), policy)
 
@@ -374,3 +464,14 @@ class RunFolder:
                 path=self.path / name,
             )
         return [reason]
+
+
+def run_that_would_prune(path: Path) -> Path | None:
+    """The run that would take what is written at `path` for its own: among its checkpoints, in the
+    place of one that is to come, or in what is keepstep's; None: there is none."""
+    resolved = path.resolve()
+    for place in (resolved, *resolved.parents):
+        own = place.name == PRIVATE or step_of(place.name) is not None
+        if own and (place.parent / PRIVATE).is_dir():
+            return place.parent
+    return None
