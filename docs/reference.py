@@ -21,12 +21,12 @@ NEAR = 20  # lines by which a count may be wrong: not every edit of a file is on
 # What is read for one save and one resume, in that order: a file, and what of it (all, if nothing
 # is named). The README shows it; a test bounds its lines.
 READING_PATH: Mapping[str, tuple[str, ...]] = {
-    "train.py": ("attempt", "carry_on"),
     "trainer/saving.py": ("Saving",),
     "save/saver.py": ("Saver",),
+    "save/rank_part.py": ("Part",),
     "run_folder/writer.py": ("RunWriter.stage", "RunWriter.commit", "RunWriter.select"),
-    "policy/selection.py": ("choose",),
     "save/manager.py": ("CheckpointManager.choose", "CheckpointManager._decide"),
+    "policy/selection.py": ("choose", "_newest_valid"),
     "trainer/restore.py": (),
 }
 
