@@ -1,8 +1,9 @@
-"""safetensors files laid out by us, and mapped: as the library has them."""
+"""safetensors files laid out by us, and read: as the library has them."""
 
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from keepstep.convert.export import ExportError, FileWeights
-from keepstep.save.safetensors_format import TYPES, Entry, lay_out, mapped
+from keepstep.save.safetensors_format import TYPES, Entry, lay_out
 
 
 def some_tensors() -> dict[str, torch.Tensor]:
@@ -21,14 +22,31 @@ def some_tensors() -> dict[str, torch.Tensor]:
     return tensors | {"empty": torch.zeros(0, 4), "number": torch.tensor(3.5)}
 
 
-def test_mapped(tmp_path: Path) -> None:
+def test_a_file_of_the_library(tmp_path: Path) -> None:
     tensors = some_tensors()
     save_file(tensors, tmp_path / "a.safetensors")
-    found = mapped(tmp_path / "a.safetensors")
-    assert found.keys() == tensors.keys()
+    found = FileWeights([tmp_path / "a.safetensors"])
+    assert found.entries == {n: Entry(t.dtype, tuple(t.shape)) for n, t in tensors.items()}
     for name, tensor in tensors.items():
-        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
-        assert torch.equal(found[name], tensor)
+        assert torch.equal(read(found, name), tensor)
+
+
+def read(weights: FileWeights, name: str) -> torch.Tensor:
+    entry = weights.entries[name]
+    out = torch.empty(entry.numel, dtype=entry.dtype)
+    weights.fill(name, 0, out)
+    return out.view(entry.shape)
+
+
+def test_weights_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    """An export of a model that does not fit in memory: nothing is read before its turn."""
+    path = tmp_path / "a.safetensors"
+    save_file({name: torch.zeros(1 << 22) for name in "ab"}, path)
+    weights = FileWeights([path])
+    with open(path, "r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(struct.pack("<f", 2.5))
+    assert read(weights, "b")[-1] == 2.5
 
 
 @pytest.mark.parametrize("align", [8, 4096])
@@ -55,7 +73,7 @@ def test_a_tensor_that_is_not_aligned(tmp_path: Path) -> None:
     text += b" " * (-len(text) % 8)
     data = b"\x07" + struct.pack("<2f", 1.5, -2.0)
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
-    assert mapped(tmp_path / "a.safetensors")["b"].tolist() == [1.5, -2.0]
+    assert read(FileWeights([tmp_path / "a.safetensors"]), "b").tolist() == [1.5, -2.0]
 
 
 def with_header(header: bytes) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from huggingface_hub.serialization._base import split_state_dict_into_shards_factory
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
 from keepstep.convert.companions import write_companions
@@ -27,7 +27,7 @@ from keepstep.run_folder.listed import only_listed
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.safe_read import OddFileError, read_text
 from keepstep.run_folder.storage import Storage, sizes_under
-from keepstep.save.safetensors_format import DTYPES, Entry, lay_out, mapped
+from keepstep.save.safetensors_format import DTYPES, Entry, lay_out
 from keepstep.save.snapshot_memory import aligned
 from keepstep.save.torch_files import bytes_of
 from keepstep.sharding.shards import zero_source
@@ -79,14 +79,15 @@ class FileWeights:
         self._tensors: dict[str, torch.Tensor] = {}
         for path in paths:
             try:
-                with safe_open(path, framework="pt"):  # its header is what the format allows
-                    self._tensors |= mapped(path)
+                with safe_open(path, framework="pt") as file:  # mapped: what is touched is read
+                    for name in file.keys():  # noqa: SIM118  # not a dict
+                        kind = file.get_slice(name).get_dtype()
+                        if kind not in DTYPES:
+                            told = f"{path} holds {kind!r}, a type that is not known here"
+                            raise ExportError(told, path=path)
+                        self._tensors[name] = file.get_tensor(name)
             except SafetensorError as error:
                 raise ExportError(f"{path} is no safetensors file: {error}", path=path) from error
-            except KeyError as error:
-                raise ExportError(
-                    f"{path} holds {error}, a type that is not known here", path=path
-                ) from error
         self.entries = {n: Entry(t.dtype, tuple(t.shape)) for n, t in self._tensors.items()}
 
     def fill(self, name: str, begin: int, out: torch.Tensor) -> None:

@@ -1,7 +1,8 @@
 """The safetensors format: 8 bytes of header length, a JSON header, the data.
 
-https://github.com/huggingface/safetensors#format. The library writes whole tensors from memory;
-here a file is laid out first, and filled piece by piece.
+https://github.com/huggingface/safetensors#format. The library (0.8) reads, and writes whole tensors
+that one process has in memory; here a file is laid out first, and filled piece by piece: by all
+ranks at once (a checkpoint's weights), or some megabytes at a time (an export).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -78,22 +78,3 @@ def layout_of(entries: Mapping[str, Entry], parameters: Mapping[str, str]) -> by
         for name, e in entries.items()
     ]
     return json.dumps({"tensors": tensors}).encode() + b"\n"
-
-
-def mapped(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file, mapped: only what is touched is read."""
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        described = json.loads(file.read(length))
-    whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-    tensors = {}
-    for name, entry in described.items():
-        if name == "__metadata__":
-            continue
-        begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        dtype = DTYPES[entry["dtype"]]
-        flat = whole[begin:end]
-        if begin % dtype.itemsize:  # allowed, and nothing that torch can look at in place
-            flat = flat.clone()
-        tensors[name] = flat.view(dtype).view(entry["shape"])
-    return tensors
