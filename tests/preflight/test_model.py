@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +95,41 @@ def test_it_stands_in_the_report_of_the_recipe(demo: Path, tmp_path: Path) -> No
     assert "the recipe has 2 problems" in told.stdout
     assert "seed: -1 is below 0 [number]" in told.stdout
     assert "the model has no module q_prj [adapter]" in told.stdout
+
+
+@pytest.mark.parametrize("given", ["launcher", "recipe"])
+def test_a_launch_with_zero3_is_as_it_was_afterwards(
+    demo: Path, tmp_path: Path, given: str
+) -> None:
+    """The model is built whole on the meta device meanwhile, by one rank alone."""
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("ACCELERATE_")}
+    environment |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no"}
+    flags = ["--model_name_or_path", demo / "model", "--dataset_name", "x", "--output_dir", "y"]
+    if given == "launcher":
+        environment |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+    else:
+        config = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": "auto"}
+        (tmp_path / "zero3.json").write_text(json.dumps(config))
+        flags += ["--deepspeed", tmp_path / "zero3.json"]
+    done = subprocess.run(
+        [sys.executable, "-c", ZERO3, *map(str, flags)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["459392", "True", "True"]
+
+
+ZERO3 = """
+import sys
+from keepstep.preflight.shapes import shapes_of
+from keepstep.recipe.parse import parse_recipe
+from transformers.integrations import deepspeed
+
+recipe = parse_recipe(sys.argv[1:])
+before = deepspeed.deepspeed_config()
+assert deepspeed.is_deepspeed_zero3_enabled()
+print(shapes_of(recipe).total)
+print(deepspeed.is_deepspeed_zero3_enabled(), deepspeed.deepspeed_config() is before)
+"""

@@ -24,7 +24,7 @@ def check_model_of(recipe: Recipe) -> list[Problem]:
     if not recipe.model.model_name_or_path or recipe.training.trust_remote_code:
         return []
     try:
-        model = on_meta(configuration_of(recipe))
+        model = on_meta(recipe)
     except Exception as error:  # of libraries: another auto class may know the model
         logger.info("the model cannot be built without its weights: %s", error)
         return list(_configuration(recipe, error))
@@ -48,7 +48,7 @@ def _attention(recipe: Recipe) -> Iterator[Problem]:
     if attention is None or "/" in attention:  # a kernel, to be fetched from the Hub
         return
     try:
-        on_meta(configuration_of(recipe), attn_implementation=attention)
+        on_meta(recipe, attn_implementation=attention)
     except (ImportError, ValueError) as error:
         what = f"attn_implementation: {attention}: {' '.join(str(error).split())}"
         yield Problem(what, "leave it out: the best that is there is taken", "attention")

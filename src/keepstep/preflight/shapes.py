@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.integrations import deepspeed
+from transformers.integrations.deepspeed import (
+    deepspeed_config,
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 from trl import get_peft_config
 
 from keepstep.preflight.estimate import Shapes, Step, Strategy
@@ -40,9 +45,11 @@ def configuration_of(recipe: Recipe, **arguments: Any) -> Any:
     return AutoConfig.from_pretrained(model.model_name_or_path, **arguments)
 
 
-def on_meta(configuration: Any, **arguments: Any) -> Any:
-    """The model without a weight. Raises: whatever transformers does, or the model's own code."""
-    with torch.device("meta"), _without_zero3():
+def on_meta(recipe: Recipe, **arguments: Any) -> Any:
+    """The recipe's model without a weight. Raises: whatever transformers does, or the model's own
+    code."""
+    configuration = configuration_of(recipe)
+    with torch.device("meta"), _without_zero3(recipe):
         return AutoModelForCausalLM.from_config(configuration, **arguments)
 
 
@@ -51,7 +58,7 @@ def adapted(model: Any, recipe: Recipe) -> Any:
     adapter = get_peft_config(recipe.model)
     if adapter is None:
         return model
-    with torch.device("meta"), _without_zero3():
+    with torch.device("meta"), _without_zero3(recipe):
         return get_peft_model(model, adapter)
 
 
@@ -62,7 +69,7 @@ def _measure(recipe: Recipe) -> Shapes:
     if dtype in (None, "auto"):
         dtype = config.dtype or torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    model = adapted(on_meta(config), recipe)
+    model = adapted(on_meta(recipe), recipe)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     text = config.get_text_config()
@@ -80,9 +87,26 @@ def _measure(recipe: Recipe) -> Shapes:
     )
 
 
-def _without_zero3() -> AbstractContextManager[Any]:
-    """Else transformers (5.23) would share the model out at once, which all ranks must do."""
-    return patch.object(deepspeed, "_hf_deepspeed_config_weak_ref", None)
+@contextmanager
+def _without_zero3(recipe: Recipe) -> Iterator[None]:
+    """Else transformers (5.23) would share the model out at once, which all ranks must do.
+
+    Raises:
+        RuntimeError: the configuration of DeepSpeed that is in force is none of the recipe's.
+    """
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    plugin, in_force = recipe.training.deepspeed_plugin, deepspeed_config()
+    held = [getattr(plugin, "dschf", None), getattr(plugin, "hf_ds_config", None)]
+    ours = [config for config in held if config is not None and config.config is in_force]
+    if not ours:
+        raise RuntimeError("another configuration of DeepSpeed is in force than this launch's")
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(ours[0])
 
 
 def _largest_module(model: torch.nn.Module) -> int:
