@@ -1,0 +1,56 @@
+"""What is imported is declared, what is declared is imported, and every bound holds a pin."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+
+from packaging.requirements import Requirement
+
+from tests.helpers.ranks import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def normal(name: str) -> str:
+    """A distribution's name as PyPI compares it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def names_of(requirements: list[str]) -> set[str]:
+    return {normal(re.split(r"[<>=! \[]", requirement)[0]) for requirement in requirements}
+
+
+def imported() -> dict[str, str]:
+    """Third-party packages that src/ imports, anywhere in a file → a file that does."""
+    found: dict[str, str] = {}
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [str(node.module)]
+            found |= {module.split(".")[0]: path.name for module in modules}
+    own = {*sys.stdlib_module_names, "keepstep"}
+    return {package: file for package, file in found.items() if package not in own}
+
+
+def test_every_import_is_declared_and_every_dependency_is_imported() -> None:
+    """What comes along with another library today may not tomorrow."""
+    providers = packages_distributions()
+    used = {package: {normal(n) for n in providers[package]} for package in imported()}
+    declared = names_of(PROJECT["dependencies"])
+    assert {p: imported()[p] for p, names in used.items() if not names & declared} == {}
+    assert declared - set().union(*used.values()) == set()
+
+
+def test_every_dependency_has_a_lower_bound_and_a_pin_within_its_bounds() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {normal(n): v for n, v in (line.split("==") for line in lines if "==" in line)}
+    for text in PROJECT["dependencies"]:
+        requirement = Requirement(text)
+        assert any(s.operator == ">=" for s in requirement.specifier), text
+        assert requirement.specifier.contains(pins[normal(requirement.name)]), text
+    assert names_of(PROJECT["optional-dependencies"]["dev"]) <= pins.keys()
