@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
+from tenacity import RetryCallState, Retrying, wait_fixed
 from typer.testing import CliRunner
 
 from keepstep.cli.main import app
@@ -169,7 +171,7 @@ def test_every_request_has_a_timeout(
 ) -> None:
     """Each in its turn is never answered; the next try finds what there is."""
     monkeypatch.setattr(client, "READ_TIMEOUT", 0.5)
-    monkeypatch.setattr(client, "PAUSES", (0.05,))
+    monkeypatch.setattr(client, "PAUSES", wait_fixed(0.05))
     bundle.push(api)
     kinds = ("whoami", f"{REPO}$", "/tree/", "auth-check", "resolve/", "preupload", COMMIT)
     for kind in (*kinds, "validate-yaml"):
@@ -193,11 +195,41 @@ def push(run: RunFolder, repo_id: str | None = REPO, dry_run: bool = False) -> l
 
 def test_a_hub_that_does_not_listen(api: HfApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """What httpx has from httpcore is the same text, and said once."""
-    monkeypatch.setattr(client, "PAUSES", (0.05,))
+    monkeypatch.setattr(client, "PAUSES", wait_fixed(0.05))
     api.endpoint = "http://127.0.0.1:9"
     with pytest.raises(PushError) as told:
         client.with_patience(REPO, lambda: api.repo_info(REPO), tries=2)
     assert str(told.value).count("Connection refused") == 1
+
+
+def test_no_try_begins_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last error is told then, instead of a process that was ended in a pause."""
+    monkeypatch.setattr(client, "PAUSES", wait_fixed(0.2))
+    begun: list[float] = []
+
+    def fail() -> None:
+        begun.append(time.monotonic())
+        raise OSError("no route to host")
+
+    for seconds, least, most in ((0.5, 2, 3), (-1, 1, 1)):
+        begun.clear()
+        until = time.monotonic() + seconds
+        with pytest.raises(PushError, match="last: no route to host; there was no time") as told:
+            client.with_patience(REPO, fail, tries=50, until=until)
+        assert least <= len(begun) <= most
+        assert all(moment < until for moment in begun[1:])
+        count = "1 try" if len(begun) == 1 else f"{len(begun)} tries"
+        assert str(told.value).startswith(f"{REPO}: {count}, the last: ")
+        assert not told.value.fatal
+
+
+def test_pauses_grow_and_no_two_processes_keep_the_same_ones() -> None:
+    state = RetryCallState(Retrying(), None, (), {})
+    for number, least in enumerate((1, 2, 4, 8, 15, 15), 1):
+        state.attempt_number = number
+        drawn = [client.PAUSES(state) for _ in range(20)]
+        assert all(least <= pause <= least + 1 for pause in drawn)
+        assert len(set(drawn)) > 10
 
 
 def test_a_token_that_is_none(peer: HubPeer, api: HfApi, bundle: Bundle) -> None:

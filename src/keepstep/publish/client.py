@@ -2,12 +2,13 @@
 
 Facts of huggingface_hub 2.4: its client has no read timeout, many calls ask for none by name
 (`repo_info`, every listing), and `Retry-After` is honoured without a bound; `create_commit` is not
-retried.
+retried. When to try again is tenacity's: the tries, the growing pauses and their jitter.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -22,12 +23,22 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils._validators import validate_repo_id
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_exponential,
+    wait_random,
+)
 
 from keepstep.errors import KeepstepError
 
 T = TypeVar("T")
 TRIES = 6
-PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between tries
+# Seconds between tries: 1, 2, 4, 8, then 15, each up to a second longer, so that those whose push
+# met the same fault, or each other, do not come back at the same moment.
+PAUSES = wait_exponential(multiplier=1, max=15) + wait_random(0, 1)
 READ_TIMEOUT = 60.0  # seconds without a byte
 LONGEST_WAIT = 30  # seconds that a server may ask for, per request
 FATAL = (400, 401, 403, 404, 413, 422)
@@ -93,33 +104,46 @@ def name_fault(repo_id: str) -> str | None:
     return None if "/" in repo_id else f"{repo_id!r} is no repository name: owner/name"
 
 
-def with_patience(what: str, action: Callable[[], T], tries: int = TRIES) -> T:
+def with_patience(
+    what: str, action: Callable[[], T], tries: int = TRIES, until: float = math.inf
+) -> T:
     """Try again after what may pass; say at once what will not.
 
     Args:
         what: of which repository it is, for people.
+        action: one try.
+        tries: at most.
+        until: no try begins later than that, but for the first; on the monotonic clock, in seconds.
 
     Raises:
         PushError: it could not be done.
     """
-    for number in range(1, tries + 1):
-        try:
-            return action()
-        except PushError:
-            raise
-        except Exception as error:
-            if isinstance(error, MISTAKES):
-                raise
-            if reason := _fatal(error):
-                raise PushError(f"{what}: {reason}", fatal=True) from error
-            if number == tries:
-                text = f"{what}: {tries} tries, the last: {brief(error)}"
-                raise PushError(text, fatal=False) from error
-            time.sleep(PAUSES[min(number, len(PAUSES)) - 1])
-    raise AssertionError("unreachable")
+    retrying = Retrying(
+        retry=retry_if_exception(_may_pass),
+        stop=stop_after_attempt(tries) | stop_before_delay(until - time.monotonic()),
+        wait=PAUSES,
+        reraise=True,
+    )
+    try:
+        return retrying(action)
+    except (PushError, *MISTAKES):
+        raise
+    except Exception as error:
+        if reason := _fatal(error):
+            raise PushError(f"{what}: {reason}", fatal=True) from error
+        done = retrying.statistics["attempt_number"]
+        told = f"{done} {'try' if done == 1 else 'tries'}, the last: {brief(error)}"
+        late = "" if done == tries else "; there was no time for another"
+        raise PushError(f"{what}: {told}{late}", fatal=False) from error
 
 
-def _fatal(error: Exception) -> str | None:
+def _may_pass(error: BaseException) -> bool:
+    """Whether another try may mend it."""
+    stays = not isinstance(error, Exception) or isinstance(error, (PushError, *MISTAKES))
+    return not stays and _fatal(error) is None
+
+
+def _fatal(error: BaseException) -> str | None:
     """What to say of an error that no further try can mend; None of any other."""
     if isinstance(error, OfflineModeIsEnabled):
         return f"{offline() or OFFLINE[0]} is set: unset it"

@@ -7,6 +7,7 @@ is compared file by file, and mended if it has come to harm.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,12 +50,15 @@ class Pushed:
     mended: list[str] = field(default_factory=list)
 
 
-def check(api: HfApi, target: Target, card: dict[str, Any], base: str | None) -> dict[str, Any]:
+def check(
+    api: HfApi, target: Target, card: dict[str, Any], base: str | None, until: float = math.inf
+) -> dict[str, Any]:
     """That we may write there; the repository is made if it does not exist.
 
     Args:
         card: metadata that were asked for; the Hub says whether it takes them.
         base: Hub name of the base model.
+        until: when the time for it is over; on the monotonic clock, in seconds.
 
     Returns: `theirs`: what is published there already; `doubt`: why nothing would take its place
         unasked; `private`: it is hidden from others; `license` of the base model, if its card names
@@ -75,15 +79,24 @@ def check(api: HfApi, target: Target, card: dict[str, Any], base: str | None) ->
             "private": remote.private,
         }
 
-    return {**with_patience(target.repo_id, see, tries=3), **_license(base)}
+    seen = with_patience(target.repo_id, see, tries=3, until=until)
+    return {**seen, **_license(base, until)}
 
 
-def push(api: HfApi, target: Target, folder: Path, best: Best, card_asked: bool = False) -> Pushed:
+def push(
+    api: HfApi,
+    target: Target,
+    folder: Path,
+    best: Best,
+    card_asked: bool = False,
+    until: float = math.inf,
+) -> Pushed:
     """Make `folder`'s files the ones of the repository's main branch, unless better ones are there.
 
     Args:
         card_asked: somebody has asked for this card now: it takes the place of what people have
             written there, also beside weights that are there already.
+        until: when the time for it is over; on the monotonic clock, in seconds.
 
     Raises:
         PushError: it could not be done.
@@ -121,13 +134,15 @@ def push(api: HfApi, target: Target, folder: Path, best: Best, card_asked: bool 
         outcome, mended = ("mended", changed + stale) if again else ("published", [])
         return Pushed(outcome, info.oid, best.global_step, remote.private, mended=mended)
 
-    return with_patience(target.repo_id, once)
+    return with_patience(target.repo_id, once, until=until)
 
 
-def _license(base: str | None) -> dict[str, str | None]:
+def _license(base: str | None, until: float) -> dict[str, str | None]:
     """What the base model's card says; that it cannot be read ends nothing."""
     try:
-        found = with_patience(base, lambda: license_of(base), tries=3) if base else None
+        found = None
+        if base is not None:
+            found = with_patience(base, lambda: license_of(base), tries=3, until=until)
     except PushError as error:
         return {"license": None, "license_fault": brief(error.__cause__ or error)}
     return {"license": found, "license_fault": None}

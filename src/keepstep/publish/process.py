@@ -49,7 +49,8 @@ class Push:
             )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
-            stdin.write(json.dumps({**job, "timeout": timeout}).encode())
+            bounds = {"timeout": timeout, "until": self.deadline}  # one clock for all processes
+            stdin.write(json.dumps(job | bounds).encode())
 
     def poll(self) -> dict[str, Any] | None:
         """What came of it; None while it is at work. `error`: why there is nothing."""

@@ -51,14 +51,15 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
     """A check of the target, or a push of a frozen checkpoint."""
     target = Target(**job["target"])
     if "frozen" not in job:
-        return hub.check(connect(), target, job["card"], job["base"])
+        return hub.check(connect(), target, job["card"], job["base"], job["until"])
     frozen = Path(job["frozen"])
     folder = frozen.with_name(frozen.name.replace("checkpoint-", "export-"))
     best = prepared(job, folder)
     if job.get("dry_run"):
         files = sorted(sizes_under(folder))
         return {"outcome": "would publish", "step": best.global_step, "files": files}
-    return asdict(hub.push(connect(), target, folder, best, card_asked=bool(job.get("card"))))
+    asked = bool(job.get("card"))
+    return asdict(hub.push(connect(), target, folder, best, asked, until=job["until"]))
 
 
 if __name__ == "__main__":
