@@ -242,7 +242,7 @@ def resume_of(recipe: Recipe, settings: dict[str, Any]) -> Resume:
         weights_only=training.resume_weights_only,
         batch=training.batch,
         allow_batch_change=training.allow_batch_change,
-        strategy=training.strategy,
+        parallel_layout=training.parallel_layout,
         rigid=training.rigid,
         recipe=recipe.fingerprint(),
     )

@@ -23,8 +23,8 @@ from keepstep.policy.manifest import (
     missing_state,
     not_reshardable,
     step_of,
-    strategy_name,
 )
+from keepstep.policy.parallel_layout import ParallelLayout
 from tests.helpers.folders import manifest
 
 FILES = {"a.pt": FileEntry(0, 10, "0" * 32), "sub/b.pt": FileEntry(1, 20, "1" * 32)}
@@ -297,5 +297,5 @@ def test_deepspeed_at_stage_0_keeps_the_state_in_its_own_file() -> None:
     assert missing_state(manifest(5, files=only_names, world_size=1, zero_stage=0)) == [
         "optimizer.pt"
     ]
-    assert strategy_name(0, deepspeed=True) == "ZeRO-0"
-    assert strategy_name(0) == "DDP"
+    assert ParallelLayout(1, 0, deepspeed=True).strategy == "ZeRO-0"
+    assert ParallelLayout(1).strategy == "DDP"

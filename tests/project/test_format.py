@@ -15,6 +15,7 @@ import pytest
 
 from keepstep.policy.batch import Batch, Dealt
 from keepstep.policy.manifest import FORMAT_VERSION, FileEntry, Manifest
+from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.retention import Policy
 from keepstep.publish.remote import Target
 from keepstep.ranks.outcome import EXIT_STATUS, Outcome
@@ -118,7 +119,9 @@ def test_every_event_is_specified_with_its_fields() -> None:
             if name in ("record", "_record") and call.args:
                 event = ast.literal_eval(call.args[0])
                 written.setdefault(event, set()).update(k.arg for k in call.keywords if k.arg)
-    written["reshard"] |= {f.name for f in dataclasses.fields(Resharded)} | {"gb_per_s"}
+    written["reshard"] |= (
+        Resharded(1, ParallelLayout(2, 3), ParallelLayout(1), 5, 0.5).as_json().keys()
+    )
     written["commit"] |= FACTS_OF_COMMITS.keys()
     written["end"] |= {f.name for f in dataclasses.fields(Outcome)}
     assert specified.keys() == written.keys()

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from keepstep.policy.batch import Batch
+from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.retention import Policy
 from keepstep.ranks import collectives
 from keepstep.run_folder.storage import Storage
@@ -81,7 +82,12 @@ def main() -> None:
     manager = CheckpointManager(RUN, policy, Storage(before=crash), mode=MODE)
     manager.start()
     chosen, choice = manager.choose(
-        Resume(REQUEST, batch=Batch(1, 1, world), strategy="ZeRO-3", patience=10**6)
+        Resume(
+            REQUEST,
+            batch=Batch(1, 1, world),
+            parallel_layout=ParallelLayout(world, 3),
+            patience=10**6,
+        )
     )
     if MODE != "off":
         assert manager.saver.reserve(1 << 20) is None

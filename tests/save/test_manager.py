@@ -9,6 +9,7 @@ import pytest
 
 from keepstep.policy.batch import Batch
 from keepstep.policy.manifest import Manifest
+from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.retention import Policy
 from keepstep.policy.selection import NoProgressError
 from keepstep.ranks.outcome import Outcome, ended
@@ -33,7 +34,9 @@ def attempt(run: Path, recipe: str = "this", request: str = "auto") -> Checkpoin
     """One that has chosen what to resume from."""
     manager = CheckpointManager(run, Policy())
     manager.start()
-    manager.choose(Resume(request, recipe=recipe, batch=Batch(1, 1, 2), strategy="ZeRO-3"))
+    manager.choose(
+        Resume(request, recipe=recipe, batch=Batch(1, 1, 2), parallel_layout=ParallelLayout(2, 3))
+    )
     return manager
 
 

@@ -205,6 +205,7 @@ def checkpoint_rows(run: RunFolder) -> list[CheckpointRow]:
 
     def row(c: Checkpoint) -> CheckpointRow:
         attempt, manifest = attempts[c.manifest.attempt], c.manifest
+        before = attempt.resharded
         return CheckpointRow(
             step=c.step,
             metric=metric,
@@ -217,7 +218,7 @@ def checkpoint_rows(run: RunFolder) -> list[CheckpointRow]:
             attempt=manifest.attempt,
             parent=manifest.parent,
             job=dict(attempt.job),
-            resharded_from=attempt.resharded,
+            resharded_from=(before.world_size, before.zero_stage) if before else None,
             origin=manifest.origin,
             abandoned=c.step in abandoned,
             finite=manifest.health.get("finite", True),

@@ -13,7 +13,7 @@ from rich.table import Table
 from keepstep.cli.rows import SAVE_FACTS, CheckpointRow, ResumeAnswer, checkpoint_rows
 from keepstep.output.printable import printable
 from keepstep.output.units import human_bytes
-from keepstep.policy.manifest import strategy_name
+from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.schedule import best_interval
 from keepstep.run_folder.reader import RunFolder
 
@@ -55,9 +55,9 @@ def checkpoint_table(run: RunFolder, narrow: bool = False) -> Table:
         table.add_column(title, overflow="fold")
     for row in checkpoint_rows(run):
         state = "; ".join(row.faults) or ("valid" if row.finite else "valid, loss not finite")
-        strategy = strategy_name(row.zero_stage, row.deepspeed)
+        layout = ParallelLayout(row.world_size, row.zero_stage, row.deepspeed)
         saved = row.saved_at[: 16 if narrow else 19].replace("T", " ")
-        written = [f"{row.world_size} x {strategy}", saved, _lineage(row)]
+        written = [str(layout), saved, _lineage(row)]
         table.add_row(
             str(row.step),
             "" if row.value is None else figure(row.value),
@@ -98,8 +98,7 @@ def _lineage(row: CheckpointRow) -> str:
     if row.parent:
         text += f" from {row.parent}"
     if row.resharded_from:
-        processes, stage = row.resharded_from
-        text += f", resharded ({cell(processes)} x {strategy_name(stage)})"
+        text += f", resharded ({ParallelLayout(*row.resharded_from)})"
     return text
 
 

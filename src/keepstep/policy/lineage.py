@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+from keepstep.policy.parallel_layout import ParallelLayout
+
 RECIPE = 2  # the exit status of an attempt whose recipe is wrong
 
 
@@ -71,7 +73,7 @@ class Attempt:
         outcome: finished, preempted, failed, …; None: killed, or still at work.
         exit: its exit status, None unless it said so.
         reached: the step at which it ended, None unless it said so.
-        resharded: (processes, ZeRO stage) that wrote what it resumed from, if not the same as its.
+        resharded: the processes that wrote what it resumed from, if not the same as its.
         began: when, as the events tell it (UTC, ISO 8601).
         job: of a batch job: `job` (its id), `nodes`, `restarts`.
     """
@@ -88,7 +90,7 @@ class Attempt:
     outcome: str | None = None
     exit: int | None = None
     reached: int | None = None
-    resharded: tuple[int, int] | None = None
+    resharded: ParallelLayout | None = None
     began: str | None = None
     job: Mapping[str, Any] = field(default_factory=dict)
     begun_at_known: bool = True

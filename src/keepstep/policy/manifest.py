@@ -12,6 +12,7 @@ from typing import Any
 
 from keepstep.errors import KeepstepError
 from keepstep.policy.batch import Dealt
+from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.strict import TextError, UnknownFieldError, build, names_fault, parse, shown
 
 FORMAT_VERSION = 2
@@ -130,6 +131,11 @@ class Manifest:
     @property
     def total_bytes(self) -> int:
         return sum(entry.bytes for entry in self.files.values())
+
+    @property
+    def parallel_layout(self) -> ParallelLayout:
+        """The processes that wrote it."""
+        return ParallelLayout(self.world_size, self.zero_stage, self.deepspeed)
 
     @property
     def has_digest(self) -> bool:
@@ -302,10 +308,6 @@ def not_reshardable(names: Iterable[str]) -> str | None:
             if re.search(pattern, name):
                 return f"{kind} is not resharded"
     return None
-
-
-def strategy_name(zero_stage: int, deepspeed: bool = False) -> str:
-    return f"ZeRO-{zero_stage}" if zero_stage or deepspeed else "DDP"
 
 
 def drift(

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from keepstep.output.units import human_duration
-from keepstep.policy.manifest import Manifest, strategy_name
+from keepstep.policy.manifest import Manifest
 from keepstep.publish.best import Best
 
 CURVE_FILE = "training/curve.png"
@@ -190,7 +190,7 @@ def _training(manifest: Manifest, about: Mapping[str, Any]) -> str:
         "parameters": f"{about.get('parameters', 0):,}, {about.get('trained', 0):,} trained",
         "precision": about.get("precision"),
         "hardware": f"{manifest.world_size} x {about.get('hardware', NOT_SAID)}, "
-        f"{strategy_name(manifest.zero_stage, manifest.deepspeed)}",
+        f"{manifest.parallel_layout.strategy}",
         "wall time": None if seconds is None else human_duration(seconds),
         "versions": ", ".join(f"{name} {v}" for name, v in sorted(manifest.versions.items())),
     }

@@ -10,7 +10,7 @@ import torch
 
 from keepstep.output.units import parse_bytes, parse_duration, parse_moment
 from keepstep.policy.batch import Batch
-from keepstep.policy.manifest import strategy_name
+from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.retention import Policy
 from keepstep.policy.schedule import Schedule
 from keepstep.ranks import signals
@@ -310,9 +310,10 @@ class CheckpointArguments(Combined):
         return int(self.deepspeed_plugin.zero_stage) if self.deepspeed_plugin else 0
 
     @property
-    def strategy(self) -> str:
-        """The name of how state is shared out among the processes."""
-        return strategy_name(self.zero_stage, self.deepspeed_plugin is not None)
+    def parallel_layout(self) -> ParallelLayout:
+        """How many processes there are, and how state is shared out among them."""
+        has_deepspeed = self.deepspeed_plugin is not None
+        return ParallelLayout(self.world_size, self.zero_stage, has_deepspeed)
 
     def offloaded(self, what: Literal["optimizer", "param"]) -> str:
         """Where DeepSpeed keeps it: `none` (on the device), `cpu`, `nvme`."""

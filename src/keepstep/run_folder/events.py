@@ -12,6 +12,7 @@ from typing import Any
 
 from keepstep.policy.lineage import Attempt, Finish, Node
 from keepstep.policy.manifest import BOUNDS
+from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.strict import TextError, build, checked
 
 JOB = ("job", "nodes", "restarts")  # what an attempt says of its batch job
@@ -156,8 +157,8 @@ def _with(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
     if kind == "finished" and {"step", "newest", "plan"} <= event.keys():
         return replace(attempt, finish=Finish(event["step"], event["newest"], event["plan"]))
     if kind == "reshard":
-        written_by = (event.get("from_processes", 0), event.get("from_stage", 0))
-        return replace(attempt, resharded=written_by)
+        before = ParallelLayout(event.get("from_processes", 0), event.get("from_stage", 0))
+        return replace(attempt, resharded=before)
     if kind == "commit":
         attempt = replace(attempt, commits=attempt.commits + 1)
         if attempt.begun_at_known or "parent" not in event:

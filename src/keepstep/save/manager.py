@@ -22,8 +22,8 @@ from keepstep.policy.manifest import (
     has_weights,
     missing_state,
     not_reshardable,
-    strategy_name,
 )
+from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.retention import Policy
 from keepstep.policy.selection import Choice, SelectionError, UnreadableError
 from keepstep.ranks import collectives
@@ -73,7 +73,7 @@ class Resume:
         weights_only: take the weights and start at step 0 with a new optimizer.
         batch: how the recipe shares out the rows of a step among this attempt's processes.
         allow_batch_change: accept other rows a step where those processes cannot share them out.
-        strategy: how this attempt shares state out (`strategy_name`).
+        parallel_layout: how many processes this attempt has, and how they share state out.
         rigid: why this attempt can only resume what was written by as many processes with the
             same stage; None: any.
         recipe: a digest of all that was asked for: what an attempt of the same recipe failed at,
@@ -88,7 +88,7 @@ class Resume:
     weights_only: bool = False
     batch: Batch = field(default_factory=lambda: Batch(1, 1, 1))
     allow_batch_change: bool = False
-    strategy: str = "DDP"
+    parallel_layout: ParallelLayout = field(default_factory=lambda: ParallelLayout(1))
     rigid: str | None = None
     recipe: str | None = None
 
@@ -366,13 +366,12 @@ def _check_state(checkpoint: Checkpoint, resume: Resume) -> None:
             path=checkpoint.path,
         )
     reason = resume.rigid or not_reshardable(manifest.files)
-    written = (manifest.world_size, strategy_name(manifest.zero_stage, manifest.deepspeed))
-    here = (resume.batch.world_size, resume.strategy)
+    written, here = manifest.parallel_layout, resume.parallel_layout
     if written != here and reason:
         raise SelectionError(
-            f"{name} was written by {written[0]} x {written[1]}; this attempt has {here[0]} x "
-            f"{here[1]}, and {reason}\n"
-            f"    Hint: launch {written[0]} processes with the config that the run began with.",
+            f"{name} was written by {written}; this attempt has {here}, and {reason}\n"
+            f"    Hint: launch {written.world_size} processes with the config that the run "
+            "began with.",
             step=checkpoint.step,
             path=checkpoint.path,
         )

@@ -17,7 +17,7 @@ from keepstep.output.printable import printable
 from keepstep.output.terminal import bar_text
 from keepstep.output.units import human_bytes
 from keepstep.policy.batch import Dealt
-from keepstep.policy.manifest import has_weights, strategy_name
+from keepstep.policy.manifest import has_weights
 from keepstep.policy.selection import Choice
 from keepstep.ranks import collectives
 from keepstep.ranks.console import console, say
@@ -49,7 +49,7 @@ def introduce(
     parameters, trained = trainer.parameter_counts()
     say(
         f"keepstep {__version__}: {args.output_dir}, attempt {trainer.manager.attempt}, "
-        f"{args.world_size} x {args.strategy}, {args.precision}"
+        f"{args.parallel_layout}, {args.precision}"
     )
     say(
         f"{recipe.model.model_name_or_path}: {parameters:,} parameters, "
@@ -129,15 +129,10 @@ def _but(outcome: Outcome) -> str:
 
 
 def _told(resharded: Resharded) -> str:
-    strategies = (
-        strategy_name(resharded.from_stage, resharded.from_deepspeed),
-        strategy_name(resharded.to_stage, resharded.to_deepspeed),
-    )
-    before = f"{resharded.from_processes} x {strategies[0]}"
-    now = f"{resharded.to_processes} x {strategies[1]}"
     return (
-        f"resharded checkpoint-{resharded.step}: {before} → {now}, {human_bytes(resharded.bytes)} "
-        f"in {resharded.seconds:.2f} s ({resharded.gb_per_s:.2f} GB/s)"
+        f"resharded checkpoint-{resharded.step}: {resharded.before} → {resharded.now}, "
+        f"{human_bytes(resharded.bytes)} in {resharded.seconds:.2f} s "
+        f"({resharded.gb_per_s:.2f} GB/s)"
     )
 
 

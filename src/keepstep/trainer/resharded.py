@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+from keepstep.policy.parallel_layout import ParallelLayout
 
 
 @dataclass(frozen=True)
@@ -12,25 +14,33 @@ class Resharded:
 
     Attributes:
         step: of the checkpoint.
-        from_processes, from_stage, from_deepspeed: that wrote it (stage 0: nothing is sharded).
-        to_processes, to_stage, to_deepspeed: that have it now.
+        before: the processes that wrote it.
+        now: those that have it now.
         bytes: read by all ranks together.
         seconds: from the first file opened to the state loaded, on the slowest rank.
     """
 
     step: int
-    from_processes: int
-    from_stage: int
-    to_processes: int
-    to_stage: int
+    before: ParallelLayout
+    now: ParallelLayout
     bytes: int
     seconds: float
-    from_deepspeed: bool = False
-    to_deepspeed: bool = False
 
     @property
     def gb_per_s(self) -> float:
         return round(self.bytes / max(self.seconds, 1e-9) / 1e9, 3)
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"gb_per_s": self.gb_per_s}
+        """The facts of its event."""
+        return {
+            "step": self.step,
+            "from_processes": self.before.world_size,
+            "from_stage": self.before.zero_stage,
+            "to_processes": self.now.world_size,
+            "to_stage": self.now.zero_stage,
+            "bytes": self.bytes,
+            "seconds": self.seconds,
+            "from_deepspeed": self.before.deepspeed,
+            "to_deepspeed": self.now.deepspeed,
+            "gb_per_s": self.gb_per_s,
+        }

@@ -40,7 +40,7 @@ from keepstep.trainer.resharded import Resharded
 def restore(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> Resharded | None:
     """Load weights, optimizer, scheduler and loss scaler. Ranks: all (collective).
 
-    Returns: what was resharded; None when the checkpoint's layout was this attempt's.
+    Returns: what was resharded; None when this attempt's processes can load it as it is.
 
     Raises:
         ReshardError: on every rank: the state cannot be given to these processes. What else one
@@ -48,7 +48,8 @@ def restore(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> Resharded |
     """
     started = time.perf_counter()
     engine = trainer.contents.engine
-    if checkpoint.manifest.zero_stage == 0 != trainer.args.zero_stage:
+    before, now = checkpoint.manifest.parallel_layout, trainer.args.parallel_layout
+    if now.is_sharded and not before.is_sharded:
         trainer.contents.plan()  # collective: which weight of the file is which of the model
     source = on_all("opening the checkpoint", lambda: _foreign_source(trainer, checkpoint))
     if len(set(collectives.gather(source is None))) > 1:
@@ -71,25 +72,20 @@ def restore(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> Resharded |
     reports = collectives.gather((source.bytes_read, seconds))
     return Resharded(
         step=checkpoint.step,
-        from_processes=checkpoint.manifest.world_size,
-        from_stage=checkpoint.manifest.zero_stage,
-        to_processes=trainer.args.world_size,
-        to_stage=trainer.args.zero_stage,
+        before=before,
+        now=now,
         bytes=sum(count for count, _ in reports),
         seconds=round(max(seconds for _, seconds in reports), 4),
-        from_deepspeed=checkpoint.manifest.deepspeed,
-        to_deepspeed=trainer.is_deepspeed_enabled,
     )
 
 
 def _foreign_source(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> Source | None:
     """What the checkpoint holds; None when these processes can load it as it is. Ranks: any."""
-    manifest, args = checkpoint.manifest, trainer.args
-    if manifest.zero_stage == args.zero_stage == 0:
-        return None  # whole on every rank, however many there are
-    if manifest.zero_stage == 0:
-        return _torch_source(trainer, checkpoint)
-    same = (manifest.world_size, manifest.zero_stage) == (args.world_size, args.zero_stage)
+    before, now = checkpoint.manifest.parallel_layout, trainer.args.parallel_layout
+    if not before.is_sharded:
+        # Unsharded here, too, it is whole on every rank, however many there are.
+        return _torch_source(trainer, checkpoint) if now.is_sharded else None
+    same = before == now
     try:
         source = zero_source(checkpoint.path)
         if source is None:
