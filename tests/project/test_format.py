@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from keepstep.policy.batch import Batch, Dealt
-from keepstep.policy.manifest import FORMAT_VERSION, FileEntry, Manifest
+from keepstep.policy.manifest import BOUNDS, FORMAT_VERSION, MOST, FileEntry, Manifest
 from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.retention import Policy
 from keepstep.publish.remote import Target
@@ -78,6 +78,20 @@ def test_the_manifest() -> None:
     in_code = fields_of(Manifest) | {"format_version": ("integer", "yes")}
     assert specified == in_code
     assert f"manifest format **{FORMAT_VERSION}**" in TEXT
+
+
+def test_ranges() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| ([\d^]+) \|$", TEXT, re.M)
+    specified = {name: (int(low), power(high)) for name, low, high in rows}
+    assert specified == {name: (low, high) for name, (low, high) in BOUNDS.items()}
+    most = re.search(r"at most ([\d^]+) files", TEXT)
+    assert most
+    assert power(most[1]) == MOST
+
+
+def power(text: str) -> int:
+    base, _, exponent = text.partition("^")
+    return int(base) ** int(exponent or 1)
 
 
 @pytest.mark.parametrize(("specified", "kind"), [(ENTRY, FileEntry), (DEALT, Dealt)])
