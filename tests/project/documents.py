@@ -64,13 +64,22 @@ def without_code(text: str) -> str:
 
 
 def commands() -> list[list[str]]:
-    """Every command of the shell blocks, in words."""
-    return [
-        words
-        for block in blocks("bash")
-        for line in block.text.replace("\\\n", " ").splitlines()
-        if (words := shlex.split(line, comments=True))
-    ]
+    """Every command of the shell blocks, and behind `$ ` in what terminals show; in words."""
+    lines = [line for block in blocks("bash") for line in joined(block.text)]
+    for block in blocks(""):
+        lines += [line[2:] for line in joined(block.text) if line.startswith("$ ")]
+    found = [shlex.split(line, comments=True) for line in lines]
+    return [words for words in map(_without_variables, found) if words]
+
+
+def joined(text: str) -> list[str]:
+    return text.replace("\\\n", " ").splitlines()
+
+
+def _without_variables(words: list[str]) -> list[str]:
+    while words and re.match(r"[A-Z_]+=", words[0]):
+        words = words[1:]
+    return words
 
 
 def anchors(path: Path) -> set[str]:

@@ -9,13 +9,14 @@ import subprocess
 
 import pytest
 import typer
+import yaml
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
 from keepstep.cli.main import app
 from keepstep.recipe.parse import RecipeParser
 from tests.helpers.ranks import ROOT
-from tests.project.documents import DOCUMENTS, anchors, blocks, commands, text_of
+from tests.project.documents import DOCUMENTS, Block, anchors, blocks, commands, text_of
 
 FIELDS = {action.dest for action in RecipeParser()._actions}
 KEEPSTEP = typer.main.get_command(app)
@@ -61,8 +62,9 @@ def test_command(words: list[str]) -> None:
     elif program == "python":
         if rest[0] == "-m":
             assert importlib.util.find_spec(rest[1])
-        else:
-            assert rest[0].endswith(".py")
+        elif rest[0] != "script.py":  # a person's own
+            text = (ROOT / rest[0]).read_text()
+            assert [w for w in rest if w.startswith("--") and f'"{w}"' not in text] == []
     elif program == "accelerate":
         assert rest[0] == "launch"
         asked = launch_command_parser().parse_args(rest[1:])
@@ -81,6 +83,12 @@ def test_every_shell_block_is_bash() -> None:
     for block in blocks("bash"):
         done = subprocess.run(["bash", "-n"], input=block.text, text=True, capture_output=True)
         assert done.returncode == 0, f"{block}: {done.stderr}"
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_every_recipe_is_one(block: Block) -> None:
+    """Its fields, at least: a part of a recipe is one."""
+    assert sorted(yaml.safe_load(block.text).keys() - FIELDS) == []
 
 
 def test_every_code_is_explained() -> None:
