@@ -216,10 +216,26 @@ def reading_path(before: str) -> Iterator[str]:
             yield known[0]
 
 
+def hooks() -> Iterator[str]:
+    """The table of what keepstep relies on in other libraries, library by library."""
+    from keepstep.trainer.upstream import HOOKS, TESTED
+
+    for library in dict.fromkeys(hook.library for hook in HOOKS):
+        yield from (f"### {library} ({TESTED[library]} is tested)", "")
+        yield from ("| where | what | how | why |", "|---|---|---|---|")
+        for hook in HOOKS:
+            if hook.library == library:
+                what = f"{hook.name}{hook.signature if hook.parameters else ''}"
+                place = hook.owner.removeprefix(f"{library}.")
+                yield f"| `{place}` | `{what}` | {hook.kind} | {hook.why} |"
+        yield ""
+
+
 PARTS: Mapping[str, Callable[[str], Iterator[str]]] = {
     "fields": lambda before: fields(),
     "commands": lambda before: commands(),
     "reading-path": reading_path,
+    "hooks": lambda before: hooks(),
 }
 
 

@@ -21,8 +21,8 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is lazy
 from huggingface_hub.utils._http import default_client_factory
-from huggingface_hub.utils._validators import validate_repo_id
 from tenacity import (
     Retrying,
     retry_if_exception,

@@ -32,6 +32,7 @@ from keepstep.trainer.rows_mixin import RowsMixin
 from keepstep.trainer.saving import Saving
 from keepstep.trainer.saving_mixin import SavingMixin
 from keepstep.trainer.state import Contents
+from keepstep.trainer.upstream_check import check
 
 
 class CheckpointMixin(RowsMixin, EvaluationMixin, SavingMixin, DescriptionMixin, ResumeMixin):
@@ -49,6 +50,11 @@ class CheckpointMixin(RowsMixin, EvaluationMixin, SavingMixin, DescriptionMixin,
         sources, counts: `training` and `evaluation`: where the rows come from, and what became of
             them when they were made into tokens.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Whether the Trainer that is extended, and all else of other libraries, is as known."""
+        super().__init_subclass__(**kwargs)
+        check(cls, CheckpointMixin)
 
     def __init__(
         self,

@@ -1,0 +1,195 @@
+"""The table of foreign hooks is whole, and what does not fit it is refused when a class is made."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from transformers import Trainer
+from trl import DPOTrainer, RewardTrainer, SFTTrainer
+
+from keepstep.sharding.deepspeed_engine import SnapshotCheckpointEngine
+from keepstep.trainer import upstream_check
+from keepstep.trainer.mixin import CheckpointMixin
+from keepstep.trainer.sft import KeepstepTrainer
+from keepstep.trainer.upstream import DEEPSPEED_FILES, HOOKS, SFT_TRAINER, TESTED, TRAINER, Hook
+from keepstep.trainer.upstream_check import UpstreamError, foreign_fault, foreign_faults, resolve
+from tests.helpers.ranks import ROOT
+
+# Private names that are no library's of the table: Python's own, and what no code relies on.
+OTHERS = {
+    "_actions": "argparse",
+    "_exit": "os",
+    "_attn_implementation": "read for a message",
+    "_VALID_DICT_FIELDS": "of transformers' TrainingArguments: a recipe's test fails without",
+}
+
+
+@pytest.fixture(autouse=True)
+def compared_anew() -> Iterator[None]:
+    foreign_faults.cache_clear()
+    yield
+    foreign_faults.cache_clear()
+
+
+def names(owner: str, *kinds: str) -> set[str]:
+    return {hook.name for hook in HOOKS if hook.owner == owner and hook.kind in kinds}
+
+
+def overridden_by(ours: list[type], base: type) -> set[str]:
+    """What these classes have that `base` has, too."""
+    inherited = {name for kind in base.__mro__[:-1] for name in vars(kind)}
+    found = {name for kind in ours for name in vars(kind)} & inherited
+    found -= {"_abc_impl"}  # of Python's abstract classes
+    return {name for name in found if not name.startswith("__") or name == "__init__"}
+
+
+def test_every_override_is_in_the_table_and_the_reverse() -> None:
+    mixins = [k for k in CheckpointMixin.__mro__ if k.__module__.startswith("keepstep.")]
+    assert overridden_by(mixins, Trainer) == names(TRAINER, "overridden")
+    sft = overridden_by([KeepstepTrainer], SFTTrainer) - names(TRAINER, "overridden")
+    assert sft == names(SFT_TRAINER, "overridden")
+    base = resolve(DEEPSPEED_FILES)
+    engine = overridden_by([SnapshotCheckpointEngine], base) - {"__init__"}
+    assert engine == names(DEEPSPEED_FILES, "overridden")
+
+
+def private_names() -> dict[str, str]:
+    """Private names that keepstep's code uses and does not define → where."""
+    used, own = {}, set()
+    for path in sorted((ROOT / "src/keepstep").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                own.add(node.id)
+            elif isinstance(node, ast.ImportFrom) and not str(node.module).startswith("keepstep"):
+                used |= {alias.name: f"{path.name}:{node.lineno}" for alias in node.names}
+            elif isinstance(node, ast.Attribute):
+                used.setdefault(node.attr, f"{path.name}:{node.lineno}")
+                if isinstance(node.ctx, ast.Store) and getattr(node.value, "id", "") == "self":
+                    own.add(node.attr)
+    private = {n: place for n, place in used.items() if n.startswith("_") and n[1] != "_"}
+    return {name: place for name, place in private.items() if name not in own}
+
+
+def private_modules() -> set[str]:
+    """`module.name` of what is imported from private modules of other libraries."""
+    found = set()
+    for path in sorted((ROOT / "src/keepstep").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = str(getattr(node, "module", ""))
+            private = any(part.startswith("_") for part in module.strip("_").split("."))
+            if isinstance(node, ast.ImportFrom) and private:
+                found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_private_name_of_a_library_is_in_the_table() -> None:
+    known = {hook.name for hook in HOOKS} | OTHERS.keys()
+    assert {n: where for n, where in private_names().items() if n not in known} == {}
+    assert private_modules() <= {f"{hook.owner}.{hook.name}" for hook in HOOKS}
+    assert OTHERS.keys() <= private_names().keys()
+
+
+def test_the_table_fits_what_is_installed() -> None:
+    for trainer in (KeepstepTrainer, *made()):
+        upstream_check.check(trainer, CheckpointMixin)
+
+
+def made() -> list[type]:
+    """Two lines each."""
+
+    class OfTransformers(CheckpointMixin, Trainer): ...
+
+    class OfPreferences(CheckpointMixin, DPOTrainer): ...
+
+    class OfRewards(CheckpointMixin, RewardTrainer): ...
+
+    return [OfTransformers, OfPreferences, OfRewards]
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: f"{hook.owner}.{hook.name}")
+def test_every_row_can_fail(hook: Hook) -> None:
+    """What has been renamed, or has got another first parameter, is found missing."""
+    assert foreign_fault(hook) is None
+    assert foreign_fault(replace(hook, name=f"{hook.name}_of_old")) is not None
+    assert foreign_fault(replace(hook, owner=f"{hook.owner}_of_old")) is not None
+    if hook.parameters:
+        shifted = replace(hook, parameters=("and_more", *hook.parameters))
+        assert "found (" in str(foreign_fault(shifted))
+
+
+def test_pinned_versions_are_the_tested_ones() -> None:
+    pins = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]]
+    assert {name: version for name, version in pins if name in TESTED} == TESTED
+    assert {hook.library for hook in HOOKS} <= TESTED.keys()
+
+
+def refusal() -> str:
+    with pytest.raises(UpstreamError) as refused:
+        made()
+    assert isinstance(refused.value, ImportError)
+    return str(refused.value)
+
+
+def test_a_renamed_method_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "_keep_checkpoint", Trainer._save_checkpoint, raising=False)
+    monkeypatch.delattr(Trainer, "_save_checkpoint")
+    told = refusal()
+    assert "  transformers 5" in told
+    assert "transformers.Trainer._save_checkpoint: expected (model, trial, …), to override" in told
+    assert "found nothing of that name" in told
+    assert f"Hint: these are tested: pip install transformers=={TESTED['transformers']}" in told
+
+
+def test_a_method_that_nothing_calls_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old name may stay behind for those who call it; an override of it has no effect."""
+
+    def other(self: Any, *args: Any, **kwargs: Any) -> None:
+        self._keep_checkpoint()
+
+    monkeypatch.setattr(Trainer, "_maybe_log_save_evaluate", other)
+    told = refusal()
+    assert "Trainer._save_checkpoint: expected that the library calls it; nothing in it" in told
+
+
+def test_other_parameters_of_a_subclass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL's own version of a method counts, too."""
+
+    def other(self: Any, trial: Any, model: Any) -> None: ...
+
+    monkeypatch.setattr(DPOTrainer, "_save_checkpoint", other, raising=False)
+    told = refusal()
+    assert "  trl 1" in told
+    assert "DPOTrainer._save_checkpoint: expected (model, trial, …); found (trial, model)" in told
+
+
+def test_a_renamed_part_of_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(DeepSpeedZeroOptimizer, "update_lp_params")
+    told = refusal()
+    assert "  deepspeed 0" in told
+    assert "DeepSpeedZeroOptimizer.update_lp_params: expected (…); found nothing" in told
+
+
+def test_a_mixin_behind_the_trainer() -> None:
+    """Then the Trainer's own methods win, and nothing of keepstep's is called."""
+    with pytest.raises(UpstreamError, match=r"expected: class Late\(CheckpointMixin, DPOTrainer\)"):
+
+        class Late(DPOTrainer, CheckpointMixin): ...
+
+
+def test_a_person_may_override_as_well() -> None:
+    class Mine(CheckpointMixin, SFTTrainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            return super().compute_loss(*args, **kwargs)
+
+    class Again(Mine):
+        def log(self, logs: dict[str, float], *args: Any) -> None:
+            super().log(logs, *args)
+
+    assert Again.log is not CheckpointMixin.log
