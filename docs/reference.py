@@ -231,11 +231,20 @@ def hooks() -> Iterator[str]:
         yield ""
 
 
+def save_states() -> Iterator[str]:
+    """The states of a save: a picture, and what each means."""
+    from keepstep.policy.save_states import SaveState, picture
+
+    yield from ("```mermaid", *picture(), "```", "", "| state | meaning |", "|---|---|")
+    yield from (f"| {state.name} | {cell(state.value)} |" for state in SaveState)
+
+
 PARTS: Mapping[str, Callable[[str], Iterator[str]]] = {
     "fields": lambda before: fields(),
     "commands": lambda before: commands(),
     "reading-path": reading_path,
     "hooks": lambda before: hooks(),
+    "save-states": lambda before: save_states(),
 }
 
 

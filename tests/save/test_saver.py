@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from keepstep.policy.retention import Policy
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from keepstep.save.failure import SaveError
+from keepstep.save.in_flight import Flight
 from keepstep.save.manager import CheckpointManager, Resume
-from keepstep.save.rank_part import Part
+from keepstep.save.rank_part import Part, Report
 from tests.helpers.folders import manifest
 
 
@@ -101,6 +103,35 @@ def test_a_commit_that_is_slow_is_not_said_to_have_failed(
     while (saved := manager.saver.settle()) is None:
         pass
     assert saved.checkpoint.step == 2
+    save(manager, 3)
+    assert manager.saver.settle() is not None
+
+
+def test_a_save_that_was_said_to_have_failed_is_not_committed_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rank has reported, and the time-out passes just before the commit."""
+    manager = begin(tmp_path, Disk(), timeout=1.0)
+    go_on, gather = threading.Event(), Flight._gather
+
+    def late(flight: Flight) -> list[Report]:
+        reports = gather(flight)
+        go_on.wait(20)
+        return reports
+
+    monkeypatch.setattr(Flight, "_gather", late)
+    save(manager, 2)
+    with pytest.raises(SaveError, match="checkpoint-2 was not saved: rank 0: its writer is stuck"):
+        manager.saver.settle()
+    assert manager.saver.in_flight, "its writer is still at work"
+    with pytest.raises(SaveError, match="the one of step 2 is not done"):
+        save(manager, 3)
+    go_on.set()
+    deadline = time.monotonic() + 20
+    while manager.saver.in_flight and time.monotonic() < deadline:
+        assert manager.saver.settle() is None, "it is told once"
+    assert not manager.saver.in_flight
+    assert [c.step for c in RunFolder(tmp_path).checkpoints()] == [1]
     save(manager, 3)
     assert manager.saver.settle() is not None
 

@@ -2,7 +2,8 @@
 
 Every rank's thread writes its part and reports in a file of the staging area. The main process's
 thread waits for all reports, then commits. Training goes on meanwhile; what came of it is collected
-by the main threads, together (`Saver.settle`).
+by the main threads, together (`Saver.settle`). Where a save stands, and what can happen to it
+there, is a table: policy/save_states.py.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from keepstep.policy.manifest import LONGEST_MANIFEST
+from keepstep.policy.save_states import FIRST, SaveEvent, SaveState, transition
 from keepstep.policy.strict import TextError, parse
 from keepstep.run_folder.safe_read import OddFileError, read_text
 from keepstep.run_folder.storage import Storage
@@ -34,13 +36,12 @@ class Flight:
         step: of the checkpoint.
         part: this rank's.
         deadline: `time.monotonic()` by which it must have ended.
+        state: where it stands: on the main process as its threads have brought it there, elsewhere
+            this rank's part, and then what the main process has told.
         written: set once this rank's part is written and reported, or has failed.
         failure: what kept this rank from reporting, None when nothing did.
         saved: the commit, on the main process.
         causes: on the main process, why there is no commit; empty as long as there may be one.
-        committing: on the main process, whether the commit has begun: then it is not cancelled.
-        told: whether what came of it has been collected.
-        failed: whether it was said to have failed.
     """
 
     def __init__(
@@ -49,18 +50,16 @@ class Flight:
         self.step = step
         self.part = part
         self.deadline = time.monotonic() + timeout
+        self.state = FIRST
         self.written = threading.Event()
         self.failure: Cause | None = None
         self.saved: Saved | None = None
         self.causes: list[Cause] = []
-        self.committing = False
-        self.told = self.failed = False
         self._reports = reports
         self._storage = storage
         self._commit: Commit | None = None
         self._world_size = 1
-        self._cancelled = threading.Event()
-        self._decision = threading.Lock()  # to commit, or to cancel
+        self._changed = threading.Condition()  # around the state: to commit, or to give up
         self._thread = threading.Thread(target=self._run, daemon=True, name="keepstep-writer")
 
     def begin(self, world_size: int, commit: Commit | None, background: bool) -> None:
@@ -79,19 +78,18 @@ class Flight:
 
     def finish(self) -> None:
         """Main process: commit when every rank has reported that its part is written."""
-        if self._commit is None or self.saved is not None or self.causes:
+        if self._commit is None or self.state is not SaveState.REPORTED:
             return
         try:
             reports = self._gather()
             failures = [report.error for report in reports if report.error]
-            with self._decision:
-                self.committing = not (failures or self._cancelled.is_set())
-            if self.committing:
+            if failures:
+                self.give_up(failures)
+            elif self._goes_on(SaveEvent.ALL_WRITTEN):
                 self.saved = self._commit(reports)
-            else:
-                self.causes = failures or [self._cause("cancelled")]
+                self._goes_on(SaveEvent.RENAMED)
         except BaseException as error:  # nobody else would hear of it
-            self.causes = [Cause.of(error, self.part.rank)]
+            self.give_up([Cause.of(error, self.part.rank)])
 
     @property
     def running(self) -> bool:
@@ -116,21 +114,61 @@ class Flight:
         if self.running:
             self._thread.join(min(at_most, max(0.0, self.deadline - time.monotonic())))
 
-    def cancel(self) -> None:
-        """Main process: do not commit any more, unless that has begun."""
-        with self._decision:
-            self._cancelled.set()
-        self.wait()
+    def give_up(self, causes: Sequence[Cause]) -> None:
+        """Main process: there will be no commit, unless it has been made."""
+        with self._changed:
+            if not (self.state.is_given_up or self.state.is_terminal):
+                self.state = transition(self.state, SaveEvent.ERROR)
+                self.causes = list(causes)
+                self._changed.notify_all()
+
+    def cancel(self, causes: Sequence[Cause]) -> None:
+        """Main process: the same, unless the commit has begun."""
+        with self._changed:
+            if self.state not in (SaveState.COMMITTING, SaveState.OVERDUE):
+                self.give_up(causes)
+
+    def close(self) -> None:
+        """Main process: the deadline has come. A commit that is under way may still arrive."""
+        with self._changed:
+            if self.running and self.state is SaveState.COMMITTING:
+                self.state = transition(self.state, SaveEvent.SLOW)
+            elif self.running:
+                self.cancel([self._cause(STUCK)])
+
+    def told(self, at_work: bool) -> None:
+        """Main process: the ranks are about to hear that there will be none. `at_work`: whether a
+        writer still is, so that nothing can be removed."""
+        with self._changed:
+            if not at_work:
+                self.state = transition(self.state, SaveEvent.STOPPED)
+            elif self.state is SaveState.FAILING:
+                self.state = transition(self.state, SaveEvent.STUCK)
+
+    def hear(self, state: SaveState) -> None:
+        """The other ranks: where it stands, as the main process has told."""
+        with self._changed:
+            self.state = state
 
     def _run(self) -> None:
         self._write()
         self.finish()
 
+    def _goes_on(self, event: SaveEvent) -> bool:
+        """The thread has got on; returns whether the save goes on, or has been given up."""
+        with self._changed:
+            if self.state.is_given_up:
+                return False
+            self.state = transition(self.state, event)
+            return True
+
     def _write(self) -> None:
         try:
             self.part.copy()
+            self._goes_on(SaveEvent.COPIED)
             self.part.finish()
             self._tell()
+            self._goes_on(SaveEvent.WRITTEN)
         except BaseException as error:  # nobody else would hear of it
             self.failure = Cause.of(error, self.part.rank)
         finally:
@@ -152,10 +190,11 @@ class Flight:
                 number = name.removesuffix(".json")
                 if number.isdecimal() and int(number) not in reports:
                     reports[int(number)] = _read(self._reports / name, int(number))
-            late = time.monotonic() > self.deadline or self._cancelled.is_set()
+            late = time.monotonic() > self.deadline or self.state.is_given_up
             if len(reports) == self._world_size or late:
                 break
-            self._cancelled.wait(pause)
+            with self._changed:
+                self._changed.wait_for(lambda: self.state.is_given_up, pause)
             pause = min(longest, 1.5 * pause)
         for rank in set(range(self._world_size)) - reports.keys():
             reports[rank] = Report(rank, error=Cause(rank, "no report came of its part"))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from keepstep.policy.manifest import FileEntry, Manifest
+from keepstep.policy.save_states import SaveState
 from keepstep.ranks import collectives
 from keepstep.run_folder.keeping import now
 from keepstep.run_folder.ownership import NotOwnerError
@@ -22,7 +23,7 @@ from keepstep.run_folder.reader import Checkpoint
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter, Saved
 from keepstep.save.failure import Cause, SaveError
-from keepstep.save.in_flight import STUCK, Flight
+from keepstep.save.in_flight import Flight
 from keepstep.save.rank_part import Part, Report
 from keepstep.save.shared_file import digest_of_joint
 from keepstep.save.snapshot_memory import Arena, free_host_memory
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Mode = Literal["lazy", "snapshot", "off"]
 MEMORY_SHARE = 0.8  # of the free host memory that snapshots may take; training wants some too
+TOLD = (SaveState.OVERDUE, SaveState.TIMED_OUT)  # what came of it so far has been collected
 LAST_WAIT_SECONDS = 10.0  # for the other ranks' parts, when an attempt ends in an error
 
 
@@ -136,7 +138,8 @@ class Saver:
 
     def has_news(self) -> bool:
         """Whether this rank knows that the save in flight has ended, or should have. Ranks: any."""
-        return self._flight is not None and not self._flight.told and self._flight.ended
+        flight = self._flight
+        return flight is not None and flight.state not in TOLD and flight.ended
 
     def hold(self) -> None:
         """Called before every optimizer step: what is still being copied must not change yet.
@@ -168,17 +171,17 @@ class Saver:
         heard = collectives.gather((flight.failure, not flight.written.is_set()))
         failures = [failure for failure, _ in heard if failure]
         stuck = any(busy for _, busy in heard)
-        saved, causes, busy = self.on_main(
+        state, saved, causes = self.on_main(
             _failed(flight.step),
             lambda writer: _outcome(writer, flight, failures, stuck),
             flight.step,
         )
-        flight.told, known = True, flight.failed
-        flight.failed = flight.failed or bool(causes)
-        if not (stuck or busy):
+        if not collectives.is_main():
+            flight.hear(state)
+        if state.is_terminal:
             self._flight = None
         self._waited = time.perf_counter() - started
-        if causes and not known:
+        if causes:
             raise SaveError(_failed(flight.step), causes, flight.step)
         return saved
 
@@ -252,32 +255,34 @@ def _stage(writer: RunWriter, step: int) -> tuple[Path, Path]:
 
 def _outcome(
     writer: RunWriter, flight: Flight, failures: list[Cause], stuck: bool
-) -> tuple[Saved | None, list[Cause], bool]:
-    """Main process: the commit, or why there is none; and whether its thread is still at work."""
+) -> tuple[SaveState, Saved | None, list[Cause]]:
+    """Main process: where the save stands; the commit; or, once, why there is none."""
+    known = flight.state
     if failures:
-        flight.cancel()
-    elif flight.running:
+        flight.cancel(failures)
+    if flight.running:
         flight.wait()
     else:
         flight.finish()
-    if flight.saved is not None:
-        return flight.saved, [], False
-    if flight.committing and flight.running:
-        if not flight.told:
-            logger.warning("the commit of checkpoint-%s is slow; it may still arrive", flight.step)
-        return None, [], True
-    causes = failures or flight.causes or [Cause(flight.part.rank, STUCK)]
-    if not flight.failed:
-        reason = "; ".join(map(str, causes))
-        writer.record("save_failed", step=flight.step, reason=reason)
-    if not (stuck or flight.running):  # else: when they have come back
+    flight.close()
+    state = flight.state  # its thread may be at work, and bring it on
+    if state is SaveState.OVERDUE and known is not SaveState.OVERDUE:
+        logger.warning("the commit of checkpoint-%s is slow; it may still arrive", flight.step)
+    if not state.is_given_up:
+        return state, flight.saved if state is SaveState.COMMITTED else None, []
+    at_work, causes = stuck or flight.running, []
+    if state is SaveState.FAILING:
+        causes = failures or flight.causes
+        writer.record("save_failed", step=flight.step, reason="; ".join(map(str, causes)))
+    if not at_work:  # else: when they have come back
         try:
             writer.discard(flight.step)
         except NotOwnerError:
             raise
         except OSError as error:
             logger.warning("not all of checkpoint-%s could be removed: %s", flight.step, error)
-    return None, causes, flight.running
+    flight.told(at_work)
+    return flight.state, None, causes
 
 
 def _facts(reports: Sequence[Report]) -> dict[str, Any]:
