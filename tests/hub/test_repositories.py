@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from huggingface_hub import HfApi, ModelCard
 from tenacity import RetryCallState, Retrying, wait_fixed
@@ -327,3 +332,46 @@ def test_what_is_told(peer: HubPeer, made: RunFolder) -> None:
         "  config.json",
         f"{REPO} can be read by everybody: it was made before, and is left as it is",
     ]
+
+
+@pytest.mark.parametrize(
+    ("fault", "flags", "expected"),
+    [
+        ({"do": "status", "status": 503}, [], 75),
+        ({"do": "hang"}, ["--timeout", "8"], 75),
+        ({"do": "status", "status": 403}, [], 2),
+        ({"do": "status", "status": 401}, [], 2),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_hub_that_is_away_is_no_mistake(
+    peer: HubPeer,
+    made: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: dict[str, Any],
+    flags: list[str],
+    expected: int,
+) -> None:
+    """75, as `EX_TEMPFAIL`: the same command may do later. 2: it will not."""
+    peer.fault(**fault, path="^/api/", times=-1)
+    flags = flags or ["--timeout", "20"]
+    done = CliRunner().invoke(app, ["push", str(made.path), "--repo_id", REPO, *flags])
+    assert done.exit_code == expected, done.output
+    assert done.output.startswith("keepstep: not published: ")
+    assert not (made.private / "publish-by-hand").exists()
+
+
+def test_a_push_that_is_interrupted(peer: HubPeer, made: RunFolder) -> None:
+    """Ctrl-C while the Hub says nothing: that is told, and nothing is left at work."""
+    fault = peer.fault("hang", path="^/api/", times=-1)
+    code = "from keepstep.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "push", str(made.path), "--repo_id", REPO]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    wait_for(fault)
+    (pushing,) = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=20)
+    assert process.returncode == 130, told
+    assert told == "keepstep: interrupted: one commit is sent, which is there whole or not at all\n"
+    assert not pushing.is_running()
+    assert not (made.private / "publish-by-hand").exists()

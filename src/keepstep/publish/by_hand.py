@@ -26,7 +26,15 @@ LOCK_SECONDS = 1.0
 
 
 class PushFailedError(KeepstepError):
-    """The push has failed: what happened, and what to do."""
+    """The push has failed: what happened, and what to do.
+
+    Attributes:
+        may_pass: the same again may do, later: the Hub has not answered, say.
+    """
+
+    def __init__(self, text: str, may_pass: bool = False) -> None:
+        super().__init__(text)
+        self.may_pass = may_pass
 
 
 def push_best(
@@ -74,7 +82,8 @@ def _alone(run: RunFolder, storage: Storage) -> Iterator[None]:
     with storage.locked(run.private / "push.lock", LOCK_SECONDS) as alone:
         # (A file system without locks says so at once.)
         if not alone and time.monotonic() - began >= LOCK_SECONDS:
-            raise PushFailedError(f"another `keepstep push {run.path}` is at work: wait for it")
+            told = f"another `keepstep push {run.path}` is at work: wait for it"
+            raise PushFailedError(told, may_pass=True)
         yield
 
 
@@ -140,7 +149,7 @@ def _target(run: RunFolder, repo_id: str | None, private: bool | None) -> Target
 
 def _told(answer: dict[str, Any], target: Target, best: Checkpoint) -> list[str]:
     if "error" in answer:
-        raise PushFailedError(f"not published: {answer['error']}")
+        raise PushFailedError(f"not published: {answer['error']}", answer.get("fatal") is False)
     if answer["outcome"] == "would publish":
         what = "public" if target.private is False else "private"
         if not target.private:

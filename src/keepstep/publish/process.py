@@ -85,7 +85,8 @@ class Push:
             answer: dict[str, Any] = json.loads(lines[-1])
             return answer
         if late:
-            return {"error": f"the Hub did not answer to the end within {self._timeout:.0f} s"}
+            told = f"the Hub did not answer to the end within {self._timeout:.0f} s"
+            return {"error": told, "fatal": False}
         return {"error": f"the push ended with exit status {self._process.returncode}"}
 
 
