@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from keepstep.cli.common import JsonOption, above_zero, app, console, fail
+from keepstep.cli.common import JsonOption, above_zero, app, console, examples, fail
 from keepstep.cli.rows import CheckReport, Estimate, EstimateRow
 from keepstep.cli.tables import step_seconds
 from keepstep.output import log_filters
@@ -23,12 +23,22 @@ if TYPE_CHECKING:
 
 LEAVE_NO_SIZE = {"run", "model", "adapter", "size", "launch"}  # errors without which none is known
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE [--field value ...]")]
+RecipeArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE [--field value ...]", help="A recipe, and fields of it with other values."
+    ),
+]
 Processes = Annotated[
-    int, typer.Option("--num_processes", min=1, help="In all, as for the launcher.")
+    int,
+    typer.Option("--num_processes", min=1, help="The number of processes of the launch, in all."),
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config_file", help="The accelerate config of the launch.")
+    Path | None,
+    typer.Option(
+        "--config_file",
+        help="The accelerate config of the launch; without it the launch is not looked at.",
+    ),
 ]
 
 
@@ -45,7 +55,10 @@ class Seen:
         return [f"{name} {item}" for name, items in lists.items() for item in items]
 
 
-@app.command(context_settings=PASS_ON)
+@app.command(
+    context_settings=PASS_ON,
+    epilog=examples("keepstep check recipe.yaml --num_processes 8 --learning_rate 1e-4"),
+)
 def check(
     context: typer.Context,
     recipe: RecipeArgument,
@@ -53,11 +66,15 @@ def check(
     config_file: ConfigFile = None,
     walltime: Annotated[
         float | None,
-        typer.Option(help="Seconds that a batch job would have.", callback=above_zero),
+        typer.Option(
+            "--walltime",
+            help="The seconds that a batch job would have; warns if it could not save in time.",
+            callback=above_zero,
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is wrong with a recipe, without launching it; exit status 2 when anything is."""
+    """Look for mistakes in a recipe without launching it; exit status 2 says there are some."""
     log_filters.silence()
     from keepstep.recipe.config import ConfigError  # torch and TRL: seconds to import
 
@@ -90,14 +107,17 @@ def check(
     raise typer.Exit(2 if errors else 0)
 
 
-@app.command(context_settings=PASS_ON)
+@app.command(
+    context_settings=PASS_ON,
+    epilog=examples("keepstep estimate recipe.yaml --num_processes 8"),
+)
 def estimate(
     context: typer.Context,
     recipe: RecipeArgument,
     num_processes: Processes = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Memory per device, and what checkpoints take, under every strategy."""
+    """Estimate memory for each device, and what checkpoints take, under every strategy."""
     log_filters.silence()
     from keepstep.preflight import estimate as sizes
     from keepstep.preflight.probes import disk_speed

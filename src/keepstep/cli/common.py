@@ -16,13 +16,22 @@ from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.policy.selection import SelectionError
 from keepstep.run_folder.reader import Checkpoint, RunFolder, run_that_would_prune
 
+INTERRUPTED = 130  # as shells say it of SIGINT
+SPELLING = {"token_normalize_func": lambda name: name.replace("-", "_")}
+
 
 class Commands(TyperGroup):
     """What no command can go on without is told in a sentence, not in a traceback."""
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """With dashes or underscores, as the options."""
+        return super().get_command(ctx, cmd_name.replace("_", "-"))
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            fail("interrupted", status=INTERRUPTED)
         except BrokenPipeError:  # nobody reads on: click knows
             raise
         except SelectionError as error:
@@ -33,16 +42,26 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(
-    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    cls=Commands,
+    context_settings=SPELLING,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 console = Terminal()
 if not console.is_terminal:
     console.width = 200  # a file or a pipe has no right margin
 
 HINT = "    Hint: move it away; what is written there must lie beside the checkpoints."
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (output_dir).")]
-StepArgument = Annotated[int, typer.Argument(metavar="STEP", help="The checkpoint's step.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The run folder (output_dir) of a run.")
+]
+StepArgument = Annotated[
+    int, typer.Argument(metavar="STEP", help="The step of the checkpoint, as `keepstep ls` has it.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON for programs, as docs/json.md describes it.")
+]
 
 
 def examples(*commands: str) -> str:
@@ -71,11 +90,11 @@ def above_zero(value: float | None) -> float | None:
     return value
 
 
-def fail(message: str, *more: str) -> NoReturn:
-    """End with status 2, and these lines."""
+def fail(message: str, *more: str, status: int = 2) -> NoReturn:
+    """End with this exit status, and these lines."""
     for line in (f"keepstep: {message}", *more):
         console.tell(line)
-    raise typer.Exit(2)
+    raise typer.Exit(status)
 
 
 def run_folder(path: Path) -> RunFolder:

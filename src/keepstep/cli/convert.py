@@ -8,9 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from keepstep.cli.common import (
+    INTERRUPTED,
     RunArgument,
     app,
     console,
+    examples,
     fail,
     folder_at,
     not_of_a_run,
@@ -25,24 +27,43 @@ from keepstep.policy.strict import TextError, parse
 from keepstep.run_folder.reader import RunFolder
 
 LONGEST_PUSH = 1e7  # seconds
+TRY_LATER = 75  # EX_TEMPFAIL
 CARD_HINT = """    Hint: as in --card '{"license": "apache-2.0"}'"""
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "keepstep export runs/mine/best --to out/model",
+        "keepstep export runs/mine/checkpoint-500 --to out/merged --merge_adapter --dtype bf16",
+    )
+)
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint-N, RUN/best, or RUN/latest.")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A checkpoint-N of a run, RUN/best or RUN/latest."
+        ),
     ],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new folder.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="A folder that does not exist yet.")
+    ],
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="bf16, fp16 or fp32; else as the weights are.")
+        str | None,
+        typer.Option(
+            "--dtype", help="The precision: bf16, fp16 or fp32; without it the weights keep theirs."
+        ),
     ] = None,
-    max_shard_size: Annotated[str, typer.Option("--max_shard_size", help="Of one file.")] = "5GB",
+    max_shard_size: Annotated[
+        str, typer.Option("--max_shard_size", help="The largest size of one file of weights.")
+    ] = "5GB",
     merge_adapter: Annotated[
-        bool, typer.Option("--merge_adapter", help="The base model with the adapter in it.")
+        bool,
+        typer.Option(
+            "--merge_adapter", help="Write the base model with the adapter merged into it."
+        ),
     ] = False,
 ) -> None:
-    """Write a checkpoint's weights for inference: what `from_pretrained` reads, and no more."""
+    """Write the weights of a checkpoint for inference, as `from_pretrained` reads them."""
     from keepstep.convert.export import PRECISIONS, ExportError  # torch: seconds to import
     from keepstep.convert.export import export as write_out
 
@@ -63,29 +84,48 @@ def export(
     )
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "keepstep push runs/mine --repo_id owner/name --dry_run",
+        "keepstep push runs/mine --repo_id owner/name --private",
+    )
+)
 def push(
     run: RunArgument,
     repo_id: Annotated[
-        str | None, typer.Option("--repo_id", help="owner/name; else the recipe's hub_model_id.")
+        str | None,
+        typer.Option(
+            "--repo_id", help="The repository, as owner/name; without it the recipe's hub_model_id."
+        ),
     ] = None,
     private: Annotated[
         bool | None,
-        typer.Option("--private/--public", help="Of a new repository; else as the run was told."),
+        typer.Option(
+            "--private/--public",
+            help="Who may see a new repository; without it what the recipe says.",
+        ),
     ] = None,
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Over a model that cannot be compared, or is somebody else's."
+            "--force",
+            help="Publish also over a model that cannot be compared, or is somebody else's.",
         ),
     ] = False,
     card: Annotated[
-        str | None, typer.Option("--card", help="Metadata of the card, as JSON, over the recipe's.")
+        str | None,
+        typer.Option(
+            "--card", help="Metadata of the model card, as JSON; they go over those of the recipe."
+        ),
     ] = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds.")] = 3600.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+    timeout: Annotated[
+        float, typer.Option("--timeout", help="The seconds after which it is given up.")
+    ] = 3600.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry_run", help="Only list what would be sent.")
+    ] = False,
 ) -> None:
-    """Publish the run's best checkpoint on the Hub, unless it, or a better one, is there."""
+    """Publish the best checkpoint of a run on the Hub, unless it, or a better one, is there."""
     from keepstep.publish.by_hand import PushFailedError, push_best
 
     if not 0 < timeout < LONGEST_PUSH:
@@ -102,8 +142,15 @@ def push(
                 dry_run=dry_run,
                 card=asked,
             )
-    except (PushFailedError, OSError, KeyError) as error:
+    except PushFailedError as error:
+        fail(str(error), status=TRY_LATER if error.may_pass else 2)
+    except (OSError, KeyError) as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        fail(
+            "interrupted: one commit is sent, which is there whole or not at all",
+            status=INTERRUPTED,
+        )
     for line in answer:
         console.tell(line)
 
@@ -119,13 +166,27 @@ def _card(text: str | None) -> dict[str, Any]:
     return values
 
 
-@app.command()
+@app.command(
+    epilog=examples("keepstep reshard runs/mine/checkpoint-500 --to runs/eight --num_processes 8")
+)
 def reshard(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint-N.")],
-    into: Annotated[Path, typer.Option("--to", metavar="DIR", help="Another run folder.")],
-    num_processes: Annotated[int, typer.Option("--num_processes", min=1, help="To write for.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint-N of a run.")
+    ],
+    into: Annotated[
+        Path,
+        typer.Option(
+            "--to", metavar="DIR", help="The run folder that it is written to; another one."
+        ),
+    ],
+    num_processes: Annotated[
+        int,
+        typer.Option(
+            "--num_processes", min=1, help="The number of processes that the shards are for."
+        ),
+    ],
 ) -> None:
-    """Write a checkpoint's shards for another number of processes; a resume does so by itself."""
+    """Write the shards of a checkpoint for another number of processes, as a resume does too."""
     from keepstep.policy.batch import BatchError
     from keepstep.sharding.rewrite import reshard as write_for  # torch: seconds to import
     from keepstep.sharding.sources import ReshardError
@@ -141,15 +202,17 @@ def reshard(
     )
 
 
-@app.command()
+@app.command(epilog=examples("keepstep adopt outputs/checkpoint-500 --into runs/new"))
 def adopt(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH", help="A stock Trainer's checkpoint-N, or a universal checkpoint."
+            metavar="PATH", help="A checkpoint-N of the stock Trainer, or a universal checkpoint."
         ),
     ],
-    into: Annotated[Path, typer.Option("--into", metavar="RUN", help="The run folder.")],
+    into: Annotated[
+        Path, typer.Option("--into", metavar="RUN", help="The run folder that it is copied into.")
+    ],
 ) -> None:
     """Copy a checkpoint that keepstep did not write into a run, verify it, and commit it."""
     from keepstep.convert.adopt import AdoptError

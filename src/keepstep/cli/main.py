@@ -21,6 +21,7 @@ from keepstep.cli.common import (
     app,
     checkpoints_at,
     console,
+    examples,
     fail,
     run_folder,
 )
@@ -45,35 +46,49 @@ from keepstep.run_folder.notes import notes_on
 from keepstep.run_folder.storage import Storage
 
 UNPICKLING = ("export", "reshard", "adopt")  # DeepSpeed's shards; push has a process for that
+EXIT_STATUSES = (
+    "Exit statuses:",
+    "0: it is done.",
+    "1: what was looked at is not as it should be, or the disk answered with an error.",
+    "2: the command, its arguments or the recipe are wrong.",
+    "75: `push` has got no answer from the Hub, and may later.",
+    "130: it was interrupted.",
+    "`launch` and `submit` end with the exit status of what they start.",
+)
 LAUNCHING = ("launch", "submit")  # what they start has the environment as it is
 WITHOUT_DIGEST = "its manifest has no digest of its own (an older keepstep)"
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(invoke_without_command=True, epilog="\n\n".join(EXIT_STATUSES))
 def version(
-    show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    show: Annotated[bool, typer.Option("--version", help="Print the version of keepstep.")] = False,
 ) -> None:
-    """Checkpoints of fine-tuning runs: which exist, which is best, are they intact."""
+    """Launch fine-tuning runs that carry on after any end, and look into what they have saved."""
     if show:
         typer.echo(__version__)
         raise typer.Exit
 
 
-@app.command("ls")
+@app.command(
+    "ls",
+    epilog=examples("keepstep ls runs/mine", "keepstep ls runs/mine --verbose --mtbf_hours 12"),
+)
 def list_checkpoints(
     run: RunArgument,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="What each save cost.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show also what each save cost.")
+    ] = False,
     mtbf_hours: Annotated[
         float,
         typer.Option(
             "--mtbf_hours",
-            help="Between failures; for the hint of --verbose.",
+            help="The hours between two failures that the hint of --verbose reckons with.",
             callback=above_zero,
         ),
     ] = 24.0,
     as_json: JsonOption = False,
 ) -> None:
-    """The run's checkpoints: step, metric, size, state, and why each is kept."""
+    """List the checkpoints of a run: step, metric, size, state, and why each is kept."""
     folder = run_folder(run)
     if as_json:
         typer.echo(json.dumps([row.as_dict() for row in checkpoint_rows(folder)], indent=1))
@@ -98,13 +113,18 @@ def list_checkpoints(
         console.table_that_fits(partial(attempt_table, folder))
 
 
-@app.command()
+@app.command(epilog=examples("keepstep verify runs/mine --deep"))
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT")],
-    deep: Annotated[bool, typer.Option(help="Read every byte and compare digests.")] = False,
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or one checkpoint-N of it."),
+    ],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every byte and compare digests.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare files with the manifests; exit status 1 when anything is wrong."""
+    """Compare the files of checkpoints with their manifests; exit status 1 says they differ."""
     folder, checkpoints = checkpoints_at(path)
     faults = {c.path.name: folder.state_of(c, deep) for c in checkpoints}
     odd = folder.odd()
@@ -137,17 +157,28 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(
+    epilog=examples("keepstep which runs/mine", "keepstep which runs/mine best --num_processes 4")
+)
 def which(
     run: RunArgument,
-    request: Annotated[str, typer.Argument(metavar="[auto|latest|best|STEP]")] = "",
+    request: Annotated[
+        str,
+        typer.Argument(
+            metavar="auto|latest|best|STEP", help="What to resume from; without it all three words."
+        ),
+    ] = "",
     num_processes: Annotated[
         int | None,
-        typer.Option("--num_processes", min=1, help="How so many would share a step's rows out."),
+        typer.Option(
+            "--num_processes",
+            min=1,
+            help="Tell also how so many processes share out the rows of a step.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a resume would take, what that choice loses, and why not the other checkpoints."""
+    """Tell what a resume would take, what that loses, and why it takes no other checkpoint."""
     folder = run_folder(run)
     if request not in ("", *WORDS) and not request.isdecimal():
         fail(f"{request!r} is none of {', '.join(WORDS)}, and no step")
@@ -162,15 +193,15 @@ def which(
         raise typer.Exit(1)
 
 
-@app.command("save-now")
+@app.command("save-now", epilog=examples("keepstep save-now runs/mine"))
 def save_now(run: RunArgument) -> None:
-    """Have the attempt that is at work save after the step that it is at."""
+    """Ask the attempt that is at work to save after the step that it is at."""
     _ask(run, "save-now")
 
 
-@app.command()
+@app.command(epilog=examples("keepstep stop runs/mine"))
 def stop(run: RunArgument) -> None:
-    """Have the attempt that is at work save, and end as preempted; a job that is queued ends."""
+    """Ask the attempt that is at work to save and end, to be carried on; a queued job ends."""
     _ask(run, "stop")
 
 
@@ -192,12 +223,14 @@ def _ask(run: Path, request: str) -> None:
     )
 
 
-@app.command()
+@app.command(epilog=examples("keepstep prune runs/mine --dry_run"))
 def prune(
     run: RunArgument,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry_run", help="Only say what would be removed.")
+    ] = False,
 ) -> None:
-    """Apply the run's retention policy now; abandoned branches go as well."""
+    """Remove the checkpoints that the retention policy does not keep, and abandoned branches."""
     folder = run_folder(run)
     policy = folder.policy()
     plan = plan_retention(folder.records(policy.metric), policy, keep_abandoned=False)
@@ -217,9 +250,9 @@ def prune(
         console.tell("nothing to prune")
 
 
-@app.command()
+@app.command(epilog=examples("keepstep pin runs/mine 500"))
 def pin(run: RunArgument, step: StepArgument) -> None:
-    """Keep this checkpoint whatever the policy says."""
+    """Keep a checkpoint whatever the retention policy says."""
     folder = run_folder(run)
     if step not in {c.step for c in folder.checkpoints()}:
         fail(f"{run} has no checkpoint-{step}")
@@ -227,9 +260,9 @@ def pin(run: RunArgument, step: StepArgument) -> None:
     console.tell(f"checkpoint-{step} is pinned: nothing prunes it before `keepstep unpin`")
 
 
-@app.command()
+@app.command(epilog=examples("keepstep unpin runs/mine 500"))
 def unpin(run: RunArgument, step: StepArgument) -> None:
-    """Leave this checkpoint to the policy again."""
+    """Leave a checkpoint that was pinned to the retention policy again."""
     folder = run_folder(run)
     if step not in folder.pinned():
         fail(f"checkpoint-{step} is not pinned")

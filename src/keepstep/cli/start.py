@@ -120,7 +120,7 @@ def config(
         for known_name in known:
             console.tell(known_name)
     elif name in known:
-        typer.echo(known[name])
+        console.tell(str(known[name]))
     else:
         with errors_apart():
             fail(f"there is no configuration {name!r}", f"    Hint: one of {', '.join(known)}")

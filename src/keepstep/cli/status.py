@@ -227,7 +227,7 @@ def status(
         value = getattr(found, field)
         if value is None or value in ("", ()):
             raise typer.Exit(1)
-        typer.echo(_text(value))
+        console.tell(_text(value))
     else:
         _tell(run, found)
     if found.faults and not field:
