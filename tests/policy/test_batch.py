@@ -91,6 +91,27 @@ def test_a_full_step_is_dealt_as_accelerate_does() -> None:
     assert course.share(1, 0, Batch(3, 4, 1), 0) == [range(n, n + 3) for n in (12, 15, 18, 21)]
 
 
+@given(rows=st.integers(1, 60), batch=batches, step=st.integers(0, 9))
+def test_weighted_means_of_micro_batches_are_the_mean_of_a_step(
+    rows: int, batch: Batch, step: int
+) -> None:
+    """However many rows each micro-batch has, on however many processes."""
+    course = Course(rows, batch.rows)
+    step %= course.steps_per_epoch
+    cells = batch.accumulation * batch.world_size
+    total, places = 0.0, []
+    for rank in range(batch.world_size):
+        shares = course.share(step, 0, batch, rank)
+        weights = course.weights(step, 0, batch, rank)
+        for share, weight in zip(shares, weights, strict=True):
+            assert (weight == 0) == (not share)
+            total += weight * sum(share) / max(1, len(share)) / cells
+            places += share
+    assert total == pytest.approx(sum(places) / len(places))
+    if len(places) == batch.rows:
+        assert weights == [1.0] * batch.accumulation, "a full step's are left as they are"
+
+
 @given(
     rows=st.integers(1, 60),
     stages=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 9)), min_size=1, max_size=6),

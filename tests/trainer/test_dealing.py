@@ -12,13 +12,15 @@ import pytest
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from accelerate.data_loader import prepare_data_loader
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 from transformers.trainer_pt_utils import BatchRebalanceSampler
+from trl.trainer.utils import RepeatSampler
 
 from keepstep.policy.batch import Batch, Course, Dealt
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer.dealing import (
     IGNORED,
+    RowPlan,
     StepSampler,
     place_in_stream,
     settle_loader,
@@ -76,6 +78,34 @@ def test_a_rank_without_rows_takes_part_and_learns_nothing() -> None:
             assert learned in (micro["input_ids"].flatten().tolist(), [])
             seen += learned
     assert sorted(seen) == rows
+
+
+def test_a_mean_over_rows_counts_each_row_once() -> None:
+    """A classifier's loss, say: over ignored labels alone it would be no number, times nothing."""
+    rows = list(range(10, 17))
+    loader = DataLoader(rows, batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
+    plan = RowPlan(Course(len(rows), 6), Batch(2, 1, 3), 0, 0, 0)
+    means = []
+    for rank in range(3):
+        dealt = plan.dealing(loader, SequentialSampler(rows), rank, sums_labels=False)
+        micro = list(dealt)[1]
+        assert (micro["labels"] != IGNORED).all()
+        means.append(plan.weights(1, rank)[0] * micro["labels"].double().mean().item())
+        assert plan.weights(0, rank) == [1.0]
+    assert sum(means) / 3 == 16
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_trl_s_sampler_goes_on_in_its_epoch(epoch: int) -> None:
+    def sampler() -> RepeatSampler:
+        return RepeatSampler(range(9), mini_repeat_count=2, batch_size=3, repeat_count=2, seed=5)
+
+    straight = sampler()
+    orders = [list(straight) for _ in range(3)]
+    assert orders[0] != orders[2]
+    resumed = DataLoader(range(9), batch_sampler=BatchSampler(sampler(), 12, drop_last=False))
+    tell_epoch(resumed, epoch)
+    assert [row for batch in resumed for row in batch.tolist()] == orders[epoch]
 
 
 class Drawing(torch.utils.data.Dataset):

@@ -178,13 +178,23 @@ class Course:
         Those of a full step lie as in a sampler that deals a micro-batch to each rank in turn; of
         a smaller one every cell gets as many as the next, give or take one, or none.
         """
-        begin = max(0, step * self.per_step + shift)
-        count = max(0, min(self.rows, (step + 1) * self.per_step + shift) - begin)
+        begin, count = max(0, step * self.per_step + shift), self.count(step, shift)
         cells = batch.accumulation * batch.world_size
         numbers = [turn * batch.world_size + rank for turn in range(batch.accumulation)]
         return [
             range(begin + count * n // cells, begin + count * (n + 1) // cells) for n in numbers
         ]
+
+    def count(self, step: int, shift: int) -> int:
+        """How many rows an epoch's step has."""
+        begin = max(0, step * self.per_step + shift)
+        return max(0, min(self.rows, (step + 1) * self.per_step + shift) - begin)
+
+    def weights(self, step: int, shift: int, batch: Batch, rank: int) -> list[float]:
+        """What the mean over each of a rank's micro-batches counts for in the mean over the step's
+        rows: 1 where all have the same number of rows, 0 for one without any."""
+        cells, rows = batch.accumulation * batch.world_size, max(1, self.count(step, shift))
+        return [len(share) * cells / rows for share in self.share(step, shift, batch, rank)]
 
     def _steps(self, rows: int) -> int:
         return rows // self.per_step if self.drop_last else math.ceil(rows / self.per_step)

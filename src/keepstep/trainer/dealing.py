@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
+from trl.trainer.utils import RepeatSampler
 
 from keepstep.policy.batch import Batch, Course, Dealt
 from keepstep.policy.manifest import Manifest
@@ -109,23 +110,36 @@ def tell_epoch(loader: Any, epoch: int) -> None:
     while (loader := getattr(loader, "batch_sampler", None)) is not None:
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(epoch)
+        order = getattr(loader, "sampler", None)
+        if isinstance(order, RepeatSampler) and order.shuffle:
+            settle_order(order, epoch)
+
+
+def settle_order(order: RepeatSampler, epoch: int) -> None:
+    """Have TRL's sampler draw the order of this epoch next (trl 1.16: it draws that of the first
+    one, whatever epoch a run goes on in). Ranks: any, each its own."""
+    order.generator.manual_seed(order.seed)
+    for _ in range(epoch):
+        torch.randperm(order.num_samples, generator=order.generator)
 
 
 class Collate:
     """Collates a micro-batch; for an empty one, a row that nothing is learned from.
 
-    (Every rank has to take part in every forward and backward pass: they are collective.)
+    (Every rank has to take part in every forward and backward pass: they are collective.) Where
+    the loss is a sum over labels, its labels are ignored; where it is a mean, that would be one of
+    nothing, and its weight is 0 (`RowPlan.weights`).
     """
 
-    def __init__(self, collate: Callable[[Any], Any], filler: Any) -> None:
-        self._collate, self._filler = collate, filler
+    def __init__(self, collate: Callable[[Any], Any], filler: Any, sums_labels: bool) -> None:
+        self._collate, self._filler, self._sums_labels = collate, filler, sums_labels
 
     def __call__(self, rows: Sequence[Any]) -> Any:
         if rows:
             return self._collate(rows)
         batch = self._collate([self._filler])
         for name in ("labels", "shift_labels"):
-            if name in batch:
+            if self._sums_labels and name in batch and not batch[name].is_floating_point():
                 batch[name] = torch.full_like(batch[name], IGNORED)
         return batch
 
@@ -169,30 +183,49 @@ class RowPlan:
             return self.samples + (step - self.step) * self.batch.rows
         return self.course.after(self.samples, step - self.step)
 
-    def dealing(self, loader: DataLoader[Any], order: Any, rank: int) -> DataLoader[Any]:
-        """A rank's loader: `loader` with the rows dealt by this plan, in the given order."""
+    def weights(self, step: int, rank: int) -> list[float]:
+        """What the losses of a rank's micro-batches count for, after `step` steps: see
+        `Course.weights`. Empty: all the same."""
+        if self.course is None:
+            return []
+        _, done, shift = self.course.start(self.samples_at(step))
+        return self.course.weights(done, shift, self.batch, rank)
+
+    def dealing(
+        self, loader: DataLoader[Any], order: Any, rank: int, sums_labels: bool
+    ) -> DataLoader[Any]:
+        """A rank's loader: `loader` with the rows dealt by this plan, in the given order.
+
+        Args:
+            sums_labels: whether the loss is a sum over labels (see `Collate`).
+        """
         if self.course is None:
             return loader
         if isinstance(order, LengthGroupedSampler):
             order.batch_size = self.batch.rows  # it orders by a step's rows, whoever has them
         sampler = StepSampler(self.course, self.batch, rank, self.seed, order, self.samples)
-        return step_loader(loader, sampler)
+        return step_loader(loader, sampler, sums_labels)
 
 
-def plan_rows(rows: Any, args: Any, start: Manifest | None) -> RowPlan:
+def plan_rows(rows: Any, args: Any, start: Manifest | None, dealer: str | None = None) -> RowPlan:
     """The plan of an attempt.
 
     Args:
         rows: the training data, as it is trained on (packed, say).
-        args: `KeepstepConfig`.
+        args: with `CheckpointArguments`.
         start: of the checkpoint that the attempt goes on from.
+        dealer: the Trainer that deals the rows itself, None of one that leaves it to this plan.
+
+    Raises:
+        ReshardError: the rows of a step cannot be those that they would have been.
     """
     seed = args.seed if args.data_seed is None else args.data_seed
     course, step, samples = None, start.global_step if start else 0, None
     streamed = not has_length(rows)
-    if not streamed and args.rows_are_dealt:
+    if dealer is None and not streamed and args.rows_are_dealt:
         course = Course(len(rows), args.batch.rows, args.dataloader_drop_last)
     if start is not None:
+        _check_dealer(dealer, Dealt.from_json(start.dealt), args.batch)
         before = Dealt.from_json(start.dealt)
         changed = before is not None and before.batch.rows != args.batch.rows
         if changed and (course is None or args.train_sampling_strategy == "group_by_length"):
@@ -207,6 +240,19 @@ def plan_rows(rows: Any, args: Any, start: Manifest | None) -> RowPlan:
         samples = course.after(0, step) if course else step * args.batch.rows
     passes, done = place_in_stream(start, args.batch) if streamed and start else (0, 0)
     return RowPlan(course, args.batch, seed, step, samples, streamed, passes, done)
+
+
+def _check_dealer(dealer: str | None, before: Dealt | None, batch: Batch) -> None:
+    """
+    Raises:
+        ReshardError: a Trainer that deals the rows itself would deal others.
+    """
+    if dealer is not None and before is not None and before.batch != batch:
+        raise ReshardError(
+            f"{dealer} deals the rows of a step itself: {before.batch} then, {batch} now\n"
+            "    Hint: as many processes, per_device_train_batch_size and "
+            "gradient_accumulation_steps as then"
+        )
 
 
 def place_in_stream(start: Manifest, batch: Batch) -> tuple[int, int]:
@@ -236,12 +282,14 @@ def place_in_stream(start: Manifest, batch: Batch) -> tuple[int, int]:
     return 0, start.global_step
 
 
-def step_loader(loader: DataLoader[Any], sampler: StepSampler) -> RowLoader:
+def step_loader(
+    loader: DataLoader[Any], sampler: StepSampler, sums_labels: bool = True
+) -> RowLoader:
     """`loader` (a map-style one) with its rows dealt by `sampler`. Ranks: any, each its own."""
     return RowLoader(
         loader.dataset,
         batch_sampler=sampler,
-        collate_fn=Collate(loader.collate_fn, loader.dataset[0]),
+        collate_fn=Collate(loader.collate_fn, loader.dataset[0], sums_labels),
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
         worker_init_fn=loader.worker_init_fn,

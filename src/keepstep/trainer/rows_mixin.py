@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import Trainer
 
 from keepstep.policy.batch import Dealt
+from keepstep.policy.manifest import Manifest
 from keepstep.ranks import collectives
-from keepstep.trainer.dealing import Fetched, settle_loader, tell_epoch
+from keepstep.trainer.dealing import Fetched, RowPlan, plan_rows, settle_loader, tell_epoch
 
 
 class RowsMixin(Trainer):
     """Deals the rows of each step by a `RowPlan` (`self.rows`), and goes on where it says.
 
     Overridden (transformers 5.17 to 5.23): `get_train_dataloader`, `get_eval_dataloader`,
-    `get_batch_samples`, `set_initial_training_values`, `_init_training_state`, `_run_epoch`.
+    `get_batch_samples`, `set_initial_training_values`, `_init_training_state`, `_run_epoch`;
+    `training_step` and `compute_loss`: a step's loss is the mean over its rows.
     """
+
+    _weights: Iterator[float] = iter(())  # of the micro-batches of this step that are to come
+    _weight = 1.0  # of the one that is computed
 
     def get_train_dataloader(self) -> Any:
         loader, order = super().get_train_dataloader(), self._get_train_sampler()
         settle_loader(loader, self.rows.seed)
-        return self.rows.dealing(loader, order, collectives.rank())
+        return self.rows.dealing(loader, order, collectives.rank(), self._sums_labels)
+
+    def plan(self, start: Manifest | None) -> RowPlan:
+        """Which rows the steps of an attempt have. Ranks: any; the same everywhere.
+
+        Args:
+            start: of the checkpoint that it goes on from; None for the beginning.
+
+        Raises:
+            ReshardError: see `plan_rows`.
+        """
+        below = type(self).__mro__[type(self).__mro__.index(RowsMixin) + 1 :]
+        dealer = next(kind for kind in below if "get_train_dataloader" in vars(kind))
+        own = None if dealer is Trainer else dealer.__name__
+        return plan_rows(self.train_dataset, self.args, start, own)
+
+    @property
+    def _sums_labels(self) -> bool:
+        """Whether the loss of a micro-batch is a sum over its labels, divided by their number in
+        the whole step; else it is a mean over its rows."""
+        return bool(self.model_accepts_loss_kwargs or self.compute_loss_func is not None)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         loader = super().get_eval_dataloader(*args, **kwargs)
@@ -32,7 +58,20 @@ class RowsMixin(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, *args: Any, **kwargs: Any) -> Any:
         """Each batch is progress: of ranks that wait for each other, one waits for its loader."""
         fetched = Fetched(epoch_iterator, self.every_step.progress)
+        self._weights = iter(self.rows.weights(self.state.global_step, collectives.rank()))
         return super().get_batch_samples(fetched, *args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        self._weight = next(self._weights, 1.0)
+        return super().training_step(*args, **kwargs)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; of an epoch's last step, which may have another number of rows in each
+        micro-batch, so weighted that the mean over these is the mean over the rows."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        summed = self._sums_labels and kwargs.get("num_items_in_batch") is not None
+        weight = 1.0 if summed and self._weight else self._weight  # without rows: 0 in any case
+        return loss if weight == 1.0 or not self.model.training else loss * weight
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
         epochs, per_epoch, *others, max_steps = super().set_initial_training_values(

@@ -145,7 +145,8 @@ class Contents:
 
         def look() -> tuple[dict[str, bytes], Probe | LayoutError]:
             model = self.trainer.model
-            companions = _stored("tokenizer", self.trainer.processing_class)
+            tokenizer = tokenizer_of(self.trainer)
+            companions = {} if tokenizer is None else _stored("tokenizer", tokenizer)
             for what, configuration in _configurations(model):
                 _stored(what, configuration)
             try:
@@ -316,6 +317,14 @@ class Contents:
             if optimizer is None:
                 return None
         return optimizer
+
+
+def tokenizer_of(trainer: Any) -> Any:
+    """What is stored beside the weights, as Trainer chooses it: the tokenizer (or processor) that
+    it was given, or its collator's; None: there is none."""
+    if trainer.processing_class is not None:
+        return trainer.processing_class
+    return getattr(trainer.data_collator, "tokenizer", None)
 
 
 def _configurations(model: Any) -> Iterator[tuple[str, Any]]:

@@ -152,6 +152,7 @@ HOOKS: list[Hook] = [
         ),
         ("get_batch_samples", "epoch_iterator", "each batch is progress for the watchdog"),
         ("training_step", "model inputs", "progress, and whether the loss is finite"),
+        ("compute_loss", "model inputs", "a step's loss is the mean over its rows"),
         (
             "create_scheduler",
             "num_training_steps optimizer",
@@ -167,7 +168,6 @@ HOOKS: list[Hook] = [
             "dataset processing_class args packing formatting_func dataset_name",
             "rows are counted; an error of one rank is everybody's",
         ),
-        ("compute_loss", "model inputs", "a row that fills a place teaches nothing"),
     ),
     *_hooks(
         TRAINER,
