@@ -113,11 +113,10 @@ def measure(arguments: argparse.Namespace) -> None:
 
     from keepstep import train
     from keepstep.output import log_filters
-    from keepstep.policy.selection import Choice
     from keepstep.ranks import collectives
     from keepstep.recipe.config import ConfigError
     from keepstep.recipe.parse import parse_recipe
-    from keepstep.save.manager import CheckpointManager
+    from keepstep.trainer.attempt import CurrentAttempt
     from keepstep.trainer.sft import KeepstepTrainer
 
     log_filters.silence()
@@ -146,9 +145,8 @@ def measure(arguments: argparse.Namespace) -> None:
     inputs, settings, problems = train.gather_inputs(recipe)
     if problems:
         raise ConfigError(problems)
-    training = recipe.training
-    manager = CheckpointManager(str(training.output_dir), training.policy(), mode="lazy")
-    manager.start()
+    recipe.training.async_save = "lazy"
+    attempt = CurrentAttempt(recipe)
 
     class Alternating(KeepstepTrainer):
         """Each save by the next arm; times are kept per arm."""
@@ -283,10 +281,12 @@ def measure(arguments: argparse.Namespace) -> None:
             self.times["raw GB/s"].append(sum(collectives.gather(size)) / slowest / 1e9)
 
     train.KeepstepTrainer = Alternating  # type: ignore[misc]
-    trainer = train.build_trainer(recipe, None, Choice(None), manager, settings, inputs, facts={})
-    trainer.args.save_total_limit = None
-    trainer.train()
-    trainer.finish_arm()
+    with attempt:
+        attempt.begin()
+        attempt.choose(settings)
+        trainer = train.build_trainer(attempt, inputs)
+        trainer.train()
+        trainer.finish_arm()
     peaks = collectives.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
     if collectives.is_main():
         tell(arguments, trainer, max(peaks))

@@ -10,25 +10,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from keepstep.output import log_filters
+from datasets import Dataset
+from peft import LoraConfig
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
-log_filters.silence()
-
-from datasets import Dataset  # noqa: E402
-from peft import LoraConfig  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
-from transformers import (  # noqa: E402
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-    PrinterCallback,
-    set_seed,
-)
-
-from keepstep.recipe.config import KeepstepConfig  # noqa: E402
-from keepstep.save.manager import CheckpointManager, Resume  # noqa: E402
-from keepstep.trainer.reporter import RunReporter, show_library_bars  # noqa: E402
-from keepstep.trainer.sft import KeepstepTrainer  # noqa: E402
+from keepstep import KeepstepConfig, KeepstepTrainer
 
 TRAIN = [
     "A checkpoint is a promise that the work so far is not lost.",
@@ -58,35 +45,29 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end)
 
 
-def make_trainer(run: Path, epochs: int, request: str) -> KeepstepTrainer:
-    """A trainer for the run folder, that goes on from what is asked for."""
-    args = KeepstepConfig(
-        output_dir=str(run),
-        num_train_epochs=epochs,
-        per_device_train_batch_size=2,
-        per_device_eval_batch_size=2,
-        learning_rate=5e-3,
-        max_length=64,
-        eval_steps=2,
-        save_steps=2,
-        save_total_limit=2,
-        logging_steps=2,
-        gradient_checkpointing=False,
-        report_to="none",
-        seed=0,
-    )
-    manager = CheckpointManager(run, args.policy())
-    manager.start()
-    checkpoint, _ = manager.choose(Resume(request))
+def make_trainer(run: Path, epochs: int) -> KeepstepTrainer:
+    """A trainer for the run folder; nothing says yet where it begins."""
     set_seed(0)
     tokenizer = make_tokenizer()
     shape = {"n_positions": 64, "n_embd": 64, "n_layer": 2, "n_head": 2}
     tokens = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
-    trainer = KeepstepTrainer(
+    return KeepstepTrainer(
         model=GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, **tokens)),
-        args=args,
-        manager=manager,
-        start=checkpoint,
+        args=KeepstepConfig(
+            output_dir=str(run),
+            num_train_epochs=epochs,
+            per_device_train_batch_size=2,
+            per_device_eval_batch_size=2,
+            learning_rate=5e-3,
+            max_length=64,
+            eval_steps=2,
+            save_steps=2,
+            save_total_limit=2,
+            logging_steps=2,
+            gradient_checkpointing=False,
+            report_to="none",
+            seed=0,
+        ),
         train_dataset=Dataset.from_dict({"text": TRAIN}),
         eval_dataset=Dataset.from_dict({"text": EVALUATION}),
         processing_class=tokenizer,
@@ -99,9 +80,6 @@ def make_trainer(run: Path, epochs: int, request: str) -> KeepstepTrainer:
             task_type="CAUSAL_LM",
         ),
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(RunReporter(trainer))
-    return trainer
 
 
 def tell(trainer: KeepstepTrainer) -> None:
@@ -115,19 +93,19 @@ def tell(trainer: KeepstepTrainer) -> None:
 def main() -> None:
     run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/checkpoint-demo")
     shutil.rmtree(run, ignore_errors=True)
-    show_library_bars()
 
     print("Two epochs of two steps:")
-    trainer = make_trainer(run, epochs=2, request="auto")
+    trainer = make_trainer(run, epochs=2)
     trainer.train()
     tell(trainer)
 
     print("A new trainer, from the best checkpoint, for one epoch more:")
-    trainer = make_trainer(run, epochs=3, request="best")
+    trainer = make_trainer(run, epochs=3)
+    trainer.train(resume_from_checkpoint="best")
     assert trainer.start is not None
     print(f"resumed at step {trainer.start.step}")
-    trainer.train()
     tell(trainer)
+    sys.exit(trainer.outcome.exit)
 
 
 if __name__ == "__main__":

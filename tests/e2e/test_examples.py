@@ -53,7 +53,7 @@ def test_exactly_the_best_three_when_the_newest_is_among_them(tmp_path: Path) ->
     assert [c.step for c in RunFolder(tmp_path).checkpoints()] == [2000, 2500, 3000]
 
 
-# The lesson as it is, looked at when training begins; and what goes wrong with it.
+# The lesson as it is, looked at when training begins; and what contradicts itself.
 LESSON = """
 import runpy, sys
 from transformers import TrainerCallback
@@ -64,19 +64,22 @@ class Look(TrainerCallback):
         rate = lr_scheduler.get_last_lr()[0]
         print("begins at", state.global_step, len(optimizer.state), lr_scheduler.last_epoch, rate)
 
-def train(self):
+def train(self, resume_from_checkpoint=None):
     self.add_callback(Look)
-    start = self.start
-    mistakes = [(start, True), (start, self.args.output_dir + "/checkpoint-6")]
-    if start:
-        mistakes += [(None, None), (None, str(start.path))]
-    for self.start, given in mistakes:
+    recipe = self.attempt.recipe.training
+    for configured, given in (("never", True), ("best", "latest"), ("4", 2)):
+        recipe.resume_from_checkpoint = configured
         try:
             original(self, resume_from_checkpoint=given)
         except ValueError as error:
             print("refused:", str(error).splitlines()[0])
-    self.start = start
-    return original(self, resume_from_checkpoint=str(start.path) if start else None)
+    recipe.resume_from_checkpoint = "auto"
+    result = original(self, resume_from_checkpoint=resume_from_checkpoint)
+    try:
+        original(self)
+    except RuntimeError as error:
+        print("once:", str(error).splitlines()[0])
+    return result
 
 original, KeepstepTrainer.train = KeepstepTrainer.train, train
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -102,5 +105,6 @@ def test_the_classic_lesson(tmp_path: Path) -> None:
     assert int(entries) == 4  # two layers' two matrices, each with its moments
     assert float(rate) == pytest.approx(0.005 * (4 - int(step)) / 4)  # four steps were planned
     refused = re.findall("refused: (.*)", told)
-    assert len(refused) == 2 + 4
-    assert all("only the state of `start` is restored" in line for line in refused)
+    assert len(refused) == 2 * 3
+    assert all("and the config says" in line for line in refused)
+    assert len(re.findall("once: this trainer has trained already", told)) == 2

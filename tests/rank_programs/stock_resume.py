@@ -19,7 +19,7 @@ def resume(checkpoint: str, argv: list[str]) -> None:
     inputs, _, _ = train.gather_inputs(recipe)
     del inputs["sources"]  # told by keepstep's trainer
     arguments = model.trainer_arguments(recipe.model, recipe.training, None)
-    trainer = SFTTrainer(args=recipe.training, **inputs, **arguments)
+    trainer = SFTTrainer(**inputs, **arguments)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
         for entry in trainer.state.log_history:

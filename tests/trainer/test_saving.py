@@ -71,6 +71,9 @@ class Job:
 
     def store_flos(self) -> None: ...
 
+    def tell_committed(self, checkpoint: Any) -> None:
+        assert checkpoint is self.saving.last_saved.checkpoint  # type: ignore[union-attr]
+
     def save(self, step: int, last: bool = False) -> None:
         self.state.global_step = step
         self.control.should_training_stop = last

@@ -95,7 +95,7 @@ def check_launch(launch: Launch, recipe: Recipe) -> Iterator[Problem]:
     for wanted in [told for told, holds in wants.items() if holds and launch.cpu]:
         yield Problem(f"{wanted} needs GPUs, and this launch is on CPU", code="launch")
     for name in SHARDED_LOADING:
-        if (recipe.training.model_init_kwargs or {}).get(name) is not None:
+        if (getattr(recipe.training, "model_init_kwargs", None) or {}).get(name) is not None:
             yield _refused(
                 f"a model that is shared out as it is loaded (model_init_kwargs: {name})"
             )

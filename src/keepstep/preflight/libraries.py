@@ -20,6 +20,7 @@ from transformers.integrations.integration_utils import (
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.utils import is_bitsandbytes_available, is_liger_kernel_available
 from transformers.utils.chat_template_utils import _compile_jinja_template
+from trl import SFTConfig
 
 from keepstep.recipe.config import KeepstepConfig, Problem, Recipe
 from keepstep.recipe.trajectory import word
@@ -44,6 +45,8 @@ def check_libraries(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _lengths(training: KeepstepConfig) -> Iterator[Problem]:
+    if not isinstance(training, SFTConfig):
+        return
     if training.padding_free and not training.packing and training.max_length is not None:
         told = f"padding_free without packing takes no max_length (it is {training.max_length})"
         yield Problem(told, "packing: true, or max_length: null", "field")
@@ -83,7 +86,7 @@ def _missing(what: str, package: str) -> Problem:
 
 
 def _optimizer(training: KeepstepConfig) -> Iterator[Problem]:
-    if "optimizer" in training._deepspeed_settings:
+    if "optimizer" in training.deepspeed_settings:
         return  # DeepSpeed's own
     try:
         Trainer.get_optimizer_cls_and_kwargs(training)
@@ -95,7 +98,7 @@ def _optimizer(training: KeepstepConfig) -> Iterator[Problem]:
 
 
 def _schedule(training: KeepstepConfig) -> Iterator[Problem]:
-    if "scheduler" in training._deepspeed_settings or not training.learning_rate >= 0:
+    if "scheduler" in training.deepspeed_settings or not training.learning_rate >= 0:
         return
     kwargs: Any = training.lr_scheduler_kwargs
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
@@ -124,7 +127,7 @@ def _schedule(training: KeepstepConfig) -> Iterator[Problem]:
 
 def _template(training: KeepstepConfig) -> Iterator[Problem]:
     """Of a file; a tokenizer on the Hub is looked for when it is needed."""
-    path = training.chat_template_path
+    path = getattr(training, "chat_template_path", None)
     if path is None:
         return
     is_template = path.endswith(TEMPLATES)

@@ -42,7 +42,7 @@ def check_numbers(recipe: Recipe) -> Iterator[Problem]:
         (NOT_BELOW_ZERO, 0, "is below 0"),
     ):
         for name in names:
-            value = getattr(training, name)
+            value = getattr(training, name, None)  # not every Trainer's config has each
             if value is not None and not value >= low:
                 yield Problem(f"{name}: {value:g} {told}", code="number")
     for name in SHARES:

@@ -65,7 +65,7 @@ def adapted(model: Any, recipe: Recipe) -> Any:
 def _measure(recipe: Recipe) -> Shapes:
     model_recipe, training = recipe.model, recipe.training
     config = configuration_of(recipe)
-    dtype = (training.model_init_kwargs or {}).get("dtype") or model_recipe.dtype
+    dtype = (getattr(training, "model_init_kwargs", None) or {}).get("dtype") or model_recipe.dtype
     if dtype in (None, "auto"):
         dtype = config.dtype or torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -137,6 +137,6 @@ def strategy_of(recipe: Recipe, processes: int | None = None) -> Strategy:
 def step_of(recipe: Recipe) -> Step:
     """What one pass works on, at most."""
     training = recipe.training
-    length = int(training.max_length or 1024)
+    length = int(getattr(training, "max_length", None) or 1024)
     checkpointing = bool(training.gradient_checkpointing)
     return Step(int(training.per_device_train_batch_size), length, checkpointing)

@@ -29,11 +29,22 @@ from keepstep.run_folder.safe_read import is_file
 
 def validate(recipe: Recipe) -> list[Problem]:
     """Every problem that can be seen without loading data or model. Ranks: any."""
-    checks = (
-        *(_run_folder, _model, _data, _stream, check_numbers, _saving, _batch, _launch),
-        *(check_libraries, _secrets, _hub, _versions),
-    )
-    return [problem for check in checks for problem in check(recipe)]
+    return [problem for check in (*NAMED, *CHECKS) for problem in check(recipe)]
+
+
+def validate_given(recipe: Recipe, metrics_of_its_own: bool) -> list[Problem]:
+    """The same of a run whose rows are there already, as objects, and whose model may be.
+
+    Ranks: any.
+
+    Args:
+        recipe: what is known of the run.
+        metrics_of_its_own: an evaluation may give other metrics than SFTTrainer's.
+    """
+    found = [problem for check in CHECKS for problem in check(recipe)]
+    if metrics_of_its_own:
+        found = [problem for problem in found if problem.code != "unknown-metric"]
+    return found
 
 
 def severity_of_hub(recipe: Recipe) -> Literal["error", "warning"]:
@@ -274,3 +285,11 @@ def _versions(recipe: Recipe) -> Iterator[Problem]:
                 "version",
                 "warning",
             )
+
+
+# What a recipe names; and the rest.
+NAMED = (_model, _data)
+CHECKS = (
+    *(_run_folder, _stream, check_numbers, _saving, _batch, _launch),
+    *(check_libraries, _secrets, _hub, _versions),
+)

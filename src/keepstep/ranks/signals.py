@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -24,9 +24,13 @@ def steady() -> float:
 # Ctrl-C reaches a rank from the terminal and again from its launcher: that is one request.
 ONE_REQUEST_SECONDS = 2.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+ENOUGH = 0  # in the place of a signal's number: nothing more is told
 
 _started = time.time(), steady()
 _launcher: int | None = None
+_installed = False  # for as long as this process lives
+_raises = False  # a second SIGINT is an error of this process, which has no peers
+_fresh = True  # nobody has asked yet when this process began its work
 _received: list[tuple[int, float]] = []
 
 
@@ -35,17 +39,53 @@ def install_handlers() -> None:
 
     Call it before the slow imports, in every rank: a signal that comes earlier ends the process.
     """
-    global _started, _launcher
-    _started = time.time(), steady()
+    global _started, _installed
+    _started, _installed = (time.time(), steady()), True
     for number in SIGNALS:
         if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
             continue  # nohup
         signal.signal(number, _handle)
+    _watch_launcher()
+
+
+def _watch_launcher() -> None:
+    """Have the end of torchrun, or of accelerate's like of it, ask for a stop."""
+    global _launcher
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _launcher = os.getppid()
         if is_orphan(_launcher, Path("/proc/1/cmdline").read_bytes()):
             os.kill(os.getpid(), signal.SIGTERM)  # its launcher ended before this line
         die_with_parent(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Within, the first signal asks for a stop, as after `install_handlers()`; afterwards signals
+    do what they did before. Nothing changes where handlers are installed already, and in another
+    thread than the main one, where Python lets nobody install any: there `keepstep stop` is left.
+
+    Ranks: any. A second SIGINT, in a process without peers, is a KeyboardInterrupt.
+    """
+    global _started, _raises, _fresh
+    if _installed or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if not _fresh:  # a notebook's kernel: the time of its first attempt is not that of this one
+        _started = time.time(), steady()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    _fresh, _raises = False, os.environ.get("WORLD_SIZE", "1") == "1"
+    _received.clear()
+    for number in SIGNALS:
+        if number != signal.SIGHUP or before[number] != signal.SIG_IGN:  # nohup
+            signal.signal(number, _handle)
+    _watch_launcher()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        _raises = False
+        _received.clear()
 
 
 def is_orphan(parent: int, init: bytes) -> bool:
@@ -77,30 +117,48 @@ def requested() -> str | None:
     return f"{name} (its launcher is gone)" if _launcher not in (None, os.getppid()) else name
 
 
-def tell_at_once(tell: Callable[[str], object]) -> None:
+def tell_at_once(tell: Callable[[str], object]) -> Callable[[], None]:
     """Have `tell` called with the name of the first signal, in a thread of its own.
 
     At once: the handler waits for the main thread to come back from a long call, as into a
-    collective, and somebody who is in a hurry may kill it there. Ranks: any, the main thread.
+    collective, and somebody who is in a hurry may kill it there. Ranks: any; in another thread than
+    the main one, where Python lets nobody listen, nothing is told.
+
+    Returns: ends it.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
     heard, written = os.pipe()
     os.set_blocking(written, False)
-    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    before = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
     for number, _ in _received[:1]:  # it came earlier
         os.write(written, bytes([number]))
 
     def listen() -> None:
-        while (number := os.read(heard, 1)[0]) not in SIGNALS:
+        while (number := os.read(heard, 1)[0]) not in (*SIGNALS, ENOUGH):
             pass  # a child has ended, say
-        tell(signal.Signals(number).name)
+        if number != ENOUGH:
+            tell(signal.Signals(number).name)
 
-    threading.Thread(target=listen, daemon=True, name="keepstep-signals").start()
+    thread = threading.Thread(target=listen, daemon=True, name="keepstep-signals")
+    thread.start()
+
+    def stop() -> None:
+        signal.set_wakeup_fd(before)
+        os.write(written, bytes([ENOUGH]))
+        thread.join()
+        os.close(written)
+        os.close(heard)
+
+    return stop
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     interrupts = [when for earlier, when in _received if earlier == signal.SIGINT]
     if number == signal.SIGINT and interrupts and now - interrupts[0] > ONE_REQUEST_SECONDS:
+        if _raises:
+            raise KeyboardInterrupt
         with contextlib.suppress(OSError):  # the terminal may be gone
             os.write(2, b"keepstep: a second SIGINT: this rank ends at once\n")
         os._exit(128 + number)  # as safe as SIGKILL; a raised error would meet waiting peers

@@ -317,7 +317,7 @@ class CheckpointArguments(Combined):
 
     def offloaded(self, what: Literal["optimizer", "param"]) -> str:
         """Where DeepSpeed keeps it: `none` (on the device), `cpu`, `nvme`."""
-        zero = self._deepspeed_settings.get("zero_optimization", {})
+        zero = self.deepspeed_settings.get("zero_optimization", {})
         return str((zero.get(f"offload_{what}") or {}).get("device") or "none")
 
     @property
@@ -335,26 +335,13 @@ class CheckpointArguments(Combined):
         per_device, times = self.per_device_train_batch_size, self.gradient_accumulation_steps
         return Batch(per_device, times, self.world_size)
 
-    def take(self, batch: Batch) -> None:
-        """Share out the rows of a step in this way; before a trainer is built."""
-        self.per_device_train_batch_size = batch.per_device
-        self.gradient_accumulation_steps = batch.accumulation
-        settings = self._deepspeed_settings
-        for name, value in (
-            ("train_micro_batch_size_per_gpu", batch.per_device),
-            ("gradient_accumulation_steps", batch.accumulation),
-            ("train_batch_size", batch.rows),
-        ):
-            if isinstance(settings.get(name), int):  # `auto` is filled in by the Trainer
-                settings[name] = value
-
     @property
     def rows_are_dealt(self) -> bool:
         """Whether keepstep deals the rows of a step; else the Trainer's sampler does."""
         return word(self.train_sampling_strategy) != "batch_rebalance"
 
     @property
-    def _deepspeed_settings(self) -> dict[str, Any]:
+    def deepspeed_settings(self) -> dict[str, Any]:
         """DeepSpeed's configuration, the live one; empty without DeepSpeed."""
         return self.deepspeed_plugin.deepspeed_config if self.deepspeed_plugin else {}
 

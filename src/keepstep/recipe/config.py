@@ -58,7 +58,7 @@ class Recipe:
         """A digest of what is asked for, and of whom: the same for attempts that do the same."""
         training = self.training
         asked: dict[str, Any] = {"processes": training.world_size}
-        asked["deepspeed"] = training._deepspeed_settings
+        asked["deepspeed"] = training.deepspeed_settings
         for part in (self.data, training, self.model):
             names = [f.name for f in fields(part) if f.name not in NOT_IN_FINGERPRINT]
             asked |= {name: getattr(part, name, None) for name in names}

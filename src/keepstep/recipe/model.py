@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -130,23 +131,32 @@ def model_arguments(model: ModelConfig, training: KeepstepConfig) -> dict[str, A
 def trainer_arguments(
     model: ModelConfig, training: KeepstepConfig, weights: Path | None = None
 ) -> dict[str, Any]:
-    """The model, quantization and adapter arguments of SFTTrainer.
+    """The arguments of SFTTrainer: its config, model, quantization and adapter.
 
     Args:
         model: the recipe's model fields.
-        training: the recipe's training fields; `model_init_kwargs` is filled in.
+        training: the recipe's training fields; `args` is a copy with `model_init_kwargs`.
         weights: a checkpoint to take the weights (or the adapter) from instead of the base model's.
     """
     arguments = model_arguments(model, training)
     if weights is not None and model.use_peft:
-        training.model_init_kwargs = None
         # Not AutoPeftModelForCausalLM: under ZeRO-3 it takes the sharded embedding for one of
         # another size and resizes it (peft 0.21.2).
         base = AutoModelForCausalLM.from_pretrained(model.model_name_or_path, **arguments)
-        return {"model": PeftModel.from_pretrained(base, weights, is_trainable=True)}
-    training.model_init_kwargs = arguments
+        adapted = PeftModel.from_pretrained(base, weights, is_trainable=True)
+        return {"args": _with_model_arguments(training, None), "model": adapted}
     return {
+        "args": _with_model_arguments(training, arguments),
         "model": str(weights or model.model_name_or_path),
         "quantization_config": get_quantization_config(model),
         "peft_config": get_peft_config(model),
     }
+
+
+def _with_model_arguments(
+    training: KeepstepConfig, arguments: dict[str, Any] | None
+) -> KeepstepConfig:
+    """A copy: the recipe stays as it was asked for."""
+    args = copy.copy(training)
+    args.model_init_kwargs = arguments
+    return args

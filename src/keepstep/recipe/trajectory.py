@@ -121,7 +121,7 @@ def settings(training: Any, model: Any, data: Any) -> dict[str, Any]:
     chosen = {name: plain(values[name]) for name in kept if _matters(name, model)}
     if chosen["data_seed"] == chosen["seed"]:
         chosen["data_seed"] = None
-    if chosen["eval_packing"] is None:
+    if "eval_packing" in chosen and chosen["eval_packing"] is None:
         chosen["eval_packing"] = chosen["packing"]
     return chosen
 

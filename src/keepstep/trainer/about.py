@@ -21,14 +21,14 @@ def describe(recipe: Recipe, license_there: str | None = None) -> dict[str, Any]
     The license is what the recipe asks for, or the base model's own (`license_there`: as the Hub
     has it); it is never made up.
     """
-    base, training = str(recipe.model.model_name_or_path), recipe.training
+    base, training = recipe.model.model_name_or_path, recipe.training
     names = [recipe.data.dataset_name, *(d.path for d in recipe.data.datasets or [])]
-    local = looks_local(base)
+    local = base is not None and looks_local(base)
     return {
         "base_model": None if local else base,
         "datasets": [name for name in names if name and not looks_local(name)],
         "license": training.card_data.get("license")
-        or (_license_in(Path(base).expanduser()) if local else license_there),
+        or (_license_in(Path(str(base)).expanduser()) if local else license_there),
         "precision": training.precision,
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "card": training.card_data,

@@ -51,14 +51,14 @@ class EvaluationMixin(Trainer):
         self.evaluation_due_at = step
         self._load_rng_state(str(self._seen.path) if self._seen else None)
         self._determine_best_metric(self._evaluate(None, None), None)
-        if step >= self.state.max_steps:
-            self.control.should_training_stop = True
         if self.preempted is None:
             self._save_checkpoint(self.model, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._make_up_evaluation()
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True  # Trainer would make one step more
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 

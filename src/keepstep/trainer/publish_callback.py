@@ -50,7 +50,6 @@ class Publishing(TrainerCallback):
         self._trainer: CheckpointedTrainer | None = None
         self._publisher: Publisher | None = None
         self.license: str | None = None
-        recipe.training.push_to_hub = False  # Trainer would push what it finds, whatever is best
 
     def check(self) -> list[Problem]:
         """Before anything is loaded: may we write there? Ranks: any; the main process asks.
@@ -60,8 +59,9 @@ class Publishing(TrainerCallback):
         """
         if self._target is None or offline() or not get_token():  # of which preflight has spoken
             return []
-        base, card = str(self._recipe.model.model_name_or_path), self._args.card_data
-        asked = None if looks_local(base) or card.get("license") else base
+        base, card = self._recipe.model.model_name_or_path, self._args.card_data
+        unknown = base is None or looks_local(base)
+        asked = None if unknown or card.get("license") else base
         answer = check(self._target, card, asked, CHECK_SECONDS)
         fault, name = answer.get("error"), self._target.repo_id
         if fault is not None and not answer.get("fatal"):
@@ -78,7 +78,7 @@ class Publishing(TrainerCallback):
                 )
             return [Problem(f"push_to_hub: {fault}", hint, "hub", severity)]
         self.license = answer["license"]
-        lines = told_of({**answer, "asked": self._target.private}, name, base)
+        lines = told_of({**answer, "asked": self._target.private}, name, str(base))
         return [Problem(line, code="hub", severity="warning") for line in lines]
 
     def start(self, trainer: CheckpointedTrainer) -> None:

@@ -51,10 +51,8 @@ def introduce(
         f"keepstep {__version__}: {args.output_dir}, attempt {trainer.manager.attempt}, "
         f"{args.parallel_layout}, {args.precision}"
     )
-    say(
-        f"{recipe.model.model_name_or_path}: {parameters:,} parameters, "
-        f"{trained:,} trained; {args.batch}"
-    )
+    name = recipe.model.model_name_or_path or type(trainer.model).__name__
+    say(f"{name}: {parameters:,} parameters, {trained:,} trained; {args.batch}")
     tell_rows(trainer)
     for remark in trainer.remarks():
         say(remark)

@@ -9,7 +9,8 @@ from transformers import EarlyStoppingCallback, Trainer, set_seed
 
 from keepstep.policy.evaluations import best_of
 from keepstep.ranks import collectives
-from keepstep.recipe.problems import refused_by_libraries
+from keepstep.recipe.problems import ConfigError, Problem, refused_by_libraries
+from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.listed import only_listed
 from keepstep.sharding.reshard import rng_seed
 from keepstep.trainer.restore import random_numbers, restore, set_random_numbers, settle_gradients
@@ -89,6 +90,24 @@ class ResumeMixin(Trainer):
     def load_weights_as_stock(self, checkpoint: str) -> None:
         """Whole weights, loaded as the Trainer itself loads them. Ranks: any, each for itself."""
         super()._load_from_checkpoint(checkpoint)
+
+    def take_weights(self, checkpoint: Checkpoint) -> None:
+        """Begin with a checkpoint's weights alone. Ranks: all, each for itself.
+
+        Raises:
+            ConfigError: the model is shared out among the ranks already.
+        """
+        if any(hasattr(parameter, "ds_id") for parameter in self.model.parameters()):
+            raise ConfigError(
+                [
+                    Problem(
+                        "resume_weights_only: under ZeRO-3 the model is shared out by now",
+                        f"model={str(checkpoint.path)!r}, and leave resume_weights_only out",
+                        "weights-only",
+                    )
+                ]
+            )
+        self.load_weights_as_stock(str(checkpoint.path))
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None

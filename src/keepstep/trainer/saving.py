@@ -93,6 +93,7 @@ class Saving:
         pacer = self._trainer.every_step.pacer
         if pacer is not None:
             pacer.save_ended(saved.facts)
+        self._trainer.tell_committed(saved.checkpoint)
 
     def finish(self) -> None:
         """Training is over: the last save that was due arrives, or has been tried several times.

@@ -9,6 +9,7 @@ from transformers import Trainer
 
 from keepstep.policy.schedule import saves_at
 from keepstep.ranks import collectives
+from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.writer import Saved
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ class SavingMixin(Trainer):
     - `_prepare_for_training`: a save is rehearsed before the first step.
     - `_finalize_training`: the last save has to arrive before the best is chosen.
     """
+
+    control: Any
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
@@ -46,6 +49,15 @@ class SavingMixin(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.saving.begin()
+
+    def tell_committed(self, checkpoint: Checkpoint) -> None:
+        """Call `on_checkpoint_committed` of every callback that has one. Ranks: all; each its own
+        callbacks, at the same step."""
+        for callback in self.callback_handler.callbacks:
+            told = getattr(callback, "on_checkpoint_committed", None)
+            if told is not None:
+                control = told(self.args, self.state, self.control, checkpoint=checkpoint)
+                self.control = self.control if control is None else control
 
     def hear(self) -> None:
         """Wait for the save in flight, and for what came of it. Ranks: all (collective)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trl import SFTTrainer
@@ -28,6 +28,10 @@ class KeepstepTrainer(CheckpointMixin, SFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._judge_rows()
+
+    def _has_metrics_of_its_own(self, given: Mapping[str, Any]) -> bool:
+        several = isinstance(given.get("eval_dataset"), Mapping)
+        return several or given.get("compute_metrics") is not None
 
     def _prepare_dataset(
         self,

@@ -1,0 +1,227 @@
+"""One attempt: a launch of a run, from its claim to the run folder to how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+from keepstep.errors import KeepstepError
+from keepstep.policy.selection import Choice, NoProgressError, SelectionError, UnreadableError
+from keepstep.preflight.agreement import agree
+from keepstep.preflight.probes import probe
+from keepstep.ranks import collectives, signals
+from keepstep.ranks.console import say_everywhere
+from keepstep.ranks.outcome import (
+    CONFIG_EXIT_STATUS,
+    Outcome,
+    ended,
+    tell_shell_of_beginning,
+)
+from keepstep.ranks.watchdog import Watchdog
+from keepstep.recipe.config import Recipe
+from keepstep.recipe.problems import ConfigError
+from keepstep.run_folder.ownership import NotOwnerError
+from keepstep.run_folder.reader import Checkpoint
+from keepstep.save.manager import CheckpointManager, DriftError, Resume
+from keepstep.sharding.sources import ReshardError
+from keepstep.trainer import about
+from keepstep.trainer.publish_callback import Publishing
+from keepstep.trainer.reporter import farewell
+
+
+class StoppedError(KeepstepError):
+    """Somebody has asked for a stop before training has begun: there is nothing to save."""
+
+
+class CurrentAttempt:
+    """What one launch of a run has: its owner, what it carries on from, its watchdog, its end.
+
+    Used as a context manager: the watchdog watches within, and however the block is left, the run
+    folder says so. In this order:
+
+    1. `check()` (all ranks): may it publish, is the run folder seen by all, is there room?
+    2. `with attempt:` (all ranks): the watchdog begins; signals are heard.
+    3. `begin()` (all ranks): the main process claims the run.
+    4. `choose()` (all ranks): what to carry on from; the main process decides.
+    5. The trainer trains, and sets `outcome` (all ranks).
+    6. At the block's end the main process publishes, and writes down how the attempt ended.
+
+    Attributes:
+        recipe: the run, as it is asked for.
+        manager: its checkpoints.
+        checkpoint, choice: what it carries on from, and why; None before `choose()`.
+        settings: what a resume compares; empty before `choose()`.
+        weights_taken: the model was built with the weights of `checkpoint` (weights alone).
+        outcome: how it ended; None before.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Nothing is changed or claimed yet. Ranks: all."""
+        self.recipe = recipe
+        training = recipe.training
+        self.manager = CheckpointManager(
+            str(training.output_dir),
+            training.policy(),
+            mode=training.save_mode,
+            timeout=training.save_timeout_seconds,
+            min_free=training.min_free,
+        )
+        self.hub = Publishing(recipe)
+        self.watchdog = Watchdog(
+            training.peer_timeout_seconds, training.hang_timeout_seconds, self._give_up
+        )
+        self.checkpoint: Checkpoint | None = None
+        self.choice: Choice | None = None
+        self.settings: dict[str, Any] = {}
+        self.weights_taken = False
+        self.outcome: Outcome | None = None
+        self.is_open = self._begun = False
+        self._signals = contextlib.ExitStack()
+
+    def check(self) -> None:
+        """What only a look at these machines and at the Hub tells. Ranks: all (collective).
+
+        Raises:
+            ConfigError: on every rank: the run could not be saved, or not published.
+        """
+        asked = collectives.on_all("asking the Hub", self.hub.check)
+        agree([*asked, *probe(self.recipe)])
+
+    def __enter__(self) -> Self:
+        self._signals.enter_context(signals.heard())
+        self.is_open = True
+        self.watchdog.start()
+        return self
+
+    def begin(self) -> None:
+        """Claim the run, unless somebody has asked for a stop. Ranks: all (collective).
+
+        Raises:
+            NotOwnerError: another attempt has the run.
+            StoppedError: on every rank, when one of them has received a signal.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        tell_shell_of_beginning()
+        self.manager.start()
+        self._signals.callback(signals.tell_at_once(self.manager.stop_asked))
+        stop_if_asked()
+
+    def choose(self, settings: Mapping[str, Any], request: str | None = None) -> None:
+        """Decide what to carry on from. Ranks: all (collective).
+
+        Args:
+            settings: what determines the trajectory, to be compared with the checkpoint's.
+            request: in the place of the recipe's `resume_from_checkpoint`.
+
+        Raises:
+            SelectionError, DriftError, UnreadableError: see `CheckpointManager.choose`.
+        """
+        self.settings = dict(settings)
+        resume = resume_of(self.recipe, self.settings)
+        if request is not None:
+            resume = replace(resume, request=request)
+        self.checkpoint, self.choice = self.manager.choose(resume)
+
+    @property
+    def start(self) -> Checkpoint | None:
+        """The checkpoint whose whole state training goes on with; None for the beginning."""
+        weights_only = self.choice is not None and self.choice.weights_only
+        return None if weights_only else self.checkpoint
+
+    def facts(self) -> dict[str, Any]:
+        """What the model card says of the run. Ranks: all (collective)."""
+        return collectives.on_main(
+            "describing the run", lambda: about.describe(self.recipe, self.hub.license)
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None or isinstance(error, StoppedError):
+                self._end_well(error)
+            else:
+                self._end_in(error)
+        finally:
+            self.is_open = False
+            self._signals.close()
+
+    def _end_well(self, stop: StoppedError | None) -> None:
+        if stop is not None:
+            self.outcome = ended("preempted", reason=f"{stop}, before training began")
+        assert self.outcome is not None  # the trainer has set it
+        self.watchdog.stop()
+        # The main process alone: the others do not wait.
+        self.outcome = self.hub.finish(self.outcome, self.manager)
+        self.manager.end(self.outcome)
+        farewell(self.manager, self.outcome)
+
+    def _end_in(self, error: BaseException) -> None:
+        """Write down what ended the attempt; the error goes on."""
+        if isinstance(error, NoProgressError):
+            self.outcome = ended("no_progress", reason=str(error))
+        elif isinstance(error, (NotOwnerError, UnreadableError)):
+            # Nothing is written any more; or nothing can be read, which a later launch may find
+            # otherwise.
+            self.outcome = ended("failed", reason=str(error))
+        elif isinstance(error, (ConfigError, SelectionError, DriftError, ReshardError)):
+            self.outcome = Outcome("failed", str(error), exit=CONFIG_EXIT_STATUS)
+        elif isinstance(error, Exception):
+            self.outcome = ended("failed", reason=self.watchdog.explain(error))
+        else:
+            self.outcome = ended("failed", reason=type(error).__name__)
+        # Other ranks may wait for this one: they hear why, or miss it.
+        self.watchdog.stop(missed=isinstance(error, ConfigError))
+        self.hub.close()
+        self.manager.end(self.outcome)
+        if isinstance(error, (NoProgressError, NotOwnerError, UnreadableError)):
+            farewell(self.manager, self.outcome)
+
+    def _give_up(self, reason: str) -> None:
+        """Another rank is dead or stuck: the watchdog ends this one."""
+        say_everywhere(f"keepstep: {reason}. This rank ends.")
+        self.manager.end(ended("failed", reason=reason))
+
+
+def stop_asked() -> str | None:
+    """The signals that ask for a stop, None when there are none. Ranks: all (collective)."""
+    of_ranks = enumerate(collectives.gather(signals.requested()))
+    return ", ".join(f"{name} to rank {rank}" for rank, name in of_ranks if name) or None
+
+
+def stop_if_asked() -> None:
+    """
+    Ranks: all (collective).
+
+    Raises:
+        StoppedError: on every rank, when one of them has received a signal.
+    """
+    asked = stop_asked()
+    if asked is not None:
+        raise StoppedError(asked)
+
+
+def resume_of(recipe: Recipe, settings: Mapping[str, Any]) -> Resume:
+    """How the recipe wants to resume."""
+    training = recipe.training
+    return Resume(
+        request=str(training.resume_from_checkpoint),
+        settings=settings,
+        allow_drift=training.allow_drift,
+        verify=training.verify_on_resume,
+        patience=training.max_attempts_without_progress,
+        weights_only=training.resume_weights_only,
+        batch=training.batch,
+        allow_batch_change=training.allow_batch_change,
+        parallel_layout=training.parallel_layout,
+        rigid=training.rigid,
+        recipe=recipe.fingerprint(),
+    )

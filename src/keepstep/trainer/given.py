@@ -1,0 +1,202 @@
+"""A run as a person's own script asks for it: with objects in the place of a recipe's names."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import xxhash
+from peft import PeftModel
+from torch.utils.data import IterableDataset
+from transformers.trainer_utils import has_length
+from trl import ModelConfig
+
+from keepstep.data import dataset
+from keepstep.ranks.console import say
+from keepstep.recipe import model as recipe_model
+from keepstep.recipe.arguments import CheckpointArguments
+from keepstep.recipe.config import DataConfig, Recipe
+from keepstep.recipe.problems import ConfigError, Problem
+from keepstep.recipe.trajectory import plain, word
+
+SAMPLES = 1000  # rows that a digest is made of
+# Of an adapter's configuration: where its base lies, and what does not change its training.
+NOT_COMPARED = ("base_model_name_or_path", "revision", "inference_mode", "runtime_config")
+
+
+def arguments_of(given: Mapping[str, Any], trainer: str) -> Any:
+    """The config that a Trainer was given: keepstep's.
+
+    Args:
+        given: the Trainer's arguments by name.
+        trainer: its class.
+
+    Raises:
+        ConfigError: it has not keepstep's fields.
+    """
+    args = given.get("args")
+    if isinstance(args, CheckpointArguments):
+        return args
+    kind = "nothing" if args is None else type(args).__name__
+    config = "SFTConfig" if args is None else kind
+    raise ConfigError(
+        [
+            Problem(
+                f"{trainer} is given args: {kind}, which has none of keepstep's fields",
+                "args=KeepstepConfig(output_dir=…); for another Trainer: @dataclass class "
+                f"MyConfig(CheckpointArguments, {config}): ...",
+                "arguments",
+            )
+        ]
+    )
+
+
+def recipe_of(given: Mapping[str, Any], args: Any) -> Recipe:
+    """The recipe that these arguments stand for. Ranks: any; the main process tells.
+
+    Args:
+        given: the Trainer's arguments by name.
+        args: its config; what the recipe has is a copy.
+    """
+    training = copy.copy(args)
+    if given.get("eval_dataset") is None:
+        _without_evaluation(training)
+    name, rows = name_of(given.get("model")), given.get("train_dataset")
+    adapter = given.get("peft_config") is not None or isinstance(given.get("model"), PeftModel)
+    init = getattr(training, "model_init_kwargs", None) or {}
+    return Recipe(
+        DataConfig(dataset_streaming=rows is not None and not has_length(rows)),
+        training,
+        ModelConfig(
+            model_name_or_path=name,
+            model_revision=init.get("revision", "main"),
+            use_peft=adapter,
+        ),
+    )
+
+
+def _without_evaluation(training: Any) -> None:
+    """No rows to evaluate on: nothing ranks the checkpoints. Said aloud, for whoever forgot them.
+
+    Raises:
+        ConfigError: what was asked for cannot be had without.
+    """
+    wants = {
+        "load_best_model_at_end": training.load_best_model_at_end,
+        "save_strategy: best": word(training.save_strategy) == "best",
+        "early_stopping_patience": training.early_stopping_patience is not None,
+        "eval_on_start": training.eval_on_start,
+        "push_to_hub (of the best checkpoint)": training.push_to_hub,
+    }
+    wanted = [name for name, asked in wants.items() if asked]
+    if wanted:
+        told = f"{', '.join(wanted)} needs an evaluation, and there is no eval_dataset"
+        raise ConfigError([Problem(told, "eval_dataset=…", "no-evaluation")])
+    if word(training.eval_strategy) == "no":
+        return
+    training.eval_strategy, training.eval_steps = "no", None
+    if training.keep_ranking == "metric" and training.save_total_limit is not None:
+        training.keep_ranking = "recency"
+        say(
+            f"no eval_dataset is given: nothing ranks the checkpoints, and the newest "
+            f"{training.save_total_limit} stay"
+        )
+
+
+def name_of(model: Any) -> str | None:
+    """The name or the folder that a model was loaded from; None: that is not known."""
+    if model is None or isinstance(model, str):
+        return model
+    return getattr(getattr(model, "config", None), "_name_or_path", None) or None
+
+
+def settings_of(recipe: Recipe, given: Mapping[str, Any], trainer: Any) -> dict[str, Any]:
+    """What determines the trajectory, to be compared at a resume. Ranks: any; the same everywhere.
+
+    Args:
+        recipe: what `recipe_of` gives.
+        given: the Trainer's arguments by name, rows as they were given.
+        trainer: built.
+    """
+    found = recipe.settings()
+    for name in ("train_dataset", "eval_dataset"):
+        rows, stream = given.get(name), name.replace("train_", "").replace("dataset", "stream")
+        found[name.replace("train_", "")] = digest_of_rows(rows)
+        found[stream] = None if isinstance(rows, dict) else _digest_of_stream(rows)
+    model = given.get("model")
+    if isinstance(model, str):
+        found["base_model"] = recipe_model.fingerprint(recipe.model)
+        found["base_weights"] = recipe_model.weights_fingerprint(recipe.model)
+    else:
+        found["base_model"] = digest_of_model(trainer.model)
+    found["peft_config"] = _adapters(trainer.model)
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    if hasattr(tokenizer, "get_vocab"):
+        found |= recipe_model.tokenizer_settings(tokenizer, recipe.training)
+    for name in ("data_collator", "formatting_func", "compute_loss_func"):
+        found[name] = _name_of_code(given.get(name))
+    found["optimizers"] = [_told(one) for one in given.get("optimizers") or () if one is not None]
+    kind = given.get("optimizer_cls_and_kwargs")
+    found["optimizer_cls_and_kwargs"] = None if kind is None else [kind[0].__name__, plain(kind[1])]
+    return found
+
+
+def digest_of_rows(rows: Any) -> Any:
+    """A short digest of rows that are given as an object; of several sets, each one's."""
+    if isinstance(rows, dict):
+        return {str(name): digest_of_rows(part) for name, part in rows.items()}
+    if rows is None or not has_length(rows) or isinstance(rows, IterableDataset):
+        return None
+    if hasattr(rows, "column_names"):
+        return dataset.fingerprint(rows)
+    digest = xxhash.xxh3_64(f"{len(rows)} {type(rows).__name__}".encode())
+    for index in range(0, len(rows), max(1, len(rows) // SAMPLES)):
+        digest.update(json.dumps(rows[index], default=_plain_tensor).encode())
+    return f"{len(rows)} rows, {digest.hexdigest()}"
+
+
+def _digest_of_stream(rows: Any) -> str | None:
+    """Of one that can be read twice; from another, the first rows would be gone."""
+    return dataset.stream_fingerprint(rows) if hasattr(rows, "column_names") else None
+
+
+def _plain_tensor(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def digest_of_model(model: Any) -> str:
+    """Of a model object: its class, and the names and shapes of its weights."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    shapes = [(n, list(getattr(p, "ds_shape", p.shape))) for n, p in base.named_parameters()]
+    plain_shapes = [(n.replace(".base_layer", ""), s) for n, s in shapes if ".lora_" not in n]
+    return f"{type(base).__name__}, {xxhash.xxh3_64_hexdigest(json.dumps(plain_shapes).encode())}"
+
+
+def _adapters(model: Any) -> Any:
+    if not isinstance(model, PeftModel):
+        return None
+    return {
+        name: {n: v for n, v in plain(config.to_dict()).items() if n not in NOT_COMPARED}
+        for name, config in model.peft_config.items()
+    }
+
+
+def _name_of_code(code: Any) -> str | None:
+    """A function's name, or the class of what is called."""
+    if code is None:
+        return None
+    return str(getattr(code, "__qualname__", None) or type(code).__qualname__)
+
+
+def _told(one: Any) -> Any:
+    """An optimizer's class and numbers; a schedule's class."""
+    numbers = getattr(one, "defaults", {})
+    return [type(one).__name__, {n: plain(v) for n, v in numbers.items() if _is_number(v)}]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float)) or (
+        isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value)
+    )

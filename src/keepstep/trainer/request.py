@@ -1,0 +1,52 @@
+"""What `train(resume_from_checkpoint=…)` means: one meaning for each value."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from keepstep.policy.selection import WORDS
+from keepstep.recipe.arguments import CheckpointArguments
+
+
+def request_of(value: Any, training: CheckpointArguments) -> str:
+    """The request, as the config's `resume_from_checkpoint` has it: a word, a step or a path.
+
+    `None` and `True` mean what the config says. transformers' `False` is "from the beginning", and
+    so it is here: `never`.
+
+    Args:
+        value: what `train()` is given.
+        training: the config.
+
+    Raises:
+        ValueError: it is nothing of these; or the config asks for something else.
+    """
+    configured = str(training.resume_from_checkpoint or "auto")
+    if value is True and configured == "never":
+        raise ValueError(_contradiction(value, configured))
+    if value is None or value is True:
+        return configured
+    if value is False:
+        request = "never"
+    elif isinstance(value, (str, int, os.PathLike)):
+        request = os.path.expanduser(os.fspath(value)) if not isinstance(value, int) else str(value)
+    else:
+        raise ValueError(f"resume_from_checkpoint: {value!r} is no word, no step and no path")
+    if request not in WORDS and not request.isdecimal() and os.sep not in request:
+        if not os.path.isdir(request):
+            raise ValueError(
+                f"resume_from_checkpoint: {request!r} is none of {', '.join(WORDS)}, no step, and "
+                "no path"
+            )
+        request = os.path.join(os.curdir, request)
+    if configured not in ("auto", request):
+        raise ValueError(_contradiction(value, configured))
+    return request
+
+
+def _contradiction(value: Any, configured: str) -> str:
+    return (
+        f"train() is given resume_from_checkpoint={value!r}, and the config says "
+        f"resume_from_checkpoint: {configured}\n    Hint: leave one of them out"
+    )
