@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import pkgutil
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,11 +14,11 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from transformers import Trainer
 from trl import DPOTrainer, RewardTrainer, SFTTrainer
 
-from keepstep.sharding.deepspeed_engine import SnapshotCheckpointEngine
+import keepstep
 from keepstep.trainer import upstream_check
 from keepstep.trainer.mixin import CheckpointMixin
 from keepstep.trainer.sft import KeepstepTrainer
-from keepstep.trainer.upstream import DEEPSPEED_FILES, HOOKS, SFT_TRAINER, TESTED, TRAINER, Hook
+from keepstep.trainer.upstream import HOOKS, TESTED, Hook
 from keepstep.trainer.upstream_check import UpstreamError, foreign_fault, foreign_faults, resolve
 from tests.helpers.ranks import ROOT
 
@@ -24,8 +26,6 @@ from tests.helpers.ranks import ROOT
 OTHERS = {
     "_actions": "argparse",
     "_exit": "os",
-    "_attn_implementation": "read for a message",
-    "_VALID_DICT_FIELDS": "of transformers' TrainingArguments: a recipe's test fails without",
 }
 
 
@@ -36,26 +36,32 @@ def compared_anew() -> Iterator[None]:
     foreign_faults.cache_clear()
 
 
-def names(owner: str, *kinds: str) -> set[str]:
-    return {hook.name for hook in HOOKS if hook.owner == owner and hook.kind in kinds}
-
-
-def overridden_by(ours: list[type], base: type) -> set[str]:
-    """What these classes have that `base` has, too."""
-    inherited = {name for kind in base.__mro__[:-1] for name in vars(kind)}
-    found = {name for kind in ours for name in vars(kind)} & inherited
-    found -= {"_abc_impl"}  # of Python's abstract classes
-    return {name for name in found if not name.startswith("__") or name == "__init__"}
+def overrides() -> Iterator[tuple[type, str, str]]:
+    """Classes of libraries, a name that one of keepstep's has as well, and which."""
+    for module in pkgutil.walk_packages(keepstep.__path__, "keepstep."):
+        for kind in vars(importlib.import_module(module.name)).values():
+            if not isinstance(kind, type) or kind.__module__ != module.name:
+                continue
+            for base in kind.__mro__[1:]:
+                if base.__module__.split(".")[0] not in TESTED:
+                    continue
+                for name in vars(kind).keys() & vars(base).keys() - {"_abc_impl"}:
+                    if not name.startswith("__") or (name == "__init__" and base is Trainer):
+                        yield base, name, kind.__name__
 
 
 def test_every_override_is_in_the_table_and_the_reverse() -> None:
-    mixins = [k for k in CheckpointMixin.__mro__ if k.__module__.startswith("keepstep.")]
-    assert overridden_by(mixins, Trainer) == names(TRAINER, "overridden")
-    sft = overridden_by([KeepstepTrainer], SFTTrainer) - names(TRAINER, "overridden")
-    assert sft == names(SFT_TRAINER, "overridden")
-    base = resolve(DEEPSPEED_FILES)
-    engine = overridden_by([SnapshotCheckpointEngine], base) - {"__init__"}
-    assert engine == names(DEEPSPEED_FILES, "overridden")
+    """Of whatever class of these libraries, wherever in keepstep."""
+    hooks = {(resolve(h.owner), h.name): h for h in HOOKS if h.kind in ("overridden", "replaced")}
+    found, missing = set(), []
+    for base, name, kind in overrides():
+        rows = [key for key in hooks if key[1] == name]
+        fitting = {k for k in rows if issubclass(base, k[0]) or issubclass(k[0], base)}
+        found |= fitting
+        missing += [] if fitting else [f"{kind}.{name} overrides {base.__qualname__}'s"]
+    assert missing == [], "src/keepstep/trainer/upstream.py has no row for these"
+    idle = {key for key, hook in hooks.items() if hook.kind == "overridden"} - found
+    assert idle == set(), "nothing overrides these any more"
 
 
 def private_names() -> dict[str, str]:
@@ -174,6 +180,16 @@ def test_a_renamed_part_of_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
     told = refusal()
     assert "  deepspeed 0" in told
     assert "DeepSpeedZeroOptimizer.update_lp_params: expected (…); found nothing" in told
+
+
+def test_an_event_that_the_trainer_tells_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A callback is asked for nothing then, and nobody would notice a stop."""
+
+    def other(self: Any, *args: Any, **kwargs: Any) -> None: ...
+
+    monkeypatch.setattr(Trainer, "_run_epoch", other)
+    told = refusal()
+    assert "TrainerCallback.on_step_end: expected that transformers.Trainer calls it" in told
 
 
 def test_a_mixin_behind_the_trainer() -> None:

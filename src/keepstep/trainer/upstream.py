@@ -29,7 +29,11 @@ ZERO12 = "deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer"
 ZERO3 = "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3"
 PARTITIONED = "deepspeed.runtime.zero.partition_parameters.Init"
 DEEPSPEED_FILES = "deepspeed.runtime.checkpoint_engine.checkpoint_engine.CheckpointEngine"
+CALLBACK = "transformers.TrainerCallback"
 GROUPS = "torch.distributed.distributed_c10d"
+
+# Who calls what is overridden there.
+CALLERS = {CALLBACK: TRAINER, DEEPSPEED_FILES: ENGINE}
 
 Kind = Literal["overridden", "replaced", "called", "read"]
 
@@ -168,6 +172,27 @@ HOOKS: list[Hook] = [
             "dataset processing_class args packing formatting_func dataset_name",
             "rows are counted; an error of one rank is everybody's",
         ),
+    ),
+    *_hooks(
+        CALLBACK,
+        "overridden",
+        ("on_train_begin", "args state control", "measurements begin; the bar is shown"),
+        ("on_step_end", "args state control", "all ranks agree whether to save or to stop"),
+        ("on_epoch_end", "args state control", "what was put off for an evaluation is saved"),
+        ("on_prediction_step", "args state control", "a stop does not wait for an evaluation"),
+        (
+            "on_save",
+            "args state control",
+            "a save is none of a step's time; it is offered to the Hub",
+        ),
+        ("on_evaluate", "args state control", "its line"),
+        ("on_log", "args state control", "its line"),
+        ("on_train_end", "args state control", "the bar is over"),
+    ),
+    *_hooks(
+        "transformers.TrainingArguments",
+        "replaced",
+        ("_VALID_DICT_FIELDS", "", "`card` is a dictionary on the command line, too"),
     ),
     *_hooks(
         TRAINER,

@@ -12,7 +12,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from keepstep.errors import KeepstepError
-from keepstep.trainer.upstream import HOOKS, SFT_TRAINER, TESTED, TRAINER, Hook
+from keepstep.trainer.upstream import CALLERS, HOOKS, SFT_TRAINER, TESTED, TRAINER, Hook
 
 
 class UpstreamError(KeepstepError, ImportError):  # type: ignore[misc]  # its path is a str
@@ -110,6 +110,9 @@ def foreign_fault(hook: Hook) -> str | None:
         return "expected an attribute of that name; the code there does not speak of any"
     if not hasattr(owner, hook.name):
         return f"expected {hook.signature}; found nothing of that name"
+    caller = CALLERS.get(hook.owner)
+    if hook.kind == "overridden" and caller and hook.name not in words_of(resolve(caller)):
+        return f"expected that {caller} calls it; nothing there does any more"
     return _signature_fault(hook, inspect.getattr_static(owner, hook.name))
 
 
