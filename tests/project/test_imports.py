@@ -28,3 +28,25 @@ def test_imports_point_down() -> None:
 def test_commands_do_not_import_torch() -> None:
     code = "import sys, keepstep.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_tests_of_decisions_and_of_the_run_folder_need_no_torch() -> None:
+    """They are collected where it cannot be imported, nor what is built upon it. (What keepstep's
+    modules import later, the contracts see.)"""
+    code = """
+import importlib.abc, sys
+import pytest
+
+class Without(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "transformers", "deepspeed", "accelerate", "datasets"}:
+            raise ModuleNotFoundError(f"{name} is not here", name=name)
+
+sys.meta_path.insert(0, Without())
+sys.exit(pytest.main(["-q", "--collect-only", *sys.argv[1:]]))
+"""
+    tests = ["tests/policy", "tests/run_folder"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *tests], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:]

@@ -20,10 +20,10 @@ from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.setbacks import Setbacks
 from keepstep.run_folder.storage import Storage
 from keepstep.save.saver import _finish
+from tests.helpers.attempts import Launch
 from tests.helpers.disks import small_disk_at
 from tests.helpers.faulty_disk import FaultyDisk, faulty_disk
 from tests.helpers.folders import left_behind
-from tests.run_folder.test_writer import Launch
 
 TWO = Policy(2, "recency")
 

@@ -14,8 +14,8 @@ from keepstep.policy.selection import SelectionError
 from keepstep.run_folder.keeping import Keeper
 from keepstep.run_folder.reader import RunFolder, read_checkpoint
 from keepstep.run_folder.storage import Storage
+from tests.helpers.attempts import Launch
 from tests.helpers.folders import commit, events, left_behind
-from tests.run_folder.test_writer import Launch
 
 THREE = Policy(3, "recency")
 

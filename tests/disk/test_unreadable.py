@@ -15,9 +15,9 @@ from keepstep.policy.selection import UnreadableError
 from keepstep.run_folder import checkpoint, safe_read
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import patiently
+from tests.disk.test_hostile_runs import made as made
+from tests.disk.test_hostile_runs import relaunch, save
 from tests.helpers.faulty_disk import FaultyDisk, faulty_disk
-from tests.run_folder.test_hostile_runs import made as made
-from tests.run_folder.test_hostile_runs import relaunch, save
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from keepstep.policy.retention import Policy
 from keepstep.run_folder.reader import RunFolder, read_checkpoint
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.trash import PRUNED
+from tests.helpers.attempts import Launch
 from tests.helpers.folders import left_behind
-from tests.run_folder.test_writer import Launch
 
 TWO = Policy(2, "recency")
 

@@ -19,9 +19,9 @@ from keepstep.policy.retention import Policy
 from keepstep.run_folder.ownership import VARIABLE, NotOwnerError, claim, job_facts
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
+from tests.helpers.attempts import Launch
 from tests.helpers.disks import small_disk_at
 from tests.helpers.folders import left_behind
-from tests.run_folder.test_writer import Launch
 
 POLICY = Policy(2, "recency", None)
 

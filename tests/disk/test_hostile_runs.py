@@ -21,9 +21,9 @@ from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage, digest_of
 from keepstep.run_folder.writer import RunWriter
 from keepstep.save.manager import CheckpointManager, Resume
+from tests.helpers.attempts import Launch
 from tests.helpers.folders import events, manifest
 from tests.policy.test_manifest import resealed
-from tests.run_folder.test_writer import Launch
 
 RESUMABLE = ("trainer_state.json", "scheduler.pt", "rng_state.pth", "optimizer.pt")
 
