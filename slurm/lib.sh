@@ -51,7 +51,7 @@ decide() { # WHAT NAME=VALUE…: set `answer` to what decide.py says
     done
     sleep 1
   done
-  leave "no Python on this node answers: what is next cannot be decided" 70
+  leave "what is next cannot be decided: no Python answers here, or it fails, as told above" 70
 }
 
 seen() { # NAME=VALUE…: set `facts` to what a decision goes by, and to those

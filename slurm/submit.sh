@@ -137,6 +137,12 @@ processes=${PROCESSES_PER_NODE:-$((gpus > 0 ? gpus : 1))}
 cores=${CPUS_PER_PROCESS:-$((gpus > 0 ? 4 : 1))}
 [[ $cores =~ ^[1-9][0-9]*$ ]] || fail "CPUS_PER_PROCESS: $cores is no number"
 
+# Bash and Python reckon with them, hours later.
+for name in {STARTUP,STALL,GRACE,PROBE,NODE_WAIT,RETRY,REQUEUE}_SECONDS MAX_ATTEMPTS; do
+  [[ -z ${!name:-} || ${!name} =~ ^(0|[1-9][0-9]{0,8})$ ]] ||
+    fail "$name: ${!name} is no whole number: see $site"
+done
+
 # --- what can be known now: the recipe, its run folder, the time
 
 walltime=()

@@ -207,6 +207,8 @@ def test_gpus_that_the_site_asks_for(
         (["--nodes=3"], "SITE_SBATCH=(--gpus=8)", "does not tell how many each of 3 has"),
         ([], "PROCESSES_PER_NODE=all", "PROCESSES_PER_NODE: all is no number"),
         ([], "SITE_SBATCH=(--gres=gpu:2", "site.env is not bash:"),
+        ([], "MAX_ATTEMPTS=many", "MAX_ATTEMPTS: many is no whole number"),
+        ([], "RETRY_SECONDS=0.5", "RETRY_SECONDS: 0.5 is no whole number"),
         (["--nodes="], "", "--nodes:  is neither N nor MIN-MAX"),
         (["--nodes=2"], "SITE_SBATCH=(--nodes=3)", "submit.sh --nodes"),
         ([], "SITE_SBATCH=(-N 3)", "submit.sh --nodes"),
@@ -733,7 +735,7 @@ def test_a_node_without_python(tmp_path: Path) -> None:
     (fakes.job / "decide.py").write_text("print('finished')\n")
     code, output = fakes.runs()
     assert code == 70, output
-    assert "no Python on this node answers: what is next cannot be decided" in output
+    assert "what is next cannot be decided: no Python answers here" in output
     assert fakes.launches() == []
 
 
