@@ -8,6 +8,7 @@ from typing import get_args, get_type_hints
 
 import keepstep
 from keepstep.policy.manifest import FileEntry, Manifest
+from keepstep.policy.save_states import SaveState
 from keepstep.ranks.outcome import EXIT_STATUS
 from keepstep.run_folder.checkpoint import Unfit
 from tests.project.documents import text_of
@@ -28,10 +29,11 @@ def test_fields_of_the_manifest() -> None:
 
 
 def test_states() -> None:
-    """How an attempt ends, and what a checkpoint may be found to be."""
+    """How an attempt ends, what a checkpoint may be found to be, where a save stands."""
     kinds = get_args(get_type_hints(Unfit)["kind"])
     assert len(kinds) == 3
-    assert [name for name in [*EXIT_STATUS, *kinds] if name not in QUOTED] == [], WHERE
+    names = [*EXIT_STATUS, *kinds, *(state.name for state in SaveState)]
+    assert [name for name in names if name not in QUOTED] == [], WHERE
 
 
 def test_no_word_is_explained_twice() -> None:
