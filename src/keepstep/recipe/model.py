@@ -95,14 +95,15 @@ def tokenizer_settings(
     return {
         "tokenizer": f"{len(vocabulary)} tokens, {_digest(vocabulary)}",
         "chat_template": None if template is None else _digest(template),
-        "eos_token": training.eos_token or tokenizer.eos_token,
-        "pad_token": training.pad_token or tokenizer.pad_token,
+        "eos_token": getattr(training, "eos_token", None) or tokenizer.eos_token,
+        "pad_token": getattr(training, "pad_token", None) or tokenizer.pad_token,
     }
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase, training: KeepstepConfig) -> Any:
-    """The one that SFTTrainer will use (trl 1.16): of a file, of another tokenizer, its own."""
-    path = training.chat_template_path
+    """The one that SFTTrainer will use (trl 1.16): of a file, of another tokenizer, its own. Other
+    Trainers have no such field, and use the tokenizer's own."""
+    path = getattr(training, "chat_template_path", None)
     if path is None:
         return tokenizer.chat_template
     try:

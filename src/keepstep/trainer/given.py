@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import xxhash
 from peft import PeftModel
 from torch.utils.data import IterableDataset
@@ -138,9 +139,24 @@ def settings_of(recipe: Recipe, given: Mapping[str, Any], trainer: Any) -> dict[
     for name in ("data_collator", "formatting_func", "compute_loss_func"):
         found[name] = _name_of_code(given.get(name))
     found["optimizers"] = [_told(one) for one in given.get("optimizers") or () if one is not None]
+    found["ref_model"] = _name_of_model(given.get("ref_model"))
+    rewards = given.get("reward_funcs")
+    found["reward_funcs"] = None if rewards is None else _names_of_rewards(rewards)
     kind = given.get("optimizer_cls_and_kwargs")
     found["optimizer_cls_and_kwargs"] = None if kind is None else [kind[0].__name__, plain(kind[1])]
     return found
+
+
+def _name_of_model(model: Any) -> str | None:
+    """Of one that is not trained: its name, or what an object is."""
+    return model if model is None or isinstance(model, str) else digest_of_model(model)
+
+
+def _names_of_rewards(rewards: Any) -> list[str | None]:
+    """Of a reward function or model, or several."""
+    several = rewards if isinstance(rewards, (list, tuple)) else [rewards]
+    models = (str, torch.nn.Module)
+    return [_name_of_model(r) if isinstance(r, models) else _name_of_code(r) for r in several]
 
 
 def digest_of_rows(rows: Any) -> Any:

@@ -32,7 +32,6 @@ from keepstep.ranks.outcome import Outcome, ended
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.listed import only_listed
 from keepstep.trainer.attempt import CurrentAttempt, StoppedError, stop_if_asked
-from keepstep.trainer.dealing import plan_rows
 from keepstep.trainer.description_mixin import DescriptionMixin
 from keepstep.trainer.evaluation_mixin import EvaluationMixin
 from keepstep.trainer.given import arguments_of, recipe_of, settings_of
@@ -45,6 +44,7 @@ from keepstep.trainer.rows_mixin import RowsMixin
 from keepstep.trainer.saving import Saving
 from keepstep.trainer.saving_mixin import SavingMixin
 from keepstep.trainer.state import Contents
+from keepstep.trainer.unrestored import check_restorable
 from keepstep.trainer.upstream_check import check
 
 
@@ -135,9 +135,14 @@ class CheckpointMixin(RowsMixin, EvaluationMixin, SavingMixin, DescriptionMixin,
         if attempt is None:
             recipe = collectives.on_all("checking the settings", lambda: recipe_of(given, asked))
             own_metrics = self._has_metrics_of_its_own(given)
+            name = type(self).__name__
             agree(
                 collectives.on_all(
-                    "checking the settings", lambda: validate_given(recipe, own_metrics)
+                    "checking the settings",
+                    lambda: [
+                        *validate_given(recipe, own_metrics),
+                        *check_restorable(asked, name, given.get("model")),
+                    ],
                 )
             )
             attempt = CurrentAttempt(recipe)
@@ -152,7 +157,7 @@ class CheckpointMixin(RowsMixin, EvaluationMixin, SavingMixin, DescriptionMixin,
         self.about: dict[str, Any] = {}
         self.start: Checkpoint | None = None
         self.asked: Batch = self.args.batch
-        self.rows = plan_rows(self.train_dataset, self.args, None)
+        self.rows = self.plan(None)
         self._shown = contextlib.ExitStack()  # closed when all is loaded
         self._seen: Checkpoint | None = None  # `start`, as loaders are shown it
         self.resharded: Resharded | None = None
@@ -251,7 +256,7 @@ class CheckpointMixin(RowsMixin, EvaluationMixin, SavingMixin, DescriptionMixin,
             with only_listed(attempt.checkpoint) as shown:
                 self.take_weights(shown)
         manifest = self.start.manifest if self.start else None
-        self.rows = plan_rows(self.train_dataset, self.args, manifest)
+        self.rows = self.plan(manifest)
         config = getattr(self.model, "config", None)
         attention = {"attn_implementation": getattr(config, "_attn_implementation", None)}
         rows = {"rows_per_step": self.args.batch.rows}

@@ -11,6 +11,7 @@ from keepstep.policy.schedule import saves_at
 from keepstep.ranks import collectives
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.writer import Saved
+from keepstep.trainer.state import tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,8 @@ class SavingMixin(Trainer):
 
         if self.contents.gathering is None:
             self.model.save_pretrained(output_dir, state_dict=state_dict)
-            self.processing_class.save_pretrained(output_dir)
+            tokenizer = tokenizer_of(self)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(output_dir)
         else:
             self.contents.store_gathered(state_dict)
