@@ -37,7 +37,7 @@ from keepstep.recipe.config import ConfigError, Problem, Recipe, refused_by_libr
 from keepstep.recipe.parse import parse_recipe
 from keepstep.run_folder.listed import only_listed
 from keepstep.run_folder.ownership import NotOwnerError
-from keepstep.save.manager import DriftError
+from keepstep.save.resume_checks import DriftError
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer.attempt import CurrentAttempt, StoppedError, stop_asked
 from keepstep.trainer.reporter import show_library_bars

@@ -20,7 +20,8 @@ from keepstep.run_folder.notes import notes_on
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage, digest_of
 from keepstep.run_folder.writer import RunWriter
-from keepstep.save.manager import CheckpointManager, Resume
+from keepstep.save.manager import CheckpointManager
+from keepstep.save.resume_checks import Resume
 from tests.helpers.attempts import Launch
 from tests.helpers.folders import events, manifest
 from tests.policy.test_manifest import resealed

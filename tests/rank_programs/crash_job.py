@@ -21,8 +21,9 @@ from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.retention import Policy
 from keepstep.ranks import collectives
 from keepstep.run_folder.storage import Storage
-from keepstep.save.manager import CheckpointManager, Resume
+from keepstep.save.manager import CheckpointManager
 from keepstep.save.rank_part import Part, Piece
+from keepstep.save.resume_checks import Resume
 from tests.helpers.folders import manifest
 
 RUN, PROGRESS, LIMIT, STEPS, RANK, NTH, REQUEST, MODE = sys.argv[1:]

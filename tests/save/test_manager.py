@@ -16,7 +16,8 @@ from keepstep.ranks.outcome import Outcome, ended
 from keepstep.recipe.config import ConfigError, refused_by_libraries
 from keepstep.run_folder.notes import notes_on
 from keepstep.run_folder.reader import RunFolder
-from keepstep.save.manager import CheckpointManager, Resume
+from keepstep.save.manager import CheckpointManager
+from keepstep.save.resume_checks import Resume
 from tests.helpers.folders import STATE, commit, identify, manifest
 
 PLAN = {"steps": 30}

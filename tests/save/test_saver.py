@@ -16,8 +16,9 @@ from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from keepstep.save.failure import SaveError
 from keepstep.save.in_flight import Flight
-from keepstep.save.manager import CheckpointManager, Resume
+from keepstep.save.manager import CheckpointManager
 from keepstep.save.rank_part import Part, Report
+from keepstep.save.resume_checks import Resume
 from tests.helpers.folders import manifest
 
 

@@ -17,8 +17,9 @@ from keepstep.policy.schedule import Schedule
 from keepstep.run_folder.ownership import NotOwnerError
 from keepstep.run_folder.reader import RunFolder
 from keepstep.save.failure import SaveError
-from keepstep.save.manager import CheckpointManager, Resume
+from keepstep.save.manager import CheckpointManager
 from keepstep.save.rank_part import Part
+from keepstep.save.resume_checks import Resume
 from keepstep.trainer import saving
 from keepstep.trainer.saving import Saving
 from tests.helpers.faulty_disk import FaultyDisk, faulty_disk

@@ -25,7 +25,8 @@ from keepstep.recipe.config import Recipe
 from keepstep.recipe.problems import ConfigError
 from keepstep.run_folder.ownership import NotOwnerError
 from keepstep.run_folder.reader import Checkpoint
-from keepstep.save.manager import CheckpointManager, DriftError, Resume
+from keepstep.save.manager import CheckpointManager
+from keepstep.save.resume_checks import DriftError, Resume
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer import about
 from keepstep.trainer.publish_callback import Publishing
