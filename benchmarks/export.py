@@ -75,7 +75,7 @@ def save(arguments: argparse.Namespace) -> None:
     from safetensors.torch import save_file
 
     from keepstep.policy.manifest import FileEntry, Manifest
-    from keepstep.run_folder.storage import digest_of, sizes_under
+    from keepstep.run_folder.contents import digest_of, sizes_under
     from keepstep.save.safetensors_format import Entry, layout_of
     from keepstep.sharding.sources import LAYOUT_FILE
 

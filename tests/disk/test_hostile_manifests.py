@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keepstep.policy.batch import Dealt
-from keepstep.policy.manifest import Manifest, ManifestError, differences, missing_state
+from keepstep.policy.completeness import differences, missing_state
+from keepstep.policy.manifest import Manifest, ManifestError
 from tests.helpers.folders import manifest
 from tests.policy.test_manifest import FILES, SIZES, resealed
 

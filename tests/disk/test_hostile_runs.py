@@ -16,9 +16,10 @@ from keepstep.policy.manifest import FileEntry, Manifest
 from keepstep.policy.retention import Policy
 from keepstep.policy.selection import NewerError, SelectionError
 from keepstep.ranks.outcome import ended
+from keepstep.run_folder.contents import digest_of
 from keepstep.run_folder.notes import notes_on
 from keepstep.run_folder.reader import RunFolder
-from keepstep.run_folder.storage import Storage, digest_of
+from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter
 from keepstep.save.manager import CheckpointManager
 from keepstep.save.resume_checks import Resume

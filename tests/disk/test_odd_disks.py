@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from keepstep.run_folder.contents import digest_of
 from keepstep.run_folder.files import BLOCK, CHUNK, read_blocks
-from keepstep.run_folder.storage import Storage, digest_of
+from keepstep.run_folder.storage import Storage
 from tests.helpers.faulty_disk import FaultyDisk, faulty_disk
 
 ODD = CHUNK + 5 * BLOCK + 77  # more than one part, and an end that is no block's

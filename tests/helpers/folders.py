@@ -8,8 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from keepstep.policy.manifest import MANIFEST_NAME, FileEntry, Manifest, folder_name
+from keepstep.run_folder.contents import digest_of
 from keepstep.run_folder.reader import RunFolder
-from keepstep.run_folder.storage import digest_of
 
 RUN_ID = "0123456789ab"
 

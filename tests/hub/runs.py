@@ -11,8 +11,8 @@ from types import MappingProxyType
 import pytest
 
 from keepstep.policy.manifest import MANIFEST_NAME, FileEntry
+from keepstep.run_folder.contents import digest_of
 from keepstep.run_folder.reader import RunFolder
-from keepstep.run_folder.storage import digest_of
 from tests.helpers.folders import identify, manifest
 from tests.hub.client import Client
 

@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 
+from keepstep.policy.completeness import differences, missing_state, not_reshardable
 from keepstep.policy.manifest import (
     LONGEST_MANIFEST,
     FileEntry,
     Manifest,
     ManifestError,
     NewerFormatError,
-    differences,
     finite_metrics,
-    missing_state,
-    not_reshardable,
     step_of,
 )
 from keepstep.policy.parallel_layout import ParallelLayout

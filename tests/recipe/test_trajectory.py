@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from trl import ModelConfig
 
 from keepstep.data import dataset
-from keepstep.policy.manifest import drift
+from keepstep.policy.drift import drift
 from keepstep.recipe.config import ConfigError, DataConfig, KeepstepConfig
 from keepstep.recipe.model import tokenizer_settings, weights_fingerprint
 from keepstep.recipe.parse import parse_recipe

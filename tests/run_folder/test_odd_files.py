@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from keepstep.run_folder.contents import sizes_of
 from keepstep.run_folder.safe_read import OddFileError, is_file, read_object, read_text
-from keepstep.run_folder.storage import Storage, sizes_of
+from keepstep.run_folder.storage import Storage
 from tests.helpers.disks import small_disk_at
 
 WRITES: dict[str, Callable[[Storage, Path], object]] = {

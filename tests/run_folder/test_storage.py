@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from keepstep.run_folder.contents import digest_of, sizes_under
 from keepstep.run_folder.files import BLOCK, CHUNK, DIRECT_FROM, read_blocks
-from keepstep.run_folder.storage import Storage, digest_of, sizes_under
+from keepstep.run_folder.storage import Storage
 
 
 def test_a_file_is_counted_and_digested_while_it_is_written(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from keepstep.policy.strict import TextError
+from keepstep.run_folder.contents import digest_of
 from keepstep.run_folder.files import BLOCK
-from keepstep.run_folder.storage import Storage, digest_of
+from keepstep.run_folder.storage import Storage
 from keepstep.save.rank_part import Part, Piece, Report
 from keepstep.save.shared_file import Share, digest_of_joint
 from keepstep.save.snapshot_memory import Arena

@@ -13,7 +13,7 @@ import torch
 
 from keepstep.output.environment import without_secrets
 from keepstep.policy.manifest import MANIFEST_NAME, FileEntry
-from keepstep.run_folder.storage import digest_of
+from keepstep.run_folder.contents import digest_of
 from keepstep.sharding.sources import LAYOUT_FILE, MODULE_FILE
 from tests.helpers.folders import identify, manifest
 

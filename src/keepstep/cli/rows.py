@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from keepstep.policy.batch import BatchError, Dealt, agree
-from keepstep.policy.manifest import Manifest, not_reshardable
+from keepstep.policy.completeness import not_reshardable
+from keepstep.policy.manifest import Manifest
 from keepstep.policy.retention import Record, best_step
 from keepstep.policy.selection import PATIENCE, Choice, SelectionError, UnreadableError, choose
 from keepstep.recipe.problems import Problem

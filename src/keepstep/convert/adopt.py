@@ -22,13 +22,13 @@ from safetensors import safe_open
 
 from keepstep.errors import KeepstepError
 from keepstep.policy.batch import Batch, Dealt
+from keepstep.policy.completeness import missing_state
 from keepstep.policy.manifest import (
     MANIFEST_NAME,
     FileEntry,
     Manifest,
     ManifestError,
     finite_metrics,
-    missing_state,
 )
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.storage import Storage

@@ -22,11 +22,12 @@ from keepstep.convert.companions import write_companions
 from keepstep.errors import KeepstepError
 from keepstep.policy.manifest import LONGEST_MANIFEST
 from keepstep.policy.strict import TextError, parse
+from keepstep.run_folder.contents import sizes_under
 from keepstep.run_folder.files import CHUNK
 from keepstep.run_folder.listed import only_listed
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.safe_read import OddFileError, read_text
-from keepstep.run_folder.storage import Storage, sizes_under
+from keepstep.run_folder.storage import Storage
 from keepstep.save.safetensors_format import DTYPES, Entry, lay_out
 from keepstep.save.snapshot_memory import aligned
 from keepstep.save.torch_files import bytes_of

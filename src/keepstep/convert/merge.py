@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from keepstep.convert.companions import write_companions
 from keepstep.convert.export import PRECISIONS, Exported, ExportError, export, new_folder
+from keepstep.run_folder.contents import sizes_under
 from keepstep.run_folder.reader import Checkpoint
-from keepstep.run_folder.storage import Storage, sizes_under
+from keepstep.run_folder.storage import Storage
 
 
 def export_merged(

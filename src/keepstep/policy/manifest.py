@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,11 +21,7 @@ MANIFEST_NAME = "manifest.json"
 LONGEST_MANIFEST = 16 * 2**20  # bytes: room for the files of some ten thousand ranks
 MOST = 10**5  # files, and so ranks: every one has a file
 BEGINNING = re.compile(r'\{\n "digest": "([0-9a-f]{64})",\n')
-SHARD = re.compile(r"zero_pp_rank_\d+_mp_rank_00_optim_states\.pt\Z")
-SHOWN = 5  # of ranks without files
 XXH3_128 = re.compile(r"[0-9a-f]{32}")
-UNIVERSAL = "/zero/optimizer_state.pt"  # in a universal checkpoint of DeepSpeed
-WHOLE = "/mp_rank_00_model_states.pt"  # DeepSpeed's own file at stage 0: the optimizer is in it
 FOLDER_PATTERN = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
@@ -242,101 +238,6 @@ def step_of(name: str) -> int | None:
     """The step in a folder name, None when the name is not exactly `checkpoint-<step>`."""
     match = FOLDER_PATTERN.fullmatch(name)
     return int(match.group(1)) if match else None
-
-
-def ranks_without_files(files: Mapping[str, FileEntry], world_size: int) -> Sequence[int]:
-    """Ranks whose part is absent: every rank stores at least its RNG state."""
-    present = {entry.rank for entry in files.values()}
-    return [rank for rank in range(world_size) if rank not in present]
-
-
-def differences(manifest: Manifest, sizes: Mapping[str, int | None]) -> list[str]:
-    """What is wrong with a folder whose files have these sizes (name → bytes; None: what is there
-    is no regular file); empty: nothing.
-
-    A file that the manifest does not list is not a fault: people leave notes in folders.
-    """
-    absent = ranks_without_files(manifest.files, manifest.world_size)
-    found = [f"rank {rank} has no file in it" for rank in absent[:SHOWN]]
-    if len(absent) > SHOWN:
-        found.append(f"nor have {len(absent) - SHOWN} other ranks")
-    for name, entry in sorted(manifest.files.items()):
-        if name not in sizes:
-            found.append(f"{name} is missing")
-        elif sizes[name] is None:
-            found.append(f"{name} is no regular file")
-        elif sizes[name] != entry.bytes:
-            found.append(f"{name} has {sizes[name]} bytes, {entry.bytes} were written")
-    return found
-
-
-def missing_state(manifest: Manifest) -> list[str]:
-    """Files that resuming this checkpoint needs, and that were never written into it.
-
-    (`save_only_model: true` writes weights alone.)
-    """
-    needed = ["trainer_state.json", "scheduler.pt"]
-    world = range(manifest.world_size)
-    if not manifest.origin:  # else a stream is derived where none is stored
-        needed += [f"rng_state_{r}.pth" for r in world] if len(world) > 1 else ["rng_state.pth"]
-    if manifest.zero_stage == 0 and not any(name.endswith(WHOLE) for name in manifest.files):
-        needed.append("optimizer.pt")
-    missing = [name for name in needed if name not in manifest.files]
-    shards = [f"zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in world]
-    universal = any(name.endswith(UNIVERSAL) for name in manifest.files)
-    if manifest.zero_stage and not universal:
-        found = {match[0] for match in map(SHARD.search, manifest.files) if match}
-        missing += [shard for shard in shards if shard not in found]
-    return missing
-
-
-def has_weights(manifest: Manifest) -> bool:
-    """Whether there is a weights file in Hugging Face layout (see `save_weights`)."""
-    return any(name.endswith((".safetensors", ".bin")) for name in manifest.files)
-
-
-def not_reshardable(names: Iterable[str]) -> str | None:
-    """Why files of these names cannot be given to other processes; None when they can."""
-    kinds = {
-        r"expert": "mixture of experts",
-        r"(^|/)layer_\d+": "pipeline parallelism",
-        r"_?mp_rank_(?!00)\d+": "tensor parallelism",
-        r"(^|/)offloaded_tensors/": "an optimizer on NVMe",
-    }
-    for name in names:
-        for pattern, kind in kinds.items():
-            if re.search(pattern, name):
-                return f"{kind} is not resharded"
-    return None
-
-
-def drift(
-    before: Mapping[str, Any],
-    now: Mapping[str, Any],
-    allowed: Collection[str] = (),
-    planned_steps: int = 0,
-) -> list[str]:
-    """Settings that changed since a checkpoint was made: `field: before → now`, in their order.
-
-    A setting that only one side knows is none: another version of keepstep may record more. Nothing
-    given is nothing given (null, an empty mapping), and a warmup by ratio is one of as many steps.
-
-    Args:
-        planned_steps: of the checkpoint's run, 0 where that is not known.
-    """
-
-    def meant(name: str, value: Any) -> Any:
-        if name == "warmup_steps" and isinstance(value, float) and 0 < value < 1:
-            return math.ceil(planned_steps * value) if planned_steps else value
-        return None if value in ({}, [], "") else value
-
-    return [
-        f"{name}: {before[name]} → {value}"
-        for name, value in now.items()
-        if name in before
-        and meant(name, before[name]) != meant(name, value)
-        and name not in allowed
-    ]
 
 
 def finite_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from keepstep.convert.companions import write_companions
-from keepstep.policy.manifest import MANIFEST_NAME, Manifest, has_weights
+from keepstep.policy.completeness import has_weights
+from keepstep.policy.manifest import MANIFEST_NAME, Manifest
 from keepstep.policy.retention import Policy
 from keepstep.publish import card
 from keepstep.publish.best import BEST_FILE, Best
+from keepstep.run_folder.contents import digest_of, sizes_of
 from keepstep.run_folder.reader import Checkpoint, read_checkpoint
-from keepstep.run_folder.storage import Storage, digest_of, sizes_of
+from keepstep.run_folder.storage import Storage
 
 STATE_FILE = "trainer_state.json"
 LARGEST_FILE = 45 * 10**9  # of what is linked as it is; the Hub takes files of up to 50 GB

@@ -23,7 +23,7 @@ from keepstep.publish.client import PushError, connect
 from keepstep.publish.prepare import prepared
 from keepstep.publish.remote import Target
 from keepstep.ranks import signals
-from keepstep.run_folder.storage import sizes_under
+from keepstep.run_folder.contents import sizes_under
 
 
 def main() -> int:

@@ -16,8 +16,8 @@ from huggingface_hub.hf_api import RepoFile
 from keepstep.publish.best import BEST_FILE, UNREADABLE, Best
 from keepstep.publish.bundle import sha256_of
 from keepstep.publish.client import PushError
+from keepstep.run_folder.contents import sizes_under
 from keepstep.run_folder.safe_read import SMALL, OddFileError, read_text
-from keepstep.run_folder.storage import sizes_under
 
 CARD = "README.md"
 NAMED = 4  # files that a message names

@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Literal
 
 from keepstep.errors import KeepstepError
+from keepstep.policy.completeness import differences
 from keepstep.policy.manifest import (
     LONGEST_MANIFEST,
     MANIFEST_NAME,
     Manifest,
     ManifestError,
     NewerFormatError,
-    differences,
     folder_name,
     step_of,
 )
 from keepstep.policy.selection import UnreadableError
 from keepstep.policy.strict import TextError, build, name_fault, parse, shown
+from keepstep.run_folder.contents import digest_of, sizes_of
 from keepstep.run_folder.safe_read import ABSENT, PAUSES, OddFileError, patiently, read_text
-from keepstep.run_folder.storage import digest_of, sizes_of
 
 # What is read in less than a minute, at a rate that any disk reaches.
 DIGEST_ALL_BELOW_BYTES = 60 * 500 * 10**6

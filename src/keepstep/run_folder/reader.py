@@ -27,6 +27,7 @@ from keepstep.policy.strict import TextError, build
 from keepstep.run_folder.checkpoint import Checkpoint as Checkpoint
 from keepstep.run_folder.checkpoint import Listing, Unfit, faults_of, look_at
 from keepstep.run_folder.checkpoint import read_checkpoint as read_checkpoint
+from keepstep.run_folder.contents import sizes_under
 from keepstep.run_folder.events import as_asked_now, attempts_of, believed
 from keepstep.run_folder.safe_read import (
     ABSENT,
@@ -37,7 +38,6 @@ from keepstep.run_folder.safe_read import (
     read_object,
     read_text,
 )
-from keepstep.run_folder.storage import sizes_under
 
 PRIVATE = ".keepstep"
 REQUESTS = ("stop", "save-now")  # files of these names: what somebody asks of a running attempt

@@ -13,7 +13,6 @@ import fcntl
 import os
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,7 +22,6 @@ import xxhash
 
 from keepstep.errors import KeepstepError
 from keepstep.run_folder.files import (
-    CHUNK,
     Before,
     DigestingFile,
     Output,
@@ -297,46 +295,6 @@ def _lock(descriptor: int, deadline: float) -> bool:
             if error.errno != errno.EWOULDBLOCK or time.monotonic() > deadline:
                 return False
         time.sleep(0.02)
-
-
-def digest_of(path: Path) -> str:
-    """xxh3-128 of a file's content, in hex."""
-    digest = xxhash.xxh3_128()
-    with naming("read", path), open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def sizes_under(folder: Path) -> dict[str, int]:
-    """Every regular file below `folder`: path relative to it (with `/`) → bytes."""
-    return {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in folder.rglob("*")
-        if path.is_file() and not path.is_symlink()
-    }
-
-
-def sizes_of(folder: Path, names: Iterable[str]) -> dict[str, int | None]:
-    """These files below `folder`, as far as they exist: name → bytes; None of what is no regular
-    file, or lies behind a link: nothing outside of `folder` is looked at, and no pipe is opened."""
-    sizes: dict[str, int | None] = {}
-    folders: dict[str, bool] = {"": True}  # each, and whether it is one
-    for name in names:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            status = os.lstat(os.path.join(folder, name))
-            regular = stat.S_ISREG(status.st_mode) and _within(folder, name, folders)
-            sizes[name] = status.st_size if regular else None
-    return sizes
-
-
-def _within(folder: Path, name: str, known: dict[str, bool]) -> bool:
-    """Whether all folders on the way to a file are folders, not links."""
-    above = name.rpartition("/")[0]
-    if above not in known:
-        status = os.lstat(os.path.join(folder, above))
-        known[above] = stat.S_ISDIR(status.st_mode) and _within(folder, above, known)
-    return known[above]
 
 
 def _fsync(path: Path, flags: int) -> None:

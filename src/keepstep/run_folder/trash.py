@@ -14,26 +14,20 @@ import os
 import secrets
 from pathlib import Path
 
+from keepstep.policy.completeness import differences
 from keepstep.policy.manifest import (
     LONGEST_MANIFEST,
     MANIFEST_NAME,
     Manifest,
     ManifestError,
-    differences,
     folder_name,
     step_of,
 )
+from keepstep.run_folder.contents import sizes_of, sizes_under
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import OddFileError, is_file, read_text
 from keepstep.run_folder.setbacks import Setbacks
-from keepstep.run_folder.storage import (
-    FULL,
-    TEMPORARY,
-    NotOwnerError,
-    Storage,
-    sizes_of,
-    sizes_under,
-)
+from keepstep.run_folder.storage import FULL, TEMPORARY, NotOwnerError, Storage
 
 logger = logging.getLogger(__name__)
 

@@ -15,22 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keepstep.policy.completeness import differences
 from keepstep.policy.manifest import (
     BOUNDS,
     MANIFEST_NAME,
     Manifest,
     ManifestError,
-    differences,
     folder_name,
     step_of,
 )
 from keepstep.policy.retention import Policy
 from keepstep.policy.selection import WORDS, Choice, SelectionError, UnreadableError, Verify, choose
+from keepstep.run_folder.contents import sizes_of
 from keepstep.run_folder.keeping import Keeper
 from keepstep.run_folder.notes import notes_on
 from keepstep.run_folder.reader import Checkpoint, RunFolder, read_checkpoint
 from keepstep.run_folder.safe_read import OddFileError, read_text
-from keepstep.run_folder.storage import NotOwnerError, Storage, sizes_of
+from keepstep.run_folder.storage import NotOwnerError, Storage
 from keepstep.run_folder.trash import in_the_way
 
 logger = logging.getLogger(__name__)
@@ -163,31 +164,10 @@ class RunWriter(Keeper):
         """
         started = time.perf_counter()
         staged = self.staging / folder_name(manifest.global_step)
-        missing = differences(manifest, sizes_of(staged, manifest.files))
-        if missing:
-            raise ManifestError(
-                f"the staged checkpoint is incomplete: {'; '.join(missing)}",
-                step=manifest.global_step,
-                path=staged,
-            )
-        text = manifest.to_json()
-        Manifest.from_json(text)  # what could not be read again must not be committed
-        self.storage.write(staged / MANIFEST_NAME, text.encode())
-        for folder in sorted({staged, *((staged / name).parent for name in manifest.files)}):
-            self.storage.sync_folder(folder)
+        self._seal(staged, manifest)
         target = self.run.path / staged.name
         replaced = self.trash.make_way(target)
-        try:
-            self.storage.rename(staged, target)
-        except NotOwnerError:
-            raise
-        except OSError as error:
-            if not _stands(target, manifest):
-                if replaced is not None:
-                    with self.setbacks.allowed(f"{target.name} is not back in its place"):
-                        self.trash.settle(replaced)
-                raise
-            logger.warning("%s stands, but its folder could not be synced: %s", target.name, error)
+        self._rename(staged, target, manifest, replaced)
         self.record(
             "commit",
             step=manifest.global_step,
@@ -208,6 +188,37 @@ class RunWriter(Keeper):
         with self.setbacks.allowed(f"the reports of {target.name} are not removed"):
             self.storage.remove(self.reports(manifest.global_step))
         return Checkpoint(target, manifest)
+
+    def _seal(self, staged: Path, manifest: Manifest) -> None:
+        """Write the manifest into a staged folder that holds what it says, durably."""
+        missing = differences(manifest, sizes_of(staged, manifest.files))
+        if missing:
+            raise ManifestError(
+                f"the staged checkpoint is incomplete: {'; '.join(missing)}",
+                step=manifest.global_step,
+                path=staged,
+            )
+        text = manifest.to_json()
+        Manifest.from_json(text)  # what could not be read again must not be committed
+        self.storage.write(staged / MANIFEST_NAME, text.encode())
+        for folder in sorted({staged, *((staged / name).parent for name in manifest.files)}):
+            self.storage.sync_folder(folder)
+
+    def _rename(
+        self, staged: Path, target: Path, manifest: Manifest, replaced: Path | None
+    ) -> None:
+        """The commit itself; where it fails, what has made way for it (`replaced`) comes back."""
+        try:
+            self.storage.rename(staged, target)
+        except NotOwnerError:
+            raise
+        except OSError as error:
+            if not _stands(target, manifest):
+                if replaced is not None:
+                    with self.setbacks.allowed(f"{target.name} is not back in its place"):
+                        self.trash.settle(replaced)
+                raise
+            logger.warning("%s stands, but its folder could not be synced: %s", target.name, error)
 
     def discard(self, step: int) -> None:
         """Remove the staging folder of a checkpoint that will not be committed, and its reports."""

@@ -11,12 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from keepstep.policy.completeness import has_weights
+from keepstep.policy.drift import drift
 from keepstep.policy.lineage import Finish, last_finish
-from keepstep.policy.manifest import (
-    ManifestError,
-    drift,
-    has_weights,
-)
+from keepstep.policy.manifest import ManifestError
 from keepstep.policy.retention import Policy
 from keepstep.policy.selection import Choice, SelectionError, UnreadableError
 from keepstep.ranks import collectives

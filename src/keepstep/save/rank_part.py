@@ -13,8 +13,9 @@ import torch
 
 from keepstep.policy.manifest import FileEntry
 from keepstep.policy.strict import TextError, build, names_fault
+from keepstep.run_folder.contents import digest_of, sizes_under
 from keepstep.run_folder.files import BLOCK, CHUNK, DigestingFile
-from keepstep.run_folder.storage import Storage, digest_of, sizes_under
+from keepstep.run_folder.storage import Storage
 from keepstep.save.failure import Cause
 from keepstep.save.shared_file import Share, merged
 from keepstep.save.snapshot_memory import Arena, aligned

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from keepstep.errors import KeepstepError
 from keepstep.policy.batch import Batch, BatchError, Dealt, agree
-from keepstep.policy.manifest import differences, drift, missing_state, not_reshardable
+from keepstep.policy.completeness import differences, missing_state, not_reshardable
+from keepstep.policy.drift import drift
 from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.selection import SelectionError, UnreadableError
 from keepstep.run_folder.checkpoint import Checkpoint
+from keepstep.run_folder.contents import sizes_of
 from keepstep.run_folder.safe_read import patiently
-from keepstep.run_folder.storage import sizes_of
 
 ROWS = "rows_per_step"  # the setting that `Batch` decides
 Depth = Literal["auto", "digests", "sizes", "off"]

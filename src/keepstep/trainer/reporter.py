@@ -17,7 +17,7 @@ from keepstep.output.printable import printable
 from keepstep.output.terminal import bar_text
 from keepstep.output.units import human_bytes
 from keepstep.policy.batch import Dealt
-from keepstep.policy.manifest import has_weights
+from keepstep.policy.completeness import has_weights
 from keepstep.policy.selection import Choice
 from keepstep.ranks import collectives
 from keepstep.ranks.console import console, say

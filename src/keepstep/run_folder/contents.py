@@ -1,0 +1,53 @@
+"""What lies below a folder: names, sizes, digests. Nothing is changed; no torch is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+import xxhash
+
+from keepstep.run_folder.files import CHUNK, naming
+
+
+def digest_of(path: Path) -> str:
+    """xxh3-128 of a file's content, in hex."""
+    digest = xxhash.xxh3_128()
+    with naming("read", path), open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sizes_under(folder: Path) -> dict[str, int]:
+    """Every regular file below `folder`: path relative to it (with `/`) → bytes."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+def sizes_of(folder: Path, names: Iterable[str]) -> dict[str, int | None]:
+    """These files below `folder`, as far as they exist: name → bytes; None of what is no regular
+    file, or lies behind a link: nothing outside of `folder` is looked at, and no pipe is opened."""
+    sizes: dict[str, int | None] = {}
+    folders: dict[str, bool] = {"": True}  # each, and whether it is one
+    for name in names:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            status = os.lstat(os.path.join(folder, name))
+            regular = stat.S_ISREG(status.st_mode) and _within(folder, name, folders)
+            sizes[name] = status.st_size if regular else None
+    return sizes
+
+
+def _within(folder: Path, name: str, known: dict[str, bool]) -> bool:
+    """Whether all folders on the way to a file are folders, not links."""
+    above = name.rpartition("/")[0]
+    if above not in known:
+        status = os.lstat(os.path.join(folder, above))
+        known[above] = stat.S_ISDIR(status.st_mode) and _within(folder, above, known)
+    return known[above]
