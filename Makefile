@@ -6,7 +6,8 @@ export OMP_NUM_THREADS ?= 1
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
 .PHONY: install demo test test-quick test-rooms test-rooms-slower test-rooms-others test-cluster \
-	test-runs test-launches test-long test-long-runs test-long-others check format docs clean
+	test-runs test-launches test-long test-long-runs test-long-others compat \
+	compat-oldest compat-newest check format docs clean
 
 install: $(VENV)/.installed
 
@@ -23,9 +24,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 # What DeepSpeed compiles on CPU at its first use: for minutes, while the ranks of a test would wait.
+EXTENSIONS := from deepspeed.ops.op_builder import cpu; cpu.ShareMemCommBuilder().load(); cpu.CPUAdamBuilder().load()
+
 $(VENV)/.extensions: $(VENV)/.installed
-	PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu $(BIN)/python -c "from deepspeed.ops.op_builder \
-	import cpu; cpu.ShareMemCommBuilder().load(); cpu.CPUAdamBuilder().load()" >/dev/null
+	PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu $(BIN)/python -c "$(EXTENSIONS)" >/dev/null
 	touch $@
 
 demo: install
@@ -68,6 +70,26 @@ test-long-runs:
 
 test-long-others:
 	$(BIN)/python -m pytest -m long --ignore tests/multiprocess
+
+# The contracts with other libraries: what a checkpoint holds is what the stock Trainer stores, a
+# resume and a change of the number of processes lose nothing, all foreign hooks are known.
+CONTRACTS := tests/trainer/test_upstream.py tests/multiprocess/test_content.py \
+	tests/multiprocess/test_resume.py tests/multiprocess/test_elastic.py::test_two_one_two_three \
+	tests/multiprocess/test_elastic.py::test_another_strategy \
+	tests/multiprocess/test_elastic.py::test_adopted_checkpoints_go_on
+
+compat: # with the oldest versions that pyproject.toml allows, and with the newest that it does
+	$(MAKE) compat-oldest compat-newest
+
+compat-oldest: FROM := -c tests/compat/oldest.txt
+compat-newest: FROM := --upgrade --upgrade-strategy eager
+
+compat-oldest compat-newest: compat-%:
+	test -d .compat/$* || $(PYTHON) -m venv .compat/$* || { rm -rf .compat/$*; exit 1; }
+	.compat/$*/bin/python -m pip install --quiet --disable-pip-version-check $(FROM) -e '.[dev]'
+	export PATH="$(CURDIR)/.compat/$*/bin:$$PATH" TORCH_EXTENSIONS_DIR="$(CURDIR)/.compat/$*/torch_extensions"; \
+	DS_ACCELERATOR=cpu python -c "$(EXTENSIONS)" >/dev/null && \
+	COMPAT=$* python -m pytest -p tests.helpers.versions -m 'not long' $(CONTRACTS)
 
 check: install
 	$(BIN)/ruff format --check .

@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions
 
 from packaging.requirements import Requirement
 
+from tests.helpers import versions
 from tests.helpers.ranks import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -54,3 +55,15 @@ def test_every_dependency_has_a_lower_bound_and_a_pin_within_its_bounds() -> Non
         assert any(s.operator == ">=" for s in requirement.specifier), text
         assert requirement.specifier.contains(pins[normal(requirement.name)]), text
     assert names_of(PROJECT["optional-dependencies"]["dev"]) <= pins.keys()
+
+
+def test_the_oldest_versions_that_are_tried_are_the_lower_bounds() -> None:
+    """`make compat-oldest` tries what pyproject.toml promises."""
+    assert versions.pins(versions.OLDEST.read_text()) == versions.lower_bounds()
+
+
+def test_a_run_with_other_versions_is_none() -> None:
+    """Here the pinned ones are installed: allowed, but not the oldest."""
+    assert list(versions.faults("newest")) == []
+    found = list(versions.faults("oldest"))
+    assert any(f.startswith("transformers 5.") and "is to be tried" in f for f in found)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 class EvaluationMixin(Trainer):
     """Evaluations of a run that may be stopped at any moment.
 
-    Overridden (transformers 5.17 to 5.23): `_evaluate`, `_determine_best_metric` (an infinite
+    Overridden (transformers 5.18 to 5.24): `_evaluate`, `_determine_best_metric` (an infinite
     metric must not win), `_run_epoch` and `_finalize_training` (what was cut short is made up
     first).
     """

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 class ResumeMixin(Trainer):
     """Gives the state of `self.start` back, before the first step; the best one's, after the last.
 
-    Overridden (transformers 5.17 to 5.23):
+    Overridden (transformers 5.18 to 5.24):
     - `_prepare_for_training`: DeepSpeed saves and loads through keepstep's checkpoint engine, and
       what other processes wrote is given to these.
     - `_load_from_checkpoint`, `_load_rng_state`: see there; `_load_best_model`: likewise.

@@ -17,7 +17,7 @@ from keepstep.trainer.dealing import Fetched, RowPlan, plan_rows, settle_loader,
 class RowsMixin(Trainer):
     """Deals the rows of each step by a `RowPlan` (`self.rows`), and goes on where it says.
 
-    Overridden (transformers 5.17 to 5.23): `get_train_dataloader`, `get_eval_dataloader`,
+    Overridden (transformers 5.18 to 5.24): `get_train_dataloader`, `get_eval_dataloader`,
     `get_batch_samples`, `set_initial_training_values`, `_init_training_state`, `_run_epoch`;
     `training_step` and `compute_loss`: a step's loss is the mean over its rows.
     """

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 class SavingMixin(Trainer):
     """Saves through `self.saving`, and waits for the last one before training is over.
 
-    Overridden (transformers 5.17 to 5.23):
+    Overridden (transformers 5.18 to 5.24):
     - `_save_checkpoint`: Trainer writes straight into `checkpoint-N`, and rotates by age.
     - `_save`: Trainer stores its arguments, absolute paths and Hub token included, every time.
     - `_prepare_for_training`: a save is rehearsed before the first step.
