@@ -21,7 +21,8 @@ from keepstep.publish.remote import Target
 from keepstep.ranks.outcome import EXIT_STATUS, Outcome
 from keepstep.run_folder.events import FACTS, FACTS_OF_COMMITS, WITHOUT_ATTEMPT
 from keepstep.run_folder.keeping import Keeper
-from keepstep.run_folder.reader import REQUESTS, RunFolder
+from keepstep.run_folder.paths import REQUESTS
+from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from keepstep.trainer.restore import Resharded
 from tests.helpers.folders import commit

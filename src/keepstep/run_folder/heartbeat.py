@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from keepstep.run_folder.ownership import NotOwnerError, Owner
-from keepstep.run_folder.reader import REQUESTS, RunFolder
+from keepstep.run_folder.paths import REQUESTS
+from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import is_file
 from keepstep.run_folder.storage import Storage
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from keepstep.policy.selection import SelectionError
-from keepstep.run_folder.reader import REQUESTS, RunFolder
+from keepstep.run_folder.paths import REQUESTS
+from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import ABSENT, OddFileError, is_file, read_text
 from keepstep.run_folder.storage import FULL, Storage
 from keepstep.run_folder.storage import NotOwnerError as NotOwnerError

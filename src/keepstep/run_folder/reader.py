@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,21 +27,15 @@ from keepstep.run_folder.checkpoint import Listing, Unfit, faults_of, look_at
 from keepstep.run_folder.checkpoint import read_checkpoint as read_checkpoint
 from keepstep.run_folder.contents import sizes_under
 from keepstep.run_folder.events import as_asked_now, attempts_of, believed
+from keepstep.run_folder.paths import PRIVATE, RunPaths
 from keepstep.run_folder.safe_read import (
-    ABSENT,
-    SMALL,
     Journal,
     OddFileError,
-    is_file,
     read_object,
-    read_text,
 )
 
-PRIVATE = ".keepstep"
-REQUESTS = ("stop", "save-now")  # files of these names: what somebody asks of a running attempt
 
-
-class RunFolder:
+class RunFolder(RunPaths):
     """A run's folder (`output_dir`), for reading. No rank, no torch, nothing is changed.
 
         run = RunFolder("runs/x")
@@ -62,21 +54,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.private = self.path / PRIVATE
-        self.staging = self.private / "staging"
-        self.trash = self.private / "trash"
-        self.quarantine = self.private / "quarantine"
-        self.pins = self.private / "pins"
-        self.pinned_aside = self.private / "pinned"  # pinned, and their steps saved again
-        self.publishing = self.private / "publish"
-        self.target = self.publishing / "target.json"
-        self.events = self.private / "events.jsonl"
-        self.identity = self.private / "run.json"
-        self.status = self.private / "status.json"
-        self.owner_file = self.private / "owner"
-        self.heartbeat = self.private / "heartbeat"
-        self.job = self.private / "job"  # what slurm/submit.sh has put there
+        super().__init__(path)
         self.journal = Journal(self.events)
         self._listing = Listing(self.path)
 
@@ -216,44 +194,6 @@ class RunFolder:
         """Names of checkpoints that are taken by what is not this run's: name → what it is."""
         links = [name for name, is_link in self._listing.names().items() if is_link]
         return self.strangers() | dict.fromkeys(links, "it is a link")
-
-    def request(self, name: str) -> Path:
-        """The file that asks for one of `REQUESTS`."""
-        return self.private / name
-
-    def requests(self) -> tuple[str, ...]:
-        """What somebody has asked for."""
-        return tuple(name for name in REQUESTS if is_file(self.request(name)))
-
-    def owner(self) -> str | None:
-        """The name of the attempt that may change the folder (see ownership.py), None of none."""
-        return next(iter(self.owner_words()), None)
-
-    def owner_words(self) -> list[str]:
-        """The owner's name, and its process where that is known: host, id, beginning.
-
-        Raises:
-            OSError: it cannot be read, or is not what an owner writes.
-        """
-        try:
-            return read_text(self.owner_file, SMALL).split()
-        except ABSENT:
-            return []
-        except OddFileError as error:
-            raise OSError(errno.EUCLEAN, str(error), str(self.owner_file)) from error
-
-    def pinned(self) -> set[int]:
-        """Steps that somebody asked to keep (`keepstep pin`). A link is not followed.
-
-        Raises:
-            OSError: they cannot be read now.
-        """
-        try:
-            if not stat.S_ISDIR(os.lstat(self.pins).st_mode):
-                return set()
-            return {int(name) for name in os.listdir(self.pins) if name.isdecimal()}
-        except ABSENT:
-            return set()
 
     def records(self, metric: str | None) -> list[Record]:
         """What retention looks at, taken from the manifests and the pins."""
