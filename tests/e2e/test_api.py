@@ -149,3 +149,24 @@ def test_launched_as_scripts_are(demo: Path, workspace: Path, launcher: str) -> 
     assert code == 0, output
     assert "carrying on from checkpoint-" in output
     assert status(run)["outcome"] == "finished"
+
+
+INPUTS = {
+    "first": ("object", "adapter", "metrics", "stream", "optimizers", "no-evaluation"),
+    "others": ("adapted", "collator", "formatting", "several", "optimizer-class"),
+}
+
+
+@pytest.mark.parametrize("which", cases(INPUTS, long=["others"]))
+def test_whatever_a_script_gives(demo: Path, workspace: Path, which: str) -> None:
+    """Interrupted in the same process, and carried on by a new trainer, bit for bit."""
+    folder, log = workspace / f"inputs-{which}", workspace / f"inputs-{which}.log"
+    script = ["-m", "tests.rank_programs.inputs"]
+    program = [sys.executable, *script, str(folder), str(demo), *INPUTS[which]]
+    code, output = launchers.end(launchers.start(program, log), log, timeout=240)
+    assert code == 0, output[-6000:]
+    told = dict(re.findall(r"case ([\w-]+): (.*)", output))
+    ranking = {case: "recency" if case == "no-evaluation" else "metric" for case in INPUTS[which]}
+    assert told == {
+        case: f"('preempted', 3, 'finished') True {ranking[case]}" for case in INPUTS[which]
+    }
