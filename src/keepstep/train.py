@@ -26,7 +26,7 @@ from keepstep.data import dataset
 from keepstep.output.terminal import complain, warnings_as_lines
 from keepstep.policy.selection import NoProgressError, SelectionError, UnreadableError
 from keepstep.preflight import inspection
-from keepstep.preflight.agreement import agree
+from keepstep.preflight.agreement import agree, differing
 from keepstep.preflight.model import check_model_of
 from keepstep.preflight.validate import validate
 from keepstep.ranks import collectives
@@ -129,16 +129,10 @@ def gather_inputs(
         settings["base_weights"] = model.weights_fingerprint(recipe.model)
     except ConfigError as error:
         problems = error.problems
-    for name, values in transposed(collectives.gather(settings)).items():
-        wrong = any(problem.severity == "error" for problem in problems)
-        if not wrong and len(set(map(repr, values))) > 1:
-            problems = [Problem(f"{name} differs between ranks: {values}", code="data")]
+    apart = differing(settings)
+    if not any(problem.severity == "error" for problem in problems):
+        problems = [*problems, *apart]
     return inputs, settings, problems
-
-
-def transposed(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Name → every rank's value of it."""
-    return {name: [row.get(name) for row in rows] for row in rows for name in row}
 
 
 def build_trainer(this: CurrentAttempt, inputs: dict[str, Any]) -> KeepstepTrainer:

@@ -44,6 +44,11 @@ class Told(TrainerCallback):
         print(f"rank {args.process_index}: committed {checkpoint.step} {there}", flush=True)
 
 
+def told(args: KeepstepConfig) -> dict[str, str]:
+    """Its fields; of DeepSpeed's settings transformers itself fills in what is `auto`."""
+    return {name: repr(value) for name, value in vars(args).items() if name != "deepspeed_plugin"}
+
+
 if KILL is not None:
     Part.finish = killed  # type: ignore[method-assign]
 
@@ -53,7 +58,7 @@ fields = {
     **{"logging_steps": 1, "gradient_checkpointing": False, "report_to": "none"},
 }
 args = KeepstepConfig(output_dir=RUN, **fields | FIELDS)
-before = repr(vars(args))
+before = told(args)
 trainer = KeepstepTrainer(
     model=f"{DEMO}/model",
     args=args,
@@ -62,7 +67,7 @@ trainer = KeepstepTrainer(
     callbacks=[Told()],
 )
 result = trainer.train(resume_from_checkpoint=REQUEST)
-assert repr(vars(args)) == before, "the config was changed"
+assert told(args) == before, "the config was changed"
 print(f"rank {args.process_index}: {trainer.outcome.outcome} at {result.global_step}", flush=True)
 trainer.evaluate()  # after the run: what was shared out and hooked is still whole
 sys.exit(trainer.outcome.exit)

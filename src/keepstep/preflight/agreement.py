@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from keepstep.ranks import collectives
 from keepstep.ranks.console import say
@@ -25,3 +26,17 @@ def agree(problems: Sequence[Problem]) -> None:
             say(f"warning: {warning.told()}")
     if errors:
         raise ConfigError(errors)
+
+
+def differing(settings: Mapping[str, Any]) -> list[Problem]:
+    """Settings that are not the same on every rank, as where each has made rows of its own.
+
+    Ranks: all (collective).
+    """
+    rows = collectives.gather(dict(settings))
+    values = {name: [row.get(name) for row in rows] for row in rows for name in row}
+    return [
+        Problem(f"{name} differs between ranks: {found}", code="data")
+        for name, found in values.items()
+        if len(set(map(repr, found))) > 1
+    ]
