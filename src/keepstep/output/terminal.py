@@ -33,6 +33,8 @@ class Terminal(Console):
     """A console that takes every text for data: in lines, cells, titles and bars alike."""
 
     def __init__(self, **options: Any) -> None:
+        # In a notebook, too, lines are text: rich would make a block of HTML of each.
+        options = {"force_jupyter": False} | options
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
