@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from keepstep.policy.retention import Policy
+from keepstep.ranks.outcome import ended
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from keepstep.save.failure import SaveError
@@ -19,6 +20,7 @@ from keepstep.save.in_flight import Flight
 from keepstep.save.manager import CheckpointManager
 from keepstep.save.rank_part import Part, Report
 from keepstep.save.resume_checks import Resume
+from keepstep.save.snapshot_memory import Arena
 from tests.helpers.folders import manifest
 
 
@@ -146,3 +148,11 @@ def test_memory_that_is_not_there(tmp_path: Path) -> None:
     assert not manager.saver.in_background
     save(manager, 1)
     assert manager.saver.settle() is not None, "in the foreground"
+
+
+def test_no_thread_is_in_torch_when_an_attempt_ends(tmp_path: Path) -> None:
+    """Where no step was made, memory may be touched until the end: Python would abort."""
+    manager = begin(tmp_path, Disk())
+    manager.saver.arena = Arena(1 << 29)
+    manager.end(ended("finished"))
+    assert "keepstep-arena" not in [thread.name for thread in threading.enumerate()]

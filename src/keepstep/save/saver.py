@@ -191,10 +191,12 @@ class Saver:
             self._flight.deadline = time.monotonic() + seconds
 
     def wait_alone(self) -> None:
-        """When this rank ends in an error: what is on its way may still arrive. Not collective."""
+        """When this rank ends: what is on its way may still arrive. Not collective."""
         if self._flight is not None:
             self._flight.wait_written(at_most=LAST_WAIT_SECONDS)
             self._flight.wait(at_most=LAST_WAIT_SECONDS)
+        if self.arena is not None:
+            self.arena.close()
 
     def on_main(self, what: str, action: Callable[[RunWriter], T], step: int | None = None) -> T:
         """Have the main process act. Ranks: all (collective).

@@ -21,6 +21,7 @@ from keepstep.run_folder.files import BLOCK, CHUNK
 logger = logging.getLogger(__name__)
 
 CGROUP = Path("/sys/fs/cgroup")
+TOUCHED_AT_ONCE = 1 << 26  # bytes: a fraction of a second, for whoever waits for the end of it
 
 
 class Arena:
@@ -47,8 +48,15 @@ class Arena:
         self._host_copy = False
         self.copied = threading.Event()
         self.copied.set()
+        self._closed = False
         self._warm = threading.Thread(target=self._touch, daemon=True, name="keepstep-arena")
         self._warm.start()
+
+    def close(self) -> None:
+        """Nobody takes a snapshot any more. Python aborts (SIGABRT) when it ends while a thread is
+        inside of torch, as that which touches the memory may be where no step was made."""
+        self._closed = True
+        self._warm.join()
 
     def start(self) -> None:
         """Forget the snapshot before this one."""
@@ -114,7 +122,10 @@ class Arena:
 
     def _touch(self) -> None:
         whole = torch.frombuffer(self._memory, dtype=torch.uint8)
-        whole.zero_()
+        for begin in range(0, self.size, TOUCHED_AT_ONCE):
+            if self._closed:
+                return
+            whole[begin : begin + TOUCHED_AT_ONCE].zero_()
         self.bounce.zero_()
         if self._device is not None:
             torch.cuda.set_device(self._device)  # a new thread would make a context on the first
