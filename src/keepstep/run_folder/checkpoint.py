@@ -165,9 +165,17 @@ def look_at(folder: Path) -> Checkpoint | Unfit | None:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """The committed checkpoint at a path, of whichever run.
 
+    Args:
+        folder: `checkpoint-<step>`.
+
+    Returns:
+        It, its manifest read and checked; its files are not looked at.
+
     Raises:
         UnreadableError: it cannot be read now.
         ManifestError: there is none.
+
+    Ranks: any.
     """
     found = look_at(folder)
     if found is None:
@@ -182,12 +190,20 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def faults_of(checkpoint: Checkpoint, deep: bool | None = False) -> list[str]:
-    """What differs from the manifest: ranks, names and sizes; with `deep`, digests too.
+    """What differs from a checkpoint's manifest.
 
-    `deep` None: digests when reading every byte takes less than a minute.
+    Args:
+        checkpoint: of whichever run.
+        deep: whether digests are compared too, which reads every byte; None: if that takes less
+            than a minute. Ranks, names and sizes always are.
+
+    Returns:
+        A line for each difference; empty: none.
 
     Raises:
         UnreadableError: it cannot be read now, though it was tried a few times.
+
+    Ranks: any.
     """
     manifest = checkpoint.manifest
     if deep is None:

@@ -48,14 +48,26 @@ class NotOwnerError(KeepstepError, PermissionError):
 
 
 class Storage:
-    """Durable disk operations. Raises OSError as the system does."""
+    """Durable disk operations: what a method has done is on the device when it returns (but for
+    `note`), and `before` was called ahead of it.
+
+    Every method raises OSError as the system does, with the file's name, and what `before` raises.
+
+    Args:
+        before: is called ahead of every operation with its name and path, and stops it by raising.
+
+    Ranks: any, any thread; what several processes may write at the same moment says so.
+    """
 
     def __init__(self, before: Before = lambda operation, path: None) -> None:
         self.before = before
 
     def guard(self, check: Callable[[], None]) -> None:
-        """From now on `check` comes ahead of every operation, and raises where nothing may be
-        changed."""
+        """Have `check` come ahead of every operation from now on.
+
+        Args:
+            check: raises where nothing may be changed.
+        """
         before = self.before
 
         def guarded(operation: str, path: Path) -> None:
@@ -79,10 +91,16 @@ class Storage:
             self.sync_folder(path.parent)
 
     def create(self, path: Path, sync: bool = True) -> DigestingFile:
-        """Open a new file for writing; use it in a `with` block, which syncs it.
+        """Open a new file for writing, in a `with` block, which closes it.
 
-        Several files are faster written without `sync`, and synced one after the other at the end:
-        the first has the file system's journal written for all of them.
+        Args:
+            path: of the file; its folder exists.
+            sync: whether it is synced at the end of the block. Several files are faster written
+                without, and synced one after the other: the first has the file system's journal
+                written for all of them.
+
+        Returns:
+            The file; once closed it knows its size in bytes and its xxh3-128.
         """
         return DigestingFile(path, self.before, sync)
 
@@ -100,7 +118,12 @@ class Storage:
         return file
 
     def link(self, source: Path, path: Path, or_copy: bool = False) -> None:
-        """A second name for a file; `or_copy`: a copy, on a file system that has no such.
+        """Give a file a second name.
+
+        Args:
+            source: the file; a link is not followed.
+            path: the second name.
+            or_copy: copy it on a file system that has no second names.
 
         Raises:
             OSError: of the disk; FileExistsError: `path` exists, which is never written over.
@@ -116,9 +139,17 @@ class Storage:
             self.copy(source, path)
 
     def write_at(self, path: Path, size: int, extents: Iterable[tuple[int, memoryview]]) -> str:
-        """Write this process's extents (offset, content) of a file that several processes share.
+        """Write this process's extents of a file that several processes write together.
 
-        Returns: the xxh3-128 of these contents, one after the other.
+        Args:
+            path: of the file, the same for all of them.
+            size: of the whole file, in bytes, the same for all of them.
+            extents: (offset in bytes, content in host memory) of each.
+
+        Returns:
+            The xxh3-128 of these contents, one after the other, in hex.
+
+        Ranks: any; not collective.
         """
         self.before("create", path)
         digest = xxhash.xxh3_128()
@@ -190,7 +221,7 @@ class Storage:
                 raise
 
     def rename(self, source: Path, target: Path) -> None:
-        """Give a file or folder another name, in one step."""
+        """Give a file or folder another name, in one step, and sync both folders."""
         self.before("rename", source)
         with naming("rename", source):
             os.rename(source, target)
@@ -199,9 +230,14 @@ class Storage:
             self.sync_folder(source.parent)
 
     def move(self, source: Path, target: Path, order: Callable[[Path], Any]) -> None:
-        """Rename a folder; where only files can be renamed, one after the other in this order.
+        """Rename a folder; where only files can be renamed, one after the other.
 
         (A folder that is in the lower layer of an overlay, as in a container's image.)
+
+        Args:
+            source: the folder.
+            target: its new name.
+            order: a key by which the files, and the folders in it, go one after the other.
         """
         try:
             self.rename(source, target)
@@ -261,10 +297,15 @@ class Storage:
 
     @contextlib.contextmanager
     def locked(self, path: Path, patience: float) -> Iterator[bool]:
-        """Keep other processes out of what is done in here, as long as they ask the same.
+        """Keep other processes out of what is done in the block, as long as they ask the same.
 
-        Yields: False where that cannot be had: a file system without locks, or whoever holds it
-            does not let go for `patience` seconds.
+        Args:
+            path: the file that is locked; it is made.
+            patience: seconds to wait for whoever has the lock.
+
+        Yields:
+            Whether it was had. It is not on a file system without locks, or where whoever holds it
+            does not let go for so long.
         """
         self.before("lock", path)
         try:
