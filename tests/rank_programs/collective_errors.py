@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import threading
+from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
@@ -27,6 +28,13 @@ class TwoWordsError(ValueError):
     def __init__(self, first: str, second: str) -> None:
         super().__init__(f"{first} {second}")
         self.second = second
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    """Refuses every attribute, Python's own among them."""
+
+    text: str
 
 
 class SilentError(Exception):
@@ -61,6 +69,7 @@ ERRORS = {
     "save": lambda: raise_(SaveError("checkpoint-3 was not saved", [cause], 3)),
     "config": lambda: raise_(ConfigError([Problem("a"), Problem("b")])),
     "key": lambda: raise_(KeyError("name")),
+    "frozen": lambda: raise_(FrozenError("cold")),
     "unpicklable": unpicklable,
     "silent": lambda: raise_(SilentError()),
     "value": threading.Lock,

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from keepstep.ranks.carried_error import rank_of
+from keepstep.ranks.carried_error import CarriedError, rank_of
 from keepstep.ranks.collectives import any_of, on_all, on_main
+from keepstep.ranks.watchdog import _causes
 from tests.helpers.ranks import PROGRAMS, Ranks
 
 FULL = "[Errno 28] No space left on device"
@@ -36,6 +37,7 @@ HEARD = {
         f"SaveError | rank 2: {SAVE} | errno=28 step=3 ranks=(1,) disk_full=True",
     ),
     "key": ("KeyError | 'name' | ", "KeyError | 'name' | "),
+    "frozen": ("FrozenError | cold | ", "FrozenError | rank 2: cold | "),
     "unpicklable": (
         "RankError | LocalError: of a function | ",
         "RankError | rank 2: LocalError: of a function | ranks=(2,)",
@@ -89,6 +91,16 @@ def test_a_value_that_cannot_be_sent_is_an_error_of_all(ranks: Ranks) -> None:
         "no error, int",
         "no error, lock",  # it stays where it is
     ]
+
+
+def test_what_the_ranks_have_told_each_other_is_no_broken_connection() -> None:
+    """gloo's errors are RuntimeErrors, too: after one of those a rank listens for who is gone."""
+    broken = RuntimeError("Connection closed by peer")
+    assert list(_causes(broken)) == [broken]
+    told = CarriedError.of(RuntimeError("shapes differ"), 1).error("loading", 0, broken, True)
+    assert str(told) == "rank 1: shapes differ"
+    assert told.__cause__ is broken
+    assert list(_causes(told)) == []
 
 
 def test_alone_it_is_a_call() -> None:

@@ -55,7 +55,7 @@ class CarriedError:
             error = own
         else:
             error = self._made_again()
-            error.__cause__ = own
+            set_attribute(error, "__cause__", own)
         if named and rank_of(error) is None:
             _name(error, self.rank)
             if isinstance(error, KeepstepError) and not error.ranks:
