@@ -103,3 +103,57 @@ def test_a_rank_whose_launcher_has_ended_before_it_began(tmp_path: Path) -> None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert told.read_text().startswith("SIGTERM")
+
+
+HEARD = """
+import os, signal, sys, threading, time
+from keepstep.ranks import signals
+
+def ask(number=signal.SIGINT):
+    os.kill(os.getpid(), number)
+    return signals.requested()
+
+for name in ("first", "second"):  # an attempt, and one more in the same process
+    before = signal.getsignal(signal.SIGTERM), signals.started()
+    told = []
+    with signals.heard():
+        stop = signals.tell_at_once(told.append)
+        print(name, signals.requested(), ask(), signals.started() == before[1])
+        while not told:
+            time.sleep(0.01)
+        stop()
+    print(told, signals.requested(), signal.getsignal(signal.SIGTERM) == before[0])
+    assert signal.set_wakeup_fd(-1) == -1
+with signals.heard():
+    ask()
+    time.sleep(2.1)
+    try:
+        ask()
+    except KeyboardInterrupt:
+        print("interrupted")
+
+def beside():
+    with signals.heard():
+        signals.tell_at_once(print)()
+        print("beside", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+
+thread = threading.Thread(target=beside)
+thread.start()
+thread.join()
+"""
+
+
+def test_heard_for_a_while() -> None:
+    """As in a notebook, whose kernel goes on: what signals did before, they do afterwards."""
+    done = subprocess.run(
+        [sys.executable, "-c", HEARD],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=launchers.hear_signals,
+    )
+    assert done.stdout.splitlines() == [
+        *("first None SIGINT True", "['SIGINT'] None True"),
+        *("second None SIGINT False", "['SIGINT'] None True"),
+        *("interrupted", "beside True"),
+    ], done.stderr
