@@ -8,12 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
-from transformers import TrainingArguments
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from keepstep import ConfigError, KeepstepConfig, KeepstepTrainer
-from keepstep.trainer.given import arguments_of, digest_of_rows, recipe_of
+from keepstep.policy.drift import drift
+from keepstep.trainer.given import arguments_of, digest_of_rows, recipe_of, settings_of
 from keepstep.trainer.request import request_of
 
 CPU = {"output_dir": "runs/x", "use_cpu": True, "bf16": False, "report_to": "none"}
@@ -116,3 +119,63 @@ def test_rows_are_known_by_their_content() -> None:
     assert digest_of_rows(Listed(1, 2)) != digest_of_rows(Listed(1, 3))
     assert digest_of_rows({"a": ROWS, "b": None}).keys() == {"a", "b"}
     assert digest_of_rows(ROWS.to_iterable_dataset()) is None
+
+
+TINY = LlamaConfig(
+    vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2
+)
+
+
+def model(seed: int = 0, adapted: bool = False) -> Any:
+    torch.manual_seed(seed)
+    made = LlamaForCausalLM(TINY)
+    torch.manual_seed(0)
+    return get_peft_model(made, LoraConfig(target_modules=["q_proj"])) if adapted else made
+
+
+def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The names of the settings that a resume refuses."""
+    compared = []
+    for given in (before, now):
+        args = KeepstepConfig(**CPU)
+        recipe = recipe_of({"args": args, "train_dataset": ROWS} | given, args)
+        trainer: Any = SimpleNamespace(model=given.get("model"), processing_class=None)
+        compared.append(settings_of(recipe, {"train_dataset": ROWS} | given, trainer))
+    return [line.partition(":")[0] for line in drift(*compared)]
+
+
+def test_the_weights_under_an_adapter_are_known_by_content() -> None:
+    before = {"model": model(0, adapted=True)}
+    assert changed(before, {"model": model(0, adapted=True)}) == []
+    assert changed(before, {"model": model(1, adapted=True)}) == ["base_weights"]
+    with torch.no_grad():  # what is trained is in the checkpoint
+        trained = model(0, adapted=True)
+        for weight in trained.parameters():
+            weight.add_(1.0 if weight.requires_grad else 0.0)
+    assert changed(before, {"model": trained}) == []
+
+
+def test_a_whole_model_is_in_the_checkpoint_itself() -> None:
+    assert changed({"model": model(0)}, {"model": model(1)}) == []
+
+
+@pytest.mark.parametrize("layers", [(None, 0), (0, 1)])
+def test_which_weights_are_trained_is_compared(layers: tuple[int | None, int]) -> None:
+    """Also where as many are: the optimizer's state would be taken for another weight's."""
+    models = [model(0), model(0)]
+    for made, frozen in zip(models, layers, strict=True):
+        if frozen is not None:
+            made.model.layers[frozen].requires_grad_(False)
+    assert changed({"model": models[0]}, {"model": models[1]}) == ["trained_weights"]
+
+
+def test_a_formatting_function_is_known_by_what_it_makes() -> None:
+    given = {"model": model(0), "formatting_func": lambda row: row["text"]}
+    same = {"model": model(0), "formatting_func": lambda row: str(row["text"])}
+    other = {"model": model(0), "formatting_func": lambda row: row["text"] + "!"}
+    drawing = {"model": model(0), "formatting_func": lambda row: f"{torch.rand(1) * 0} {row}"}
+    before = torch.get_rng_state()
+    assert changed(given, same) == []
+    assert changed(given, other) == ["formatted_rows"]
+    assert changed(drawing, drawing) == []
+    assert torch.get_rng_state().equal(before), "random numbers were used up"

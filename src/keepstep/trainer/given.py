@@ -21,8 +21,10 @@ from keepstep.recipe.arguments import CheckpointArguments
 from keepstep.recipe.config import DataConfig, Recipe
 from keepstep.recipe.problems import ConfigError, Problem
 from keepstep.recipe.trajectory import plain, word
+from keepstep.trainer.restore import random_numbers_apart
 
-SAMPLES = 1000  # rows that a digest is made of
+SAMPLES = 1000  # rows that a digest is made of, and numbers of each weight
+FORMATTED = 100  # rows that a formatting function is known by
 # Of an adapter's configuration: where its base lies, and what does not change its training.
 NOT_COMPARED = ("base_model_name_or_path", "revision", "inference_mode", "runtime_config")
 
@@ -132,12 +134,17 @@ def settings_of(recipe: Recipe, given: Mapping[str, Any], trainer: Any) -> dict[
         found["base_weights"] = recipe_model.weights_fingerprint(recipe.model)
     else:
         found["base_model"] = digest_of_model(trainer.model)
+        found |= _base_weights(trainer.model)
+    found["trained_weights"] = digest_of_trained(trainer.model)
     found["peft_config"] = _adapters(trainer.model)
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     if hasattr(tokenizer, "get_vocab"):
         found |= recipe_model.tokenizer_settings(tokenizer, recipe.training)
     for name in ("data_collator", "formatting_func", "compute_loss_func"):
         found[name] = _name_of_code(given.get(name))
+    found["formatted_rows"] = digest_of_formatted(
+        given.get("train_dataset"), given.get("formatting_func")
+    )
     found["optimizers"] = [_told(one) for one in given.get("optimizers") or () if one is not None]
     found["ref_model"] = _name_of_model(given.get("ref_model"))
     rewards = given.get("reward_funcs")
@@ -188,6 +195,40 @@ def digest_of_model(model: Any) -> str:
     shapes = [(n, list(getattr(p, "ds_shape", p.shape))) for n, p in base.named_parameters()]
     plain_shapes = [(n.replace(".base_layer", ""), s) for n, s in shapes if ".lora_" not in n]
     return f"{type(base).__name__}, {xxhash.xxh3_64_hexdigest(json.dumps(plain_shapes).encode())}"
+
+
+def _base_weights(model: Any) -> dict[str, str]:
+    """What lies under an adapter, and in no checkpoint; nothing where that cannot be looked at."""
+    if not isinstance(model, PeftModel):
+        return {}
+    frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
+    if any(hasattr(p, "ds_id") or p.is_meta for p in frozen.values()):
+        return {}  # shared out among the ranks: on as many others it would look another way
+    digest = xxhash.xxh3_64()
+    for name, weight in sorted(frozen.items()):
+        if ".lora_" not in name:
+            flat = weight.detach().reshape(-1)
+            some = flat[:: max(1, len(flat) // SAMPLES)].contiguous().cpu()
+            digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
+            digest.update(some.view(torch.uint8).numpy().tobytes())
+    return {"base_weights": digest.hexdigest()}
+
+
+def digest_of_trained(model: Any) -> str:
+    """Which weights are trained: how many, and their names."""
+    names = sorted(name for name, weight in model.named_parameters() if weight.requires_grad)
+    return f"{len(names)} tensors, {xxhash.xxh3_64_hexdigest(json.dumps(names).encode())}"
+
+
+def digest_of_formatted(rows: Any, function: Any) -> str | None:
+    """What a formatting function makes of a hundred rows: by its name alone, one that was edited
+    would be the same. None without one, and for rows that are not counted. Ranks: any."""
+    if function is None or not hasattr(rows, "column_names") or not has_length(rows):
+        return None
+    with random_numbers_apart():
+        picked = range(0, len(rows), max(1, len(rows) // FORMATTED))
+        texts = [function(rows[index]) for index in picked]
+    return str(xxhash.xxh3_64_hexdigest(json.dumps(texts, default=str).encode()))
 
 
 def _adapters(model: Any) -> Any:
