@@ -46,7 +46,7 @@ def test_command(words: list[str]) -> None:
         subprocess.run(["make", "--dry-run", *rest], cwd=ROOT, check=True, capture_output=True)
     elif program == "keepstep":
         command, arguments = KEEPSTEP, rest
-        while (inner := getattr(command, "commands", {}).get(arguments[0])) is not None:
+        while arguments and (inner := getattr(command, "commands", {}).get(arguments[0])):
             command, arguments = inner, arguments[1:]
         assert command is not KEEPSTEP, f"there is no command {rest[0]}"
         command.make_context(rest[0], list(arguments))  # its own parser: it raises
@@ -68,7 +68,10 @@ def test_command(words: list[str]) -> None:
     elif program == "accelerate":
         assert rest[0] == "launch"
         asked = launch_command_parser().parse_args(rest[1:])
-        assert asked.config_file is None or (ROOT / asked.config_file).is_file()
+        config = asked.config_file or ""
+        name = re.fullmatch(r"\$\(keepstep config (\w+)\)", config)
+        config = f"accelerate_configs/{name[1]}.yaml" if name else config
+        assert not config or (ROOT / config).is_file()
         check_run([asked.training_script, *asked.training_script_args])
     elif program == "torchrun":
         asked = get_args_parser().parse_args(rest)
