@@ -106,6 +106,22 @@ def test_a_finished_run_is_loaded_and_not_trained(
     assert evaluations[0] == evaluations[1]
 
 
+def test_a_run_that_stopped_early_is_loaded_and_not_trained(
+    ranks: Ranks, demo: Path, workspace: Path
+) -> None:
+    """Else a script would go on with the model as it was given, and the run's name."""
+    run, fields = workspace / "api-early", {"early_stopping_patience": 1, "greater_is_better": True}
+    first = ranks.run(command(run, demo, **fields), script=SCRIPT, **ALONE)
+    again = ranks.run(command(run, demo, **fields), script=SCRIPT, **ALONE)
+    assert "This run is finished, at step 8 of 12: there is nothing to train." in again.output
+    assert "rank 0: finished at 8" in again.output
+    assert "  loss " not in again.output
+    evaluations = [
+        re.findall(r"eval_loss (\d\.\d+)", done.output)[-1] for done in (first, again)
+    ]  # of `trainer.evaluate()` at the end
+    assert evaluations[0] == evaluations[1]
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

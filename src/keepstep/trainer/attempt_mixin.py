@@ -154,13 +154,28 @@ class AttemptMixin(Trainer):
         if finished or (step >= planned and not self.owes_evaluation):
             of = f" of {planned}" if step <= planned else f", and {planned} are planned now"
             say(f"This run is finished, at step {step}{of}: there is nothing to train.")
-            if start is not None and start.step >= planned and not self._is_given_attempt:
-                result = self._train_from_start(args, kwargs)  # no step: its state is loaded
+            if not self._is_given_attempt:
+                result = self._load_end(step, planned, args, kwargs)
         else:
             result = self._train_from_start(args, kwargs)
             self.manager.confirm()
             step = self.state.global_step
         return result or TrainOutput(step, math.nan, {}), self._judged(step, plan)
+
+    def _load_end(self, step: int, planned: int, args: Any, kwargs: Any) -> Any:
+        """Make no step, and load what the run has saved: a script goes on with its model. A run
+        that stopped early has steps left, which are taken away. Ranks: all (collective)."""
+        if self.start is None:
+            say(f"warning: step {step} was not saved: the model is as it was given, untrained")
+            return None
+        if self.start.step < step:
+            say(f"warning: step {step} was not saved: the model is checkpoint-{self.start.step}'s")
+        asked = self.args.max_steps
+        self.args.max_steps = asked if self.start.step >= planned else self.start.step
+        try:
+            return self._train_from_start(args, kwargs)
+        finally:
+            self.args.max_steps = asked
 
     def _train_from_start(self, args: Any, kwargs: Any) -> Any:
         with self._shown:
