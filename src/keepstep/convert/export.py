@@ -81,7 +81,7 @@ class FileWeights:
         for path in paths:
             try:
                 with safe_open(path, framework="pt") as file:  # mapped: what is touched is read
-                    for name in file.keys():  # noqa: SIM118  # not a dict
+                    for name in file.offset_keys():  # in the order in which they lie there
                         kind = file.get_slice(name).get_dtype()
                         if kind not in DTYPES:
                             told = f"{path} holds {kind!r}, a type that is not known here"
