@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +13,19 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+from transformers import (
+    DataCollatorWithPadding,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TrainingArguments,
+    default_data_collator,
+)
 from trl import DPOConfig, SFTConfig
 
-from keepstep import ConfigError, KeepstepConfig, KeepstepTrainer
+from keepstep import ConfigError, KeepstepConfig, KeepstepError, KeepstepTrainer
 from keepstep.policy.drift import drift
-from keepstep.trainer.given import arguments_of, digest_of_rows, recipe_of, settings_of
+from keepstep.trainer.given import arguments_of, check_rows, digest_of_rows, recipe_of, settings_of
+from keepstep.trainer.program import known_by
 from keepstep.trainer.request import request_of
 
 CPU = {"output_dir": "runs/x", "use_cpu": True, "bf16": False, "report_to": "none"}
@@ -179,3 +188,96 @@ def test_a_formatting_function_is_known_by_what_it_makes() -> None:
     assert changed(given, other) == ["formatted_rows"]
     assert changed(drawing, drawing) == []
     assert torch.get_rng_state().equal(before), "random numbers were used up"
+
+
+SEVERAL = {"a": ROWS, "b": ROWS}
+NONE = Dataset.from_dict({"text": []})
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "told"),
+    [
+        ({"train_dataset": NONE, "eval_dataset": ROWS}, {}, "train_dataset has no rows"),
+        ({"eval_dataset": NONE}, {}, "eval_dataset has no rows"),
+        ({"eval_dataset": {"a": ROWS, "b": NONE}}, {}, "eval_dataset 'b' has no rows"),
+        ({"eval_dataset": SEVERAL}, {}, "metric_for_best_model: eval_loss: of several"),
+        ({"eval_dataset": SEVERAL}, {"metric_for_best_model": "c_loss"}, "eval_a_loss, eval_b"),
+    ],
+)
+def test_rows_that_cannot_be_meant_are_told_at_once(rows: dict, fields: dict, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        KeepstepTrainer(
+            model="no/model", args=KeepstepConfig(**CPU, **fields), **{"train_dataset": ROWS} | rows
+        )
+    assert any(told in str(problem) for problem in caught.value.problems)
+
+
+def test_one_of_several_sets_ranks() -> None:
+    args = KeepstepConfig(**CPU, metric_for_best_model="a_loss")
+    assert list(check_rows({"train_dataset": ROWS, "eval_dataset": SEVERAL}, args)) == []
+
+
+def test_no_evaluation_by_name_is_no_evaluation() -> None:
+    args = KeepstepConfig(**CPU, eval_strategy="no")
+    assert recipe_of({"train_dataset": ROWS}, args).training.keep_ranking == "recency"
+
+
+def scaled(by: float) -> Any:
+    return lambda outputs, labels, num_items_in_batch=None: outputs.logits.mean() * by
+
+
+class Collator:
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+
+    def __call__(self, rows: list) -> list:
+        return rows[: self.longest]
+
+
+def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return outputs.loss  # as it comes
+
+
+def otherwise(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    return -outputs.loss
+
+
+otherwise.__qualname__ = "loss"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (loss, otherwise),
+        (scaled(1.0), scaled(2.0)),
+        (partial(loss, labels=1), partial(loss, labels=2)),
+        (Collator(3), Collator(4)),
+        (DataCollatorWithPadding(None, padding=True), DataCollatorWithPadding(None, padding=False)),
+        (eval("lambda o, l: o"), eval("lambda o, l: -o")),
+    ],
+)
+def test_code_that_does_another_thing_is_known(one: Any, other: Any) -> None:
+    assert known_by(one) == known_by(one)
+    assert known_by(one) != known_by(other)
+
+
+def test_a_comment_and_a_library_change_nothing(tmp_path: Path) -> None:
+    texts = ["def loss(o):\n    return o\n", "# why\n\ndef loss(o):\n    return  o  # as it is\n"]
+    found = []
+    for number, text in enumerate(texts):
+        path = tmp_path / f"m{number}.py"
+        path.write_text(text)
+        spec = spec_from_file_location(path.stem, path)
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found.append(known_by(module.loss))
+    assert found[0] == found[1]
+    assert known_by(default_data_collator) == "default_data_collator"
+    assert known_by(None) is None
+
+
+def test_a_push_by_hand_is_refused() -> None:
+    made = object.__new__(KeepstepTrainer)
+    made.manager = SimpleNamespace(run=SimpleNamespace(path=Path("runs/x")))
+    with pytest.raises(KeepstepError, match="keepstep push runs/x --repo_id"):
+        made.push_to_hub()

@@ -155,7 +155,8 @@ def _newest_valid(situation: Situation) -> Choice:
         raise SelectionError(
             f"{len(passed_by)} checkpoints exist and none is valid:\n{listing}\n"
             "    Hint: restore one of them, name the step of one on an abandoned branch, or set "
-            "resume_from_checkpoint: never to start again."
+            "resume_from_checkpoint: never to start again; what another trainer wrote is taken in "
+            "by keepstep adopt."
         )
     _check_progress(situation, None)
     return Choice(None)

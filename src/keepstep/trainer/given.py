@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from keepstep.recipe.arguments import CheckpointArguments
 from keepstep.recipe.config import DataConfig, Recipe
 from keepstep.recipe.problems import ConfigError, Problem
 from keepstep.recipe.trajectory import plain, word
+from keepstep.trainer.program import called, known_by
 from keepstep.trainer.restore import random_numbers_apart
 
 SAMPLES = 1000  # rows that a digest is made of, and numbers of each weight
@@ -97,14 +98,39 @@ def _without_evaluation(training: Any) -> None:
     if wanted:
         told = f"{', '.join(wanted)} needs an evaluation, and there is no eval_dataset"
         raise ConfigError([Problem(told, "eval_dataset=…", "no-evaluation")])
-    if word(training.eval_strategy) == "no":
-        return
     training.eval_strategy, training.eval_steps = "no", None
     if training.keep_ranking == "metric" and training.save_total_limit is not None:
         training.keep_ranking = "recency"
         say(
             f"no eval_dataset is given: nothing ranks the checkpoints, and the newest "
             f"{training.save_total_limit} stay"
+        )
+
+
+def check_rows(given: Mapping[str, Any], training: Any) -> Iterator[Problem]:
+    """What is wrong with the rows that a script gives, as far as their number and names tell.
+
+    Ranks: any.
+
+    Args:
+        given: the Trainer's arguments by name.
+        training: its config.
+    """
+    evaluation = given.get("eval_dataset")
+    several = evaluation if isinstance(evaluation, dict) else {}
+    sets = {"train_dataset": given.get("train_dataset"), "eval_dataset": evaluation}
+    sets |= {f"eval_dataset {name!r}": rows for name, rows in several.items()}
+    for name, rows in sets.items():
+        if rows is not None and has_length(rows) and len(rows) == 0:
+            yield Problem(f"{name} has no rows", code="data")
+    metric = training.ranking_metric
+    if several and metric and not any(metric.startswith(f"eval_{name}_") for name in several):
+        would_do = ", ".join(f"eval_{name}_loss" for name in several)
+        yield Problem(
+            f"metric_for_best_model: {metric}: of several evaluation sets each has metrics of its "
+            "own",
+            f"name one of these: {would_do}",
+            "unknown-metric",
         )
 
 
@@ -140,8 +166,9 @@ def settings_of(recipe: Recipe, given: Mapping[str, Any], trainer: Any) -> dict[
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     if hasattr(tokenizer, "get_vocab"):
         found |= recipe_model.tokenizer_settings(tokenizer, recipe.training)
-    for name in ("data_collator", "formatting_func", "compute_loss_func"):
-        found[name] = _name_of_code(given.get(name))
+    found["data_collator"] = known_by(given.get("data_collator"))
+    found["compute_loss_func"] = known_by(given.get("compute_loss_func"))
+    found["formatting_func"] = called(given.get("formatting_func"))
     found["formatted_rows"] = digest_of_formatted(
         given.get("train_dataset"), given.get("formatting_func")
     )
@@ -163,7 +190,7 @@ def _names_of_rewards(rewards: Any) -> list[str | None]:
     """Of a reward function or model, or several."""
     several = rewards if isinstance(rewards, (list, tuple)) else [rewards]
     models = (str, torch.nn.Module)
-    return [_name_of_model(r) if isinstance(r, models) else _name_of_code(r) for r in several]
+    return [_name_of_model(r) if isinstance(r, models) else known_by(r) for r in several]
 
 
 def digest_of_rows(rows: Any) -> Any:
@@ -238,13 +265,6 @@ def _adapters(model: Any) -> Any:
         name: {n: v for n, v in plain(config.to_dict()).items() if n not in NOT_COMPARED}
         for name, config in model.peft_config.items()
     }
-
-
-def _name_of_code(code: Any) -> str | None:
-    """A function's name, or the class of what is called."""
-    if code is None:
-        return None
-    return str(getattr(code, "__qualname__", None) or type(code).__qualname__)
 
 
 def _told(one: Any) -> Any:

@@ -30,7 +30,7 @@ from keepstep.trainer.attempt import CurrentAttempt
 from keepstep.trainer.attempt_mixin import AttemptMixin
 from keepstep.trainer.description_mixin import DescriptionMixin
 from keepstep.trainer.evaluation_mixin import EvaluationMixin
-from keepstep.trainer.given import arguments_of, recipe_of
+from keepstep.trainer.given import arguments_of, check_rows, recipe_of
 from keepstep.trainer.pacing import EveryStep
 from keepstep.trainer.reporter import RunReporter
 from keepstep.trainer.resharded import Resharded
@@ -139,6 +139,7 @@ class CheckpointMixin(
                     lambda: [
                         *validate_given(recipe, own_metrics),
                         *check_restorable(asked, name, given.get("model")),
+                        *check_rows(given, recipe.training),
                     ],
                 )
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import Trainer
 
+from keepstep.errors import KeepstepError
 from keepstep.policy.schedule import saves_at
 from keepstep.ranks import collectives
 from keepstep.run_folder.checkpoint import Checkpoint
@@ -98,6 +99,20 @@ class SavingMixin(Trainer):
         if wanted == "every" or args.zero_stage == 0 or args.save_only_model:
             return True
         return bool(wanted == "best" and self.state.best_global_step == self.state.global_step)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: the stock one pushes the newest weights, and the run folder around them.
+
+        Raises:
+            KeepstepError: always; with what publishes the best checkpoint.
+        """
+        raise KeepstepError(
+            "trainer.push_to_hub() would push the newest weights, not the best, and with them the "
+            "run's own files\n"
+            f"    Hint: keepstep push {self.manager.run.path} --repo_id owner/name; or push_to_hub="
+            "True in the config, and the run publishes its best checkpoint",
+            path=self.manager.run.path,
+        )
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self.saving.finish()

@@ -115,6 +115,7 @@ HOOKS: list[Hook] = [
             "trial num_train_samples start_time",
             "the last save has to arrive before the best is chosen",
         ),
+        ("push_to_hub", "", "the stock one pushes the run folder, and the newest weights"),
         ("_load_best_model", "", "other processes may have written the best checkpoint"),
         (
             "_load_from_checkpoint",
