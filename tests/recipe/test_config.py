@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from transformers.trainer_utils import SchedulerType
 
-from keepstep.policy.batch import Batch
 from keepstep.preflight.validate import validate
 from keepstep.recipe.config import ConfigError
 from keepstep.recipe.parse import parse_recipe
@@ -484,13 +483,6 @@ def test_what_is_not_resharded_is_known_before_a_model_is_loaded(
     training.deepspeed_plugin = None if settings is None else FakePlugin(**settings)
     found = training.rigid
     assert found is None if reason is None else reason in (found or "")
-
-
-def test_a_batch_is_taken() -> None:
-    training = parse_recipe(flags(per_device_train_batch_size=4)).training
-    training.take(Batch(2, 6, 1))
-    assert training.batch == Batch(2, 6, 1)
-    assert training.train_batch_size == 2
 
 
 def test_the_same_recipe_is_known_again() -> None:
