@@ -52,9 +52,10 @@ def see_together(folder: Path, patience: float = SEE_SECONDS) -> list[Problem]:
         if problem is not None:
             return [problem]
         deadline = time.monotonic() + patience
-        while not path.exists() and time.monotonic() < deadline:
+        # An error here (EACCES, ESTALE) is one rank's alone: to it, too, the path is not there.
+        while not os.path.exists(path) and time.monotonic() < deadline:
             time.sleep(0.2)
-        seen = collectives.gather((socket.gethostname(), path.exists()))
+        seen = collectives.gather((socket.gethostname(), os.path.exists(path)))
     finally:
         if collectives.is_main():
             shutil.rmtree(path.parent, ignore_errors=True)
