@@ -35,6 +35,8 @@ class Terminal(Console):
     def __init__(self, **options: Any) -> None:
         # In a notebook, too, lines are text: rich would make a block of HTML of each.
         options = {"force_jupyter": False} | options
+        if "ipykernel" in sys.modules:  # it calls itself a terminal, and moves no cursor
+            options = {"force_terminal": False} | options
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
