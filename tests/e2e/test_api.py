@@ -142,7 +142,9 @@ def test_what_train_is_given(
     assert "rank 0: finished at 13" in again.output
 
 
-@pytest.mark.parametrize("launcher", cases(["python", "torchrun", "accelerate"], long=["python"]))
+@pytest.mark.parametrize(
+    "launcher", cases(["python", "torchrun", "accelerate"], long=["python", "torchrun"])
+)
 def test_launched_as_scripts_are(demo: Path, workspace: Path, launcher: str) -> None:
     run, log = workspace / f"api-{launcher}", workspace / f"api-{launcher}.log"
     config = ROOT / "accelerate_configs/cpu_zero2.yaml"

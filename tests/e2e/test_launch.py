@@ -33,6 +33,7 @@ def recipe(demo: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long  # as test_api does with a script
 def test_accelerate_launch(recipe: Path, tmp_path: Path) -> None:
     command = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu_zero3.yaml"]
     command += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
@@ -390,6 +391,7 @@ def test_ranks_go_with_their_launcher(recipe: Path, tmp_path: Path) -> None:
     end(process, log, timeout=20)
 
 
+@pytest.mark.long  # of what it shows, each part has a test of its own
 def test_the_demo(tmp_path: Path) -> None:
     """What `make demo` runs: a finished run whose best is not its last, a killed one carried on."""
     for folder in ("launch", "accelerate_configs"):

@@ -33,7 +33,9 @@ def loss_curve(output_dir: Path) -> dict[int, float]:
     return {entry["step"]: entry["loss"] for entry in state["log_history"] if "loss" in entry}
 
 
-@pytest.mark.parametrize("case", cases(CASES, long=["zero2", "zero3-offload", "zero0-lora"]))
+@pytest.mark.parametrize(
+    "case", cases(CASES, long=["zero2", "zero2-offload", "zero3-offload", "zero0-lora"])
+)
 def test_interrupted_equals_uninterrupted(
     ranks: Ranks, demo: Path, workspace: Path, case: str
 ) -> None:
