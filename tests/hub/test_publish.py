@@ -126,10 +126,10 @@ def test_a_hub_that_hangs(
     assert codes == ([70, 0] if required else [0, 0])
     assert ("the Hub cannot be reached now (" in run.output) == required
     assert "Ctrl-C ends this wait alone: the run stays finished, and " in run.output
-    reason = "the Hub did not answer to the end within 6 s"
+    reason = r"the Hub did not answer to the end within 6 s|.*; there was no time for another"
     if not required:
-        reason = "the wait for the Hub was ended on request (SIGINT)"
-    assert f"Not published: {reason}\n" in run.output
+        reason = r"the wait for the Hub was ended on request \(SIGINT\)"
+    assert re.search(rf"Not published: ({reason})\n", run.output), run.output
     assert f"`keepstep push {tmp_path}/run` finishes it" in run.output
     status = json.loads((tmp_path / "run/.keepstep/status.json").read_text())
     assert (status["outcome"], status["exit"]) == ("finished", 70 if required else 0)

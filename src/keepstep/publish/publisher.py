@@ -89,7 +89,9 @@ class Publisher:
                 self._push.wait(stop)
                 self._safely(self._hear)
             told = self._done.get(best.step, {})
-            if "error" not in told or told.get("fatal") or stop() or time.monotonic() > end:
+            # In a moment that is left another one would only hide why this one failed.
+            short = end - time.monotonic() < self._timeout / 2
+            if "error" not in told or told.get("fatal") or stop() or short:
                 break
         return self._done.get(best.step, {"error": "it could not be begun: see the log"})
 
