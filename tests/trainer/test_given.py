@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -274,6 +277,18 @@ def test_a_comment_and_a_library_change_nothing(tmp_path: Path) -> None:
     assert found[0] == found[1]
     assert known_by(default_data_collator) == "default_data_collator"
     assert known_by(None) is None
+
+
+def test_code_without_a_source_is_the_same_in_every_process() -> None:
+    code = "from keepstep.trainer.program import known_by; "
+    code += "print(known_by(eval(\"lambda o: o in {'a', 'b', 'c', 'd'}\")))"
+    told = set()
+    for seed in ("1", "2", "3"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        told.add(done.stdout.splitlines()[-1])
+    assert len(told) == 1
 
 
 def test_a_push_by_hand_is_refused() -> None:

@@ -14,6 +14,7 @@ import typer
 
 from keepstep.cli.common import (
     JsonOption,
+    RunArgument,
     app,
     console,
     errors_apart,
@@ -202,9 +203,7 @@ def _silence(run: RunFolder) -> float | None:
     )
 )
 def status(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The run folder (output_dir) of a run.")
-    ],
+    run: RunArgument,
     field: Annotated[
         str | None,
         typer.Option(

@@ -25,7 +25,7 @@ from keepstep.trainer.request import request_of
 
 
 class AttemptMixin(Trainer):
-    """Overridden (transformers 5.17 to 5.23): `train`."""
+    """Overridden: `train` (see upstream.py)."""
 
     attempt: CurrentAttempt
     start: Checkpoint | None

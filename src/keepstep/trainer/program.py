@@ -86,5 +86,7 @@ def _bytecode(code: CodeType | None) -> Iterator[Any]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _bytecode(constant)
+        elif isinstance(constant, frozenset):  # in another order in every process
+            yield sorted(map(repr, constant))
         else:
             yield constant
