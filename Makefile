@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
+# Hundreds of processes start in the tests: without these files each compiles keepstep again.
+unexport PYTHONDONTWRITEBYTECODE
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
 .PHONY: install demo test test-quick test-rooms test-rooms-slower test-rooms-others test-cluster \
-	test-runs test-launches test-long test-long-runs test-long-others compat \
+	test-runs test-launches test-hub test-long test-long-runs test-long-others compat \
 	compat-oldest compat-newest check format docs clean
 
 install: $(VENV)/.installed
@@ -39,8 +41,8 @@ ROOMS := $(filter-out $(RUNNING) tests/helpers tests/rank_programs, $(patsubst %
 SLOWER := tests/run_folder tests/disk tests/save tests/recipe
 PYTEST := $(BIN)/python -m pytest -m 'not long'
 
-test: install # three campaigns at a time: all of them wait more than they work
-	$(MAKE) --jobs=3 --output-sync=target test-rooms test-cluster test-runs test-launches
+test: install # four campaigns at a time: all of them wait, now and then
+	$(MAKE) --jobs=4 --output-sync=target test-cluster test-runs test-launches test-rooms test-hub
 
 test-quick: install # under three minutes: no launch, no training on several processes
 	$(MAKE) --jobs=2 --output-sync=target test-rooms-slower test-rooms-others
@@ -60,7 +62,10 @@ test-runs: $(VENV)/.extensions
 	$(PYTEST) tests/multiprocess
 
 test-launches: $(VENV)/.extensions
-	$(PYTEST) tests/crash tests/e2e tests/gpu tests/hub
+	$(PYTEST) tests/crash tests/e2e tests/gpu
+
+test-hub: $(VENV)/.extensions
+	$(PYTEST) tests/hub
 
 test-long: install $(VENV)/.extensions # two at a time
 	$(MAKE) --jobs=2 --output-sync=target test-long-runs test-long-others

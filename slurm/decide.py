@@ -109,7 +109,8 @@ def answer(what, given):
         begun = int(ended.has_begun)
         return [ended.outcome, ended.reason, ended.exit, begun, commits, fruitless]
     if what == "after":
-        ended = Ended(given["outcome"], given["reason"], int(given["exit"]), True)
+        begun = given["begun"] == "1"
+        ended = Ended(given["outcome"], given["reason"], int(given["exit"]), begun)
         return list(after_attempt(ended, situation(given)))
     if what == "nodes":
         counts = [int(given[name]) for name in ("there", "needed", "waited", "patience")]

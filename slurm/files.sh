@@ -57,12 +57,12 @@ superseded() { # somebody else has the run by now
 
 # --- how an attempt ended
 
-hear() { # set outcome, reason and status to what the attempt said of itself, and count it: srun's
+hear() { # set outcome, reason, status and begun to what the attempt said of itself, and count it: srun's
   # exit status is that of whichever process it has heard of first
   decide ended private="$private" token="$token" exit="$status" commits="$known" fruitless="$fruitless"
-  outcome=${answer[0]} reason=${answer[1]} status=${answer[2]} known=${answer[4]}
+  outcome=${answer[0]} reason=${answer[1]} status=${answer[2]} begun=${answer[3]} known=${answer[4]}
   count "${answer[5]}"
-  ((answer[3])) || tell "${outcome/recipe/failed}" "$reason" "$status"
+  ((begun)) || tell "${outcome/recipe/failed}" "$reason" "$status"
 }
 
 tell() { # OUTCOME REASON EXIT: status.json

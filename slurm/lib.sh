@@ -18,7 +18,7 @@ source "$job/job.env"
 
 private=$run/.keepstep
 round=${SLURM_RESTART_COUNT:-0} try=0 token=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.0
-stop='' stop_at=0 srun='' beat='' outcome='' reason='' status=0 began=0 counted=0 guard=''
+stop='' stop_at=0 srun='' beat='' outcome='' reason='' status=0 begun=0 began=0 counted=0 guard=''
 # A step has all that the job has on each node (--whole), whose number of CPUs may differ; and the
 # environment of this shell, also where the site has jobs begin without the user's.
 unset SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_EXPORT_ENV SRUN_EXPORT_ENV
@@ -56,7 +56,7 @@ decide() { # WHAT NAME=VALUE…: set `answer` to what decide.py says
 
 seen() { # NAME=VALUE…: set `facts` to what a decision goes by, and to those
   facts=(stop="$stop" stop_requested="$(requested && echo 1)" fruitless="$fruitless"
-    max_attempts="$MAX_ATTEMPTS" processes=$((${#nodes[@]} * processes_per_node))
+    requeued=$((round > 0 && try == 1)) max_attempts="$MAX_ATTEMPTS" processes=$((${#nodes[@]} * processes_per_node))
     retry_seconds="$RETRY_SECONDS" "$@")
 }
 
@@ -66,7 +66,10 @@ requested() { plain "$private/stop" && [[ ! -s $private/stop ]]; }
 obey() { # do as the decision in `answer` says; returns only if it is to launch, or to wait
   local action=${answer[0]} words=${answer[1]} code=${answer[2]}
   case $action in
-    launch | wait) nap "${answer[3]}" ;;
+    launch | wait)
+      [[ -z $words ]] || say "$words"
+      nap "${answer[3]}"
+      ;;
     requeue) give_back "$words" ;;
     give-up)
       tell no_progress "$words" "$code"
@@ -82,7 +85,7 @@ obey() { # do as the decision in `answer` says; returns only if it is to launch,
 what_next() { # after an attempt
   local preempted='' nodes_answer=''
   while :; do
-    seen outcome="$outcome" reason="$reason" exit="$status" preempted="$preempted" \
+    seen outcome="$outcome" reason="$reason" exit="$status" begun="$begun" preempted="$preempted" \
       nodes_answer="$nodes_answer"
     decide after "${facts[@]}"
     case ${answer[0]} in
@@ -195,7 +198,6 @@ find_nodes() { # set `nodes` to those that answer, once there are enough; withou
     decide nodes "${facts[@]}"
     [[ ${answer[0]} != launch ]] || return 0
     if [[ ${answer[0]} == wait ]]; then
-      say "${answer[1]}"
       cat "$private/logs/prepare.log" 2>/dev/null
       answer[3]=$RETRY_SECONDS
     fi

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Generator, Iterator
@@ -33,6 +34,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     if report.skipped and not may and os.environ.get("KEEPSTEP_CI"):
         report.outcome, report.longrepr = "failed", f"skipped in CI: {report.longrepr[-1]}"
     return report
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # imported libraries, a million objects: no collection finds anything among them
 
 
 @pytest.fixture(scope="session")

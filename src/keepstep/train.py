@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import gc
+
 from keepstep.output import log_filters, streams
 from keepstep.ranks import signals
 
 if __name__ == "__main__":  # before the slow imports, which take seconds and write to the log
+    gc.disable()  # they make a million objects that stay: nothing is to be found among them
     signals.install_handlers()
     streams.protect()
     log_filters.silence()
@@ -42,6 +45,10 @@ from keepstep.sharding.sources import ReshardError
 from keepstep.trainer.attempt import CurrentAttempt, StoppedError, stop_asked
 from keepstep.trainer.reporter import show_library_bars
 from keepstep.trainer.sft import KeepstepTrainer
+
+if __name__ == "__main__":
+    gc.freeze()  # and neither later
+    gc.enable()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -122,6 +122,18 @@ def test_a_run_that_stopped_early_is_loaded_and_not_trained(
     assert evaluations[0] == evaluations[1]
 
 
+def test_a_finished_run_that_has_saved_nothing(ranks: Ranks, demo: Path, workspace: Path) -> None:
+    """A script that saves its model after train() would save it untrained."""
+    run, fields = workspace / "api-unsaved", {"max_steps": 2, "save_strategy": "no"}
+    assert "finished at 2" in ranks.run(command(run, demo, **fields), script=SCRIPT, **ALONE).output
+    again = ranks.start(command(run, demo, **fields), script=SCRIPT, **ALONE)
+    assert again.wait() != [0]
+    assert "SelectionError: this run is finished, at step 2, and has saved nothing" in again.output
+    anew = ranks.run(command(run, demo, train=False, **fields), script=SCRIPT, **ALONE).output
+    assert "begins at 0: " in anew
+    assert "finished at 2" in anew
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

@@ -142,7 +142,7 @@ def test_the_wheel_carries_on(installed: Path, tmp_path: Path) -> None:
             process = subprocess.Popen(
                 command,
                 cwd=work,
-                env=bare(KEEPSTEP_CONFIG="cpu_zero2"),
+                env=bare(KEEPSTEP_CONFIG="cpu_zero2", KEEPSTEP_PROCESSES="1"),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -9,6 +9,7 @@ takes ten seconds to import torch and TRL.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -58,10 +59,13 @@ def ask(place: str, argv: list[str]) -> int:
 
 
 def serve(place: str) -> None:
+    gc.disable()
     import keepstep.recipe.parse  # what `check` imports when it is called
     import keepstep.trainer.publish_callback  # noqa: F401
     from keepstep.cli.main import main
 
+    gc.freeze()
+    gc.enable()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(place)
     listener.listen()

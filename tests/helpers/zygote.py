@@ -112,14 +112,15 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries write to stdout must not be taken for an answer
 
     # The imports are what this process is for: these, and what models and engines import later.
+    gc.disable()
     for module in ("keepstep.train", *IMPORTED_LATER):
         importlib.import_module(module)
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     get_checkpoint_conversion_mapping("llama")  # compiles the patterns of every architecture
 
-    gc.collect()
     gc.freeze()  # else every rank's collections go through all of that again
+    gc.enable()
     for line in sys.stdin:
         request = json.loads(line)
         answer = start(request) if request["do"] == "start" else poll(request["pids"])

@@ -167,6 +167,16 @@ def test_only_the_word_finished_is_a_success(said: dict[str, Any], exit_status: 
             Next("ask-nodes"),
         ),
         (
+            Ended("preempted", "stopped before the run began", 75, False),
+            FOUR._replace(preempted="no", requeued=True),
+            Next("launch", "a signal for a step of an earlier round: once more"),
+        ),
+        (
+            PREEMPTED._replace(reason=ALL),
+            FOUR._replace(preempted="no", requeued=True, nodes_answer="yes"),
+            Next("stop", f"stopped on request: {ALL}", 75),
+        ),
+        (
             PREEMPTED._replace(reason=f"{ALL} (its launcher is gone)"),
             FOUR._replace(preempted="no"),
             Next("launch"),
@@ -280,7 +290,14 @@ def test_a_reason_is_one_line(tmp_path: Path) -> None:
 
 
 def test_what_is_asked_of_the_shell(tmp_path: Path) -> None:
-    facts = {"outcome": "failed", "reason": "", "exit": 1, "stop": "", "max_attempts": 3}
+    facts = {
+        "outcome": "failed",
+        "reason": "",
+        "exit": 1,
+        "begun": 1,
+        "stop": "",
+        "max_attempts": 3,
+    }
     asked = decide(tmp_path, "after", **facts, fruitless=1)
     assert asked == ["ask-slurm", "", "0", "0"]
     facts |= {"preempted": "no", "retry_seconds": 4, "stop_requested": ""}

@@ -243,7 +243,7 @@ def test_preempted_by_another_job_and_cancelled(job: Job) -> None:
 def test_a_run_that_always_dies_comes_to_an_end(job: Job) -> None:
     job.faults(place="step", step=3, die=True)
     job.submit("--nodes", "2", fields={"max_attempts_without_progress": 1})
-    job.says(r"No progress: ")
+    job.says(r"No progress: ", timeout=180)  # of the second attempt
     job.says(r"\] no progress: see above")
     told = job.ends("FAILED")
     assert told["ExitCode"] == "76:0"

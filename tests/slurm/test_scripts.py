@@ -521,6 +521,17 @@ def test_its_user_stops_it(tmp_path: Path) -> None:
     assert not [call for call in fakes.calls if "requeue" in call]
 
 
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_signal_that_comes_late(tmp_path: Path, restarts: int) -> None:
+    """Slurm repeats it to a node that was away; the steps of a requeued job have the same numbers
+    as those before: whoever asked, asked another round."""
+    fakes = Fakes(tmp_path, "((number == 1)) && exit 75; commit 4; status finished null")
+    fakes.start(restarts)
+    code, output = fakes.end()
+    assert code == (0 if restarts else 75), output
+    assert ("a signal for a step of an earlier round: once more" in output) == bool(restarts)
+
+
 def test_slurm_ends_it(tmp_path: Path) -> None:
     """scancel: from there on nothing is submitted again."""
     fakes = Fakes(tmp_path, "sleep 1.5; commit 5; status preempted 'SIGTERM to rank 0'; exit 75")

@@ -29,7 +29,7 @@ from keepstep import ConfigError, KeepstepConfig, KeepstepError, KeepstepTrainer
 from keepstep.policy.drift import drift
 from keepstep.trainer.given import arguments_of, check_rows, digest_of_rows, recipe_of, settings_of
 from keepstep.trainer.program import known_by
-from keepstep.trainer.request import request_of
+from keepstep.trainer.request import check_unchanged, plain_fields, request_of
 
 CPU = {"output_dir": "runs/x", "use_cpu": True, "bf16": False, "report_to": "none"}
 ROWS = Dataset.from_dict({"text": ["a", "b"]})
@@ -112,6 +112,16 @@ def test_what_contradicts_itself_or_means_nothing(configured: str, given: Any) -
     training: Any = SimpleNamespace(resume_from_checkpoint=configured)
     with pytest.raises(ValueError, match="resume_from_checkpoint"):
         request_of(given, training)
+
+
+def test_a_config_that_is_changed_after_the_trainer_was_made() -> None:
+    """What a resume compares, and where checkpoints lie, is what the trainer was made with."""
+    args = KeepstepConfig(**CPU)
+    made = plain_fields(args)
+    check_unchanged(made, args)
+    args.output_dir, args.learning_rate = "runs/y", 1.0
+    with pytest.raises(ValueError, match="was made: output_dir, learning_rate\n"):
+        check_unchanged(made, args)
 
 
 def test_rows_are_known_by_their_content() -> None:
@@ -262,6 +272,17 @@ otherwise.__qualname__ = "loss"
 def test_code_that_does_another_thing_is_known(one: Any, other: Any) -> None:
     assert known_by(one) == known_by(one)
     assert known_by(one) != known_by(other)
+
+
+def test_a_function_whose_closure_is_not_filled_yet() -> None:
+    def loss(outputs: Any) -> Any:
+        return outputs * factor * later
+
+    factor = 2.0
+    known = known_by(loss)
+    assert known is not None
+    later = 3.0
+    assert known_by(loss) != known
 
 
 def test_a_comment_and_a_library_change_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from typer.core import TyperGroup
 from keepstep.output.terminal import Terminal
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.policy.selection import SelectionError
-from keepstep.run_folder.reader import Checkpoint, RunFolder, run_that_would_prune
+from keepstep.run_folder.checkpoint import DamagedError
+from keepstep.run_folder.reader import Checkpoint, RunFolder
 
 INTERRUPTED = 130  # as shells say it of SIGINT
 SPELLING = {"token_normalize_func": lambda name: name.replace("-", "_")}
@@ -34,7 +35,7 @@ class Commands(TyperGroup):
             fail("interrupted", status=INTERRUPTED)
         except BrokenPipeError:  # nobody reads on: click knows
             raise
-        except SelectionError as error:
+        except (SelectionError, DamagedError) as error:
             fail(str(error))
         except OSError as error:
             console.tell(f"keepstep: {error}")
@@ -111,13 +112,6 @@ def folder_at(path: Path) -> RunFolder:
     return without_links(RunFolder(path))
 
 
-def not_of_a_run(path: Path) -> None:
-    """Nothing is written where a run would prune it, or find a step's name taken."""
-    run = run_that_would_prune(path)
-    if run is not None:
-        fail(f"{path} would be among the checkpoints of {run}: name another folder")
-
-
 def without_links(folder: RunFolder) -> RunFolder:
     """The same, unless what is the run's own lies elsewhere: nothing there is written, or told."""
     if folder.private.is_symlink():
@@ -126,13 +120,10 @@ def without_links(folder: RunFolder) -> RunFolder:
 
 
 def one_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, which is intact."""
-    folder, found = checkpoints_at(path)
+    """The committed checkpoint at `path`; whether it is intact has not been looked at."""
+    _, found = checkpoints_at(path)
     if len(found) != 1 or found[0].path != path.resolve():
         fail(f"{path} is no committed checkpoint")
-    faults = folder.faults(found[0], deep=None)
-    if faults:
-        fail(f"{path} is damaged: {faults[0]}")
     return found[0]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,7 +15,6 @@ from keepstep.cli.common import (
     examples,
     fail,
     folder_at,
-    not_of_a_run,
     one_checkpoint,
     run_folder,
     without_links,
@@ -48,7 +47,7 @@ def export(
         Path, typer.Option("--to", metavar="DIR", help="A folder that does not exist yet.")
     ],
     dtype: Annotated[
-        str | None,
+        Literal["bf16", "fp16", "fp32"] | None,
         typer.Option(
             "--dtype", help="The precision: bf16, fp16 or fp32; without it the weights keep theirs."
         ),
@@ -64,19 +63,22 @@ def export(
     ] = False,
 ) -> None:
     """Write the weights of a checkpoint for inference, as `from_pretrained` reads them."""
-    from keepstep.convert.export import PRECISIONS, ExportError  # torch: seconds to import
-    from keepstep.convert.export import export as write_out
+    from keepstep.convert.api import export as write_out  # torch: seconds to import
+    from keepstep.convert.export import ExportError
 
-    if dtype not in (None, *PRECISIONS):
-        fail(f"--dtype {dtype} is none of {', '.join(PRECISIONS)}")
-    not_of_a_run(to)
-    source, work = one_checkpoint(checkpoint), write_out
+    source = one_checkpoint(checkpoint)
     if merge_adapter:
         log_filters.silence()
-        from keepstep.convert.merge import export_merged as work  # transformers, too
     try:
         with progress_bar(console, f"exporting {source.path.name}") as progress:
-            made = work(source, to, dtype=dtype, max_shard_size=max_shard_size, progress=progress)
+            made = write_out(
+                source,
+                to,
+                dtype=dtype,
+                max_shard_size=max_shard_size,
+                merge_adapter=merge_adapter,
+                progress=progress,
+            )
     except (ExportError, OSError) as error:
         fail(str(error))
     console.tell(
@@ -192,6 +194,7 @@ def reshard(
     from keepstep.sharding.sources import ReshardError
 
     source = one_checkpoint(checkpoint)
+    source.verify(deep=None)
     try:
         made = write_for(source, without_links(RunFolder(into)), num_processes)
     except (BatchError, ReshardError) as error:

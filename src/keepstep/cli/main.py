@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import os
 import sys
@@ -283,6 +285,8 @@ def leave_secrets() -> None:
 
 def main() -> None:
     """The console script."""
+    gc.set_threshold(50_000)  # imports of torch make a million objects that stay
+    atexit.register(gc.freeze)  # and nothing is to be found among them at the end, either
     if sys.argv[1:2] and sys.argv[1] in UNPICKLING:
         leave_secrets()
     if sys.argv[1:2] and sys.argv[1] not in LAUNCHING:

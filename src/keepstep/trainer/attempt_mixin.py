@@ -11,6 +11,7 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from keepstep.policy.batch import Batch
+from keepstep.policy.selection import SelectionError
 from keepstep.preflight.agreement import agree, differing
 from keepstep.preflight.saving import check_meeting
 from keepstep.ranks import collectives
@@ -21,7 +22,7 @@ from keepstep.run_folder.listed import only_listed
 from keepstep.trainer.attempt import CurrentAttempt, StoppedError, stop_if_asked
 from keepstep.trainer.given import settings_of
 from keepstep.trainer.reporter import introduce
-from keepstep.trainer.request import request_of
+from keepstep.trainer.request import check_unchanged, request_of
 
 
 class AttemptMixin(Trainer):
@@ -52,14 +53,17 @@ class AttemptMixin(Trainer):
             The Trainer's own `TrainOutput`: also of an attempt that was asked to stop.
 
         Raises:
-            ValueError: two different checkpoints are asked for, here and in the config.
+            ValueError: two different checkpoints are asked for, here and in the config; or `args`
+                were changed after the trainer was made.
             RuntimeError: this trainer has trained already.
-            SelectionError: what is asked for cannot be had; the message lists what there is.
+            SelectionError: what is asked for cannot be had; the message lists what there is. Or
+                the run is finished and has saved nothing that could be loaded.
             DriftError: settings have changed since the checkpoint was made; it lists them.
             NotOwnerError: another attempt is at work in this run folder.
             NoProgressError: all that there is to carry on from has been tried, and failed.
         """
         request = request_of(resume_from_checkpoint, self.attempt.recipe.training)
+        check_unchanged(self._args_as_made, self.args)
         if self.attempt.outcome is not None:
             raise RuntimeError(
                 "this trainer has trained already, and a state is restored into a new one\n"
@@ -166,8 +170,12 @@ class AttemptMixin(Trainer):
         """Make no step, and load what the run has saved: a script goes on with its model. A run
         that stopped early has steps left, which are taken away. Ranks: all (collective)."""
         if self.start is None:
-            say(f"warning: step {step} was not saved: the model is as it was given, untrained")
-            return None
+            raise SelectionError(
+                f"this run is finished, at step {step}, and has saved nothing: there is no trained "
+                "model to load\n    Hint: another output_dir, or resume_from_checkpoint: never, "
+                "trains it again",
+                path=self.manager.run.path,
+            )
         if self.start.step < step:
             say(f"warning: step {step} was not saved: the model is checkpoint-{self.start.step}'s")
         asked = self.args.max_steps

@@ -33,6 +33,7 @@ from keepstep.trainer.evaluation_mixin import EvaluationMixin
 from keepstep.trainer.given import arguments_of, check_rows, recipe_of
 from keepstep.trainer.pacing import EveryStep
 from keepstep.trainer.reporter import RunReporter
+from keepstep.trainer.request import plain_fields
 from keepstep.trainer.resharded import Resharded
 from keepstep.trainer.resume_mixin import ResumeMixin
 from keepstep.trainer.rows_mixin import RowsMixin
@@ -174,6 +175,7 @@ class CheckpointMixin(
         self.add_callback(RunReporter(self))
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
+        self._args_as_made = plain_fields(self.args)
 
     def _has_metrics_of_its_own(self, given: Mapping[str, Any]) -> bool:
         """Whether an evaluation may give metrics that SFTTrainer's does not."""

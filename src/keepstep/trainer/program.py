@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 import xxhash
@@ -58,9 +58,18 @@ def _facts(given: Any) -> Iterator[Any]:
     elif isinstance(given, FunctionType):
         yield [v for v in (given.__defaults__ or ()) if isinstance(v, PLAIN)]
         names, cells = given.__code__.co_freevars, given.__closure__ or ()
-        yield _plain({name: cell.cell_contents for name, cell in zip(names, cells, strict=True)})
+        yield _plain(dict(_filled(zip(names, cells, strict=True))))
     elif hasattr(given, "__dict__"):
         yield _plain(vars(given))
+
+
+def _filled(cells: Iterable[tuple[str, CellType]]) -> Iterator[tuple[str, Any]]:
+    """The closure's variables that have a value by now."""
+    for name, cell in cells:
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # it is assigned further down in the function around it
+            continue
 
 
 def _plain(values: dict[str, Any]) -> list[tuple[str, Any]]:

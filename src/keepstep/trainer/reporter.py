@@ -211,6 +211,8 @@ class RunReporter(TrainerCallback):
 
     def _best_so_far(self, value: float) -> str:
         """Compares with the evaluations before this one: Trainer updates its best afterwards."""
+        if not self.trainer.is_in_train:
+            return ""
         best, greater = self.trainer.state.best_metric, self.trainer.args.greater_is_better
         if best is None or (value > best if greater else value < best):
             return "  (best so far)"
@@ -223,5 +225,8 @@ class RunReporter(TrainerCallback):
         return f"; best {best.path.name} ({name} {best.manifest.metrics[name]:.4f})"
 
     def _line(self, state: Any, text: str) -> None:
+        if not state.max_steps:  # an evaluation, before there is a run
+            say(text)
+            return
         step = f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
         say(f"{step}  {text}")

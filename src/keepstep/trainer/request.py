@@ -1,8 +1,9 @@
-"""What `train(resume_from_checkpoint=…)` means: one meaning for each value."""
+"""What `train()` is asked for: one meaning for each value of `resume_from_checkpoint`."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from keepstep.policy.selection import WORDS
@@ -43,6 +44,30 @@ def request_of(value: Any, training: CheckpointArguments) -> str:
     if configured not in ("auto", request):
         raise ValueError(_contradiction(value, configured))
     return request
+
+
+def plain_fields(args: Any) -> dict[str, Any]:
+    """The fields of a config that are numbers, texts or flags."""
+    return {n: v for n, v in vars(args).items() if isinstance(v, (int, float, str, type(None)))}
+
+
+def check_unchanged(made: Mapping[str, Any], args: Any) -> None:
+    """The config is what the trainer was made with: its settings are what a resume compares.
+
+    Args:
+        made: `plain_fields` of the trainer's `args`, when it was made.
+        args: they, now.
+
+    Raises:
+        ValueError: a field was changed since.
+    """
+    now = plain_fields(args)
+    changed = [name for name, value in made.items() if name in now and now[name] != value]
+    if changed:
+        raise ValueError(
+            f"trainer.args was changed after the trainer was made: {', '.join(changed)}\n"
+            "    Hint: set it in the config that the trainer is given"
+        )
 
 
 def _contradiction(value: Any, configured: str) -> str:
