@@ -28,9 +28,7 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyDisk]:
 @pytest.fixture
 def disk(mounted: FaultyDisk) -> Iterator[FaultyDisk]:
     yield mounted
-    mounted.heal()
-    for left in mounted.backing.iterdir():
-        Storage().remove(left)
+    mounted.empty()
 
 
 def content_of(size: int) -> memoryview:

@@ -45,6 +45,7 @@ def test_save_stall(tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.long
 def test_reshard(tmp_path: Path) -> None:
     result = tmp_path / "result.jsonl"
     argv = ["--parameters", 1, "--rounds", 1, "--folder", tmp_path / "work", "--json", result]
@@ -52,6 +53,7 @@ def test_reshard(tmp_path: Path) -> None:
     assert json.loads(result.read_text())["universal seconds"][0] > 0
 
 
+@pytest.mark.long
 def test_export(tmp_path: Path) -> None:
     told = bench("export.py", "--parameters", 1, "--rounds", 1, "--folder", tmp_path / "work")
     assert [line.split()[:2] for line in told.splitlines()] == [

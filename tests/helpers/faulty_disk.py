@@ -32,6 +32,8 @@ from typing import Any
 
 import pytest
 
+from keepstep.run_folder.storage import Storage
+
 SECTOR = 512
 LONGEST_HANG_SECONDS = 120.0  # a test that forgets to heal must not hang for ever
 
@@ -70,6 +72,12 @@ class FaultyDisk:
         """From now on everything works."""
         self._known = []
         self._write()
+
+    def empty(self) -> None:
+        """For the next test: everything works, and nothing is there."""
+        self.heal()
+        for left in self.backing.iterdir():
+            Storage().remove(left)
 
     @property
     def fired(self) -> list[tuple[str, str]]:

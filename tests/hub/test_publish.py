@@ -16,7 +16,7 @@ import pytest
 
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.evaluate import evaluate_apart
-from tests.helpers.ranks import ROOT, Ranks
+from tests.helpers.ranks import PROGRAMS, ROOT, Ranks
 from tests.helpers.recipes import argv
 from tests.hub.client import Client
 from tests.hub.peer import READ_TOKEN, WRITE_TOKEN, HubPeer
@@ -66,6 +66,23 @@ def measured(hub: HubPeer, demo: Path, folder: Path) -> dict[int, float]:
         places[int(step)] = place
     found = evaluate_apart(demo / "data/eval.jsonl", places.values(), timeout=120)
     return {step: found[place] for step, place in places.items()}
+
+
+def test_a_script_publishes(
+    ranks: Ranks, demo: Path, hub: HubPeer, client: Client, tmp_path: Path
+) -> None:
+    """Two lines, and `push_to_hub` in the config: the best one, and once."""
+    fields = FIELDS | {"eval_strategy": "steps", "eval_steps": 4, "push_to_hub": True}
+    command = [str(tmp_path / "run"), str(demo), json.dumps(fields)]
+    how: Any = {"script": PROGRAMS / "two_lines.py", "strategy": "ddp", "processes": 1}
+    ranks.run(command, env=environment(client), **how)
+    found = losses(tmp_path / "run")
+    best = min(found, key=found.__getitem__)
+    assert titles(hub)[0] == f"Step {best}: eval_loss {found[best]:.4f}"
+    before = titles(hub)
+    again = ranks.run(command, env=environment(client), **how)
+    assert "there is nothing to train" in again.output
+    assert titles(hub) == before
 
 
 def test_every_improvement(

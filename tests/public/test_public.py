@@ -171,6 +171,7 @@ args.policy(1)
 """
 
 
+@pytest.mark.long  # half a minute: mypy reads the libraries
 def test_a_users_script_is_type_checked(tmp_path: Path) -> None:
     """mypy --strict sees what the names are: it takes the script, and finds the mistakes."""
     (tmp_path / "right.py").write_text(SCRIPT)

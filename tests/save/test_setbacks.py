@@ -37,9 +37,7 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyDisk]:
 @pytest.fixture
 def disk(mounted: FaultyDisk) -> Iterator[FaultyDisk]:
     yield mounted
-    mounted.heal()
-    for left in mounted.backing.iterdir():
-        shutil.rmtree(left)
+    mounted.empty()
 
 
 def warnings(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:

@@ -218,7 +218,7 @@ def test_slurms_own_time_limit(job: Job) -> None:
 
 
 def test_preempted_by_another_job_and_cancelled(job: Job) -> None:
-    job.submit("--nodes", "2", fields={"max_steps": 400, "save_steps": 200, "eval_steps": 200})
+    job.submit("--nodes", "1", fields={"max_steps": 400, "save_steps": 200, "eval_steps": 200})
     job.says(r"step +3/400")
     job.happens("a job of the partition `high` wants all nodes")
     high = job.cluster.slurm(
@@ -242,7 +242,7 @@ def test_preempted_by_another_job_and_cancelled(job: Job) -> None:
 
 def test_a_run_that_always_dies_comes_to_an_end(job: Job) -> None:
     job.faults(place="step", step=3, die=True)
-    job.submit("--nodes", "2", fields={"max_attempts_without_progress": 1})
+    job.submit("--nodes", "1", fields={"max_attempts_without_progress": 1})
     job.says(r"No progress: ", timeout=180)  # of the second attempt
     job.says(r"\] no progress: see above")
     told = job.ends("FAILED")
@@ -254,21 +254,21 @@ def test_a_run_that_always_dies_comes_to_an_end(job: Job) -> None:
 
 def test_stopped_by_its_user_and_not_allowed_to_requeue(job: Job) -> None:
     """While it is queued; at the time limit, where a job may not queue again; by a signal."""
-    job.submit("--nodes", "2", sbatch="--hold", fields={"max_steps": 400})
+    job.submit("--nodes", "1", processes=2, sbatch="--hold", fields={"max_steps": 400})
     asked = job.command("stop", str(job.run.path))
     assert f"asked for: job {job.number} ends before its next attempt" in asked
     job.cluster.slurm("scontrol", "release", job.number)
     job.says(r"\] stopped on request")
     assert job.ends("FAILED")["ExitCode"] == "75:0"
     assert job.run.attempts() == []
-    job.submit("--nodes", "2", sbatch="--no-requeue", fields={"max_steps": 400})
+    job.submit("--nodes", "1", processes=2, sbatch="--no-requeue", fields={"max_steps": 400})
     job.says(r"step +3/400")
     job.happens("USR1, and the site forbids to requeue")
     job.usr1()
     job.says(r"scontrol requeue: .*disabled")
-    job.says(r"to go on: cd .* 'slurm/submit.sh' .*'--nodes' '2'")
+    job.says(r"to go on: cd .* 'slurm/submit.sh' .*'--nodes' '1'")
     assert job.ends("FAILED")["ExitCode"] == "75:0"
-    job.submit("--nodes", "2", fields={"max_steps": 400})
+    job.submit("--nodes", "1", processes=2, fields={"max_steps": 400})
     job.says(r"carrying on from checkpoint-\d+")
     job.says(r"step +\d+/400")
     job.happens("scancel --signal=TERM")
