@@ -19,6 +19,7 @@ from keepstep.output.units import human_bytes
 from keepstep.run_folder.reader import RunFolder
 
 if TYPE_CHECKING:
+    from keepstep.preflight.launch import Launch
     from keepstep.recipe.config import Problem, Recipe
 
 LEAVE_NO_SIZE = {"run", "model", "adapter", "size", "launch"}  # errors without which none is known
@@ -190,8 +191,7 @@ def _problems(
 
     from keepstep.preflight.launch import check_launch, launch_in
     from keepstep.preflight.model import check_model_of
-    from keepstep.preflight.probes import check_model, see_together
-    from keepstep.preflight.shapes import shapes_of, strategy_of
+    from keepstep.preflight.probes import see_together
     from keepstep.preflight.validate import validate
     from keepstep.recipe.config import ConfigError
     from keepstep.trainer.publish_callback import Publishing
@@ -219,23 +219,31 @@ def _problems(
         seen.not_looked_at.append("disk and memory of this machine")
         return
     yield from see_together(Path(recipe.training.output_dir))
-    shapes = shapes_of(recipe)
-    if shapes is not None:
-        strategy = replace(strategy_of(recipe), processes=processes)
-        if launch is not None:
-            strategy = replace(
-                strategy,
-                stage=launch.stage,
-                offload_optimizer=launch.offloaded("optimizer") != "none",
-                offload_parameters=launch.offloaded("param") != "none",
-            )
-        yield from check_model(recipe, shapes, strategy)
-        seen.looked_at.append("disk and memory of this machine, for the model's shapes")
-    else:
-        seen.not_looked_at.append("memory and disk: the model's config.json cannot be had")
+    yield from _sizes(recipe, processes, launch, seen)
     if not any(p.code == "hub" for p in problems):
         yield from Publishing(recipe).check()
     seen.not_looked_at.append("the model's weights, other machines, and what training does")
+
+
+def _sizes(recipe: Recipe, processes: int, launch: Launch | None, seen: Seen) -> Iterator[Problem]:
+    """Whether the model has room in memory, and its checkpoints on the disk."""
+    from keepstep.preflight.probes import check_model
+    from keepstep.preflight.shapes import shapes_of, strategy_of
+
+    shapes = shapes_of(recipe)
+    if shapes is None:
+        seen.not_looked_at.append("memory and disk: the model's config.json cannot be had")
+        return
+    strategy = replace(strategy_of(recipe), processes=processes)
+    if launch is not None:
+        strategy = replace(
+            strategy,
+            stage=launch.stage,
+            offload_optimizer=launch.offloaded("optimizer") != "none",
+            offload_parameters=launch.offloaded("param") != "none",
+        )
+    yield from check_model(recipe, shapes, strategy)
+    seen.looked_at.append("disk and memory of this machine, for the model's shapes")
 
 
 def _rows(recipe: Recipe, processes: int, seen: Seen) -> Iterator[Problem]:

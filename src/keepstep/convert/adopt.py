@@ -83,10 +83,7 @@ def adopt(path: Path, run: RunFolder, storage: Storage | None = None) -> Adopted
     staged = writer.stage(step)
     try:
         made = dict(_made(path, source, state))
-        entries = {name: _take(writer.storage, file, staged / name) for name, file in files.items()}
-        for name, content in made.items():
-            file = writer.storage.write(staged / name, content)
-            entries[name] = FileEntry(0, file.bytes, file.xxh3_128)
+        entries = _filled(writer.storage, staged, files, made)
         manifest = _manifest(path, source, state, entries, writer)
         missing = missing_state(manifest)
         if missing:
@@ -165,6 +162,17 @@ def _made(path: Path, source: Source | None, state: dict[str, Any]) -> Iterator[
         buffer = io.BytesIO()
         torch.save(schedule, buffer)
         yield "scheduler.pt", buffer.getvalue()
+
+
+def _filled(
+    storage: Storage, staged: Path, files: dict[str, Path], made: dict[str, bytes]
+) -> dict[str, FileEntry]:
+    """Copy `files` into `staged`, and write what was made for it."""
+    entries = {name: _take(storage, file, staged / name) for name, file in files.items()}
+    for name, content in made.items():
+        file = storage.write(staged / name, content)
+        entries[name] = FileEntry(0, file.bytes, file.xxh3_128)
+    return entries
 
 
 def _take(storage: Storage, source: Path, target: Path) -> FileEntry:

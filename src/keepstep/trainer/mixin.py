@@ -25,6 +25,7 @@ from keepstep.policy.batch import Batch
 from keepstep.preflight.agreement import agree
 from keepstep.preflight.validate import validate_given
 from keepstep.ranks import collectives
+from keepstep.recipe.config import Recipe
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.trainer.attempt import CurrentAttempt
 from keepstep.trainer.attempt_mixin import AttemptMixin
@@ -131,21 +132,8 @@ class CheckpointMixin(
         asked = arguments_of(given, type(self).__name__)
         self._is_given_attempt = attempt is not None
         if attempt is None:
-            recipe = collectives.on_all("checking the settings", lambda: recipe_of(given, asked))
-            own_metrics = self._has_metrics_of_its_own(given)
-            name = type(self).__name__
-            agree(
-                collectives.on_all(
-                    "checking the settings",
-                    lambda: [
-                        *validate_given(recipe, own_metrics),
-                        *check_restorable(asked, name, given.get("model")),
-                        *check_rows(given, recipe.training),
-                    ],
-                )
-            )
-            attempt = CurrentAttempt(recipe)
-            asked = recipe.training
+            attempt = CurrentAttempt(self._recipe_of(given, asked))
+            asked = attempt.recipe.training
             sources = sources or _sources_of(given)
         self.attempt, self.manager = attempt, attempt.manager
         self.sources = dict(sources or {})
@@ -176,6 +164,25 @@ class CheckpointMixin(
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self._args_as_made = plain_fields(self.args)
+
+    def _recipe_of(self, given: Mapping[str, Any], asked: Any) -> Recipe:
+        """What is asked for, once it is in order. Ranks: all (collective).
+
+        Raises:
+            ConfigError: on every rank: it is not.
+        """
+        own_metrics, name = self._has_metrics_of_its_own(given), type(self).__name__
+        recipe = collectives.on_all("checking the settings", lambda: recipe_of(given, asked))
+        problems = collectives.on_all(
+            "checking the settings",
+            lambda: [
+                *validate_given(recipe, own_metrics),
+                *check_restorable(asked, name, given.get("model")),
+                *check_rows(given, recipe.training),
+            ],
+        )
+        agree(problems)
+        return recipe
 
     def _has_metrics_of_its_own(self, given: Mapping[str, Any]) -> bool:
         """Whether an evaluation may give metrics that SFTTrainer's does not."""
