@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 from keepstep.cli.main import app
 from keepstep.policy.batch import Batch, Dealt
+from keepstep.policy.retention import Decision
+from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import commit, identify
 
 runner = CliRunner()
@@ -40,6 +42,25 @@ def test_ls_json(run: Path) -> None:
         (20, 1.0, True),
         (30, 1.5, True),
     ]
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"], ["--verbose"]])
+def test_ls_of_a_run_that_saves_meanwhile(
+    run: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is told is of one look: a checkpoint that came behind its back was a traceback."""
+    retention = RunFolder.retention
+
+    def slow(self: RunFolder) -> list[Decision]:
+        decisions = retention(self)
+        commit(run, 40, attempt=2)
+        return decisions
+
+    monkeypatch.setattr(RunFolder, "retention", slow)
+    told = runner.invoke(app, ["ls", str(run), *flags])
+    assert told.exit_code == 0, told.output
+    assert "checkpoint-40" not in told.output
+    assert len(RunFolder(run).checkpoints()) == 4
 
 
 def test_ls_tells_jobs(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import logging
 import os
@@ -108,6 +109,27 @@ def test_everything_of_a_terminal_is_data(capsys: pytest.CaptureFixture[str]) ->
     assert lines[:2] == [SHOWN, "one"]
     assert lines[2] == SHOWN.replace(r"\n", "")
     assert captured.out.count(SHOWN) == 5
+
+
+@given(
+    st.lists(st.tuples(*[st.text(max_size=12)] * 3), max_size=5),
+    st.sampled_from([(0, 1), (0, 1, 0, 0)]),
+    st.integers(8, 60),
+)
+def test_a_table_is_as_rich_makes_it(
+    rows: list[tuple[str, str, str]], padding: tuple[int, ...], width: int
+) -> None:
+    """Whether its lines are put together here, or its cells have to be folded."""
+    table = Table(box=None, pad_edge=False, padding=padding)
+    for title, options in (("a", {"justify": "right"}), ("bc", {}), ("d", {"overflow": "fold"})):
+        table.add_column(title, **options)
+    for row in rows:
+        table.add_row(*row)
+    ours, theirs = (Terminal(width=width, file=io.StringIO()) for _ in range(2))
+    ours.table(table)
+    theirs.print(table)
+    told = [[line.rstrip() for line in t.file.getvalue().split("\n")] for t in (ours, theirs)]
+    assert told[0] == told[1]
 
 
 def test_bars_and_spinners_are_data_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,7 @@ from keepstep.policy.retention import plan_retention
 from keepstep.policy.selection import WORDS
 from keepstep.run_folder.keeping import Keeper
 from keepstep.run_folder.notes import notes_on
+from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 
 UNPICKLING = ("export", "reshard", "adopt")  # DeepSpeed's shards; push has a process for that
@@ -92,9 +93,14 @@ def list_checkpoints(
 ) -> None:
     """List the checkpoints of a run: step, metric, size, state, and why each is kept."""
     folder = run_folder(run)
-    if as_json:
-        typer.echo(json.dumps([row.as_dict() for row in checkpoint_rows(folder)], indent=1))
-        return
+    with folder.held():
+        if as_json:
+            typer.echo(json.dumps([row.as_dict() for row in checkpoint_rows(folder)], indent=1))
+        else:
+            _tell_checkpoints(folder, run, verbose, mtbf_hours)
+
+
+def _tell_checkpoints(folder: RunFolder, run: Path, verbose: bool, mtbf_hours: float) -> None:
     checkpoints = folder.checkpoints()
     for name, fault in (folder.odd() | notes_on(folder)).items():
         console.tell(f"{name}: {fault}")

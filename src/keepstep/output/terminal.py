@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -53,7 +54,13 @@ class Terminal(Console):
 
     def table(self, table: Table) -> None:
         """One whose cells are data, too."""
-        self.print(table)
+        lines = _lines_that_fit(table, self.width)
+        if lines is None:
+            self.print(table)
+        else:
+            text = Text("\n".join(lines))
+            text.stylize("bold", 0, len(lines[0]))
+            self.print(text, soft_wrap=True)
 
     def table_that_fits(self, make: Callable[[bool], Table]) -> None:
         """The same; made `narrow` (True) where a terminal has not the width for all of it."""
@@ -70,6 +77,24 @@ class Terminal(Console):
     def bar(self, *columns: ProgressColumn, transient: bool = False) -> Progress:
         """A progress bar; texts in its columns are `bar_text`."""
         return Progress(*columns, console=self, transient=transient)
+
+
+def _lines_that_fit(table: Table, width: int) -> list[str] | None:
+    """The lines of a table, the titles first, as rich makes them: it takes a second for a thousand.
+    None: there is more to it, or a cell has to be folded."""
+    if table.box is not None or table.title or table.caption:
+        return None
+    gap = table.padding[1] + table.padding[3]
+    columns = [[printable(str(text)) for text in (c.header, *c.cells)] for c in table.columns]
+    widths = [max(map(cell_len, column)) for column in columns]
+    if sum(widths) + gap * (len(widths) - 1) > width:
+        return None
+    filled = []
+    for column, texts, wide in zip(table.columns, columns, widths, strict=True):
+        blanks = [" " * (wide - cell_len(text)) for text in texts]
+        pairs = zip(blanks, texts, strict=True)
+        filled.append([b + t if column.justify == "right" else t + b for b, t in pairs])
+    return [(" " * gap).join(line).rstrip() for line in zip(*filled, strict=True)]
 
 
 def _lines(text: str) -> str:

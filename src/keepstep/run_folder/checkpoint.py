@@ -10,6 +10,7 @@ import fnmatch
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -268,6 +269,17 @@ class Listing:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read: dict[Path, tuple[tuple[int, int, int], Checkpoint | Unfit | None]] = {}
+        self._held: tuple[dict[str, Checkpoint | Unfit | None], dict[str, bool]] | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within, all answers are those of one look."""
+        before = self._held
+        self._held = before or (self.found(), self.names())
+        try:
+            yield
+        finally:
+            self._held = before
 
     def found(self) -> dict[str, Checkpoint | Unfit | None]:
         """Each folder's name and what is in it; None: it has no manifest.
@@ -275,11 +287,15 @@ class Listing:
         Raises:
             OSError: the run's folder cannot be listed, though it was tried a few times.
         """
+        if self._held is not None:
+            return self._held[0]
         names = [name for name, is_link in self.names().items() if not is_link]
         return {name: self._manifest_in(self._path / name) for name in names}
 
     def names(self) -> dict[str, bool]:
         """What is named like a checkpoint, and whether it is a link. Raises as `found`."""
+        if self._held is not None:
+            return self._held[1]
 
         def look() -> dict[str, bool]:
             with os.scandir(self._path) as entries:

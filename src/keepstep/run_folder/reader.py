@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,27 @@ class RunFolder(RunPaths):
         super().__init__(path)
         self.journal = Journal(self.events)
         self._listing = Listing(self.path)
+        self._held: list[dict[str, Any]] | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Look at its checkpoints and its log once, for all that is asked within.
+
+        What is told of a run that goes on meanwhile then fits together, and thousands of
+        checkpoints are listed in a moment.
+
+        Raises:
+            OSError: the folder cannot be listed, though it was tried a few times.
+
+        Ranks: one process and thread, which writes nothing there meanwhile.
+        """
+        with self._listing.held():
+            before = self._held
+            self._held = self._events()
+            try:
+                yield
+            finally:
+                self._held = before
 
     def run_id(self) -> str | None:
         """The run's name, None in a folder that no run has used.
@@ -381,6 +404,8 @@ class RunFolder(RunPaths):
 
     def _events(self) -> list[dict[str, Any]]:
         """The same lines; none, where it cannot be read."""
+        if self._held is not None:
+            return self._held
         try:
             return self.events_read()[0]
         except (OSError, OddFileError):
