@@ -122,6 +122,20 @@ def test_a_run_that_stopped_early_is_loaded_and_not_trained(
     assert evaluations[0] == evaluations[1]
 
 
+def test_a_callback_that_fails(ranks: Ranks, demo: Path, workspace: Path) -> None:
+    """Its own error is met, and the run says how far it had come."""
+    run = workspace / "api-callback"
+    failed = ranks.start(command(run, demo, **{"raise": 6}), script=SCRIPT, **ALONE)
+    assert failed.wait() != [0]
+    assert "RuntimeError: a person's own mistake" in failed.output
+    told = status(run)
+    assert (told["outcome"], told["global_step"], told["exit"]) == ("failed", 6, 70)
+    assert "a person's own mistake" in told["reason"]
+    again = ranks.run(command(run, demo), script=SCRIPT, **ALONE).output
+    assert "carrying on from checkpoint-4" in again
+    assert "finished at 12" in again
+
+
 def test_a_finished_run_that_has_saved_nothing(ranks: Ranks, demo: Path, workspace: Path) -> None:
     """A script that saves its model after train() would save it untrained."""
     run, fields = workspace / "api-unsaved", {"max_steps": 2, "save_strategy": "no"}

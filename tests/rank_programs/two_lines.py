@@ -1,7 +1,8 @@
 """keepstep as a script uses it: two_lines.py RUN DEMO [JSON: the config's fields, `kill`, `train`].
 
-`kill` is a step: the last rank is killed in the middle of that step's save. `train` is what train()
-is given. But for these the script is what a person would write.
+`kill` is a step: the last rank is killed in the middle of that step's save; `raise` is one after
+which a callback fails. `train` is what train() is given. But for these the script is what a person
+would write.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from keepstep.save.rank_part import Part
 
 RUN, DEMO, *OTHERS = sys.argv[1:]
 FIELDS = json.loads(OTHERS[0]) if OTHERS else {}
-KILL, REQUEST = FIELDS.pop("kill", None), FIELDS.pop("train", None)
+KILL, RAISE, REQUEST = (FIELDS.pop(name, None) for name in ("kill", "raise", "train"))
 finish = Part.finish
 
 
@@ -38,6 +39,10 @@ class Told(TrainerCallback):
             optimizer = optimizer.optimizer
         entries = f"{len(optimizer.state)} {lr_scheduler.last_epoch}"
         print(f"begins at {state.global_step}: {entries}", flush=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == RAISE:
+            raise RuntimeError("a person's own mistake")
 
     def on_checkpoint_committed(self, args, state, control, checkpoint, **kwargs):
         there = (checkpoint.path / "manifest.json").is_file()

@@ -56,6 +56,7 @@ class CurrentAttempt:
         checkpoint, choice: what it carries on from, and why; None before `choose()`.
         settings: what a resume compares; empty before `choose()`.
         weights_taken: the model was built with the weights of `checkpoint` (weights alone).
+        trained_to: the step at which training was left; None: it has not begun.
         outcome: how it ended; None before.
     """
 
@@ -78,6 +79,7 @@ class CurrentAttempt:
         self.choice: Choice | None = None
         self.settings: dict[str, Any] = {}
         self.weights_taken = False
+        self.trained_to: int | None = None
         self.outcome: Outcome | None = None
         self.is_open = self._begun = False
         self._signals = contextlib.ExitStack()
@@ -176,9 +178,10 @@ class CurrentAttempt:
         elif isinstance(error, (ConfigError, SelectionError, DriftError, ReshardError)):
             self.outcome = Outcome("failed", str(error), exit=CONFIG_EXIT_STATUS)
         elif isinstance(error, Exception):
-            self.outcome = ended("failed", reason=self.watchdog.explain(error))
+            reason = self.watchdog.explain(error)
+            self.outcome = ended("failed", reason=reason, global_step=self.trained_to)
         else:
-            self.outcome = ended("failed", reason=type(error).__name__)
+            self.outcome = ended("failed", reason=type(error).__name__, global_step=self.trained_to)
         # Other ranks may wait for this one: they hear why, or miss it.
         self.watchdog.stop(missed=isinstance(error, ConfigError))
         self.hub.close()

@@ -189,7 +189,10 @@ class AttemptMixin(Trainer):
         with self._shown:
             if self.start is not None:
                 self._seen = self._shown.enter_context(only_listed(self.start))
-            return super().train(str(self._seen.path) if self._seen else None, *args, **kwargs)
+            try:
+                return super().train(str(self._seen.path) if self._seen else None, *args, **kwargs)
+            finally:
+                self.attempt.trained_to = self.state.global_step
 
     def _judged(self, step: int, plan: Mapping[str, Any]) -> Outcome:
         """How it ended: finished is only what is saved. Ranks: all (collective)."""
