@@ -119,6 +119,19 @@ def test_a_path_to_another_runs_checkpoint(tmp_path: Path) -> None:
         Launch(tmp_path / "c", request=str(tmp_path / "a"))
 
 
+def test_a_path_to_what_another_trainer_wrote(tmp_path: Path) -> None:
+    """It is no damage: the command that takes it in is named."""
+    stock = tmp_path / "outputs/checkpoint-500"
+    stock.mkdir(parents=True)
+    (stock / "trainer_state.json").write_text("{}")
+    with pytest.raises(SelectionError, match=rf"keepstep adopt {stock} --into NEW_RUN"):
+        Launch(tmp_path / "run", Policy(), str(stock))
+    (stock / "manifest.json").write_text("{}")
+    with pytest.raises(SelectionError, match="manifest") as damaged:
+        Launch(tmp_path / "run", Policy(), str(stock))
+    assert "adopt" not in str(damaged.value)
+
+
 def test_crash_loop(tmp_path: Path) -> None:
     launch = Launch(tmp_path)
     launch.save(10, 1.0)

@@ -66,7 +66,7 @@ def _ranking(training: KeepstepConfig) -> Iterator[Problem]:
             f"save_strategy: {word(training.save_strategy)} and eval_strategy: "
             f"{word(training.eval_strategy)} do not meet, so some checkpoints would have no "
             "metric to rank by",
-            "give both the same value",
+            "give both the same value, or ask for age: keep_ranking: recency",
             "apart",
         )
     else:
@@ -87,7 +87,7 @@ def check_meeting(training: KeepstepConfig, planned: int) -> Iterator[Problem]:
         yield Problem(
             f"save_steps: {_steps(save, planned)} is no multiple of eval_steps: "
             f"{_steps(evaluate, planned)}, so some checkpoints would have no metric to rank by",
-            "let the two meet: every save at a step that is evaluated",
+            "save at steps that are evaluated, or ask for age: keep_ranking: recency",
             "apart",
         )
 

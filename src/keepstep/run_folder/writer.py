@@ -316,7 +316,11 @@ def _stands(target: Path, manifest: Manifest) -> bool:
 
 
 def _read_foreign(path: Path) -> Checkpoint:
+    path = path.expanduser()
     try:
-        return read_checkpoint(path.expanduser())
+        return read_checkpoint(path)
     except ManifestError as error:
-        raise SelectionError(f"resume_from_checkpoint: {error}", path=error.path) from error
+        hint = ""
+        if path.is_dir() and not os.path.lexists(path / MANIFEST_NAME):
+            hint = f"\n    Hint: if another trainer wrote it: keepstep adopt {path} --into NEW_RUN"
+        raise SelectionError(f"resume_from_checkpoint: {error}{hint}", path=error.path) from error
