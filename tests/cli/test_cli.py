@@ -205,6 +205,16 @@ def test_no_export_lies_where_a_run_would_prune_it(run: Path, place: str) -> Non
     assert not (run / place).exists()
 
 
+def test_an_export_in_no_precision_that_there_is(run: Path) -> None:
+    to = run.parent / "made"
+    told = runner.invoke(
+        app, ["export", str(run / "checkpoint-10"), "--to", str(to), "--dtype", "int8"]
+    )
+    assert told.exit_code == 2
+    assert told.stdout == "keepstep: dtype: int8 is none of bf16, fp16, fp32\n"
+    assert not to.exists()
+
+
 def test_pin_unpin_and_prune(run: Path) -> None:
     identify(run, limit=1, ranking="recency", metric="eval_loss")
     pinned = runner.invoke(app, ["pin", str(run), "10"])
