@@ -32,11 +32,16 @@ CASES = {
 }
 
 
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
 def differences(a: Any, b: Any, where: str) -> list[str]:
     """Where two states differ, looking into containers and objects."""
     if isinstance(a, torch.Tensor):
-        same = isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-        return [] if same else [where]
+        same = isinstance(b, torch.Tensor) and (a.dtype, a.shape) == (b.dtype, b.shape)
+        # Bit for bit: in the padding of ZeRO-3's partitions lies whatever was there, also NaN.
+        return [] if same and bits(a) == bits(b) else [where]
     if isinstance(a, np.ndarray):
         return [] if np.array_equal(a, b) else [where]
     if type(a) is not type(b):
