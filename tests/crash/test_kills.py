@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,9 @@ def end_like_a_launcher(attempt: Run) -> list[int]:
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.long)])
-def test_random_kills(ranks: Ranks, demo: Path, tmp_path: Path, kills: int) -> None:
+def test_random_kills(
+    ranks: Ranks, demo: Path, tmp_path: Path, kills: int, tell: Callable[[str], None]
+) -> None:
     fields = {"max_steps": STEPS, "save_steps": 3, "eval_steps": 3, "save_total_limit": 2}
     ranks.run(argv(demo, tmp_path / "straight", **fields))
     expected = final_digests(tmp_path / "straight", STEPS)
@@ -58,5 +61,5 @@ def test_random_kills(ranks: Ranks, demo: Path, tmp_path: Path, kills: int) -> N
         assert final_digests(run, STEPS) == expected
         if fired >= kills:
             break
-    print(f"{fired} kills in {number + 1} runs, {torn} of them in the middle of a save")
+    tell(f"{fired} kills in {number + 1} runs, {torn} of them in the middle of a save")
     assert fired >= kills

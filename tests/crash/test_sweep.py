@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.helpers.ranks import PROGRAMS, Ranks
 
 JOB = PROGRAMS / "crash_job.py"
 STEPS = 4
+Tell = Callable[[str], None]
 KINDS = [("off", 3), ("lazy", 1), ("lazy", 3)]
 
 
@@ -97,11 +99,11 @@ def steps(told: list[str], word: str) -> list[int]:
 @pytest.mark.parametrize(("mode", "limit"), KINDS)
 @each_or(3)
 def test_operations_of_one_process(
-    ranks: Ranks, tmp_path: Path, mode: str, limit: int, stride: int
+    ranks: Ranks, tmp_path: Path, mode: str, limit: int, stride: int, tell: Tell
 ) -> None:
     sweep = Sweep(ranks, tmp_path, world=1, limit=limit, mode=mode)
     fired = [sweep.kill_at(0, nth) for nth in range(1, sweep.operations(0) + 1, stride)]
-    print(f"{len(fired)} crash points, limit {limit}, {mode}")
+    tell(f"{len(fired)} crash points, limit {limit}, {mode}")
     assert len(fired) > 60 / stride
     assert {f.split()[1] for f in fired} >= {"create", "sync", "rename", "sync_folder", "remove"}
 
@@ -110,16 +112,18 @@ def test_operations_of_one_process(
 @pytest.mark.parametrize(("mode", "limit"), KINDS)
 @each_or(13)
 def test_operations_of_two_processes(
-    ranks: Ranks, tmp_path: Path, mode: str, limit: int, rank: int, stride: int
+    ranks: Ranks, tmp_path: Path, mode: str, limit: int, rank: int, stride: int, tell: Tell
 ) -> None:
     sweep = Sweep(ranks, tmp_path, world=2, limit=limit, mode=mode)
     fired = [sweep.kill_at(rank, nth) for nth in range(1, sweep.operations(rank) + 1, stride)]
-    print(f"{len(fired)} crash points, limit {limit}, {mode}, rank {rank}")
+    tell(f"{len(fired)} crash points, limit {limit}, {mode}, rank {rank}")
     assert fired
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-def test_every_operation_of_a_start_that_sweeps(ranks: Ranks, tmp_path: Path, limit: int) -> None:
+def test_every_operation_of_a_start_that_sweeps(
+    ranks: Ranks, tmp_path: Path, limit: int, tell: Tell
+) -> None:
     """What a killed save and a killed prune left behind is swept; killed again on the way."""
     sweep = Sweep(ranks, tmp_path, world=1, limit=limit)
     sweep.job(0, sweep.operations(0) - 12)  # somewhere in the last save
@@ -131,12 +135,14 @@ def test_every_operation_of_a_start_that_sweeps(ranks: Ranks, tmp_path: Path, li
     saved = left.checkpoints()[-1].step
     every = range(1, sweep.operations(0) + 1)
     fired = [sweep.kill_at(0, nth, saved) for nth in every]
-    print(f"{len(fired)} crash points, limit {limit}")
+    tell(f"{len(fired)} crash points, limit {limit}")
     assert any("leftover" in f or "remove" in f for f in fired)
 
 
 @each_or(3)
-def test_operations_of_a_second_branch(ranks: Ranks, tmp_path: Path, stride: int) -> None:
+def test_operations_of_a_second_branch(
+    ranks: Ranks, tmp_path: Path, stride: int, tell: Tell
+) -> None:
     """Back to step 1, and the later steps saved again: each in the place of the abandoned one."""
     sweep = Sweep(ranks, tmp_path, world=1, limit=3)
     sweep.job()
@@ -145,6 +151,6 @@ def test_operations_of_a_second_branch(ranks: Ranks, tmp_path: Path, stride: int
     sweep.request = "1"
     every = range(1, sweep.operations(0) + 1, stride)
     fired = [sweep.kill_at(0, nth, saved_before=1) for nth in every]
-    print(f"{len(fired)} crash points")
+    tell(f"{len(fired)} crash points")
     assert stride > 1 or sum("replaced-" in f for f in fired) >= 2
     assert {c.manifest.parent is None for c in RunFolder(sweep.run).checkpoints()} == {True, False}
