@@ -29,6 +29,7 @@ from keepstep.publish.client import PushError
 from keepstep.publish.hub import Pushed
 from keepstep.publish.remote import Target
 from keepstep.run_folder.reader import RunFolder
+from tests.helpers import launchers
 from tests.hub.peer import HubPeer
 from tests.hub.runs import POLICY, REPO, a_run
 from tests.hub.test_push import COMMIT, wait_for
@@ -366,7 +367,9 @@ def test_a_push_that_is_interrupted(peer: HubPeer, made: RunFolder) -> None:
     fault = peer.fault("hang", path="^/api/", times=-1)
     code = "from keepstep.cli.main import main; main()"
     command = [sys.executable, "-c", code, "push", str(made.path), "--repo_id", REPO]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=launchers.hear_signals
+    )
     wait_for(fault)
     (pushing,) = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGINT)
