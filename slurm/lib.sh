@@ -56,8 +56,8 @@ decide() { # WHAT NAME=VALUE…: set `answer` to what decide.py says
 
 seen() { # NAME=VALUE…: set `facts` to what a decision goes by, and to those
   facts=(stop="$stop" stop_requested="$(requested && echo 1)" fruitless="$fruitless"
-    requeued=$((round > 0 && try == 1)) max_attempts="$MAX_ATTEMPTS" processes=$((${#nodes[@]} * processes_per_node))
-    retry_seconds="$RETRY_SECONDS" "$@")
+    max_attempts="$MAX_ATTEMPTS" processes=$((${#nodes[@]} * processes_per_node))
+    requeued=$((round > 0 && try == 1)) retry_seconds="$RETRY_SECONDS" "$@")
 }
 
 # keepstep stop, between two attempts

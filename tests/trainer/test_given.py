@@ -119,7 +119,12 @@ def test_a_config_that_is_changed_after_the_trainer_was_made() -> None:
     args = KeepstepConfig(**CPU)
     made = plain_fields(args)
     check_unchanged(made, args)
-    args.output_dir, args.learning_rate = "runs/y", 1.0
+    args.output_dir, args.learning_rate, args.model_init_kwargs = "runs/y", 1.0, {"a": 1}
+    told = {"output_dir", "learning_rate", "model_init_kwargs"}
+    with pytest.raises(ValueError, match="was made: ") as caught:
+        check_unchanged(made, args)
+    assert set(str(caught.value).splitlines()[0].partition("made: ")[2].split(", ")) == told
+    args.output_dir, args.learning_rate, args.model_init_kwargs = "runs/y", 1e-3, None
     with pytest.raises(ValueError, match="was made: output_dir, learning_rate\n"):
         check_unchanged(made, args)
 

@@ -79,7 +79,7 @@ def export(
                 merge_adapter=merge_adapter,
                 progress=progress,
             )
-    except (ExportError, OSError) as error:
+    except ExportError as error:
         fail(str(error))
     console.tell(
         f"{to}: {len(made.files)} files, {human_bytes(sum(made.files.values()))}, {made.dtype}",

@@ -3,7 +3,7 @@ docs/json.md shows. No torch: the commands import this."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from keepstep.policy.manifest import Manifest
 from keepstep.policy.retention import Record, best_step
 from keepstep.policy.selection import PATIENCE, Choice, SelectionError, UnreadableError, choose
 from keepstep.recipe.problems import Problem
-from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.reader import Checkpoint, RunFolder
 
 SAVE_FACTS = (
     *("stall", "wait", "copy", "write", "digest", "read_back", "commit"),
@@ -198,21 +198,16 @@ class VerifyReport(JsonObject):
 
 def checkpoint_rows(run: RunFolder) -> list[CheckpointRow]:
     """One row per committed checkpoint, oldest step first; sizes in bytes."""
-    with run.held():
-        return list(_checkpoint_rows(run))
-
-
-def _checkpoint_rows(run: RunFolder) -> Iterator[CheckpointRow]:
     decisions = {decision.step: decision for decision in run.retention()}
     saves = run.saves()
     metric = run.policy().metric
     abandoned = {record.step for record in run.records(metric) if record.abandoned}
     attempts = {attempt.number: attempt for attempt in run.attempts()}
 
-    for c in run.checkpoints():
+    def row(c: Checkpoint) -> CheckpointRow:
         attempt, manifest = attempts[c.manifest.attempt], c.manifest
         before = attempt.resharded
-        yield CheckpointRow(
+        return CheckpointRow(
             step=c.step,
             metric=metric,
             value=manifest.metrics.get(metric or ""),
@@ -233,6 +228,8 @@ def _checkpoint_rows(run: RunFolder) -> Iterator[CheckpointRow]:
             reason=decisions[c.step].reason,
             save={n: v for n, v in saves.get(c.step, {}).items() if n in SAVE_FACTS},
         )
+
+    return [row(c) for c in run.checkpoints()]
 
 
 def resume_answer(run: RunFolder, request: str, num_processes: int | None = None) -> ResumeAnswer:

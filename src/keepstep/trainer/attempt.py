@@ -56,7 +56,7 @@ class CurrentAttempt:
         checkpoint, choice: what it carries on from, and why; None before `choose()`.
         settings: what a resume compares; empty before `choose()`.
         weights_taken: the model was built with the weights of `checkpoint` (weights alone).
-        trained_to: the step at which training was left; None: it has not begun.
+        trained_to: the step at which training was left; None: no step is known to be made.
         outcome: how it ended; None before.
     """
 

@@ -63,13 +63,13 @@ class AttemptMixin(Trainer):
             NoProgressError: all that there is to carry on from has been tried, and failed.
         """
         request = request_of(resume_from_checkpoint, self.attempt.recipe.training)
-        check_unchanged(self._args_as_made, self.args)
         if self.attempt.outcome is not None:
             raise RuntimeError(
                 "this trainer has trained already, and a state is restored into a new one\n"
                 f"    Hint: make a {type(self).__name__} again, with the same arguments: it "
                 "carries on"
             )
+        check_unchanged(self._args_as_made, self.args)
         if self._is_given_attempt:
             return self._attempted(args, kwargs)
         result = None
@@ -192,7 +192,7 @@ class AttemptMixin(Trainer):
             try:
                 return super().train(str(self._seen.path) if self._seen else None, *args, **kwargs)
             finally:
-                self.attempt.trained_to = self.state.global_step
+                self.attempt.trained_to = self.state.global_step or None
 
     def _judged(self, step: int, plan: Mapping[str, Any]) -> Outcome:
         """How it ended: finished is only what is saved. Ranks: all (collective)."""

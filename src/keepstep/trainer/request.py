@@ -8,6 +8,7 @@ from typing import Any
 
 from keepstep.policy.selection import WORDS
 from keepstep.recipe.arguments import CheckpointArguments
+from keepstep.trainer.program import PLAIN
 
 
 def request_of(value: Any, training: CheckpointArguments) -> str:
@@ -47,8 +48,8 @@ def request_of(value: Any, training: CheckpointArguments) -> str:
 
 
 def plain_fields(args: Any) -> dict[str, Any]:
-    """The fields of a config that are numbers, texts or flags."""
-    return {n: v for n, v in vars(args).items() if isinstance(v, (int, float, str, type(None)))}
+    """The fields of a config that are numbers, texts or flags, or not set."""
+    return {name: value for name, value in vars(args).items() if isinstance(value, PLAIN)}
 
 
 def check_unchanged(made: Mapping[str, Any], args: Any) -> None:
@@ -61,8 +62,7 @@ def check_unchanged(made: Mapping[str, Any], args: Any) -> None:
     Raises:
         ValueError: a field was changed since.
     """
-    now = plain_fields(args)
-    changed = [name for name, value in made.items() if name in now and now[name] != value]
+    changed = [name for name, value in made.items() if getattr(args, name) != value]
     if changed:
         raise ValueError(
             f"trainer.args was changed after the trainer was made: {', '.join(changed)}\n"
