@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from keepstep.policy.schedule import STOPS, Moment, Reason, Schedule
-from keepstep.trainer.pacing import Pacer
+from keepstep.trainer.pacer import Pacer
 
 LONG = [1.0, 20.0, 300.0]  # seconds that a step, a save, an evaluation may take
 HOURS = 3600.0

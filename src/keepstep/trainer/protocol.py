@@ -40,7 +40,7 @@ class CheckpointContents(Protocol):
 
 
 class StepTimes(Protocol):
-    """The main process's measurements (`pacing.Pacer`)."""
+    """The main process's measurements (`pacer.Pacer`)."""
 
     def save_begins(self) -> None: ...
 
