@@ -93,7 +93,7 @@ def main() -> None:
             rounds,
             lambda: choose("auto", warm.situation("auto", POLICY, verify, 3)),
         )
-        code = "import sys; from keepstep.cli.main import app; app()"
+        code = "import sys; from keepstep.cli import command; command()"
         command = [sys.executable, "-c", code, "ls", name]
         measure(
             "keepstep ls, sizes verified",

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from keepstep.cli.main import app
 from keepstep.policy.batch import Batch, Dealt
-from keepstep.policy.retention import Decision
+from keepstep.policy.retention import Record
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import commit, identify
 
@@ -49,14 +49,14 @@ def test_ls_of_a_run_that_saves_meanwhile(
     run: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that is told is of one look: a checkpoint that came behind its back was a traceback."""
-    retention = RunFolder.retention
+    records = RunFolder.records
 
-    def slow(self: RunFolder) -> list[Decision]:
-        decisions = retention(self)
+    def slow(self: RunFolder, metric: str | None) -> list[Record]:
+        found = records(self, metric)
         commit(run, 40, attempt=2)
-        return decisions
+        return found
 
-    monkeypatch.setattr(RunFolder, "retention", slow)
+    monkeypatch.setattr(RunFolder, "records", slow)
     told = runner.invoke(app, ["ls", str(run), *flags])
     assert told.exit_code == 0, told.output
     assert "checkpoint-40" not in told.output

@@ -60,6 +60,28 @@ def test_what_lacks_a_field_is_not_of_a_newer_version() -> None:
         build(Thing, {"size": 1, "shave": None})
 
 
+@dataclass(frozen=True)
+class Plain:
+    size: int
+    name: str
+
+
+def test_of_plain_fields_too() -> None:
+    kind = dict[str, Plain]
+    assert build(kind, {"a": {"name": "x", "size": 1}}) == {"a": Plain(1, "x")}
+    for change, why in [
+        ({"size": True}, r"things\.a\.size is True, not int"),
+        ({"size": "1", "name": 1}, r"things\.a\.size is '1', not int"),
+        ({"more": 1}, r"things\.a has a field 'more'"),
+    ]:
+        with pytest.raises(TextError, match=why):
+            build(kind, {"a": {"size": 1, "name": "x", **change}}, "things")
+    with pytest.raises(TextError, match=r"things\.a has no name"):
+        build(kind, {"a": {"size": 1, "nome": "x"}}, "things")
+    with pytest.raises(TextError, match="it is null, not int"):
+        build(int, None)
+
+
 def test_depth_has_an_end() -> None:
     deep: Any = 0
     for _ in range(30):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,18 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
     assert is_file(tmp_path / "true")
     assert not is_file(tmp_path / "nothing")
     assert not is_file(tmp_path / "true/below")
+
+
+def test_a_small_file_takes_little_memory_whatever_its_bound(tmp_path: Path) -> None:
+    """Python sets aside all that a read asks for: 16 MB for each of a thousand manifests."""
+    path = tmp_path / "manifest.json"
+    path.write_text("{}")
+    tracemalloc.start()
+    try:
+        assert read_text(path, 16 * 2**20) == "{}"
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_no_regular_file_has_no_size(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import json
 import os
 import sys
@@ -290,9 +288,7 @@ def leave_secrets() -> None:
 
 
 def main() -> None:
-    """The console script."""
-    gc.set_threshold(50_000)  # imports of torch make a million objects that stay
-    atexit.register(gc.freeze)  # and nothing is to be found among them at the end, either
+    """What the console script does."""
     if sys.argv[1:2] and sys.argv[1] in UNPICKLING:
         leave_secrets()
     if sys.argv[1:2] and sys.argv[1] not in LAUNCHING:

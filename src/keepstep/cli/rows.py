@@ -10,7 +10,7 @@ from typing import Any
 from keepstep.policy.batch import BatchError, Dealt, agree
 from keepstep.policy.completeness import not_reshardable
 from keepstep.policy.manifest import Manifest
-from keepstep.policy.retention import Record, best_step
+from keepstep.policy.retention import Record, best_step, plan_retention
 from keepstep.policy.selection import PATIENCE, Choice, SelectionError, UnreadableError, choose
 from keepstep.recipe.problems import Problem
 from keepstep.run_folder.reader import Checkpoint, RunFolder
@@ -198,10 +198,11 @@ class VerifyReport(JsonObject):
 
 def checkpoint_rows(run: RunFolder) -> list[CheckpointRow]:
     """One row per committed checkpoint, oldest step first; sizes in bytes."""
-    decisions = {decision.step: decision for decision in run.retention()}
-    saves = run.saves()
-    metric = run.policy().metric
-    abandoned = {record.step for record in run.records(metric) if record.abandoned}
+    policy, saves = run.policy(), run.saves()
+    metric = policy.metric
+    records = run.records(metric)
+    decisions = {decision.step: decision for decision in plan_retention(records, policy)}
+    abandoned = {record.step for record in records if record.abandoned}
     attempts = {attempt.number: attempt for attempt in run.attempts()}
 
     def row(c: Checkpoint) -> CheckpointRow:

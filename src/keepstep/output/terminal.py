@@ -11,23 +11,17 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from keepstep.output.printable import printable
+
+if TYPE_CHECKING:  # few commands show a bar, and all would wait for what it is made of
+    from rich.progress import Progress, ProgressColumn, TextColumn
 
 
 class Terminal(Console):
@@ -76,6 +70,8 @@ class Terminal(Console):
 
     def bar(self, *columns: ProgressColumn, transient: bool = False) -> Progress:
         """A progress bar; texts in its columns are `bar_text`."""
+        from rich.progress import Progress
+
         return Progress(*columns, console=self, transient=transient)
 
 
@@ -130,6 +126,8 @@ def show_as_data() -> None:
 
 def bar_text(form: str) -> TextColumn:
     """A column of a bar: `form` is filled in with `task`."""
+    from rich.progress import TextColumn
+
     return TextColumn(form, markup=False)
 
 
@@ -137,9 +135,11 @@ def bar_text(form: str) -> TextColumn:
 def progress_bar(terminal: Terminal, text: str) -> Iterator[Callable[[int, int], None]]:
     """On a terminal a bar with rate and time left; elsewhere nothing. Yields (done, total) → None,
     in bytes."""
+    from rich import progress
+
     bar = terminal.bar(
-        *(bar_text("{task.description}"), BarColumn(), DownloadColumn()),
-        *(TransferSpeedColumn(), TimeRemainingColumn()),
+        *(bar_text("{task.description}"), progress.BarColumn(), progress.DownloadColumn()),
+        *(progress.TransferSpeedColumn(), progress.TimeRemainingColumn()),
         transient=True,
     )
     with bar if terminal.is_terminal else contextlib.nullcontext():

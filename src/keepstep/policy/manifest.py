@@ -57,7 +57,7 @@ class NewerFormatError(ManifestError):
     """A manifest that a newer keepstep wrote: it is no damage, and cannot be judged by this one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileEntry:
     """One file of a checkpoint: the rank that wrote it, its size, its xxh3-128 digest in hex."""
 
@@ -207,8 +207,9 @@ def _check(manifest: Manifest) -> None:
         if value is not None and not low <= value <= high:
             raise TextError(f"{name} is {value}, not from {low} to {high}")
     for name, kinds in INNER.items():
-        for inner, value in getattr(manifest, name).items():
-            build(kinds.get(inner, Any), value, f"{name}.{inner}")
+        values = getattr(manifest, name)
+        for inner in kinds.keys() & values.keys():
+            build(kinds[inner], values[inner], f"{name}.{inner}")
     dealt, rows = Dealt.from_json(manifest.dealt), manifest.settings.get("rows_per_step")
     if dealt is not None and rows not in (None, dealt.batch.rows):
         raise TextError(f"dealt is {dealt.batch}, and rows_per_step is {shown(str(rows))}")

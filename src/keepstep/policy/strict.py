@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from operator import itemgetter
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -78,7 +79,10 @@ def build(kind: Any, value: Any, what: str = "") -> Any:
         UnknownFieldError: a dataclass would have to have more fields.
         TextError: it is of another type.
     """
-    return _reader(kind)(value, what)
+    try:
+        return _reader(kind)(value)
+    except _Misfit as misfit:
+        raise misfit.told(what) from None
 
 
 def name_fault(name: str) -> str | None:
@@ -166,7 +170,27 @@ def _int(text: str) -> int:
     return int(text)
 
 
-Reader = Callable[[Any, str], Any]
+Reader = Callable[[Any], Any]
+
+
+class _Misfit(Exception):
+    """A value of another type, on its way out to where its name is known. (To name each of the
+    hundred thousand values of some manifests ahead takes longer than to read them.)"""
+
+    def __init__(self, text: str, error: type[TextError] = TextError) -> None:
+        super().__init__(text)
+        self._text, self._error = text, error
+        self._names: list[str] = []
+
+    def within(self, name: str) -> _Misfit:
+        """The same, of what has this name in the value around it."""
+        self._names.append(name)
+        return self
+
+    def told(self, what: str) -> TextError:
+        """The error, of a value that is called `what`."""
+        names = [*([what] if what else []), *reversed(self._names)]
+        return self._error(f"{'.'.join(names) or 'it'} {self._text}")
 
 
 @cache
@@ -194,38 +218,44 @@ def _reader(kind: Any) -> Reader:
 
 
 def _plain(kind: type) -> Reader:
-    def read(value: Any, what: str) -> Any:
+    def read(value: Any) -> Any:
         if type(value) is not kind:  # a bool is no int here
-            raise TextError(f"{what} is {_kind(value)}, not {kind.__name__}")
+            raise _Misfit(f"is {_kind(value)}, not {kind.__name__}")
         return value
 
     return read
 
 
-def _number(value: Any, what: str) -> float:
+def _number(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise TextError(f"{what} is {_kind(value)}, not a number")
+        raise _Misfit(f"is {_kind(value)}, not a number")
     return float(value)
 
 
 def _optional(read: Reader) -> Reader:
-    return lambda value, what: None if value is None else read(value, what)
+    return lambda value: None if value is None else read(value)
 
 
 def _one_of(choices: tuple[Any, ...]) -> Reader:
-    def read(value: Any, what: str) -> Any:
+    def read(value: Any) -> Any:
         if value not in choices:
-            raise TextError(f"{what} is none of {', '.join(map(str, choices))}")
+            raise _Misfit(f"is none of {', '.join(map(str, choices))}")
         return value
 
     return read
 
 
 def _mapping(read: Reader) -> Reader:
-    def read_all(value: Any, what: str) -> dict[str, Any]:
+    def read_all(value: Any) -> dict[str, Any]:
         if type(value) is not dict:
-            raise TextError(f"{what} is {_kind(value)}, not an object")
-        return {name: read(entry, _path(what, name)) for name, entry in value.items()}
+            raise _Misfit(f"is {_kind(value)}, not an object")
+        found, name = {}, ""
+        try:
+            for name, entry in value.items():
+                found[name] = read(entry)
+        except _Misfit as misfit:
+            raise misfit.within(name) from None
+        return found
 
     return read_all
 
@@ -235,12 +265,12 @@ def _sequence(kinds: tuple[Any, ...]) -> Reader:
     endless = len(kinds) == 2 and kinds[1] is Ellipsis
     readers = [_reader(kind) for kind in kinds if kind is not Ellipsis]
 
-    def read(value: Any, what: str) -> tuple[Any, ...]:
+    def read(value: Any) -> tuple[Any, ...]:
         listed = type(value) in (list, tuple)
         if not listed or not (endless or len(value) == len(readers)):
-            raise TextError(f"{what} is {_kind(value)}, not a list of that length")
+            raise _Misfit(f"is {_kind(value)}, not a list of that length")
         of_each = readers * len(value) if endless else readers
-        return tuple(reads(entry, what) for reads, entry in zip(of_each, value, strict=True))
+        return tuple([reads(entry) for reads, entry in zip(of_each, value, strict=True)])
 
     return read
 
@@ -250,31 +280,52 @@ def _fields(kind: Any) -> Reader:
     readers = {f.name: _reader(hints[f.name]) for f in fields(kind)}
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
 
-    def read(value: Any, what: str) -> Any:
+    def read(value: Any) -> Any:
         if type(value) is not dict:
-            raise TextError(f"{what or 'it'} is {_kind(value)}, not an object")
-        missing = [name for name in needed if name not in value]
-        if missing:
-            raise TextError(f"{what or 'it'} has no {missing[0]}")
-        unknown = value.keys() - readers.keys()
-        if unknown:
-            raise UnknownFieldError(f"{what or 'it'} has a field {shown(min(unknown))}")
-        return kind(**{n: readers[n](entry, _path(what, n)) for n, entry in value.items()})
+            raise _Misfit(f"is {_kind(value)}, not an object")
+        if value.keys() != readers.keys():
+            missing = [name for name in needed if name not in value]
+            if missing:
+                raise _Misfit(f"has no {missing[0]}")
+            unknown = value.keys() - readers.keys()
+            if unknown:
+                raise _Misfit(f"has a field {shown(min(unknown))}", UnknownFieldError)
+        found, name = {}, ""
+        try:
+            for name, entry in value.items():
+                found[name] = readers[name](entry)
+        except _Misfit as misfit:
+            raise misfit.within(name) from None
+        return kind(**found)
+
+    plain = [hints[name] for name in readers if hints[name] in (int, str, bool)]
+    return _at_once(kind, list(readers), plain, read) if len(plain) == len(readers) > 1 else read
+
+
+def _at_once(kind: Any, names: list[str], kinds: list[type], one_by_one: Reader) -> Reader:
+    """The same where all fields are plain, as those of a file are: a manifest has thousands."""
+    of_fields = itemgetter(*names)
+
+    def read(value: Any) -> Any:
+        if type(value) is dict and len(value) == len(names):
+            try:
+                entries = of_fields(value)
+            except KeyError:
+                return one_by_one(value)
+            if list(map(type, entries)) == kinds:
+                return kind(*entries)
+        return one_by_one(value)
 
     return read
 
 
-def _anything(value: Any, what: str, depth: int = 0) -> Any:
+def _anything(value: Any, depth: int = 0) -> Any:
     if depth > DEEPEST:
-        raise TextError(f"{what} is nested too deep")
+        raise _Misfit("is nested too deep")
     if isinstance(value, (dict, list)):
         for entry in value.values() if isinstance(value, dict) else value:
-            _anything(entry, what, depth + 1)
+            _anything(entry, depth + 1)
     return value
-
-
-def _path(what: str, name: str) -> str:
-    return f"{what}.{name}" if what else name
 
 
 def _kind(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Iterable
@@ -36,11 +35,14 @@ def sizes_of(folder: Path, names: Iterable[str]) -> dict[str, int | None]:
     file, or lies behind a link: nothing outside of `folder` is looked at, and no pipe is opened."""
     sizes: dict[str, int | None] = {}
     folders: dict[str, bool] = {"": True}  # each, and whether it is one
+    top = f"{folder}/"
     for name in names:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            status = os.lstat(os.path.join(folder, name))
+        try:
+            status = os.lstat(top + name)
             regular = stat.S_ISREG(status.st_mode) and _within(folder, name, folders)
             sizes[name] = status.st_size if regular else None
+        except (FileNotFoundError, NotADirectoryError):
+            pass
     return sizes
 
 

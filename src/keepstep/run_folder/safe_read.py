@@ -44,10 +44,11 @@ def read_bytes(path: Path, limit: int, begin: int = 0) -> bytes:
     with naming("read", path):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
-            if os.fstat(descriptor).st_size > limit:
+            size = os.fstat(descriptor).st_size
+            if size > limit:
                 raise OddFileError(f"it has more than {limit} bytes")
             file.seek(begin)
-            return file.read(limit + 1 - begin)
+            return file.read(max(0, size - begin))  # Python sets aside all that is asked for
 
 
 def read_text(path: Path, limit: int = SMALL) -> str:
