@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import pytest
 
-from keepstep.ranks.watchdog import PERIOD_SECONDS, Listener, _causes, _is_of_the_connection
+from keepstep.ranks import watchdog
+from keepstep.ranks.watchdog import (
+    PERIOD_SECONDS,
+    Listener,
+    _causes,
+    _is_of_the_connection,
+    named,
+)
 
 Found = tuple[list[int], str] | None
 
@@ -71,6 +79,29 @@ def test_the_rank_that_is_behind_is_stuck(victim: int) -> None:
         ears = Ears()
         assert ears.hear(said, 600) is None
         assert ears.hear(said, 700) == ([victim], "made no progress for 600 s: stuck")
+
+
+def test_among_thousands_the_one_behind_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was once for every rank: half a second in which the listener itself was late."""
+    looks: list[int] = []
+
+    def counted(counts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+        looks.append(1)
+        return min(counts)
+
+    monkeypatch.setattr(watchdog, "min", counted, raising=False)
+    ears = Ears(500)
+    found = ears.hear([f"* {7 if rank == 3 else 8} 40" for rank in range(500)], 700)
+    assert found == ([3], "made no progress for 600 s: stuck")
+    assert len(looks) == 1
+
+
+def test_of_many_ranks_the_first_are_named() -> None:
+    hosts = [f"n{rank // 8}" for rank in range(4096)]
+    assert named([1, 9], hosts) == "rank 1 on n0, rank 9 on n1"
+    told = named(list(range(2048)), hosts)
+    assert told.startswith("rank 0 on n0, rank 1 on n0, ")
+    assert told.endswith("rank 7 on n0 and 2040 others")
 
 
 def test_where_none_is_behind_none_is_accused() -> None:

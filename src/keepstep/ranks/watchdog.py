@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -28,6 +28,7 @@ SILENT_SECONDS = 3 * PERIOD_SECONDS
 EXPLAIN_SECONDS = 6 * PERIOD_SECONDS
 LAST_WORDS_SECONDS = 20.0  # to write down what has happened, before the process ends
 LONGEST_WORDS = 500  # characters of an error that the others are told
+SHOWN = 8  # ranks that are named: of thousands, a switch or a disk may take many along
 KEY = "keepstep/"
 SEEKS = "seeks"  # said by a rank whose connection broke: who is silent now is behind it
 # Before the first step a single call may keep a process from everything else for longer.
@@ -187,8 +188,7 @@ class Watchdog:
         if found is None:
             return None
         ranks, what = found
-        names = ", ".join(f"rank {rank} on {self._hosts[rank]}" for rank in ranks)
-        verdict = f"{names} {what}"
+        verdict = f"{named(ranks, self._hosts)} {what}"
         if collectives.is_main():
             self._store.set(f"{KEY}verdict", verdict)
         return verdict
@@ -256,9 +256,17 @@ class Listener:
             self._moved = list(present.values()), now
         if now - self._moved[1] <= self._stuck_after:
             return None
-        behind = [r for r, counts in present.items() if counts == min(present.values())]
+        least = min(present.values())
+        behind = [r for r, counts in present.items() if counts == least]
         all_equal = "" if len(behind) < len(present) else ", and none is behind the others"
         return behind, f"made no progress for {self._stuck_after:g} s{all_equal}: stuck"
+
+
+def named(ranks: Sequence[int], hosts: Sequence[str]) -> str:
+    """Some ranks and where they run, the first few of many."""
+    shown = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in ranks[:SHOWN])
+    more = len(ranks) - SHOWN
+    return shown if more <= 0 else f"{shown} and {more} other{'s' if more > 1 else ''}"
 
 
 def _counts(text: str) -> tuple[int, ...]:
