@@ -59,3 +59,17 @@ def test_export(tmp_path: Path) -> None:
     assert [line.split()[:2] for line in told.splitlines()] == [
         [arm, name] for arm in ("file", "shards", "stock") for name in ("seconds", "gb")
     ]
+
+
+@pytest.mark.long
+def test_carry_on(tmp_path: Path) -> None:
+    """Against itself: both arms are measured, and tell their parts."""
+    result = tmp_path / "result.jsonl"
+    argv = ["--parameters", 1, "--rounds", 1, "--folder", tmp_path / "work", "--json", result]
+    told = bench("carry_on.py", *argv, "--against", ROOT)
+    assert " x there" in told
+    summary = json.loads(result.read_text())
+    for arm in ("here", "there"):
+        wanted = ("notice", "launch", "ranks", "whole", "cpu", "- imports", "- first_step")
+        assert all(summary[f"{arm} {part}"][0] > 0 for part in wanted)
+    assert not (tmp_path / "work").exists()

@@ -6,6 +6,7 @@ decides or changes in the run folder, the main process does (`RunWriter`) and th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +192,13 @@ class CheckpointManager:
         if not self.training:
             self.training = True
             self.saver.on_main("recording", lambda writer: writer.record("training"))
+
+    def first_step(self, step: int, seconds: Mapping[str, float]) -> None:
+        """Write down how long it took to come to the attempt's first step. Ranks: any; the main
+        process writes."""
+        if self._writer is not None and self.owned():
+            with contextlib.suppress(NotOwnerError):  # since then; all ranks will hear of it
+                self._writer.record("first_step", step=step, seconds=dict(seconds))
 
     def stop_asked(self, by: str) -> None:
         """Write down that somebody wants a stop: a kill that follows is not the checkpoint's fault.
