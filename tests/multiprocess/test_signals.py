@@ -184,7 +184,7 @@ def test_a_rank_that_dies_ends_the_others(
     assert 0 not in codes
     status = json.loads((tmp_path / ".keepstep/status.json").read_text())
     assert status["outcome"] == "failed"
-    named = f"rank {processes - 1} on {socket.gethostname()} gave no sign of life"
+    named = f"rank {processes - 1} on {socket.gethostname()} died: the process is gone"
     assert status["reason"].startswith(named), "not: Connection closed by peer"
 
 

@@ -15,7 +15,7 @@ TOLD = {
     "loader": "made no progress for 3 s: stuck",
     "forward": "made no progress for 3 s: stuck",
     "SIGSTOP": "gave no sign of life for",
-    "SIGKILL": "gave no sign of life for",
+    "SIGKILL": "died: the process is gone",
     "raises": "failed: ValueError: no such row",
 }
 

@@ -135,6 +135,22 @@ def test_whoever_is_silent_when_a_connection_broke_is_behind_it() -> None:
     assert found == ([2], "gave no sign of life for 6 s: dead or frozen")
 
 
+def test_a_rank_whose_process_is_gone_is_dead_at_once_unless_it_has_left() -> None:
+    for begun in ("8 40", "0 40"):
+        said = [f"1 {begun}", "left", f"1 {begun}"]
+        assert listener().hear(said, 2, gone={1}) is None
+        assert listener().hear(said, 2, gone={1, 2}) == ([2], "died: the process is gone")
+
+
+def test_the_last_words_of_a_rank_that_is_gone_are_believed() -> None:
+    found = listener(2).hear(["1 8 40", "failed ValueError: no such row"], 2, gone={1})
+    assert found == ([1], "failed: ValueError: no such row")
+
+
+def test_a_rank_that_knows_the_verdict_is_not_missed() -> None:
+    assert Ears(2).hear(["* 8 40", "heard"], 200) is None
+
+
 def test_a_rank_that_failed_says_of_what() -> None:
     found = Ears().hear(["* 8 40", "failed ValueError: no such row", "* 8 41"], 4)
     assert found == ([1], "failed: ValueError: no such row")

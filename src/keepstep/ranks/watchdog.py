@@ -3,7 +3,8 @@
 Every rank has a thread that says in the process group's store that it is alive, and how far its
 main thread has got. The main process listens to all, and pronounces; the others listen to the main
 process, and pronounce only that it is silent. What is old is measured on the listener's own clock,
-and by a listener that was not itself late: all ranks may have been stopped, and gone on.
+and by a listener that was not itself late: all ranks may have been stopped, and gone on. A process
+of the listener's own machine that is gone is dead at once.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import torch.distributed as dist
 
 from keepstep.ranks import collectives
 from keepstep.ranks.carried_error import rank_of
+from keepstep.ranks.processes import Process, is_gone, this_process
 
 PERIOD_SECONDS = 2.0
 LATE_SECONDS = 2 * PERIOD_SECONDS  # a listener that comes round later cannot blame the others
@@ -30,6 +32,8 @@ LAST_WORDS_SECONDS = 20.0  # to write down what has happened, before the process
 LONGEST_WORDS = 500  # characters of an error that the others are told
 SHOWN = 8  # ranks that are named: of thousands, a switch or a disk may take many along
 KEY = "keepstep/"
+GONE = "died: the process is gone"
+HEARD = "heard"  # said by a rank that knows the verdict, and ends
 SEEKS = "seeks"  # said by a rank whose connection broke: who is silent now is behind it
 # Before the first step a single call may keep a process from everything else for longer.
 PATIENCE_AT_FIRST = 4
@@ -51,12 +55,14 @@ class Watchdog:
         self._listener = Listener([], (dead_after, stuck_after))
         self._give_up = give_up
         self._progress = 0
-        self._over = threading.Event()
+        self._over, self._hurry = threading.Event(), threading.Event()
+        self._told = threading.Event()  # all that was to be told is, or cannot be
         self._failure: str | None = None
         self._missed = self._seeks = False
         self._threads: list[threading.Thread] = []
         self._store: Any = None
         self._hosts: list[str] = []
+        self._processes: list[Process | None] = []
         self._answered = self._round = 0.0
         self._paused, self._blamed_until = 0.0, float("-inf")
         self._verdict: str | None = None
@@ -69,7 +75,10 @@ class Watchdog:
         store: Any = dist.distributed_c10d._get_default_store()
         self._store = store.clone()
         self._say("0 0 0")
-        self._hosts = collectives.gather(socket.gethostname())  # and everybody has said something
+        places = collectives.gather((socket.gethostname(), this_process()))
+        self._hosts, self._processes = map(
+            list, zip(*places, strict=True)
+        )  # all have said something
         self._listener.ranks = (
             list(range(collectives.world_size())) if collectives.is_main() else [0]
         )
@@ -95,6 +104,7 @@ class Watchdog:
             failure = f"{pause} ({failure})"
         elif self._threads and any(map(_is_of_the_connection, _causes(error))):
             self._seeks = True
+            self._hurry.set()
             self._over.wait(EXPLAIN_SECONDS)
             if self._verdict is not None:
                 self._over.wait(LAST_WORDS_SECONDS * 2)
@@ -109,15 +119,22 @@ class Watchdog:
         """
         self._missed = missed
         self._over.set()
+        self._hurry.set()
         for thread in self._threads:
             thread.join(LAST_WORDS_SECONDS)
-        if self._threads and self._failure is not None:
-            self._let_hear()
 
     def _let_hear(self) -> None:
         """The store may end with the main process: the others have to hear its last words first."""
-        if collectives.is_main():
-            time.sleep(2 * PERIOD_SECONDS)
+        deadline = time.monotonic() + 2 * PERIOD_SECONDS
+        while collectives.is_main() and time.monotonic() < deadline and not self._all_heard():
+            time.sleep(PERIOD_SECONDS / 20)
+
+    def _all_heard(self) -> bool:
+        """Whether every other rank has ended, or knows why it is to."""
+        others = [rank for rank in range(len(self._hosts)) if rank != collectives.rank()]
+        gone = {rank for rank in others if is_gone(self._processes[rank])}
+        said = self._store.multi_get([f"{KEY}rank/{rank}" for rank in others])
+        return all(r in gone or _has_ended(t.decode()) for r, t in zip(others, said, strict=True))
 
     def _pause(self) -> str | None:
         """Whether it was this process that the others have missed, a moment ago."""
@@ -140,7 +157,7 @@ class Watchdog:
         self._store.set(f"{KEY}rank/{collectives.rank()}", text)
 
     def _rounds(self) -> Iterator[None]:
-        while not self._over.wait(PERIOD_SECONDS / 4 if self._seeks else PERIOD_SECONDS):
+        while not (self._hurry.wait(PERIOD_SECONDS) and self._over.wait(PERIOD_SECONDS / 8)):
             yield
 
     def _limit(self) -> float:
@@ -156,10 +173,24 @@ class Watchdog:
                 self._say(f"{said} {SEEKS}" if self._seeks else said)
                 self._verdict = self._verdict or self._hear()
                 self._answered = time.monotonic()
-            if self._failure is not None:
-                self._say(f"failed {self._failure[:LONGEST_WORDS]}")
-            elif not self._missed:
-                self._say("left")
+                if self._verdict is not None:
+                    break
+            words = self._last_words()
+            if words is not None:
+                self._say(words)  # and it is there before this process can be seen to be gone:
+                self._store.get(f"{KEY}rank/{collectives.rank()}")
+            if words not in (None, "left"):
+                self._let_hear()
+        self._told.set()
+
+    def _last_words(self) -> str | None:
+        """What this rank says at its end; None: it is missed."""
+        if self._verdict is not None and self._store.check([f"{KEY}verdict"]):
+            return HEARD
+        failure = self._verdict or self._failure
+        if failure is not None:
+            return f"failed {failure[:LONGEST_WORDS]}"
+        return None if self._missed else "left"
 
     def _watch(self) -> None:
         """Act on what was heard. Apart from `_talk`, which a frozen store never lets go."""
@@ -171,20 +202,25 @@ class Watchdog:
             if verdict is None and silence > self._limit():
                 verdict = f"rank 0 on {self._hosts[0]} gave no sign of life for {silence:.0f} s: "
                 verdict += "dead or frozen, and the store with it"
+            lost = self._seeks and self._told.is_set()  # the connection and the store
+            if verdict is None and lost and is_gone(self._processes[0]):
+                verdict = f"rank 0 on {self._hosts[0]} {GONE}, and the store with it"
             if verdict is not None:
                 self._verdict = verdict
                 last_words = threading.Thread(target=self._give_up, args=(verdict,), daemon=True)
                 last_words.start()
                 last_words.join(LAST_WORDS_SECONDS)
-                self._let_hear()
+                self._told.wait(2 * PERIOD_SECONDS)
                 os._exit(70)
 
     def _hear(self) -> str | None:
         """What the main process says, or this rank has to say of it."""
         if not collectives.is_main() and self._store.check([f"{KEY}verdict"]):
             return str(self._store.get(f"{KEY}verdict").decode())
+        # Before their words are asked for: the last ones are there when a process is gone.
+        gone = {rank for rank in self._listener.ranks if is_gone(self._processes[rank])}
         said = self._store.multi_get([f"{KEY}rank/{rank}" for rank in self._listener.ranks])
-        found = self._listener.hear([text.decode() for text in said], time.monotonic())
+        found = self._listener.hear([text.decode() for text in said], time.monotonic(), gone)
         if found is None:
             return None
         ranks, what = found
@@ -222,8 +258,16 @@ class Listener:
         self._moved: tuple[list[tuple[int, ...]], float] = [], 0.0
         self._last: float | None = None
 
-    def hear(self, said: list[str], now: float) -> tuple[list[int], str] | None:
-        """Ranks that something is wrong with, and what; None when all is well."""
+    def hear(
+        self, said: list[str], now: float, gone: Container[int] = ()
+    ) -> tuple[list[int], str] | None:
+        """Ranks that something is wrong with, and what; None when all is well.
+
+        Args:
+            said: the newest word of each.
+            now: the listener's own clock.
+            gone: whose process was seen to have ended, before their words were asked for.
+        """
         self._forgive(now)
         for rank, text in zip(self.ranks, said, strict=True):
             if rank not in self._heard or self._heard[rank][0] != text:
@@ -231,7 +275,10 @@ class Listener:
         failed = [r for r, (text, _) in self._heard.items() if text.startswith("failed ")]
         if failed:
             return failed[:1], self._heard[failed[0]][0].replace("failed ", "failed: ", 1)
-        present = {r: _counts(text) for r, (text, _) in self._heard.items() if text != "left"}
+        present = {r: _counts(text) for r, (text, _) in self._heard.items() if not _has_ended(text)}
+        dead = [rank for rank in present if rank in gone]
+        if dead:
+            return dead, GONE
         begun = any(counts[0] for counts in present.values())
         limit = patience(self._dead_after, begun)
         if any(text.endswith(SEEKS) for text, _ in self._heard.values()):
@@ -267,6 +314,11 @@ def named(ranks: Sequence[int], hosts: Sequence[str]) -> str:
     shown = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in ranks[:SHOWN])
     more = len(ranks) - SHOWN
     return shown if more <= 0 else f"{shown} and {more} other{'s' if more > 1 else ''}"
+
+
+def _has_ended(text: str) -> bool:
+    """Whether a rank has said its last word: nobody has to wait for it, or to tell it anything."""
+    return text in ("left", HEARD) or text.startswith("failed ")
 
 
 def _counts(text: str) -> tuple[int, ...]:
