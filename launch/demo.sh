@@ -26,7 +26,7 @@ until [[ -d runs/demo-interrupted/checkpoint-20 ]]; do
   sleep 0.2
 done
 sleep 1.5 # somewhere between two checkpoints
-launcher=$(pgrep -P "$script" -f 'accelerate launch')
+launcher=$(pgrep -P "$script" -f accelerate-launch)
 kill -KILL $(pgrep -P "$launcher") "$launcher"
 wait "$script" || echo "(the run ended with exit status $?)"
 keepstep ls runs/demo-interrupted

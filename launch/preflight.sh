@@ -16,7 +16,7 @@ end() { # STATUS; a job hears of it in a file: srun tells that of whichever proc
 check_environment() { # and set `python`, `prefix`, its folder, and `headers`, that of Python.h
   local launcher activate="source .venv/bin/activate (make install makes it)"
   [[ ! -f $root/.venv/bin/activate ]] || activate="source $root/.venv/bin/activate"
-  launcher=$(command -v accelerate) ||
+  launcher=$(command -v accelerate-launch) ||
     fail "there is no accelerate: keepstep's environment is not activated" "$activate"
   python=$(dirname "$launcher")/python
   [[ -x $python ]] || python=python3

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on this machine: launch/train.sh RECIPE [--field value ...], or `keepstep launch RECIPE …`
 #
-# Chooses the number of processes and the accelerate config, prints the `accelerate launch` line,
+# Chooses the number of processes and the accelerate config, prints the `accelerate-launch` line,
 # runs it, and ends with the run's own exit status, which launchers hide:
 #   0 finished   75 preempted: run the same command again   2 the recipe is wrong   70 failed
 #   76 no progress: nothing is left to go on from
@@ -70,7 +70,8 @@ done
 # After a stop request the launcher ends its ranks by force when this many seconds have passed.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
 
-command=(accelerate launch --config_file "$config" --num_processes "$processes"
+# (Of the two ways to say it, this one is spared the imports of Accelerate's other commands.)
+command=(accelerate-launch --config_file "$config" --num_processes "$processes"
   "${launch_args[@]}" -m keepstep.train --config "$recipe" "$@")
 { printf '+' && printf ' %q' "${command[@]}" && printf '\n'; } || true
 

@@ -57,7 +57,7 @@ def test_train_sh_stops_on_request_and_carries_on(recipe: Path, tmp_path: Path) 
 
     code, output = end(start(command, log), log)
     assert code == 0, output
-    assert "+ accelerate launch --config_file" in output.splitlines()[0]
+    assert "+ accelerate-launch --config_file" in output.splitlines()[0]
     assert "carrying on from checkpoint-" in output
     assert "Finished: 12 steps." in output
 
@@ -199,11 +199,14 @@ def test_train_sh_refuses_at_once(argv: list[str], env: dict[str, str], told: st
 
 def test_train_sh_in_another_environment(tmp_path: Path) -> None:
     """Its accelerate is found, and keepstep is not installed there."""
-    for name in ("accelerate", "python"):
+    for name in ("accelerate-launch", "python"):
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / name).chmod(0o755)
     told = refused(RECIPE, PATH=f"{tmp_path}:{os.environ['PATH']}")
-    assert f"{tmp_path}/accelerate is of an environment without keepstep\n    Hint: source" in told
+    assert (
+        f"{tmp_path}/accelerate-launch is of an environment without keepstep\n    Hint: source"
+        in told
+    )
 
 
 def test_train_sh_before_deepspeed_has_been_compiled(tmp_path: Path) -> None:
@@ -323,7 +326,7 @@ def test_the_runs_own_word_comes_after_the_launchers(
     tmp_path: Path, reason: str | None, exitcode: int, last: str | None
 ) -> None:
     """A launcher that reports as torch's does; what it started has left this status."""
-    launcher = tmp_path / "accelerate"
+    launcher = tmp_path / "accelerate-launch"
     launcher.write_text(LAUNCHER % (json.dumps(reason), exitcode))
     launcher.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}

@@ -13,6 +13,7 @@ from keepstep.ranks.start_up import this_process
 from keepstep.recipe.problems import ConfigError, Problem, refused_by_libraries
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.listed import only_listed
+from keepstep.sharding.muon import import_muon
 from keepstep.sharding.reshard import rng_seed
 from keepstep.trainer.restore import random_numbers, restore, set_random_numbers, settle_gradients
 
@@ -113,6 +114,8 @@ class ResumeMixin(Trainer):
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> Any:
+        if self.is_deepspeed_enabled:
+            import_muon()
         with refused_by_libraries():
             prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         this_process.ended("engine")

@@ -312,6 +312,11 @@ HOOKS: list[Hook] = [
         ("zenflow", "", "steps where no hook precedes them"),
     ),
     *_hooks(
+        "deepspeed.runtime.compiler",
+        "replaced",
+        ("compile", "", "an optimizer that is not used costs a start no compiler"),
+    ),
+    *_hooks(
         "deepspeed.runtime.zero.config.DeepSpeedZeroConfig",
         "replaced",
         ("gather_16bit_weights_on_model_save", "", "where weights cannot be stored in slices"),
