@@ -42,7 +42,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "keep_total_bytes",
     ),
     "When to save, to evaluate, to stop": (
-        *("save_interval_seconds", "eval_strategy", "eval_steps", "early_stopping_patience"),
+        *("save_interval_seconds", "max_save_overhead", "save_min_seconds", "eval_strategy"),
+        *("eval_steps", "early_stopping_patience"),
         *("time_limit", "deadline", "stop_margin_seconds", "max_lost_minutes"),
     ),
     "How checkpoints are written": (
@@ -83,6 +84,8 @@ def own_fields() -> dict[str, tuple[dataclasses.Field[Any], Any]]:
 
 def fields() -> Iterator[str]:
     """The tables of docs/configuration.md."""
+    from keepstep.recipe.values import WORDS
+
     known = own_fields()
     named = {name for names in SECTIONS.values() for name in names}
     rest = [name for name in known if name not in named]
@@ -94,7 +97,10 @@ def fields() -> Iterator[str]:
         for name in rows:
             field, kind = known[name]
             meaning = cell(str(field.metadata["help"]))
-            yield f"| `{name}` | {type_name(kind)} | {default_of(field)} | {meaning} |"
+            shown = type_name(kind)
+            if name in WORDS:
+                shown = shown.replace("text", f"`{WORDS[name]}`")
+            yield f"| `{name}` | {shown} | {default_of(field)} | {meaning} |"
         yield ""
 
 

@@ -98,6 +98,23 @@ def test_check(tmp_path: Path) -> None:
     assert "save_interval_seconds: 0 is not above 0" in result.stdout
 
 
+def test_check_reckons_with_what_saves_have_cost(run: Path, tmp_path: Path) -> None:
+    """`auto` would be 100 minutes, in jobs of two hours; in those of ten there is no word of it."""
+    line = {"time": "2026-11-26T12:00:00+00:00", "attempt": 1, "event": "commit", "step": 20}
+    line |= {"stall": 60.0, "write": 50.0}
+    (run / ".keepstep/events.jsonl").write_text(json.dumps(line) + "\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model_name_or_path: a/b\ndataset_name: c/d\noutput_dir: {run}\nsave_strategy: 'no'\n"
+        "save_interval_seconds: auto\n"
+    )
+    told = runner.invoke(app, ["check", str(recipe), "--walltime", "7200"]).stdout
+    assert "a save every 6000 s in jobs of 7200 s" in told
+    assert "Hint: a higher max_save_overhead, or save_interval_seconds: 720" in told
+    told = runner.invoke(app, ["check", str(recipe), "--walltime", "36000"]).stdout
+    assert "a save every" not in told
+
+
 def test_verify_names_what_is_wrong(run: Path) -> None:
     assert runner.invoke(app, ["verify", str(run)]).exit_code == 0
     (run / "checkpoint-20/rng_state_1.pth").unlink()

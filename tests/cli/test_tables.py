@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from keepstep.cli.tables import attempt_table, checkpoint_table, save_hint, save_table, short_figure
+from keepstep.cli.tables import (
+    attempt_table,
+    checkpoint_table,
+    pace_hint,
+    save_hint,
+    save_table,
+    short_figure,
+)
 from keepstep.output.terminal import Terminal
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import commit, identify
@@ -66,6 +73,40 @@ def test_saves_are_readable(tmp_path: Path) -> None:
     assert wide[1].split()[3:6] == ["0.050", "12.340", "0.100"]
     assert max(map(len, wide)) < 120
     assert "a save stops training for 0.050 s" in save_hint(run, 24)
+
+
+def test_why_it_was_saved_and_the_pace_of_auto(tmp_path: Path) -> None:
+    pace = {"step": 300_000, "why": "interval", "interval": 12.34, "overhead": 0.00987}
+    run = run_of(tmp_path, "eval_loss", SAVE | pace)
+    narrow, wide = shown(save_table, run, 80), shown(save_table, run, 200)
+    assert [line.split()[-1] for line in narrow[1:]] == ["1", "interval"]
+    assert wide[2].endswith("interval")
+    assert all(len(line) <= 80 for line in narrow)
+    hint = pace_hint(run, 24)
+    assert hint is not None
+    assert "at last 12.3 s from one save to the next" in hint
+    assert "stood still for saves for 0.99 % of the attempt's time" in hint
+    assert "Hint" not in hint
+    assert pace_hint(RunFolder(tmp_path / "nothing"), 24) is None
+
+
+def test_saves_that_are_rarer_than_loses_least(tmp_path: Path) -> None:
+    """Stalls of a minute, of 1 % of the time, and a failure every hour: sqrt(2 * 60 * 3600) = 657 s
+    would lose less; but a disk that is at work for ten minutes cannot do better."""
+    cost = {"stall": 60.0, "wait": 0.0, "write": 1.0}
+    pace = {"step": 300_000, "interval": 6000.0, "overhead": 0.01}
+    hint = pace_hint(run_of(tmp_path / "a", "eval_loss", *3 * [SAVE | cost | pace]), 1)
+    assert hint is not None
+    assert hint.endswith(
+        "Hint: a higher max_save_overhead, or a lower save_min_seconds, loses less."
+    )
+    hint = pace_hint(run_of(tmp_path / "a", "eval_loss", *3 * [SAVE | cost | pace]), 240)
+    assert hint is not None
+    assert "Hint" not in hint, "failures are rare"
+    slow = cost | {"write": 600.0}
+    hint = pace_hint(run_of(tmp_path / "b", "eval_loss", *3 * [SAVE | slow | pace]), 1)
+    assert hint is not None
+    assert "Hint" not in hint
 
 
 def test_saves_of_one_moment_or_of_less_than_no_time(tmp_path: Path) -> None:

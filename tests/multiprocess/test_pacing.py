@@ -76,6 +76,34 @@ def test_a_deadline_is_kept(ranks: Ranks, demo: Path, tmp_path: Path, fault: str
     assert deadline - committed < 10, "not much too early either"
 
 
+@pytest.mark.parametrize("strategy", cases(["cpu_zero3", "cpu_zero2"], long=["cpu_zero2"]))
+def test_saves_by_what_they_cost(ranks: Ranks, demo: Path, tmp_path: Path, strategy: str) -> None:
+    """`auto`: one after the other, on all ranks; killed, the next attempt knows what they cost."""
+    run = tmp_path / "run"
+    auto = {"save_interval_seconds": "auto", "save_min_seconds": 0.5, "max_save_overhead": 0.2}
+    command = argv(demo, run, **LONG, save_steps=90_000, **auto)
+    started = ranks.start(command, strategy=strategy)
+    started.wait_for(r"auto: the first save comes after 0.5 s(?s:.*)auto: a save about every")
+    started.wait_for("(?s)" + "saved checkpoint-.*" * 3)
+    started.kill(signal.SIGKILL, ranks=[0, 1])
+    started.wait(20)
+    again = ranks.start(command, strategy=strategy)
+    again.wait_for(r"auto: a save about every [\d.]+ s(?s:.*)saved checkpoint-")
+    assert "carrying on from checkpoint-" in again.output
+    assert "the first save comes" not in again.output
+    keepstep("stop", str(run))
+    assert again.wait(60) == [75, 75]
+    *saves, last = RunFolder(run).commits()
+    assert {save["why"] for save in saves} == {"interval"}
+    assert last["why"] == "stop"
+    steps_saved = [save["step"] for save in saves if save["attempt"] == 1]
+    assert steps_saved == sorted(set(steps_saved)), "one at a time"
+    assert "was not saved" not in started.output + again.output
+    told = keepstep("ls", str(run), "--verbose")
+    assert "save_interval_seconds: auto: at last" in told
+    assert "interval" in told
+
+
 @pytest.mark.parametrize("strategy", cases(["cpu_zero3", "ddp"], long=["ddp"]))
 def test_a_signal_during_evaluation(
     ranks: Ranks, demo: Path, tmp_path: Path, strategy: str

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from transformers.trainer_utils import SchedulerType
 
+from keepstep.policy.auto_interval import AutoInterval
 from keepstep.preflight.validate import validate
-from keepstep.recipe.config import ConfigError
+from keepstep.recipe.config import ConfigError, KeepstepConfig
 from keepstep.recipe.parse import parse_recipe
 from tests.helpers.folders import commit
 from tests.helpers.ranks import ROOT
@@ -23,6 +24,7 @@ MINIMAL = {
 }
 
 
+AUTO: dict[str, object] = {"save_interval_seconds": "auto"}
 QUANTIZED: dict[str, object] = {"use_peft": True, "load_in_8bit": True}
 
 
@@ -50,6 +52,21 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     recipe = parse_recipe(["--config", str(tmp_path / "r.yaml"), "--max_steps", "9"])
     assert (recipe.training.max_steps, recipe.training.learning_rate) == (9, 1e-3)
     assert recipe.model.lora_r == 4
+
+
+def test_an_interval_is_a_number_or_auto() -> None:
+    """From a recipe, as a flag, from HfArgumentParser (text), in a script."""
+    given = {"auto": "auto", "600": 600.0, "1e3": 1000.0, "null": None}
+    for text, expected in given.items():
+        training = parse_recipe(flags(save_interval_seconds=text)).training
+        assert training.save_interval_seconds == expected
+    training = KeepstepConfig(output_dir="x", save_interval_seconds="auto", save_min_seconds=3)
+    assert training.save_interval == AutoInterval(0.01, 3) == training.schedule().interval
+    assert KeepstepConfig(output_dir="x", save_interval_seconds="90").save_interval == 90
+    recipe = parse_recipe(flags())
+    recipe.training = KeepstepConfig(output_dir="x", save_interval_seconds="often")
+    (problem,) = validate(recipe)
+    assert "save_interval_seconds: 'often' is neither a number of seconds nor auto" in str(problem)
 
 
 def test_defaults_keep_a_run_safe() -> None:
@@ -241,6 +258,13 @@ def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
         ({"auto_find_batch_size": True}, "auto_find_batch_size would change the rows"),
         ({"save_timeout_seconds": 9e9}, "save_timeout_seconds: 9e+09 is not between 0 and"),
         ({"save_interval_seconds": 0}, "save_interval_seconds: 0 is not above 0"),
+        ({"save_interval_seconds": "soon"}, "'soon' is not a value of type float, nor auto"),
+        ({"save_interval": "auto"}, "did you mean `save_interval_seconds`?"),
+        ({"max_save_overhead": 0.1}, "0.1 has no effect without save_interval_seconds: auto"),
+        (AUTO | {"save_min_seconds": -1}, "save_min_seconds: -1 is below 0"),
+        (AUTO | {"max_save_overhead": 1}, "max_save_overhead: 1 is not above 0 and below 1"),
+        (AUTO | {"max_save_overhead": 0}, "max_save_overhead: 0 is not above 0 and below 1"),
+        (AUTO | {"save_total_limit": "null"}, "keeps every checkpoint, and may save every 10 s"),
         ({"max_failed_saves": 0}, "max_failed_saves: 0 is not above 0"),
         ({"last_save_retry_seconds": -1}, "last_save_retry_seconds: -1 is below 0"),
         ({"time_limit": "soon"}, "'soon' is no length of time"),
@@ -386,6 +410,11 @@ def test_publishing_without_what_it_needs(
         {"metric_for_best_model": "eval_entropy", "greater_is_better": False},
         {"save_strategy": "epoch", "eval_strategy": "epoch", "num_train_epochs": 2},
         {"save_strategy": "no", "save_interval_seconds": 600},
+        {"save_interval_seconds": "null"},
+        AUTO,
+        AUTO | {"save_strategy": "no", "max_save_overhead": 0.05, "save_min_seconds": 0},
+        AUTO | {"save_strategy": "best", "max_steps": 40},
+        AUTO | {"save_total_limit": "null", "keep_total_bytes": "20GB"},
         {"save_steps": 10, "max_steps": 40},
         {"save_only_model": True, "resume_from_checkpoint": "never"},
         {"card": '{"license": "mit"}', "min_free_bytes": "1GB"},

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from keepstep.policy.auto_interval import AutoInterval
 from keepstep.policy.schedule import STOPS, Moment, Reason, Schedule
+from keepstep.run_folder.reader import RunFolder
 from keepstep.trainer.pacer import Pacer
+from tests.helpers.folders import commit
 
 LONG = [1.0, 20.0, 300.0]  # seconds that a step, a save, an evaluation may take
 HOURS = 3600.0
@@ -37,7 +42,7 @@ class Simulated:
     evaluation: float
     save_steps: int
     eval_steps: int
-    interval: float | None
+    interval: float | AutoInterval | None
     background: bool
     deadline: float
     margin: float = 30.0
@@ -152,7 +157,7 @@ def simulated(seed: int, **given: float) -> Simulated:
         "evaluation": evaluation,
         "save_steps": dice.choice([1, 2, 7, 25, 100, 10**9]),
         "eval_steps": dice.choice([1, 3, 25, 100, 10**9]),
-        "interval": dice.choice([None, None, 60.0, 900.0]),
+        "interval": dice.choice([None, None, 60.0, 900.0, AutoInterval(0.05)]),
         "background": dice.random() < 0.6,
     }
     run = Simulated(seed, **{**facts, "deadline": 1.0, **given})  # type: ignore[arg-type]
@@ -254,3 +259,98 @@ def test_requests_are_taken_up_by_the_save_that_heard_of_them() -> None:
     pacer.save_begins()
     assert asked.requests == ("stop",)
     assert moment_of(pacer) == "stop"
+
+
+class Auto:
+    """A pacer under `save_interval_seconds: auto`, and its clock."""
+
+    def __init__(self, *, least: float = 10.0) -> None:
+        self.now, self.due_in, self.in_flight = 1000.0, math.inf, False
+        schedule = Schedule(AutoInterval(0.01, least))
+        self.pacer = Pacer(schedule, Asked(), self.clock, self.clock, lambda: self.due_in)
+
+    def clock(self) -> float:
+        return self.now
+
+    def step(self, seconds: float) -> Reason | None:
+        """Why it is to be saved at its end."""
+        self.now += seconds
+        self.pacer.step_ended()
+        reason = self.pacer.decide(Moment(0, 0, in_flight=self.in_flight))
+        self.pacer.reason = reason
+        return reason
+
+    def save(self, stall: float, hold: float = 0.0) -> dict[str, object]:
+        """What the log is told of it; it is copied until the next optimizer step."""
+        told = dict(self.pacer.save_begins())
+        self.now += stall
+        self.pacer.save_begun()
+        self.now += hold
+        self.pacer.save_ended({"stall": stall + hold, "hold": hold, "write": 0.1})
+        return told
+
+
+def test_what_training_stood_still_for() -> None:
+    """Waits and copies count, and a save that failed; evaluations do not."""
+    run = Auto()
+    assert run.pacer.told() == (
+        "save_interval_seconds: auto: the first save comes after 10 s; then as often as training "
+        "stands still for saves at most 1 % of the time"
+    )
+    assert run.step(9.0) is None
+    assert run.step(1.0) == "interval"
+    assert run.save(0.3, hold=0.2) == {"why": "interval", "interval": 10.0, "overhead": 0.0}
+    assert run.pacer.told() is not None
+    assert run.pacer.told() is None, "once"
+    assert run.pacer.costs.stood_still == pytest.approx(0.5)
+    assert run.pacer.interval == pytest.approx(90.0, abs=1), "100 s since the start, for 1 s"
+    with run.pacer.evaluation():
+        run.now += 20
+    assert run.pacer.costs.stood_still == pytest.approx(0.5)
+    run.pacer.save_begins()  # the strategy's
+    run.now += 5
+    run.pacer.save_begun()
+    run.pacer.save_failed()
+    assert run.pacer.costs.stood_still == pytest.approx(5.5)
+    assert run.step(500.0) is None, "5.5 s are 1 % of 550 s, and one that costs 0.5 more"
+    assert run.step(70.0) == "interval"
+    assert run.save(0.3)["overhead"] == pytest.approx(5.5 / 605.5, rel=1e-3)
+
+
+def test_no_evaluation_is_interrupted() -> None:
+    """Nothing changes meanwhile, and the checkpoint would have no metric."""
+    run = Auto()
+    run.step(9.0)
+    with run.pacer.evaluation():
+        run.now += 600
+        assert run.pacer.decide(Moment(0, 0)) is None
+    assert run.step(1.0) == "interval"
+
+
+def test_what_is_ahead() -> None:
+    run = Auto()
+    run.in_flight = True
+    assert run.step(500.0) is None, "one is in flight"
+    run.in_flight, run.due_in = False, 0
+    for _ in range(3):
+        assert run.step(1.0) is None, "this one is saved anyway"
+    run.due_in = 5
+    assert run.step(1.0) is None, "in 5 s there is one anyway"
+    run.due_in = 6
+    assert run.step(1.0) == "interval"
+
+
+def test_what_saves_of_earlier_attempts_cost(tmp_path: Path) -> None:
+    commit(tmp_path, 10)
+    line = {"time": "2026-11-27T04:00:00.000+00:00", "attempt": 1, "event": "commit", "step": 10}
+    line |= {"stall": 2.0, "write": 5.0, "commit": 0.5}
+    (tmp_path / ".keepstep").mkdir(exist_ok=True)
+    (tmp_path / ".keepstep/events.jsonl").write_text(json.dumps(line) + "\n")
+    run = Auto()
+    run.pacer.remember(RunFolder(tmp_path))
+    told = run.pacer.told()
+    assert told is not None
+    assert "a save about every 200 s: it stops training for 2.000 s" in told
+    assert run.step(199.0) is None
+    assert run.step(1.0) == "interval"
+    assert run.pacer.costs.stood_still == 0, "this attempt's share of the time"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from keepstep.policy.auto_interval import AutoInterval
 from keepstep.policy.retention import Policy
 from keepstep.policy.schedule import Schedule
 from keepstep.run_folder.ownership import NotOwnerError
@@ -21,6 +22,7 @@ from keepstep.save.manager import CheckpointManager
 from keepstep.save.rank_part import Part
 from keepstep.save.resume_checks import Resume
 from keepstep.trainer import saving
+from keepstep.trainer.pacer import Pacer
 from keepstep.trainer.saving import Saving
 from tests.helpers.faulty_disk import FaultyDisk, faulty_disk
 from tests.helpers.folders import events, manifest
@@ -60,7 +62,7 @@ class Job:
         self.control = SimpleNamespace(should_training_stop=False)
         self.every_step = SimpleNamespace(pacer=None, progress=lambda: None)
         self.contents = SimpleNamespace(store=self.store)
-        self.is_evaluated = False
+        self.is_evaluated, self.preempted = False, None
         self.content: Any = torch.ones(1000)
         self.saving = Saving(self)  # type: ignore[arg-type]
 
@@ -119,6 +121,29 @@ def test_the_last_save_is_tried_again(
     assert len(disk.fired) == before + 2
     assert job.saving.complete
     assert job.steps() == [4, 8]
+
+
+@pytest.mark.parametrize("mode", ["lazy", "off"])
+def test_the_log_tells_why_a_save_was_made(disk: FaultyDisk, mode: str) -> None:
+    job = Job(disk, mode)
+    lookout: Any = SimpleNamespace(requests=(), take_up=lambda names: None)
+    job.every_step.pacer = pacer = Pacer(Schedule(AutoInterval()), lookout)
+    job.save_and_hear(4)
+    pacer.reason = "interval"
+    job.save_and_hear(6)
+    disk.fail("rename", STAGED, errno.EIO)
+    job.save_and_hear(8)
+    assert pacer.costs.failed == 1
+    job.save_and_hear(9)
+    assert pacer.costs.failed == 0
+    job.preempted = "SIGTERM to rank 0"
+    job.save_and_hear(10)
+    job.preempted, job.args.save_strategy = None, "no"
+    job.save_and_hear(11)
+    told = {event["step"]: event["why"] for event in events(job.run, "commit")}
+    assert told == {4: "steps", 6: "interval", 9: "again", 10: "stop", 11: "callback"}
+    assert all({"interval", "overhead"} <= event.keys() for event in events(job.run, "commit"))
+    assert len(pacer.costs.stalls) == 5
 
 
 @pytest.mark.parametrize("mode", ["lazy", "off"])

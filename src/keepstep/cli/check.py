@@ -16,6 +16,7 @@ from keepstep.cli.rows import CheckReport, Estimate, EstimateRow
 from keepstep.cli.tables import step_seconds
 from keepstep.output import log_filters
 from keepstep.output.units import human_bytes
+from keepstep.policy.auto_interval import AutoInterval, costs_of, seconds_apart
 from keepstep.run_folder.reader import RunFolder
 
 if TYPE_CHECKING:
@@ -286,18 +287,24 @@ def _short_of_time(recipe: Recipe, walltime: float) -> list[Problem]:
     from keepstep.recipe.config import Problem
 
     training = recipe.training
-    step = step_seconds(RunFolder(training.output_dir or "."))
-    intervals = [training.save_interval_seconds or float("inf")]
+    run = RunFolder(training.output_dir or ".")
+    step, interval = step_seconds(run), training.save_interval
+    if isinstance(interval, AutoInterval):
+        interval = seconds_apart(interval, costs_of(run.saves().values()))
+    intervals = [interval or float("inf")]
     by_steps = training.save_strategy == "steps" and training.save_steps >= 1
     if by_steps and step is not None:
         intervals.append(training.save_steps * step)
     if not walltime / 2 < min(intervals) < float("inf"):
         return []
+    hint = f"save_interval_seconds: {max(60, round(walltime / 10)):.0f}"
+    if isinstance(training.save_interval, AutoInterval):
+        hint = f"a higher max_save_overhead, or {hint}"
     return [
         Problem(
             f"a save every {min(intervals):.0f} s in jobs of {walltime:.0f} s: a job that dies "
             "may lose all of its work",
-            f"save_interval_seconds: {max(60, round(walltime / 10)):.0f}",
+            hint,
             "walltime",
             "warning",
         )

@@ -30,6 +30,7 @@ from keepstep.cli.status import job_of
 from keepstep.cli.tables import (
     attempt_table,
     checkpoint_table,
+    pace_hint,
     save_hint,
     save_table,
     tell_answer,
@@ -112,6 +113,9 @@ def _tell_checkpoints(folder: RunFolder, run: Path, verbose: bool, mtbf_hours: f
         console.tell_lines("\nsaves, in seconds:")
         console.table_that_fits(partial(save_table, folder))
         console.tell(save_hint(folder, mtbf_hours))
+        pace = pace_hint(folder, mtbf_hours)
+        if pace is not None:
+            console.tell(pace)
     total = sum(c.manifest.total_bytes for c in checkpoints)
     plural = "" if len(checkpoints) == 1 else "s"
     console.tell(f"{len(checkpoints)} checkpoint{plural}, {human_bytes(total)}")

@@ -53,6 +53,9 @@ class CheckpointRow(JsonObject):
         faults: what differs from the manifest by names and sizes; empty: nothing.
         keep: whether retention keeps it.
         reason: why it does, or does not.
+        why: what asked for the save: `steps`, `epoch`, `best` (the strategy), `interval`,
+            `save-now`, `stop`, `deadline`, `again` (one before it had failed), `callback`; null:
+            that is not known.
         save: what the save has cost: seconds of `stall`, `wait`, `copy`, `write`, `digest`,
             `read_back`, `commit`; `gb_per_s`; `slowest_rank`. What is not known is left out.
     """
@@ -75,6 +78,7 @@ class CheckpointRow(JsonObject):
     faults: tuple[str, ...]
     keep: bool
     reason: str
+    why: str | None
     save: dict[str, Any]
 
 
@@ -227,6 +231,7 @@ def checkpoint_rows(run: RunFolder) -> list[CheckpointRow]:
             faults=tuple(run.state_of(c)),
             keep=decisions[c.step].keep,
             reason=decisions[c.step].reason,
+            why=saves.get(c.step, {}).get("why"),
             save={n: v for n, v in saves.get(c.step, {}).items() if n in SAVE_FACTS},
         )
 

@@ -13,10 +13,18 @@ from rich.table import Table
 from keepstep.cli.rows import SAVE_FACTS, CheckpointRow, ResumeAnswer, checkpoint_rows
 from keepstep.output.printable import printable
 from keepstep.output.units import human_bytes
+from keepstep.policy.auto_interval import (
+    LOOK_BACK,
+    AutoInterval,
+    costs_of,
+    seconds_apart,
+    typical,
+)
 from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.schedule import best_interval
 from keepstep.run_folder.reader import RunFolder
 
+OF_AUTO = ("interval", "overhead")  # what a commit tells under `save_interval_seconds: auto`
 LONGEST = 12  # characters of a number in a table
 CUT = 60  # characters of a text in a table that anybody may have written
 
@@ -109,11 +117,14 @@ def save_table(run: RunFolder, narrow: bool = False) -> Table:
     *seconds, rate, slowest = SAVE_FACTS
     for title in ("step", "size", *seconds, "GB/s", "rank" if narrow else "slowest rank"):
         table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold")
     shown = short_figure if narrow else partial(figure, places=3)
     for step, save in sorted(run.saves().items()):
         figures = [shown(save[name]) if name in save else "" for name in (*seconds, rate)]
         size = human_bytes(save.get("bytes", 0))
-        table.add_row(str(step), size, *figures, cell(save.get(slowest, "")))
+        table.add_row(
+            str(step), size, *figures, cell(save.get(slowest, "")), cell(save.get("why", ""))
+        )
     return table
 
 
@@ -152,6 +163,25 @@ def save_hint(run: RunFolder, mtbf_hours: float) -> str:
         f"{mtbf_hours:g} hours a save every {figure(best, 0)} s "
         f"({max(1, round(best / step))} steps) loses least."
     )
+
+
+def pace_hint(run: RunFolder, mtbf_hours: float) -> str | None:
+    """How `save_interval_seconds: auto` saves at last; None: the newest save was not under it."""
+    commits = run.commits()
+    interval, share = (commits[-1].get(name) if commits else None for name in OF_AUTO)
+    if interval is None or share is None:
+        return None
+    text = (
+        f"save_interval_seconds: auto: at last {figure(interval, 1)} s from one save to the next, "
+        "where nothing else asks for one; until then training had stood still for saves for "
+        f"{figure(100 * share, 2)} % of the attempt's time."
+    )
+    costs = costs_of(commits[-LOOK_BACK:])
+    of_disk = seconds_apart(AutoInterval(overhead=1, least=0), costs)  # no field shortens that
+    best = best_interval(max(0.0, typical(costs.stalls)), mtbf_hours * 3600)
+    if interval > 2 * max(best, of_disk):
+        text += "\nHint: a higher max_save_overhead, or a lower save_min_seconds, loses less."
+    return text
 
 
 def moment(text: str) -> float:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Literal
+
+from keepstep.policy.auto_interval import AutoInterval, SaveCosts, next_moment, seconds_apart
 
 Reason = Literal["deadline", "stop", "save-now", "interval"]
 STOPS: tuple[Reason, ...] = ("deadline", "stop")
@@ -28,14 +30,15 @@ class Schedule:
     """What was asked for.
 
     Attributes:
-        interval: the most seconds between two saves; None: `save_steps` alone decides.
+        interval: the most seconds between two saves; or by what they cost; None: `save_steps` alone
+            decides.
         deadline: when the run must have ended, in seconds on the steady clock.
         margin: seconds that are to be left then.
         moment: the deadline by the wall clock, in seconds since the epoch. What comes first counts:
             a clock that was set, whichever of its readings was wrong, makes no run miss its end.
     """
 
-    interval: float | None = None
+    interval: float | AutoInterval | None = None
     deadline: float | None = None
     margin: float = 30.0
     moment: float | None = None
@@ -58,6 +61,9 @@ class Moment:
         batch_seconds: of the latest batches of the evaluation that is under way.
         last_step: whether no step follows.
         wall: on the wall clock.
+        costs: what saves have cost.
+        evaluating: whether this is in the middle of an evaluation.
+        due_in: steps until the next one that will be saved if the run goes on.
     """
 
     now: float
@@ -72,26 +78,47 @@ class Moment:
     batch_seconds: Sequence[float] = ()
     last_step: bool = False
     wall: float = -math.inf
+    costs: SaveCosts = field(default_factory=SaveCosts)
+    evaluating: bool = False
+    due_in: float = math.inf
 
 
 def next_save(schedule: Schedule, moment: Moment) -> Reason | None:
     """Why to save now (and, for `STOPS`, to stop); None: there is no reason to."""
-    reason = _asked(schedule, moment)
+    reason = asked_for(schedule, moment)
     # A save that begins now is in the way of the last one.
     then = replace(moment, save_due=moment.save_due or reason is not None)
-    if left(schedule, moment.now, moment.wall) <= needed(schedule, then):
-        return "deadline"
-    return reason
+    seconds = left(schedule, moment.now, moment.wall)
+    if seconds > needed(schedule, then):
+        return reason
+    # Nobody has asked for this save: that the run would end for it now, it is not worth.
+    voluntary = reason == "interval" and isinstance(schedule.interval, AutoInterval)
+    return None if voluntary and seconds > needed(schedule, moment) else "deadline"
 
 
-def _asked(schedule: Schedule, moment: Moment) -> Reason | None:
+def asked_for(schedule: Schedule, moment: Moment) -> Reason | None:
+    """Why to save now, whatever the deadline says; None: there is no reason to."""
     if "stop" in moment.requests:
         return "stop"
     if "save-now" in moment.requests:
         return "save-now"
+    if isinstance(schedule.interval, AutoInterval):
+        return "interval" if _is_worth_it(schedule.interval, moment) else None
     if schedule.interval is not None and moment.now - moment.last_save >= schedule.interval:
         return "interval"
     return None
+
+
+def _is_worth_it(auto: AutoInterval, moment: Moment) -> bool:
+    """Whether to save now, though nobody asks for it: one save at a time, of a step that is not
+    about to be saved anyway, with its metric if it is evaluated, and not before `next_moment`."""
+    if moment.in_flight or moment.evaluating or moment.save_due:
+        return False
+    if moment.due_in < math.inf:  # that one will do; it might even have to wait for this one
+        until_due = moment.due_in * median(moment.step_seconds[-LOOK_BACK:] or [0.0])
+        if until_due <= seconds_apart(auto, moment.costs) / 2:
+            return False
+    return moment.now >= next_moment(auto, moment.costs, moment.last_save)
 
 
 def left(schedule: Schedule, now: float, wall: float) -> float:
@@ -129,6 +156,22 @@ def saves_at(step: int, planned: int, strategy: str, save_steps: float) -> bool:
         apart = math.ceil(planned * save_steps) if save_steps < 1 else save_steps
         return step >= planned or (apart > 0 and step % apart == 0)
     return strategy == "epoch" and step >= planned
+
+
+def due_in(step: int, planned: int, epoch: float, strategy: str, save_steps: float) -> float:
+    """Steps until the next one that the Trainer saves; 0: this one; infinite: that is not known.
+
+    Args:
+        epoch: how many are made, a fraction in the middle of one.
+        strategy, save_steps: as of `saves_at`.
+    """
+    left = max(0, planned - step)
+    if strategy == "steps":
+        apart = math.ceil(planned * save_steps) if save_steps < 1 else save_steps
+        return min(left, -step % apart) if apart > 0 else left
+    if strategy != "epoch" or epoch <= 0:
+        return math.inf
+    return min(left, round(-epoch % 1 * step / epoch))
 
 
 def lost_minutes(

@@ -23,6 +23,7 @@ NOT_BELOW_ZERO = (
     *("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"),
     *("eval_delay", "dataloader_num_workers", "neftune_noise_alpha", "router_aux_loss_coef"),
     *("stop_margin_seconds", "publish_min_seconds", "max_lost_minutes", "last_save_retry_seconds"),
+    "save_min_seconds",
     *("seed", "data_seed"),
 )
 SHARES = ("adam_beta1", "adam_beta2", "label_smoothing_factor")  # from 0 to below 1
@@ -43,11 +44,14 @@ def check_numbers(recipe: Recipe) -> Iterator[Problem]:
     ):
         for name in names:
             value = getattr(training, name, None)  # not every Trainer's config has each
-            if value is not None and not value >= low:
+            if value is not None and not isinstance(value, str) and not value >= low:
                 yield Problem(f"{name}: {value:g} {told}", code="number")
     for name in SHARES:
         if not 0 <= getattr(training, name) < 1:
             yield _not_in(name, getattr(training, name), "0 and below 1")
+    if not 0 < training.max_save_overhead < 1:
+        told = f"max_save_overhead: {training.max_save_overhead:g} is not above 0 and below 1"
+        yield Problem(told, "a share of the time: 0.01 is 1 %", "number")
     for name in ("seed", "data_seed"):
         if (getattr(training, name) or 0) >= SEEDS:
             yield _not_in(name, getattr(training, name), "0 and 4294967295")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 
 from keepstep.output.units import parse_bytes
+from keepstep.policy.auto_interval import AUTO
 from keepstep.policy.schedule import left
 from keepstep.ranks import signals
+from keepstep.recipe.arguments import CheckpointArguments
 from keepstep.recipe.config import KeepstepConfig, Problem
 from keepstep.recipe.trajectory import word
 
@@ -19,10 +22,12 @@ OTHERS = (
     *("eval_runtime", "eval_samples_per_second", "eval_steps_per_second"),
 )
 
+OF_AUTO = ("max_save_overhead", "save_min_seconds")  # what only `save_interval_seconds: auto` reads
+
 
 def check_saving(training: KeepstepConfig) -> Iterator[Problem]:
     """Every problem of the fields about checkpoints (see `check_numbers`, too). Ranks: any."""
-    for check in (_sizes, _ranking, _metric, _recovery_points, _weights_only, _times):
+    for check in (_sizes, _ranking, _metric, _recovery_points, _weights_only, _auto, _times):
         yield from check(training)
 
 
@@ -183,7 +188,32 @@ def _weights_only(training: KeepstepConfig) -> Iterator[Problem]:
         )
 
 
+def _auto(training: KeepstepConfig) -> Iterator[Problem]:
+    """`save_interval_seconds: auto`, and what belongs to it."""
+    interval, unlimited = training.save_interval_seconds, training.save_total_limit is None
+    if interval != AUTO:
+        for field in fields(CheckpointArguments):
+            value = getattr(training, field.name)
+            if field.name in OF_AUTO and value != field.default:
+                told = f"{field.name}: {value:g} has no effect without save_interval_seconds: auto"
+                yield Problem(
+                    told, "save_interval_seconds: auto, or leave it out", "auto", "warning"
+                )
+    elif unlimited and not training.keep_total_bytes:
+        yield Problem(
+            "save_interval_seconds: auto with save_total_limit: null keeps every checkpoint, and "
+            f"may save every {training.save_min_seconds:g} s",
+            "save_total_limit: 3, with keep_every_n_steps for those that are to stay",
+            "auto",
+            "warning",
+        )
+
+
 def _times(training: KeepstepConfig) -> Iterator[Problem]:
+    if isinstance(training.save_interval_seconds, str) and training.save_interval_seconds != AUTO:
+        told = f"{training.save_interval_seconds!r} is neither a number of seconds nor auto"
+        yield Problem(f"save_interval_seconds: {told}", code="time")
+        return
     try:
         seconds = left(training.schedule(), signals.steady(), time.time())
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from keepstep.output.units import parse_bytes, parse_duration, parse_moment
+from keepstep.policy.auto_interval import AUTO, AutoInterval
 from keepstep.policy.batch import Batch
 from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.retention import Policy
@@ -130,9 +132,26 @@ class CheckpointArguments(Combined):
             "`ddp_timeout`, for which the ranks would wait for each other."
         },
     )
-    save_interval_seconds: float | None = field(
+    save_interval_seconds: float | str | None = field(  # `auto`; HfArgumentParser's way
         default=None,
-        metadata={"help": "Save when so many seconds have passed since the last save, too."},
+        metadata={
+            "help": "Save when so many seconds have passed since the last save, too. `auto`: as "
+            "often as it costs next to nothing, see `max_save_overhead` and `save_min_seconds`."
+        },
+    )
+    max_save_overhead: float = field(
+        default=0.01,
+        metadata={
+            "help": "With `save_interval_seconds: auto`: the share of an attempt's time, at most, "
+            "that training may stand still for saves; 0.01 is 1 %."
+        },
+    )
+    save_min_seconds: float = field(
+        default=10.0,
+        metadata={
+            "help": "With `save_interval_seconds: auto`: from the beginning of one save to that of "
+            "the next, at least."
+        },
     )
     time_limit: str | None = field(
         default=None,
@@ -255,6 +274,9 @@ class CheckpointArguments(Combined):
         self.bf16 = bool(self.bf16)
         if self.eval_steps is None and self.eval_strategy == "steps":
             self.eval_steps = self.save_steps  # every checkpoint has its metric
+        if isinstance(self.save_interval_seconds, str):  # HfArgumentParser's; `auto` stays
+            with contextlib.suppress(ValueError):  # preflight tells of it
+                self.save_interval_seconds = float(self.save_interval_seconds)
         named = self.output_dir
         super().__post_init__()
         if not named:  # TrainingArguments would train into a folder of its own choice
@@ -271,7 +293,14 @@ class CheckpointArguments(Combined):
         if self.time_limit:
             deadlines.append(steady + parse_duration(str(self.time_limit)))
         deadline = min(deadlines, default=None)
-        return Schedule(self.save_interval_seconds, deadline, self.stop_margin_seconds, moment)
+        return Schedule(self.save_interval, deadline, self.stop_margin_seconds, moment)
+
+    @property
+    def save_interval(self) -> float | AutoInterval | None:
+        """`save_interval_seconds`, and what `auto` depends on."""
+        if self.save_interval_seconds == AUTO:
+            return AutoInterval(self.max_save_overhead, self.save_min_seconds)
+        return None if self.save_interval_seconds is None else float(self.save_interval_seconds)
 
     @property
     def ranking_metric(self) -> str | None:

@@ -82,7 +82,8 @@ HARMLESS = frozenset(
         # Where, when and how it is saved.
         *("output_dir", "save_strategy", "save_steps", "save_total_limit", "save_only_model"),
         *("save_on_each_node", "enable_jit_checkpoint", "save_weights", "save_timeout_seconds"),
-        *("save_interval_seconds", "async_save", "keep_every_n_steps", "keep_total_bytes"),
+        *("save_interval_seconds", "max_save_overhead", "save_min_seconds", "async_save"),
+        *("keep_every_n_steps", "keep_total_bytes"),
         *("min_free_bytes", "max_lost_minutes", "on_save_error", "max_failed_saves"),
         *("last_save_retry_seconds", "time_limit", "deadline"),
         *("stop_margin_seconds", "peer_timeout_seconds", "hang_timeout_seconds"),

@@ -50,6 +50,7 @@ MEANT = {
     **dict.fromkeys(("out", "output", "out_dir", "run_dir", "save_dir"), "output_dir"),
     **dict.fromkeys(("resume", "checkpoint"), "resume_from_checkpoint"),
     **dict.fromkeys(("save_every", "checkpoint_every"), "save_steps"),
+    **dict.fromkeys(("save_interval", "checkpoint_interval"), "save_interval_seconds"),
     **dict.fromkeys(("eval_every",), "eval_steps"),
     **dict.fromkeys(("log_every",), "logging_steps"),
     **dict.fromkeys(("early_stopping", "patience"), "early_stopping_patience"),

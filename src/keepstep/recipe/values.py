@@ -18,6 +18,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from trl.scripts._hf_argparser import string_to_bool
 
+# A number, or one word in its place: argparse knows of no such type but `float | str`.
+WORDS = {"save_interval_seconds": "auto"}
 FILES = ("accelerator_config", "deepspeed", "fsdp_config")  # a mapping, or the path of a JSON file
 
 
@@ -43,6 +45,8 @@ def read(field: Field[Any], hint: Any, value: Any) -> Any:
         ValueError: it is no value of the field's type; says what it is instead.
     """
     kinds = kinds_of(hint)
+    if field.name in WORDS:
+        kinds = [Literal[WORDS[field.name]] if kind is str else kind for kind in kinds]
     if value is None or _says_none(value, kinds):
         if NoneType in kinds or field.default is None:
             return None
@@ -250,6 +254,9 @@ def _told(kinds: list[Any]) -> str:
     if any(kind is dict or get_origin(kind) is dict for kind in kinds):
         return "a mapping, as in `{name: value}`"
     known = [names[kind] for kind in kinds if kind in names]
+    words = [str(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    if known and words:
+        return f"a value of type {' or '.join(known)}, nor {' or '.join(words)}"
     if known == ["true or false"]:
         return known[0]
     return f"a value of type {' or '.join(known)}" if known else "what it takes"

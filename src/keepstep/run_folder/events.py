@@ -35,8 +35,9 @@ FACTS: dict[str, Any] = {
     "plan": dict[str, Any],
 }
 FACTS_OF_COMMITS: dict[str, Any] = {
-    **dict.fromkeys(("stall", "wait", "copy", "write", "digest", "read_back"), float),
-    **dict.fromkeys(("commit", "gb_per_s"), float),
+    **dict.fromkeys(("stall", "wait", "hold", "copy", "write", "digest"), float),
+    **dict.fromkeys(("read_back", "commit", "gb_per_s", "interval", "overhead"), float),
+    "why": str,
     "slowest_rank": int,
     "metrics": dict[str, float],
 }

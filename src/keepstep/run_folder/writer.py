@@ -46,8 +46,9 @@ class Saved:
         best: the best checkpoint now.
         pruned: the steps that went for it.
         free: bytes left on the disk; None: not known.
-        facts: `stall`, `wait` (for the save before; part of the stall), `copy`, `write` and
-            `digest` (part of the write), in seconds, of the slowest rank each; `slowest_rank` to
+        facts: `stall`, `wait` (for the save before) and `hold` (ahead of the optimizer step, for
+            the copy), both part of the stall, `copy`, `write` and `digest` (part of the write), in
+            seconds, of the slowest rank each; `slowest_rank` to
             write; `gb_per_s`: of all ranks together; `read_back`: seconds to check the files that
             several ranks wrote, and to take in those that libraries wrote.
     """

@@ -62,7 +62,8 @@ class Report:
         files: path relative to the checkpoint → what this rank alone wrote there.
         shares: path → this rank's share of a joint file.
         error: what went wrong, None when nothing did.
-        seconds: of `stall`, `copy`, `write` and (within it) `digest`.
+        seconds: of `stall` and (within it) `wait` and `hold`, `copy`, `write` and (within it)
+            `digest`.
         bytes: written by this rank.
     """
 

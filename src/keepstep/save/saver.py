@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -93,7 +93,12 @@ class Saver:
         """Whether a save that begins now goes on behind training. The same on every rank."""
         return self.arena is not None and self.mode != "off"
 
-    def save(self, manifest: Manifest, write: Callable[[Part], None]) -> None:
+    def save(
+        self,
+        manifest: Manifest,
+        write: Callable[[Part], None],
+        told: Mapping[str, Any] | None = None,
+    ) -> None:
         """Begin a save: when this returns, it is on its way or (in the foreground) written.
 
         `settle()` tells what came of it; in the foreground it also commits. Ranks: all
@@ -102,6 +107,7 @@ class Saver:
         Args:
             manifest: what is known of this step; run, attempt, parent, files, times are filled in.
             write: stores this rank's files through the given `Part`; it may be collective.
+            told: on the main process, what the log is to tell of it beside what it costs.
 
         Raises:
             SaveError: on every rank: it cannot begin.
@@ -120,12 +126,13 @@ class Saver:
         if self.mode == "snapshot":
             part.copy()
         self._flight = Flight(step, part, reports, self._storage, self.timeout)
-        part.report.seconds |= {"wait": waited, "stall": time.perf_counter() - started}
+        stall = time.perf_counter() - started
+        part.report.seconds |= {"wait": waited, "hold": 0.0, "stall": stall}
 
         def commit(ranks: list[Report]) -> Saved:
             if not background:
                 ranks[0].seconds["stall"] = time.perf_counter() - started
-            return self._commit(part, manifest, ranks)
+            return self._commit(part, manifest, ranks, told or {})
 
         self._flight.begin(
             collectives.world_size(), commit if collectives.is_main() else None, background
@@ -149,7 +156,9 @@ class Saver:
         if self._flight is not None and self.arena is not None and not self.arena.copied.is_set():
             started = time.perf_counter()
             self.arena.hold()
-            self._flight.part.report.seconds["stall"] += time.perf_counter() - started
+            seconds, held = self._flight.part.report.seconds, time.perf_counter() - started
+            seconds["stall"] += held
+            seconds["hold"] += held
 
     def settle(self) -> Saved | None:
         """Wait for the save in flight. Ranks: all (collective).
@@ -213,7 +222,9 @@ class Saver:
 
         return collectives.on_main(what, act)
 
-    def _commit(self, part: Part, manifest: Manifest, reports: Sequence[Report]) -> Saved:
+    def _commit(
+        self, part: Part, manifest: Manifest, reports: Sequence[Report], told: Mapping[str, Any]
+    ) -> Saved:
         """Main process: every part is written. Take in what libraries wrote, commit, prune."""
         files = {name: entry for report in reports for name, entry in report.files.items()}
         began = time.perf_counter()
@@ -238,6 +249,7 @@ class Saver:
                 files={**files, **part.report.files},
             ),
             **facts,
+            **told,
         )
         return _finish(writer, checkpoint, facts)
 
@@ -289,7 +301,7 @@ def _outcome(
 
 def _facts(reports: Sequence[Report]) -> dict[str, Any]:
     """See `Saved.facts`."""
-    names = ("stall", "wait", "copy", "write", "digest")
+    names = ("stall", "wait", "hold", "copy", "write", "digest")
     seconds = {n: round(max(r.seconds.get(n, 0.0) for r in reports), 4) for n in names}
     slowest = max(reports, key=lambda report: report.seconds.get("write", 0.0))
     rate = sum(r.bytes for r in reports) / max(seconds["write"], 1e-9) / 1e9

@@ -14,9 +14,11 @@ from typing import Any
 from transformers import TrainerCallback
 
 from keepstep.errors import KeepstepError
-from keepstep.policy.schedule import STOPS, Moment, Reason, lost_minutes
+from keepstep.policy.schedule import STOPS, Moment, Reason, due_in, lost_minutes
 from keepstep.ranks import collectives, signals
+from keepstep.ranks.console import say
 from keepstep.ranks.watchdog import Watchdog
+from keepstep.recipe.trajectory import word
 from keepstep.trainer.pacer import Pacer
 from keepstep.trainer.protocol import CheckpointedTrainer
 
@@ -49,16 +51,20 @@ class EveryStep(TrainerCallback):
             manager = self.trainer.manager
             if self._saves_at_its_end_only(args, state):
                 logger.warning("there is no checkpoint inside of these %s steps", state.max_steps)
-            self.pacer = Pacer(args.schedule(), manager.lookout())
+            self.pacer = Pacer(
+                args.schedule(), manager.lookout(), due_in=lambda: self._due_in(args)
+            )
             try:
                 self.pacer.remember(manager.run)
             except OSError as error:
                 logger.warning("how long saves took is not known: %s", error)
+            self._tell_pace(self.pacer)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress()
         if self.pacer is not None:
             self.pacer.step_ended()
+            self._tell_pace(self.pacer)
             if not self._told_lost:
                 self._tell_lost(args, state, self.pacer)
         if control.should_evaluate:
@@ -134,6 +140,8 @@ class EveryStep(TrainerCallback):
             self._stop(control, asked, reason)
             return True
         if save or trainer.try_again:
+            if self.pacer is not None:
+                self.pacer.reason = reason
             self._save(control, evaluating)
         return False
 
@@ -163,22 +171,36 @@ class EveryStep(TrainerCallback):
         if self.pacer is not None:
             self.pacer.save_begun()
 
+    def _tell_pace(self, pacer: Pacer) -> None:
+        """At the start, and once more when it is known what a save costs."""
+        line = pacer.told()
+        if line is not None:
+            say(line)
+
     def _tell_lost(self, args: Any, state: Any, pacer: Pacer) -> None:
         """Once the pace is known: does a failure lose more than `max_lost_minutes`?"""
-        apart = self._save_steps(args, state)
-        minutes = lost_minutes(apart, args.save_interval_seconds, pacer.step_seconds)
-        self._told_lost = minutes is not None
+        seconds, hint = pacer.interval, f"save_interval_seconds: {60 * args.max_lost_minutes:.0f}"
+        minutes = lost_minutes(self._save_steps(args, state), seconds, pacer.step_seconds)
         if minutes is not None and args.max_lost_minutes < minutes < float("inf"):
+            self._told_lost = True
+            hint = f"a higher max_save_overhead, or {hint}" if pacer.is_auto else hint
             logger.warning(
-                "a failure would lose up to %.0f minutes (max_lost_minutes: %g)\n"
-                "    Hint: save_interval_seconds: %.0f",
-                *(minutes, args.max_lost_minutes, 60 * args.max_lost_minutes),
+                "a failure would lose up to %.0f minutes (max_lost_minutes: %g)\n    Hint: %s",
+                *(minutes, args.max_lost_minutes, hint),
             )
+        if minutes is not None and not pacer.is_auto:  # that one grows with what saves cost
+            self._told_lost = True
 
     def _saves_at_its_end_only(self, args: Any, state: Any) -> bool:
         """What preflight tells of `max_steps`, of epochs, whose steps are known by now."""
         by_epochs = args.max_steps <= 0 and args.save_interval_seconds is None
         return by_epochs and state.max_steps <= self._save_steps(args, state) < float("inf")
+
+    def _due_in(self, args: Any) -> float:
+        """Steps until the Trainer's next save."""
+        state = self.trainer.state
+        of_state = state.global_step, state.max_steps, state.epoch or 0.0
+        return due_in(*of_state, word(args.save_strategy), state.save_steps)
 
     def _save_steps(self, args: Any, state: Any) -> float:
         """Steps between two saves; infinite where steps do not decide."""
@@ -186,6 +208,8 @@ class EveryStep(TrainerCallback):
 
     def _stop(self, control: Any, asked: str | None, reason: Reason | None) -> None:
         """Agree on why, then save and stop. Ranks: all (collective)."""
+        if self.pacer is not None:
+            self.pacer.reason = reason
         told = [SPOKEN.get(reason or ""), asked]
         self.trainer.preempted = ", ".join(
             text

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from keepstep.policy.schedule import left as seconds_left
 from keepstep.ranks import collectives, signals
+from keepstep.recipe.trajectory import word
 from keepstep.run_folder.ownership import NotOwnerError
 from keepstep.run_folder.writer import Saved
 from keepstep.save.failure import SaveError
@@ -60,8 +62,7 @@ class Saving:
         """Begin to save this step, once (and once more when it has been evaluated since)."""
         trainer = self._trainer
         step = trainer.state.global_step
-        if trainer.every_step.pacer is not None:
-            trainer.every_step.pacer.save_begins()
+        told = self._told()
         if self._begun == (step, trainer.is_evaluated):
             return  # stopped in the middle of an epoch, Trainer comes here once more
         self.hear()
@@ -70,7 +71,7 @@ class Saving:
         trainer.store_flos()
         trainer.state.best_model_checkpoint = None  # an absolute path: not for trainer_state.json
         try:
-            self._saver.save(trainer.describe(), trainer.contents.store)
+            self._saver.save(trainer.describe(), trainer.contents.store, told)
             self._begun = step, trainer.is_evaluated
         except SaveError as error:
             self._failed(error)
@@ -78,6 +79,19 @@ class Saving:
             self.hear()
             if self.try_again:
                 self.begin()
+
+    def _told(self) -> dict[str, Any]:
+        """Main process: what the log is to tell of the save that begins: why it is made."""
+        trainer, pacer = self._trainer, self._trainer.every_step.pacer
+        if pacer is None:
+            return {}
+        why = word(trainer.args.save_strategy)
+        why = "callback" if why == "no" else why
+        if trainer.preempted is not None:
+            why = "stop"
+        elif self.error is not None and self.error.step == self.due:
+            why = "again"
+        return {"why": why, **pacer.save_begins()}
 
     def hear(self) -> None:
         """Wait for the save in flight, and for what came of it."""
@@ -134,6 +148,9 @@ class Saving:
         if args.on_save_error == "stop" and not later:
             raise error
         self._begun, self.error = None, error
+        pacer = self._trainer.every_step.pacer
+        if pacer is not None:
+            pacer.save_failed()
         self._failed_since.add(error.step)
         count = len(self._failed_since)
         if not (later or over) and args.max_failed_saves and count >= args.max_failed_saves:
