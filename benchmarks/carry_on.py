@@ -2,10 +2,10 @@
 
     python benchmarks/carry_on.py --parameters 30 --rounds 5 [--against CHECKOUT]
 
-trains a random Llama on 2 processes (ZeRO-3 on CPU) by `launch/train.sh`, kills a rank with SIGKILL
-at a step, waits until the launcher has ended, and runs the same command again until its first new
-step; then that one is killed, and so on. Every round carries on from the same checkpoint. With
-`--against`, the command of another checkout is measured in turn, round by round.
+trains a random Llama on 2 processes (ZeRO-3 on CPU) by `launch/train.sh` until it has saved. Each
+round runs the same command again until its first new step, then kills a rank with SIGKILL and waits
+until the command has ended. With `--against`, the command of another checkout is measured in turn,
+round by round.
 
 Parts, in seconds of the wall clock:
 `notice`: from the SIGKILL to the end of the command; `launch`: from the start of the command to the
@@ -37,7 +37,7 @@ from save_stall import SHAPES, make_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 300  # seconds that any one thing may take
-SAVED_AT = 2  # the step that every round carries on from
+SAVED_AT = 2  # the first step that there is to carry on from
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
             command.make_checkpoint()
         for _ in range(arguments.rounds):
             for name, command in commands.items():
-                for part, seconds in command.fail_and_carry_on():
+                for part, seconds in command.carry_on_and_fail():
                     times[name][part].append(seconds)
     finally:
         shutil.rmtree(arguments.folder, ignore_errors=True)
@@ -101,20 +101,21 @@ class Command:
         launched.wait_for(f"saved checkpoint-{SAVED_AT}")
         launched.end()
 
-    def fail_and_carry_on(self) -> Iterator[tuple[str, float]]:
-        """One failure, and the first new step: (part, seconds)."""
-        failing = Launched(self)
-        failing.wait_for(f"step     {SAVED_AT + 1}/10000  loss")
-        failed = time.time()
-        failing.ranks()[-1].kill()
-        failing.process.wait(TIMEOUT)
-        ended = time.time()
+    def carry_on_and_fail(self) -> Iterator[tuple[str, float]]:
+        """The first new step, and a failure after it: (part, seconds)."""
         launched = Launched(self)
-        stepped = launched.wait_for(f"step     {SAVED_AT + 1}/10000  loss")
-        cpu = launched.processor_seconds()
-        first = min(rank.create_time() for rank in launched.ranks())
+        try:
+            stepped = launched.wait_for("  loss ")
+            cpu = launched.processor_seconds()
+            ranks = launched.ranks()
+            first = min(rank.create_time() for rank in ranks)
+            failed = time.time()
+            ranks[-1].kill()
+            launched.process.wait(TIMEOUT)
+            ended = time.time()
+        finally:
+            launched.end()
         parts = self._parts()
-        launched.end()
         yield "notice", ended - failed
         yield "launch", first - launched.began
         yield "ranks", stepped - first
@@ -182,6 +183,8 @@ class Launched:
 
     def end(self) -> None:
         """At once, with all its processes: what is left to be seen has been."""
+        if self.process.poll() is not None:
+            return
         children = psutil.Process(self.process.pid).children(recursive=True)
         for process in sorted(children, key=lambda child: child.pid):
             try:
