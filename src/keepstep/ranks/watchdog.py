@@ -174,6 +174,7 @@ class Watchdog:
                 self._verdict = self._verdict or self._hear()
                 self._answered = time.monotonic()
                 if self._verdict is not None:
+                    self._hurry.set()  # `_watch` acts on it
                     break
             words = self._last_words()
             if words is not None:
