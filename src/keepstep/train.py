@@ -35,7 +35,7 @@ from keepstep.preflight.validate import validate
 from keepstep.ranks import collectives
 from keepstep.ranks.console import say
 from keepstep.ranks.outcome import CONFIG_EXIT_STATUS, EXIT_STATUS, Outcome, ended
-from keepstep.ranks.start_up import this_process
+from keepstep.ranks.start_up import own_start
 from keepstep.recipe import model
 from keepstep.recipe.config import ConfigError, Problem, Recipe, refused_by_libraries
 from keepstep.recipe.parse import parse_recipe
@@ -54,7 +54,7 @@ if __name__ == "__main__":
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one attempt; returns the exit status. Ranks: all."""
-    this_process.ended("imports")
+    own_start.ended("imports")
     streams.protect()
     log_filters.silence_prints()
     warnings_as_lines()
@@ -94,13 +94,13 @@ def attempt(recipe: Recipe) -> Outcome:
     try:
         with this:
             early = stop_asked() is not None
-            this_process.ended("recipe")
+            own_start.ended("recipe")
             inputs, settings, problems = ({}, {}, []) if early else gather_inputs(recipe)
             agree(problems)
-            this_process.ended("inputs")
+            own_start.ended("inputs")
             this.begin()
             this.choose(settings)
-            this_process.ended("choice")
+            own_start.ended("choice")
             with refused_by_libraries():
                 trainer = build_trainer(this, inputs)
             trainer.train()

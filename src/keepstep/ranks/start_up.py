@@ -13,8 +13,8 @@ class StartUp:
     In `keepstep.train` in this order: `imports`, `recipe` (with the process group and preflight),
     `inputs` (rows and tokenizer), `choice` (of the checkpoint, every byte compared), `model`,
     `engine` (optimizer and DeepSpeed), `restore`, `first_step` (with the rehearsal of a save).
-    What lies between the ends of two parts is the time of the later one; of a part that comes twice
-    (a script that makes two trainers), the sum.
+    What lies between the ends of two parts is the time of the later one; of a part that comes
+    twice, the sum.
     """
 
     def __init__(self, began: float) -> None:
@@ -43,4 +43,4 @@ def began() -> float:
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
-this_process = StartUp(began())
+own_start = StartUp(began())

@@ -76,9 +76,8 @@ class Watchdog:
         self._store = store.clone()
         self._say("0 0 0")
         places = collectives.gather((socket.gethostname(), this_process()))
-        self._hosts, self._processes = map(
-            list, zip(*places, strict=True)
-        )  # all have said something
+        # Everybody has said something by now.
+        self._hosts, self._processes = map(list, zip(*places, strict=True))
         self._listener.ranks = (
             list(range(collectives.world_size())) if collectives.is_main() else [0]
         )

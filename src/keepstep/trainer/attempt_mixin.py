@@ -17,7 +17,7 @@ from keepstep.preflight.saving import check_meeting
 from keepstep.ranks import collectives
 from keepstep.ranks.console import say
 from keepstep.ranks.outcome import Outcome, ended
-from keepstep.ranks.start_up import this_process
+from keepstep.ranks.start_up import own_start
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.listed import only_listed
 from keepstep.trainer.attempt import CurrentAttempt, StoppedError, stop_if_asked
@@ -86,7 +86,7 @@ class AttemptMixin(Trainer):
                 agree(differing(settings))
                 self.attempt.begin()
                 self.attempt.choose(settings, request)
-                this_process.ended("choice")
+                own_start.ended("choice")
                 result = self._attempted(args, kwargs)
         except StoppedError:  # of which the attempt has told
             pass

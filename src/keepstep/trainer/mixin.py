@@ -25,7 +25,7 @@ from keepstep.policy.batch import Batch
 from keepstep.preflight.agreement import agree
 from keepstep.preflight.validate import validate_given
 from keepstep.ranks import collectives
-from keepstep.ranks.start_up import this_process
+from keepstep.ranks.start_up import own_start
 from keepstep.recipe.config import Recipe
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.trainer.attempt import CurrentAttempt
@@ -165,7 +165,7 @@ class CheckpointMixin(
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self._args_as_made = plain_fields(self.args)
-        this_process.ended("model")
+        own_start.ended("model")
 
     def _recipe_of(self, given: Mapping[str, Any], asked: Any) -> Recipe:
         """What is asked for, once it is in order. Ranks: all (collective).

@@ -22,7 +22,7 @@ from keepstep.policy.selection import Choice
 from keepstep.ranks import collectives
 from keepstep.ranks.console import console, say
 from keepstep.ranks.outcome import Outcome
-from keepstep.ranks.start_up import this_process
+from keepstep.ranks.start_up import own_start
 from keepstep.recipe.config import Recipe
 from keepstep.run_folder.ownership import VARIABLE
 from keepstep.run_folder.reader import Checkpoint
@@ -143,7 +143,6 @@ class RunReporter(TrainerCallback):
         self.progress: Progress | None = None
         self.told: Saved | None = None
         self.task = TaskID(0)
-        self.begun = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.resharded is not None:
@@ -160,10 +159,9 @@ class RunReporter(TrainerCallback):
         self.progress.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.begun:
-            self.begun = True
-            this_process.ended("first_step")
-            self.trainer.manager.first_step(state.global_step, this_process.seconds)
+        if "first_step" not in own_start.seconds:  # a later trainer of this process starts from it
+            own_start.ended("first_step")
+            self.trainer.manager.first_step(state.global_step, own_start.seconds)
         self._tell_saved(state)
         if self.progress:
             self.progress.update(self.task, completed=state.global_step)

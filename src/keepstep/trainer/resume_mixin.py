@@ -9,7 +9,7 @@ from transformers import EarlyStoppingCallback, Trainer, set_seed
 
 from keepstep.policy.evaluations import best_of
 from keepstep.ranks import collectives
-from keepstep.ranks.start_up import this_process
+from keepstep.ranks.start_up import own_start
 from keepstep.recipe.problems import ConfigError, Problem, refused_by_libraries
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.listed import only_listed
@@ -118,14 +118,14 @@ class ResumeMixin(Trainer):
             import_muon()
         with refused_by_libraries():
             prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        this_process.ended("engine")
+        own_start.ended("engine")
         self.contents.attach()
         if self.start is not None:
             assert self._seen is not None  # since train()
             self.resharded = restore(self, self._seen)
             self._take_up_counts(self.start.manifest.about)
             settle_gradients(self, train_dataloader)
-            this_process.ended("restore")
+            own_start.ended("restore")
         if self.resharded is not None:
             facts = self.resharded.as_json()
             self.manager.saver.on_main(
