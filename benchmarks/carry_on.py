@@ -103,6 +103,7 @@ class Command:
 
     def carry_on_and_fail(self) -> Iterator[tuple[str, float]]:
         """The first new step, and a failure after it: (part, seconds)."""
+        self._leave_page_cache()
         launched = Launched(self)
         try:
             stepped = launched.wait_for("  loss ")
@@ -122,6 +123,13 @@ class Command:
         yield "whole", stepped - launched.began + ended - failed
         yield "cpu", cpu
         yield from parts.items()
+
+    def _leave_page_cache(self) -> None:
+        """As after a first failure: earlier rounds have read what this one is to load."""
+        for path in self.run.glob("checkpoint-*/**/*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _parts(self) -> dict[str, float]:
         """What the newest attempt has told of its start; nothing in an older checkout."""
