@@ -50,7 +50,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         *("async_save", "save_weights", "save_timeout_seconds", "on_save_error"),
         *("max_failed_saves", "last_save_retry_seconds", "min_free_bytes"),
     ),
-    "Dead and stuck ranks": ("peer_timeout_seconds", "hang_timeout_seconds"),
+    "Dead and stuck ranks": ("peer_timeout_seconds", "hang_timeout_seconds", "hang_min_seconds"),
     "Publishing": ("hub_require", "publish_min_seconds", "publish_timeout_seconds", "card"),
     "Rows": ("eval_dataset_name", "eval_split_fraction"),
     "Everything else": (),

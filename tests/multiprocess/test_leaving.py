@@ -14,6 +14,7 @@ import datetime
 import time
 
 import torch.distributed as dist
+from keepstep.policy.standstill import Standstills
 from keepstep.ranks import collectives, watchdog
 
 def slow(self, listener):
@@ -21,7 +22,7 @@ def slow(self, listener):
 
 watchdog.PERIOD_SECONDS, watchdog.Watchdog._hear = 0.0, slow
 dist.init_process_group("gloo")
-watched = watchdog.Watchdog(60, 60, print)
+watched = watchdog.Watchdog(60, Standstills(60, 60), print)
 watched.start()
 time.sleep(1)
 watched.stop()

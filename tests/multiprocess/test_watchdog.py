@@ -12,8 +12,8 @@ from tests.helpers.ranks import PROGRAMS, Ranks, Run
 
 SCRIPT, SHIM = (PROGRAMS / name for name in ("watched.py", "shimmed.py"))
 TOLD = {
-    "loader": "made no progress for 3 s: stuck",
-    "forward": "made no progress for 3 s: stuck",
+    "loader": "made no progress for 3 s at the start: stuck",
+    "forward": "made no progress for 3 s at the start: stuck",
     "SIGSTOP": "gave no sign of life for",
     "SIGKILL": "died: the process is gone",
     "raises": "failed: ValueError: no such row",

@@ -11,6 +11,7 @@ import time
 import torch
 import torch.distributed as dist
 
+from keepstep.policy.standstill import Standstills
 from keepstep.ranks import collectives, watchdog
 
 FATE, VICTIM = sys.argv[1], int(sys.argv[2])
@@ -56,7 +57,7 @@ def train(watched: watchdog.Watchdog) -> None:
 
 
 dist.init_process_group("gloo")
-watched = watchdog.Watchdog(dead_after=4, stuck_after=STUCK_AFTER, give_up=give_up)
+watched = watchdog.Watchdog(4, Standstills(STUCK_AFTER, STUCK_AFTER), give_up)
 watched.start()
 try:
     train(watched)

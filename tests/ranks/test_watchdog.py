@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from keepstep.policy.standstill import ENOUGH, Phase, Standstills
 from keepstep.ranks import watchdog
 from keepstep.ranks.watchdog import (
     PERIOD_SECONDS,
@@ -20,7 +21,7 @@ Found = tuple[list[int], str] | None
 
 
 def listener(ranks: int = 3) -> Listener:
-    return Listener(list(range(ranks)), (25.0, 600.0))
+    return Listener(list(range(ranks)), 25.0, Standstills(600.0, 600.0))
 
 
 class Ears:
@@ -78,7 +79,7 @@ def test_the_rank_that_is_behind_is_stuck(victim: int) -> None:
         said = [f"* {behind if rank == victim else ahead}" for rank in range(3)]
         ears = Ears()
         assert ears.hear(said, 600) is None
-        assert ears.hear(said, 700) == ([victim], "made no progress for 600 s: stuck")
+        assert ears.hear(said, 700) == ([victim], "made no progress for 600 s at the start: stuck")
 
 
 def test_among_thousands_the_one_behind_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +93,7 @@ def test_among_thousands_the_one_behind_is_looked_for_once(monkeypatch: pytest.M
     monkeypatch.setattr(watchdog, "min", counted, raising=False)
     ears = Ears(500)
     found = ears.hear([f"* {7 if rank == 3 else 8} 40" for rank in range(500)], 700)
-    assert found == ([3], "made no progress for 600 s: stuck")
+    assert found == ([3], "made no progress for 600 s at the start: stuck")
     assert len(looks) == 1
 
 
@@ -106,7 +107,7 @@ def test_of_many_ranks_the_first_are_named() -> None:
 
 def test_where_none_is_behind_none_is_accused() -> None:
     found = Ears().hear(["* 8 40"] * 3, 700)
-    what = "made no progress for 600 s, and none is behind the others: stuck"
+    what = "made no progress for 600 s at the start, and none is behind the others: stuck"
     assert found == ([0, 1, 2], what)
 
 
@@ -162,3 +163,64 @@ def test_errors_that_may_come_of_another_ranks_end() -> None:
     wrapped.__cause__ = gloo
     assert any(map(_is_of_the_connection, _causes(wrapped)))
     assert not any(map(_is_of_the_connection, _causes(ValueError("no such row"))))
+
+
+def taught(phase: Phase, seconds: float, least: float = 60.0) -> Standstills:
+    """Of a run that has stood still for so long in each of enough steps, evaluations, …"""
+    standstills, now = Standstills(least, 600.0), 0.0
+    other: Phase = "write" if phase != "write" else "save"
+    for _ in range(ENOUGH.get(phase, 100)):
+        standstills.got_on(now, phase)
+        now += seconds
+        standstills.got_on(now)
+        standstills.got_on(now, other)
+    return standstills
+
+
+@pytest.mark.parametrize(("phase", "seconds"), [("step", 60), ("evaluation", 60), ("save", 300)])
+def test_a_rank_is_stuck_after_what_the_run_has_taught(phase: Phase, seconds: float) -> None:
+    ears = Ears()
+    ears.listener = Listener([0, 1, 2], 25.0, taught(phase, 1.25))
+    said = [f"* 8 40 {phase}", f"* 7 40 {phase}", f"* 8 40 {phase}"]
+    assert ears.hear(said, seconds) is None
+    found = ears.hear(said, 700)
+    assert ears.now <= seconds + 3 * PERIOD_SECONDS
+    assert found is not None
+    ranks, told = found
+    assert ranks == [1]
+    article = "an" if phase == "evaluation" else "a"
+    learnt = f"in {article} {phase}, where none of the last {ENOUGH[phase]} stood still for longer"
+    assert told.startswith(f"made no progress for {seconds} s {learnt} than 1.2 s: stuck (learnt")
+    assert ears.listener.hang is not None
+    assert ears.listener.hang.is_learnt
+
+
+def test_what_one_rank_is_at_may_take_longer() -> None:
+    """A rank is behind in an evaluation, of which nothing is known; the others are ahead of it."""
+    ears = Ears()
+    ears.listener = Listener([0, 1, 2], 25.0, taught("step", 1.0))
+    assert ears.hear(["* 8 40 step", "* 7 40 evaluation", "* 8 41 step"], 590) is None
+    found = ears.hear(["* 8 40 step", "* 7 40 evaluation", "* 8 41 step"], 700)
+    assert found == ([1], "made no progress for 600 s in an evaluation: stuck")
+    assert ears.listener.hang is not None
+    assert not ears.listener.hang.is_learnt
+
+
+def test_a_pause_of_all_ranks_is_no_hang_in_learnt_time_either() -> None:
+    ears = Ears()
+    ears.listener = Listener([0, 1, 2], 25.0, taught("step", 1.0))
+    assert ears.hear(["* 8 40 step"] * 3, 50) is None
+    ears.now += 400
+    assert ears.hear(["* 8 40 step"] * 3, 500) is None
+    assert ears.hear(["* 8 40 step"] * 3, 530) is not None, "but not for ever"
+
+
+@pytest.mark.parametrize("text", ["1 8 40", "1 8 40 seeks", "1 8 40 dancing", "1 8 40 step seeks"])
+def test_what_a_rank_says_may_lack_what_it_is_at(text: str) -> None:
+    ears = Ears()
+    ears.listener = Listener([0, 1, 2], 10_000, taught("step", 1.0))
+    said = [text.replace("1 8", "* 8"), "* 9 40 step", "* 9 40 step"]
+    found = ears.hear(said, 700)
+    assert found is not None
+    assert found[0] == [0]
+    assert ears.now > (60 if "step" in text else 600)

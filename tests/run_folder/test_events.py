@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from keepstep.policy.lineage import Attempt, Node, abandoned_steps, is_under_way
+from keepstep.policy.lineage import Attempt, Node, abandoned_steps, is_under_way, newest_hang
 from keepstep.policy.strict import with_check
 from keepstep.run_folder.events import as_asked_now, attempts_of, read_lines
 
@@ -51,6 +51,19 @@ def test_a_rewind_is_one_although_its_line_is_lost() -> None:
     attempts = attempts_of(read_lines("\n".join([*LINES, *back]))[0], LEFT)
     assert abandoned_steps([*LEFT, Node(25, 4, 20)], attempts) == {30, 50}
     assert is_under_way("20", attempts)
+
+
+def test_the_newest_step_at_which_an_attempt_hung() -> None:
+    """By a learnt bound. Whichever attempt it was: a later one may not have come so far."""
+    assert newest_hang(attempts_of(read_lines("\n".join(LINES))[0])) is None
+    hung = [
+        line("hang", 1, step=37, phase="step", seconds=60.0),
+        line("hang", 2, step=31, phase="evaluation", seconds=90.0),
+        line("hang", 3, phase="step"),
+    ]
+    attempts = attempts_of(read_lines("\n".join([*LINES, *hung]))[0])
+    assert [attempt.hang_at for attempt in attempts] == [37, 31, None]
+    assert newest_hang(attempts) == 37
 
 
 def test_what_an_attempt_asked_for_has_more_than_one_name() -> None:

@@ -68,6 +68,7 @@ class Attempt:
         began_training: it had built everything, and was about to load its checkpoint.
         stop_asked: a signal has asked it to stop.
         save_failed: it came as far as a save, and that failed.
+        hang_at: the step at which a bound that was learnt has ended it; None: none has.
         recipe: a digest of what was asked for; None: not known.
         finish: it came to the end of the run, or found it there.
         outcome: finished, preempted, failed, …; None: killed, or still at work.
@@ -85,6 +86,7 @@ class Attempt:
     began_training: bool = False
     stop_asked: bool = False
     save_failed: bool = False
+    hang_at: int | None = None
     recipe: str | None = None
     finish: Finish | None = None
     outcome: str | None = None
@@ -162,6 +164,12 @@ def last_finish(attempts: Sequence[Attempt], recipe: str | None = None) -> Finis
         if attempt.commits:
             break
     return None
+
+
+def newest_hang(attempts: Iterable[Attempt]) -> int | None:
+    """The newest step at which a learnt bound has ended an attempt; None: none has."""
+    steps = (attempt.hang_at for attempt in attempts)
+    return max((step for step in steps if step is not None), default=None)
 
 
 def is_under_way(request: str, attempts: Sequence[Attempt]) -> bool:

@@ -17,7 +17,7 @@ AT_LEAST_ONE = (
 )
 ABOVE_ZERO = (
     *("save_interval_seconds", "peer_timeout_seconds", "hang_timeout_seconds"),
-    "publish_timeout_seconds",
+    *("hang_min_seconds", "publish_timeout_seconds"),
 )
 NOT_BELOW_ZERO = (
     *("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"),

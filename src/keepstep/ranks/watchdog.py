@@ -1,10 +1,10 @@
 """A rank that is dead, frozen or stuck is named, and the others end: nobody waits for it for ever.
 
 Every rank has a thread that says in the process group's store that it is alive, and how far its
-main thread has got. The main process listens to all, and pronounces; the others listen to the main
-process, and pronounce only that it is silent. What is old is measured on the listener's own clock,
-and by a listener that was not itself late: all ranks may have been stopped, and gone on. A process
-of the listener's own machine that is gone is dead at once.
+main thread has got, and what it is at. The main process listens to all, and pronounces; the others
+listen to the main process, and pronounce only that it is silent. What is old is measured on the
+listener's own clock, and by a listener that was not itself late: all ranks may have been stopped,
+and gone on. A process of the listener's own machine that is gone is dead at once.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 
+from keepstep.policy.standstill import TOLD, Bound, Phase, Standstills
 from keepstep.ranks import collectives
 from keepstep.ranks.carried_error import rank_of
 from keepstep.ranks.processes import Process, is_gone, this_process
@@ -35,24 +36,31 @@ KEY = "keepstep/"
 GONE = "died: the process is gone"
 HEARD = "heard"  # said by a rank that knows the verdict, and ends
 SEEKS = "seeks"  # said by a rank whose connection broke: who is silent now is behind it
+LEARNT = " (learnt from them; where such a pause may be right: hang_min_seconds)"
 # Before the first step a single call may keep a process from everything else for longer.
 PATIENCE_AT_FIRST = 4
 
 
 class Watchdog:
-    """Watches the other ranks from `start` to `stop`."""
+    """Watches the other ranks from `start` to `stop`.
+
+    Attributes:
+        standstills: what this rank is at, and how long it has stood still. The main process judges
+            by its own: what any rank waits for in a step, it waits for too, at the step's end at
+            the latest.
+    """
 
     def __init__(
-        self, dead_after: float, stuck_after: float, give_up: Callable[[str], None]
+        self, dead_after: float, standstills: Standstills, give_up: Callable[[str], None]
     ) -> None:
         """
         Args:
             dead_after: seconds without a sign of life from a rank; longer before the first step.
-            stuck_after: seconds without progress on any rank.
+            standstills: without progress on any rank for its bound, a rank is stuck.
             give_up: is told what has happened, in the watchdog's thread; then the process ends.
         """
-        self._dead_after = dead_after
-        self._listener = Listener([], (dead_after, stuck_after))
+        self._dead_after, self.standstills = dead_after, standstills
+        self._listener = Listener([], dead_after, standstills)
         self._give_up = give_up
         self._progress = 0
         self._over, self._hurry = threading.Event(), threading.Event()
@@ -82,14 +90,30 @@ class Watchdog:
             list(range(collectives.world_size())) if collectives.is_main() else [0]
         )
         self._answered = self._round = time.monotonic()
+        self.standstills.got_on(self._round)
         for work in (self._talk, self._watch):
             thread = threading.Thread(target=work, daemon=True, name="keepstep-watchdog")
             thread.start()
             self._threads.append(thread)
 
-    def progress(self) -> None:
-        """The main thread has got on. Ranks: any."""
+    def progress(self, at: Phase | None = None, step: int = 0) -> None:
+        """The main thread has got on. Ranks: any.
+
+        Args:
+            at: what it is at from here on; None: as before.
+            step: optimizer steps completed.
+        """
+        now = time.monotonic()
+        if now - self._round > LATE_SECONDS:  # this process was stopped: it has not stood still
+            self.standstills.forget()
+        self.standstills.got_on(now, at)
+        self.standstills.step = step
         self._progress += 1
+
+    @property
+    def hang(self) -> Bound | None:
+        """The bound by which this process has pronounced a rank stuck; None: it has not."""
+        return self._listener.hang
 
     def explain(self, error: Exception) -> str:
         """What this rank fails of, for the others too. Ranks: any, not collective.
@@ -168,7 +192,8 @@ class Watchdog:
         """Say that this rank lives, and listen to the others, until it leaves."""
         with contextlib.suppress(RuntimeError, OSError):  # the store is gone: `_watch` sees to that
             for beats, _ in enumerate(self._rounds(), start=1):
-                said = f"{beats} {self._progress} {collectives.count_entered()}"
+                counts = f"{self._progress} {collectives.count_entered()}"
+                said = f"{beats} {counts} {self.standstills.phase}"
                 self._say(f"{said} {SEEKS}" if self._seeks else said)
                 self._verdict = self._verdict or self._hear()
                 self._answered = time.monotonic()
@@ -246,14 +271,17 @@ def _is_of_the_connection(error: BaseException) -> bool:
 class Listener:
     """What was heard of some ranks, and since when nothing new. No clock, no store.
 
-    A rank says how often it has spoken, how often its main thread has got on, and how many
-    collectives that has entered: whoever is waited for has entered the fewest. And, where that is
-    so: that its connection broke, that it has failed and of what, that it has left.
+    A rank says how often it has spoken, how often its main thread has got on, how many collectives
+    that has entered (whoever is waited for has entered the fewest), and what it is at. And, where
+    that is so: that its connection broke, that it has failed and of what, that it has left.
+
+    Attributes:
+        hang: the bound by which ranks were pronounced stuck, None before.
     """
 
-    def __init__(self, ranks: list[int], limits: tuple[float, float]) -> None:
-        self.ranks = ranks
-        self._dead_after, self._stuck_after = limits
+    def __init__(self, ranks: list[int], dead_after: float, standstills: Standstills) -> None:
+        self.ranks, self.hang = ranks, cast(Bound | None, None)
+        self._dead_after, self._standstills = dead_after, standstills
         self._heard: dict[int, tuple[str, float]] = {}
         self._moved: tuple[list[tuple[int, ...]], float] = [], 0.0
         self._last: float | None = None
@@ -301,12 +329,24 @@ class Listener:
         """Those that have got least far, when nobody has got on for too long."""
         if list(present.values()) != self._moved[0]:
             self._moved = list(present.values()), now
-        if now - self._moved[1] <= self._stuck_after:
+        still = now - self._moved[1]
+        if still <= self._standstills.soonest:
             return None
+        bound = self._standstills.bound({self._phase(rank) for rank in present})
+        if still <= bound.seconds:
+            return None
+        self.hang = bound
         least = min(present.values())
-        behind = [r for r, counts in present.items() if counts == least]
+        behind = [rank for rank, counts in present.items() if counts == least]
+        where = self._standstills.told(self._phase(behind[0]), bound)
         all_equal = "" if len(behind) < len(present) else ", and none is behind the others"
-        return behind, f"made no progress for {self._stuck_after:g} s{all_equal}: stuck"
+        told = f"made no progress for {round(bound.seconds, 1):g} s {where}{all_equal}: stuck"
+        return behind, f"{told}{LEARNT}" if bound.is_learnt else told
+
+    def _phase(self, rank: int) -> Phase:
+        """What a rank is at, of what it has said."""
+        words = self._heard[rank][0].split()
+        return cast(Phase, words[3]) if len(words) > 3 and words[3] in TOLD else "start"
 
 
 def named(ranks: Sequence[int], hosts: Sequence[str]) -> str:
@@ -323,7 +363,7 @@ def _has_ended(text: str) -> bool:
 
 def _counts(text: str) -> tuple[int, ...]:
     """Progress and collectives, of what a rank has said."""
-    return tuple(int(word) for word in text.split()[1:] if word != SEEKS)
+    return tuple(int(word) for word in text.split()[1:3])
 
 
 def patience(dead_after: float, begun: bool) -> float:

@@ -194,7 +194,17 @@ class CheckpointArguments(Combined):
         default=1800.0,
         metadata={
             "help": "When no rank gets on for so long (a step, a batch evaluated, a save), the run "
-            "hangs: it names the rank that is behind, and ends."
+            "hangs: it names the rank that is behind, and ends. Sooner where the attempt's own "
+            "steps have taught it: see `hang_min_seconds`."
+        },
+    )
+    hang_min_seconds: float = field(
+        default=60.0,
+        metadata={
+            "help": "The least of the learnt bounds. Once 50 steps (5 evaluations, 5 saves) are "
+            "made, the next one hangs after 10 times the standstill that 99 % of them stay below, "
+            "and twice the longest; after so many seconds at least, in a save 5 times so many. As "
+            "large as `hang_timeout_seconds`: nothing is learnt."
         },
     )
     min_free_bytes: str | None = field(

@@ -87,6 +87,7 @@ HARMLESS = frozenset(
         *("min_free_bytes", "max_lost_minutes", "on_save_error", "max_failed_saves"),
         *("last_save_retry_seconds", "time_limit", "deadline"),
         *("stop_margin_seconds", "peer_timeout_seconds", "hang_timeout_seconds"),
+        "hang_min_seconds",
         # Where it goes on.
         *("resume_from_checkpoint", "resume_weights_only", "verify_on_resume", "allow_drift"),
         *("allow_batch_change", "max_attempts_without_progress", "ignore_data_skip"),

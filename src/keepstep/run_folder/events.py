@@ -155,6 +155,8 @@ def _with(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
         return replace(attempt, stop_asked=True)
     if kind == "save_failed":
         return replace(attempt, save_failed=True)
+    if kind == "hang":
+        return replace(attempt, hang_at=event.get("step"))
     if kind == "finished" and {"step", "newest", "plan"} <= event.keys():
         return replace(attempt, finish=Finish(event["step"], event["newest"], event["plan"]))
     if kind == "reshard":

@@ -14,10 +14,11 @@ from typing import Any
 
 from keepstep.policy.completeness import has_weights
 from keepstep.policy.drift import drift
-from keepstep.policy.lineage import Finish, last_finish
+from keepstep.policy.lineage import Finish, last_finish, newest_hang
 from keepstep.policy.manifest import ManifestError
 from keepstep.policy.retention import Policy
 from keepstep.policy.selection import Choice, SelectionError, UnreadableError
+from keepstep.policy.standstill import Bound
 from keepstep.ranks import collectives
 from keepstep.ranks.outcome import Outcome, is_persons
 from keepstep.run_folder.heartbeat import Lookout
@@ -42,6 +43,7 @@ class CheckpointManager:
     Attributes:
         saver: makes checkpoints.
         chosen: the checkpoint to go on from with its whole state, None for the beginning.
+        suspect: on the main process: see `Standstills.suspect`.
         finish: how the run was finished that this attempt goes on with; None: it was not.
         training: everything is built, and what follows depends on what the attempt resumes from.
     """
@@ -63,6 +65,7 @@ class CheckpointManager:
         self.attempt = 0
         self.chosen: Checkpoint | None = None
         self.finish: Finish | None = None
+        self.suspect: int | None = None
         self.training = False
         self._owner: Owner | None = None
         self._writer: RunWriter | None = None
@@ -208,6 +211,13 @@ class CheckpointManager:
         if self._writer is not None and is_persons(by) and self.owned():
             self._writer.record("stop_asked", signal=by)
 
+    def record_hang(self, step: int, bound: Bound) -> None:
+        """Write down that a rank was pronounced stuck, by a learnt bound: the next attempt gives it
+        longer there. Ranks: any, any thread; the main process writes."""
+        if self._writer is not None and self.owned():
+            seconds = round(bound.seconds, 1)
+            self._writer.record("hang", step=step, phase=bound.phase, seconds=seconds)
+
     def end(self, outcome: Outcome) -> None:
         """Write how the attempt ended, for shells and for the record.
 
@@ -234,7 +244,8 @@ class CheckpointManager:
         def verify(step: int) -> list[str]:
             return self._faults(self.run.checkpoint(step), resume.verify)
 
-        finish = last_finish(self.run.attempts(), resume.recipe)
+        attempts = self.run.attempts()
+        finish, self.suspect = last_finish(attempts, resume.recipe), newest_hang(attempts)
         chosen, choice = self.writer.select(
             resume.request, verify, resume.patience, resume.weights_only, resume.recipe
         )

@@ -10,10 +10,11 @@ from typing import Any, Self
 
 from keepstep.errors import KeepstepError
 from keepstep.policy.selection import Choice, NoProgressError, SelectionError, UnreadableError
+from keepstep.policy.standstill import Standstills
 from keepstep.preflight.agreement import agree
 from keepstep.preflight.probes import probe
 from keepstep.ranks import collectives, signals
-from keepstep.ranks.console import say_everywhere
+from keepstep.ranks.console import say, say_everywhere
 from keepstep.ranks.outcome import (
     CONFIG_EXIT_STATUS,
     Outcome,
@@ -72,9 +73,8 @@ class CurrentAttempt:
             min_free=training.min_free,
         )
         self.hub = Publishing(recipe)
-        self.watchdog = Watchdog(
-            training.peer_timeout_seconds, training.hang_timeout_seconds, self._give_up
-        )
+        standstills = Standstills(training.hang_min_seconds, training.hang_timeout_seconds)
+        self.watchdog = Watchdog(training.peer_timeout_seconds, standstills, self._give_up)
         self.checkpoint: Checkpoint | None = None
         self.choice: Choice | None = None
         self.settings: dict[str, Any] = {}
@@ -129,6 +129,12 @@ class CurrentAttempt:
         if request is not None:
             resume = replace(resume, request=request)
         self.checkpoint, self.choice = self.manager.choose(resume)
+        suspect = self.watchdog.standstills.suspect = self.manager.suspect
+        if suspect is not None:
+            say(
+                f"at step {suspect} an earlier attempt was stuck, by learnt time: until that step "
+                "is passed, hang_timeout_seconds alone counts"
+            )
 
     @property
     def start(self) -> Checkpoint | None:
@@ -192,7 +198,10 @@ class CurrentAttempt:
     def _give_up(self, reason: str) -> None:
         """Another rank is dead or stuck: the watchdog ends this one."""
         say_everywhere(f"keepstep: {reason}. This rank ends.")
-        self.manager.end(ended("failed", reason=reason))
+        bound, step = self.watchdog.hang, self.watchdog.standstills.step
+        if bound is not None and bound.is_learnt:
+            self.manager.record_hang(step, bound)
+        self.manager.end(ended("failed", reason=reason, global_step=step or None))
 
 
 def stop_asked() -> str | None:

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from keepstep.errors import KeepstepError
 from keepstep.policy.schedule import STOPS, Moment, Reason, due_in, lost_minutes
+from keepstep.policy.standstill import Phase
 from keepstep.ranks import collectives, signals
 from keepstep.ranks.console import say
 from keepstep.ranks.watchdog import Watchdog
@@ -41,10 +42,11 @@ class EveryStep(TrainerCallback):
         self._told_lost = False
         self._postponed = False  # a save, until the evaluation at the epoch's end is made
 
-    def progress(self) -> None:
+    def progress(self, at: Phase | None = None) -> None:
+        """This rank has got on; `at`: what it is at from here on, None: as before. Ranks: any."""
         self.trainer.manager.beat()
         if self.watchdog is not None:
-            self.watchdog.progress()
+            self.watchdog.progress(at, self.trainer.state.global_step)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if collectives.is_main():
@@ -59,6 +61,9 @@ class EveryStep(TrainerCallback):
             except OSError as error:
                 logger.warning("how long saves took is not known: %s", error)
             self._tell_pace(self.pacer)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress("step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress()
@@ -77,6 +82,7 @@ class EveryStep(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Here evaluations by epochs are due; also where training stops inside of an epoch."""
+        self.progress("start")  # of the next one, unless something else comes first
         control.should_save |= self._postponed
         self._postponed = False
         if self._evaluates_at_epoch_end(args, state):
@@ -93,7 +99,7 @@ class EveryStep(TrainerCallback):
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Nothing waits for the end of an evaluation, which may take an hour."""
-        self.progress()
+        self.progress("evaluation")
         if not self.trainer.is_in_train:
             return
         if self.pacer is not None:
@@ -106,7 +112,8 @@ class EveryStep(TrainerCallback):
             self.pacer.save_begun()
 
     def evaluation(self) -> contextlib.AbstractContextManager[None]:
-        """Measures an evaluation. Ranks: any."""
+        """Measures an evaluation, which begins. Ranks: any."""
+        self.progress("evaluation")
         return contextlib.nullcontext() if self.pacer is None else self.pacer.evaluation()
 
     def _decide(self, args: Any, state: Any, control: Any, evaluating: bool = False) -> bool:

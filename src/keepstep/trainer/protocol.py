@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from keepstep.data.rows import Count
 from keepstep.policy.batch import Batch
 from keepstep.policy.manifest import Manifest
+from keepstep.policy.standstill import Phase
 from keepstep.run_folder.reader import Checkpoint
 from keepstep.run_folder.writer import Saved
 from keepstep.save.manager import CheckpointManager
@@ -55,7 +56,7 @@ class StepHook(Protocol):
     @property
     def pacer(self) -> StepTimes | None: ...
 
-    def progress(self) -> None: ...
+    def progress(self, at: Phase | None = None) -> None: ...
 
 
 class CheckpointedTrainer(Protocol):

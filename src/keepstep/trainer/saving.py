@@ -66,6 +66,8 @@ class Saving:
         if self._begun == (step, trainer.is_evaluated):
             return  # stopped in the middle of an epoch, Trainer comes here once more
         self.hear()
+        # In the foreground it takes as long as the disk likes.
+        trainer.every_step.progress("save" if self._saver.in_background else "write")
         self._trying_again, self.try_again, self.taken = self.try_again, False, None
         self.due = step
         trainer.store_flos()
@@ -95,6 +97,8 @@ class Saving:
 
     def hear(self) -> None:
         """Wait for the save in flight, and for what came of it."""
+        if self._saver.in_flight:
+            self._trainer.every_step.progress("write")
         try:
             saved = self._saver.settle()
         except SaveError as error:
@@ -166,6 +170,7 @@ class Saving:
 
     def _make_room(self) -> list[int]:
         """What has gone for a checkpoint of this step."""
+        self._trainer.every_step.progress("write")  # to remove files, too, may take long
         try:
             step = self._trainer.state.global_step
             return self._saver.on_main("making room", lambda w: w.make_room(step))

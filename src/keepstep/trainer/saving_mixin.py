@@ -115,6 +115,7 @@ class SavingMixin(Trainer):
         )
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self.every_step.progress("end")
         self.saving.finish()
         finished = self.preempted is None and self.saving.complete
         best = self.manager.best() if finished else None
