@@ -33,6 +33,17 @@ def test_many_manifests() -> None:
     assert bench("many_manifests.py", 3, "--rounds", 1).count(" s  (") == 5
 
 
+def test_many_ranks(tmp_path: Path) -> None:
+    result = tmp_path / "result.jsonl"
+    told = bench("many_ranks.py", 4, 8, "--rounds", 2, "--folder", tmp_path, "--json", result)
+    assert [line for line in told.splitlines() if line.endswith(" ranks")] == ["4 ranks", "8 ranks"]
+    few, more = map(json.loads, result.read_text().splitlines())
+    assert more["phases"]["save"]["files"] == few["phases"]["save"]["files"] + 4 * 3
+    assert few["steps"]["save: retention and removal"][0] > 0
+    assert few["watchdog"]["bytes"] > 0
+    assert list(tmp_path.iterdir()) == [result]
+
+
 def test_save_stall(tmp_path: Path) -> None:
     result = tmp_path / "result.jsonl"
     argv = ["--parameters", 1, "--rounds", 1, "--folder", tmp_path / "work", "--json", result]

@@ -29,7 +29,13 @@ def differences(manifest: Manifest, sizes: Mapping[str, int | None]) -> list[str
     found = [f"rank {rank} has no file in it" for rank in absent[:SHOWN]]
     if len(absent) > SHOWN:
         found.append(f"nor have {len(absent) - SHOWN} other ranks")
-    for name, entry in sorted(manifest.files.items()):
+    return found + of_files(manifest.files, sizes)
+
+
+def of_files(files: Mapping[str, FileEntry], sizes: Mapping[str, int | None]) -> list[str]:
+    """The same of some of its files."""
+    found = []
+    for name, entry in sorted(files.items()):
         if name not in sizes:
             found.append(f"{name} is missing")
         elif sizes[name] is None:
@@ -37,6 +43,19 @@ def differences(manifest: Manifest, sizes: Mapping[str, int | None]) -> list[str
         elif sizes[name] != entry.bytes:
             found.append(f"{name} has {sizes[name]} bytes, {entry.bytes} were written")
     return found
+
+
+def part_of(manifest: Manifest, rank: int, world_size: int) -> dict[str, FileEntry]:
+    """The files that one of so many ranks will load: what the ranks wrote whose part falls to it,
+    and the main process's, which are everybody's. Every file is at least one rank's."""
+    written = manifest.world_size
+    first = rank * written // world_size
+    last = max(first, -(-(rank + 1) * written // world_size) - 1)
+    return {
+        name: entry
+        for name, entry in manifest.files.items()
+        if first <= entry.rank <= last or entry.rank == 0
+    }
 
 
 def missing_state(manifest: Manifest) -> list[str]:

@@ -65,6 +65,10 @@ class FileEntry:
     bytes: int
     xxh3_128: str
 
+    def __reduce__(self) -> tuple[type[FileEntry], tuple[int, int, str]]:
+        # As it is made: field by field, dataclasses do it at a third of the speed.
+        return FileEntry, (self.rank, self.bytes, self.xxh3_128)
+
 
 @dataclass(frozen=True)
 class Manifest:

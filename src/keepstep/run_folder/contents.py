@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import xxhash
 
 from keepstep.run_folder.files import CHUNK, naming
+
+ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
 def digest_of(path: Path) -> str:
@@ -23,11 +25,24 @@ def digest_of(path: Path) -> str:
 
 def sizes_under(folder: Path) -> dict[str, int]:
     """Every regular file below `folder`: path relative to it (with `/`) → bytes."""
-    return {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in folder.rglob("*")
-        if path.is_file() and not path.is_symlink()
-    }
+    return {name: entry.stat(follow_symlinks=False).st_size for name, entry in _files(folder)}
+
+
+def names_under(folder: Path) -> set[str]:
+    """The same files' names: no file is looked at, only folders are listed."""
+    return {name for name, _ in _files(folder)}
+
+
+def _files(folder: str | Path, above: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _files(entry.path, f"{above}{entry.name}/")
+                elif entry.is_file(follow_symlinks=False):
+                    yield above + entry.name, entry
+    except (*ABSENT, PermissionError):  # as a folder without files
+        return
 
 
 def sizes_of(folder: Path, names: Iterable[str]) -> dict[str, int | None]:
@@ -41,7 +56,7 @@ def sizes_of(folder: Path, names: Iterable[str]) -> dict[str, int | None]:
             status = os.lstat(top + name)
             regular = stat.S_ISREG(status.st_mode) and _within(folder, name, folders)
             sizes[name] = status.st_size if regular else None
-        except (FileNotFoundError, NotADirectoryError):
+        except ABSENT:
             pass
     return sizes
 

@@ -7,7 +7,7 @@ import errno
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +16,7 @@ import xxhash
 CHUNK = 16 * 2**20
 BLOCK = 4096  # what O_DIRECT asks of offsets, sizes and addresses, on any device
 DIRECT_FROM = 2**20
+MANY, AT_A_TIME = 64, 8  # files from which on that many threads are worth while to delete them
 # Answers to O_DIRECT: not on this file system, not from this memory, or not at this place.
 NOT_DIRECT = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 Before = Callable[[str, Path], None]  # called with the name of the operation and its path
@@ -179,6 +180,37 @@ def opened(path: Path, flags: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def unlink(path: Path) -> None:
+    """Delete a file; what is already gone is no error."""
+    with naming("unlink", path), contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def unlink_all(paths: Sequence[Path]) -> list[OSError]:
+    """Delete files, of many several at a time: each waits for the disk, or for a server.
+
+    Returns:
+        What could not be done, in the order of the files.
+    """
+
+    def attempt(path: Path) -> OSError | None:
+        try:
+            unlink(path)
+        except OSError as error:
+            return error
+        return None
+
+    failures = None
+    if len(paths) >= MANY:
+        from concurrent.futures import ThreadPoolExecutor  # few have as many, and all would wait
+
+        with contextlib.suppress(RuntimeError), ThreadPoolExecutor(AT_A_TIME) as threads:
+            failures = list(threads.map(attempt, paths))
+    if failures is None:  # or no thread can be started; what is gone already is no error
+        failures = list(map(attempt, paths))
+    return [failure for failure in failures if failure is not None]
 
 
 def write_all(descriptor: int, content: memoryview, offset: int) -> None:

@@ -8,6 +8,7 @@ links to the listed files, whose path holds nothing that `glob` takes for a patt
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,8 @@ def only_listed(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
     with tempfile.TemporaryDirectory(prefix="keepstep-") as scratch:
         shown, stored = Path(scratch) / checkpoint.path.name, checkpoint.path.resolve()
         shown.mkdir()
+        for above in {name.rpartition("/")[0] for name in checkpoint.manifest.files}:
+            (shown / above).mkdir(parents=True, exist_ok=True)
         for name in checkpoint.manifest.files:
-            (shown / name).parent.mkdir(parents=True, exist_ok=True)
-            (shown / name).symlink_to(stored / name)
+            os.symlink(f"{stored}/{name}", f"{shown}/{name}")
         yield replace(checkpoint, path=shown)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from keepstep.errors import KeepstepError
 from keepstep.policy.strict import TextError, checked
+from keepstep.run_folder.contents import ABSENT as ABSENT
 from keepstep.run_folder.events import read_lines
 from keepstep.run_folder.files import naming
 
@@ -22,7 +23,6 @@ T = TypeVar("T")
 SMALL = 2**20  # bytes of a file that holds a few words, or one object
 LONGEST_LOG = 2**28
 PAUSES = (0.2, 0.8)  # seconds between the tries to read
-ABSENT = (FileNotFoundError, NotADirectoryError)
 NOTHING: tuple[tuple[int, int, int], int, list[dict[str, Any]], int] = ((0, 0, 0), 0, [], 0)
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link"}
 

@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,11 +29,14 @@ from keepstep.run_folder.files import (
     no_link,
     opened,
     read_blocks,
+    unlink,
+    unlink_all,
 )
 
 # Answers to `link`: to another file system, not allowed there, none there, or too many of the file.
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 FULL = (errno.ENOSPC, errno.EDQUOT)
+EMPTIED_AT_ONCE = 256  # files of a folder that is removed, between two looks at the owner
 TEMPORARY = ".*.new"  # what `replace` leaves behind when it is killed
 
 
@@ -60,15 +63,15 @@ class Storage:
     """
 
     def __init__(self, before: Before = lambda operation, path: None) -> None:
-        self.before = before
+        self.before = self._unguarded = before
 
     def guard(self, check: Callable[[], None]) -> None:
-        """Have `check` come ahead of every operation from now on.
+        """Have `check` come ahead of every operation from now on (but see `remove`).
 
         Args:
             check: raises where nothing may be changed.
         """
-        before = self.before
+        before = self._unguarded = self.before
 
         def guarded(operation: str, path: Path) -> None:
             check()
@@ -267,28 +270,53 @@ class Storage:
             temporary.symlink_to(target)
             os.rename(temporary, link)
 
-    def remove(self, path: Path) -> None:
+    def remove(self, path: Path, aside: bool = False) -> None:
         """Delete a file, a link or a whole folder; what is already gone is no error.
 
         Of a folder all that can be deleted is, before the first error is raised.
+
+        Args:
+            path: of what is deleted.
+            aside: it lies where only this attempt has put it, under a name that nobody uses again.
+                Then the guard comes ahead of every `EMPTIED_AT_ONCE` files alone: thousands of
+                looks take longer than what they precede.
         """
         if not path.is_dir() or path.is_symlink():
             self.before("remove", path)
-            with naming("unlink", path):
-                path.unlink(missing_ok=True)
+            unlink(path)
             return
-        failure: OSError | None = None
+        failures: list[OSError] = []
         with contextlib.suppress(FileNotFoundError):  # somebody else was faster
-            for child in sorted(path.iterdir()):
+            with os.scandir(path) as entries:
+                kinds = sorted((e.is_dir(follow_symlinks=False), e.name) for e in entries)
+            for name in [name for is_folder, name in kinds if is_folder]:
                 try:
-                    self.remove(child)
+                    self.remove(path / name, aside)
                 except NotOwnerError:
                     raise
                 except OSError as error:
-                    failure = failure or error
-        if failure is not None:
-            raise failure
+                    failures.append(error)
+            files = [path / name for is_folder, name in kinds if not is_folder]
+            at_once = EMPTIED_AT_ONCE if aside else 1
+            for first in range(0, len(files), at_once):
+                failures += self._remove_files(files[first : first + at_once])
+        if failures:
+            raise failures[0]
         self._remove_folder(path)
+
+    def _remove_files(self, paths: Sequence[Path]) -> list[OSError]:
+        """Delete files behind one look of the guard; what could not be done."""
+        failures: list[OSError] = []
+        allowed: list[Path] = []
+        for path in paths:
+            try:
+                (self._unguarded if allowed or failures else self.before)("remove", path)
+                allowed.append(path)
+            except NotOwnerError:
+                raise
+            except OSError as error:
+                failures.append(error)
+        return failures + unlink_all(allowed)
 
     def _remove_folder(self, path: Path) -> None:
         self.before("remove_folder", path)

@@ -75,7 +75,7 @@ class Trash:
             with self._setbacks.allowed(f"{place.name} is not removed"):
                 for aside in sorted(place.glob(f"*/{REPLACED}*")):
                     self.settle(aside)
-                self._storage.remove(place)
+                self._storage.remove(place, aside=place.name.startswith(SWEPT))
         for temporary in sorted(self._run.private.glob(TEMPORARY)):
             with self._setbacks.allowed(f"{temporary.name} is not removed"):
                 # (The owner's may be that of a launch of this moment.)
@@ -176,7 +176,7 @@ class Trash:
                 for child in sorted(aside.iterdir()):
                     if child.name != PRUNED:
                         self._storage.remove(child)
-            self._storage.remove(aside)
+            self._storage.remove(aside, aside=aside.parent != self._run.path)
 
     def _keep_elsewhere(self, aside: Path, manifest: Manifest) -> None:
         """A pin says: whatever happens. Its step is another checkpoint's now; the pin ends."""

@@ -187,7 +187,7 @@ class RunWriter(Keeper):
                 if replaced.exists():
                     self._empty(replaced, manifest.global_step, "replaced")
         with self.setbacks.allowed(f"the reports of {target.name} are not removed"):
-            self.storage.remove(self.reports(manifest.global_step))
+            self.storage.remove(self.reports(manifest.global_step), aside=True)
         return Checkpoint(target, manifest)
 
     def _seal(self, staged: Path, manifest: Manifest) -> None:
@@ -202,7 +202,8 @@ class RunWriter(Keeper):
         text = manifest.to_json()
         Manifest.from_json(text)  # what could not be read again must not be committed
         self.storage.write(staged / MANIFEST_NAME, text.encode())
-        for folder in sorted({staged, *((staged / name).parent for name in manifest.files)}):
+        above = {name.rpartition("/")[0] for name in manifest.files}
+        for folder in sorted({staged, *(staged / name for name in above)}):
             self.storage.sync_folder(folder)
 
     def _rename(
@@ -225,7 +226,7 @@ class RunWriter(Keeper):
         """Remove the staging folder of a checkpoint that will not be committed, and its reports."""
         for place in (self.staging / folder_name(step), self.reports(step)):
             if place.exists():
-                self.storage.remove(place)
+                self.storage.remove(place, aside=True)
 
     def _leave_room(self) -> None:
         """

@@ -22,6 +22,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 # or cut short. SafetensorError: how safetensors 0.8 tells every error of the disk.
 ENVIRONMENT = (OSError, MemoryError, torch.OutOfMemoryError, ManifestError, SafetensorError)
 
+SHOWN = 8  # causes that are told one by one: thousands of ranks may meet the same full disk
+LONGEST_TRACE = 4000  # characters, of its end
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -53,7 +56,7 @@ class Cause:
         )
         number = error.errno if isinstance(error, OSError) else None
         path = error.filename if isinstance(error, OSError) else None
-        trace = "" if environment else "".join(traceback.format_exception(error))
+        trace = "" if environment else "".join(traceback.format_exception(error))[-LONGEST_TRACE:]
         hint = " (no inodes are left: df -i)" if no_inodes(number, path) else ""
         kind = type(error).__name__
         return Cause(
@@ -79,6 +82,13 @@ def no_inodes(number: int | None, path: str | bytes | None) -> bool:
     return False
 
 
+def told(causes: Sequence[Cause]) -> str:
+    """What some ranks have met, on one line; of many the first few."""
+    more = len(causes) - SHOWN
+    rest = [] if more <= 0 else [f"and {more} other{'s' if more > 1 else ''}"]
+    return "; ".join([*map(str, causes[:SHOWN]), *rest])
+
+
 class SaveError(KeepstepError, RuntimeError):
     """A checkpoint could not be written: the same error on every rank, naming those that could not.
 
@@ -93,14 +103,14 @@ class SaveError(KeepstepError, RuntimeError):
         paths = [Path(cause.path) for cause in causes if cause.path is not None]
         numbers = [cause.errno for cause in causes if cause.errno is not None]
         super().__init__(
-            f"{what}: {'; '.join(map(str, causes))}",
+            f"{what}: {told(causes)}",
             step=step,
             path=next(iter(paths), None),
             ranks=tuple(dict.fromkeys(cause.rank for cause in causes)),
             errno=next(iter(numbers), None),
         )
         self.causes = tuple(causes)
-        for cause in causes:
+        for cause in causes[:SHOWN]:
             if cause.trace:
                 self.add_note(f"On rank {cause.rank}:\n{cause.trace}")
 

@@ -13,7 +13,7 @@ import torch
 
 from keepstep.policy.manifest import FileEntry
 from keepstep.policy.strict import TextError, build, names_fault
-from keepstep.run_folder.contents import digest_of, sizes_under
+from keepstep.run_folder.contents import digest_of, names_under
 from keepstep.run_folder.files import BLOCK, CHUNK, DigestingFile
 from keepstep.run_folder.storage import Storage
 from keepstep.save.failure import Cause
@@ -174,7 +174,7 @@ class Part:
 
     def adopt_unclaimed(self, claimed: set[str]) -> None:
         """Take in every file of the folder that no rank has claimed."""
-        self.attempt(lambda: self.adopt(*sorted(set(sizes_under(self.folder)) - claimed)))
+        self.attempt(lambda: self.adopt(*sorted(names_under(self.folder) - claimed)))
         self.finish()
 
     def begin_copy(self) -> None:

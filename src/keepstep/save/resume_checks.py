@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from keepstep.errors import KeepstepError
 from keepstep.policy.batch import Batch, BatchError, Dealt, agree
-from keepstep.policy.completeness import differences, missing_state, not_reshardable
+from keepstep.policy.completeness import missing_state, not_reshardable, of_files, part_of
 from keepstep.policy.drift import drift
 from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.selection import SelectionError, UnreadableError
+from keepstep.ranks import collectives
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.contents import sizes_of
 from keepstep.run_folder.safe_read import patiently
@@ -75,12 +76,15 @@ class Resume:
 
 
 def check_sight(chosen: Checkpoint | None, depth: Depth) -> None:
-    """This rank sees the files that the main process has verified. Ranks: any."""
+    """This rank sees what the main process has verified: those files that are its to load. (All of
+    them, on every rank, are millions of requests where there are thousands of ranks.) Ranks: any.
+    """
     if chosen is None or depth == "off":
         return
-    host, names = socket.gethostname(), chosen.manifest.files
+    host = socket.gethostname()
+    files = part_of(chosen.manifest, collectives.rank(), collectives.world_size())
     try:
-        faults = differences(chosen.manifest, patiently(lambda: sizes_of(chosen.path, names)))
+        faults = of_files(files, patiently(lambda: sizes_of(chosen.path, files)))
     except OSError as error:
         raise UnreadableError(
             f"{host} cannot read the checkpoint: {error}",

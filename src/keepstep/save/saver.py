@@ -22,7 +22,7 @@ from keepstep.run_folder.ownership import NotOwnerError
 from keepstep.run_folder.reader import Checkpoint
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter, Saved
-from keepstep.save.failure import Cause, SaveError
+from keepstep.save.failure import Cause, SaveError, told
 from keepstep.save.in_flight import Flight
 from keepstep.save.rank_part import Part, Report
 from keepstep.save.shared_file import digest_of_joint
@@ -287,7 +287,7 @@ def _outcome(
     at_work, causes = stuck or flight.running, []
     if state is SaveState.FAILING:
         causes = failures or flight.causes
-        writer.record("save_failed", step=flight.step, reason="; ".join(map(str, causes)))
+        writer.record("save_failed", step=flight.step, reason=told(causes))
     if not at_work:  # else: when they have come back
         try:
             writer.discard(flight.step)
@@ -323,5 +323,7 @@ def _finish(writer: RunWriter, checkpoint: Checkpoint, facts: dict[str, Any]) ->
     with writer.setbacks.allowed("after a save the run folder cannot be looked at"):
         writer.point()
         best = writer.best()
+        if best is not None and best.path == checkpoint.path:
+            best = checkpoint  # the same object: ranks are told its thousands of files once
         free = writer.storage.free(writer.run.path)
     return Saved(checkpoint, best, pruned, facts, free)
