@@ -14,6 +14,7 @@ from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from keepstep.save.rank_part import Part
 from keepstep.save.snapshot_memory import Arena
+from keepstep.save.torch_files import owned
 from tests.helpers.ranks import ROOT
 from tests.helpers.recipes import LORA, argv
 
@@ -30,6 +31,32 @@ def arena() -> Arena:
 
 def test_the_memory_is_pinned(arena: Arena) -> None:
     assert arena.put(torch.ones(ELEMENTS, device="cuda"), deferred=True).is_pinned()
+
+
+def test_memory_that_is_given_back_is_not_pinned_any_more(arena: Arena) -> None:
+    """Mapped anew at the same address, it would be copied to where the old pages were."""
+    place = arena.put(torch.ones(8, device="cuda"), deferred=True)
+    arena.begin_copy()
+    arena.close()
+    assert not place.is_pinned()
+    for value in range(3):
+        again = Arena(arena.size)
+        again.start()
+        place = again.put(torch.full((8,), float(value), device="cuda"), deferred=True)
+        assert place.is_pinned()
+        again.begin_copy()
+        again.copy()
+        assert place.tolist() == [value] * 8
+        again.close()
+
+
+def test_a_state_is_stored_in_the_foreground_without_a_copy_of_it_on_the_device() -> None:
+    whole = torch.ones(ELEMENTS, device="cuda")
+    before = torch.cuda.memory_allocated()
+    state = owned({"a part": whole[: ELEMENTS // 2], "all": whole})
+    assert torch.cuda.memory_allocated() == before
+    assert state["a part"].untyped_storage().nbytes() == whole.nbytes // 2
+    assert state["a part"].data_ptr() == whole.data_ptr()
 
 
 def test_what_is_copied_is_what_was_there_at_the_save(arena: Arena) -> None:

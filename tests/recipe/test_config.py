@@ -11,6 +11,7 @@ import pytest
 from transformers.trainer_utils import SchedulerType
 
 from keepstep.policy.auto_interval import AutoInterval
+from keepstep.preflight.libraries import _compiled
 from keepstep.preflight.validate import validate
 from keepstep.recipe.config import ConfigError, KeepstepConfig
 from keepstep.recipe.parse import parse_recipe
@@ -451,6 +452,51 @@ def test_what_zero_cannot_combine(
     found = [str(problem) for problem in validate(recipe)]
     assert len(found) == (0 if expected is None else 1)
     assert expected is None or expected in found[0]
+
+
+@pytest.mark.parametrize(
+    ("there", "settings", "missing"),
+    [
+        (["c++", "ninja"], {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, []),
+        (
+            ["c++"],
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+            [("offload_optimizer_device: cpu", "ninja", "error")],
+        ),
+        (
+            ["ninja"],
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+            [("offload_optimizer_device: cpu", "c++", "warning")],
+        ),
+        (["c++", "ninja"], {"optimizer": {"type": "AdamW"}}, [("AdamW", "nvcc", "warning")]),
+        (["c++", "ninja", "nvcc"], {"optimizer": {"type": "AdamW"}}, []),
+        ([], {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}}, []),
+        ([], {"optimizer": {"type": "SGD"}}, []),
+        ([], {"zero_optimization": {"stage": 3}}, []),
+    ],
+)
+def test_what_deepspeed_would_compile(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    there: list[str],
+    settings: dict[str, dict[str, object]],
+    missing: list[tuple[str, str, str]],
+) -> None:
+    for name in there:
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    training = parse_recipe(flags()).training
+    training.use_cpu = False
+    training.deepspeed_plugin = FakePlugin(**settings)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = list(_compiled(training))
+    assert len(found) == len(missing)
+    for problem, (what, tool, severity) in zip(found, missing, strict=True):
+        assert what in problem.what
+        assert problem.what.endswith(tool)
+        assert problem.severity == severity
 
 
 def test_the_best_of_nothing_cannot_be_loaded() -> None:

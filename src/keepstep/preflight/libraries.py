@@ -6,6 +6,8 @@ The schedule is built, of one number; nothing of the model is looked at.
 from __future__ import annotations
 
 import inspect
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ def check_libraries(recipe: Recipe) -> Iterator[Problem]:
     yield from _packages(recipe)
     yield from _reports(training)
     yield from _optimizer(training)
+    yield from _compiled(training)
     yield from _schedule(training)
     yield from _template(training)
     yield from _lengths(training)
@@ -95,6 +98,28 @@ def _optimizer(training: KeepstepConfig) -> Iterator[Problem]:
     except (ImportError, ValueError, TypeError) as error:
         what = f"optim: {word(training.optim)}: {str(error).strip().splitlines()[0]}"
         yield Problem(what, "optim: adamw_torch", "optimizer")
+
+
+def _compiled(training: KeepstepConfig) -> Iterator[Problem]:
+    """What DeepSpeed (0.19.8) compiles where it is first used: cpu_adam where the optimizer is
+    offloaded, fused_adam for an optimizer of its own configuration; no other, for ZeRO."""
+    own = training.deepspeed_settings.get("optimizer") or {}
+    adam = str(own.get("type", "")).lower() in ("adam", "adamw")
+    tools = [os.environ.get("CXX") or "c++", "ninja"]
+    if (device := training.offloaded("optimizer")) != "none":
+        what, hint = f"offload_optimizer_device: {device}", "install it, or offload nothing"
+    elif adam and not training.use_cpu and not (own.get("params") or {}).get("torch_adam"):
+        home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+        tools.append("nvcc" if shutil.which("nvcc") else f"{home}/bin/nvcc")
+        what = f"optimizer: {own['type']} of DeepSpeed's configuration"
+        hint = 'leave it out (the recipe\'s is taken), or "torch_adam": true in its params'
+    else:
+        return
+    for tool in tools:
+        if shutil.which(tool) is None:
+            told = f"{what}: DeepSpeed compiles it for this machine, which has no {tool}"
+            # Compiled before, it is loaded without a compiler, but not without ninja.
+            yield Problem(told, hint, "package", "error" if tool == "ninja" else "warning")
 
 
 def _schedule(training: KeepstepConfig) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import mmap
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Arena:
 
     Attributes:
         size: bytes.
+        used: bytes of it that the newest snapshot takes.
         bounce: page-aligned, for pieces that are cast on their way to the disk.
         copied: set once nothing is pending any more (copied, or given up).
     """
@@ -40,7 +42,7 @@ class Arena:
             with contextlib.suppress(AttributeError, OSError):
                 self._memory.madvise(getattr(mmap, advice))
         self.bounce = aligned(CHUNK + BLOCK)
-        self._used = 0
+        self.used = 0
         self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._stream: torch.cuda.Stream | None = None
@@ -49,19 +51,28 @@ class Arena:
         self.copied = threading.Event()
         self.copied.set()
         self._closed = False
+        self._unpin: weakref.finalize[[int], Arena] | None = None
         self._warm = threading.Thread(target=self._touch, daemon=True, name="keepstep-arena")
         self._warm.start()
 
     def close(self) -> None:
         """Nobody takes a snapshot any more. Python aborts (SIGABRT) when it ends while a thread is
-        inside of torch, as that which touches the memory may be where no step was made."""
+        inside of torch, as that which touches the memory may be where no step was made.
+
+        The memory is pinned no longer: where it is freed and mapped anew, at the same address, the
+        device would go on copying into the pages that were there before.
+        """
         self._closed = True
         self._warm.join()
+        if self._device_copy is not None:
+            self._device_copy.synchronize()
+        if self._unpin is not None:
+            self._unpin()
 
     def start(self) -> None:
         """Forget the snapshot before this one."""
         self._warm.join()
-        self._used = 0
+        self.used = 0
         self._pending = []
         self._device_copy, self._host_copy = None, False
         self.copied.clear()
@@ -72,11 +83,11 @@ class Arena:
         Its content is copied now or, `deferred`, by `copy()`.
         """
         size = tensor.nbytes
-        begin, end = self._used, self._used + size
+        begin, end = self.used, self.used + size
         if size == 0 or end > self.size:  # cold memory: slower, as right
             place = _fresh(tensor)
         else:
-            self._used = -(-end // BLOCK) * BLOCK
+            self.used = -(-end // BLOCK) * BLOCK
             place = torch.frombuffer(self._memory, dtype=torch.uint8, count=size, offset=begin)
             place = place.view(tensor.dtype).view(tensor.shape)
         if deferred:
@@ -134,6 +145,16 @@ class Arena:
             error = int(runtime.cudaHostRegister(whole.data_ptr(), self.size, 0))
             if error:
                 logger.warning("snapshot memory is not pinned (CUDA error %s)", error)
+            else:
+                self._unpin = weakref.finalize(self, _unregister, whole.data_ptr())
+                self._unpin.atexit = False  # the process's end frees it, too
+
+
+def _unregister(address: int) -> None:
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    error = int(runtime.cudaHostUnregister(address))
+    if error:
+        logger.warning("snapshot memory stays pinned (CUDA error %s)", error)
 
 
 def _fresh(like: torch.Tensor) -> torch.Tensor:

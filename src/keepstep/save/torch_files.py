@@ -99,11 +99,9 @@ def memory_of(tensor: torch.Tensor) -> Memory:
 
 
 def _with_own_storage(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_cuda:
-        whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-        return tensor if whole else tensor.clone()
-    # The same memory, seen as a storage that ends where the tensor ends.
-    return torch.from_numpy(tensor.reshape(-1).view(torch.uint8).numpy()).view(tensor.dtype)
+    """The same memory, on whichever device, seen as a storage that ends where the tensor ends."""
+    whole: torch.Tensor = torch.utils.dlpack.from_dlpack(tensor.reshape(-1).view(torch.uint8))
+    return whole.view(tensor.dtype)
 
 
 def torch_save(state: object, file: DigestingFile | Recorder | Nowhere) -> None:

@@ -76,11 +76,12 @@ class KeepstepTrainer(CheckpointMixin, SFTTrainer):
             logger.warning("%s", warning.told())
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        # A router's loss does not ask for labels, and a row that fills a place must teach nothing.
-        routed = self.aux_loss_enabled and self.model.training
-        filler = routed and bool((inputs["labels"] == IGNORED).all())
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        return loss * 0 if filler else loss
+        if self.aux_loss_enabled and self.model.training:
+            # A router's loss does not ask for labels, and a row that fills a place must teach
+            # nothing. (On the device: the host does not wait to see which it is.)
+            loss = loss * (inputs["labels"] != IGNORED).any()
+        return loss
 
     def remarks(self) -> Sequence[str]:
         if not self.aux_loss_enabled:
