@@ -2,16 +2,17 @@
 
     python benchmarks/save_stall.py --parameters 134 --zero 3 --dtype fp32 --rounds 5
 
-trains a random Llama on 2 processes; the arms alternate, save by save, in one run. Every rank
-reports; a stall is the slower rank's. Medians and their range are printed, and with `--json FILE`
-added to a file as one line. Run it on an otherwise idle machine with free disk space of 40 bytes
-per parameter.
+trains a random Llama on 2 processes (`--device cuda --processes 1`: on one GPU); the arms
+alternate, save by save, in one run. Every rank reports; a stall is the slower rank's. A step and a
+save begin when the device is done with what came before. Medians and their range are printed, and
+with `--json FILE` added to a file as one line. Run it on an otherwise idle machine with free disk
+space of 40 bytes per parameter.
 
 Arms: `plain`: the stock Trainer with rotation; `off`, `snapshot`, `lazy`: keepstep; `dcp`:
 torch.distributed.checkpoint.async_save with a cached stager, of the optimizer's shards alone.
 Probes: `raw`: the snapshot's bytes by O_DIRECT and fsync, both ranks at once; `memcpy`: one big
-copy into warm memory; `idle`: a snapshot save with nothing else going on, for its write rate;
-`none`: nothing, for the step after it.
+copy into warm memory, pinned where it comes from a device; `idle`: a snapshot save with nothing
+else going on, for its write rate; `none`: nothing, for the step after it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import resource
 import shutil
 import statistics
@@ -30,11 +30,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.gpu.inputs import SHAPES, make_inputs
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for tests.helpers
-# Millions of parameters → hidden size, layers, heads (vocabulary 32,000, untied, MLP 8/3 hidden).
-SHAPES = {1: (16, 1, 2), 30: (320, 8, 5), 134: (768, 12, 12), 500: (1536, 14, 16)}
 STEPS_BETWEEN = 2
+MEMCPY_ELEMENTS = 1 << 28  # a GB of fp32: more tells no other rate
 ARMS = ("none", "plain", "off", "snapshot", "lazy", "dcp", "idle", "raw", "memcpy")
 
 
@@ -52,6 +53,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--zero", type=int, choices=(0, 2, 3), default=3, help="stage; 0: DDP")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--rounds", type=int, default=5, help="saves of each arm")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--length", type=int, default=32, help="tokens of a row")
+    parser.add_argument("--rows", type=int, default=1, help="of each process in a step")
+    parser.add_argument("--processes", type=int, default=2, help="one GPU takes one")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--folder", type=Path, default=Path("save_stall.tmp"), help="is deleted")
     parser.add_argument("--json", type=Path, help="file that the result is added to")
@@ -61,49 +66,27 @@ def parse() -> argparse.Namespace:
 def launch(arguments: argparse.Namespace) -> None:
     """Make model and data, and start two ranks of this script."""
     shutil.rmtree(arguments.folder, ignore_errors=True)
-    make_inputs(arguments.folder, SHAPES[arguments.parameters])
-    strategy = f"cpu_zero{arguments.zero}" if arguments.zero else "ddp"
+    cpu = arguments.device == "cpu"
+    words = max(40, arguments.length)
+    make_inputs(
+        arguments.folder, SHAPES[arguments.parameters], device=arguments.device, words=words
+    )
+    strategy = f"{'cpu_' if cpu else ''}zero{arguments.zero}" if arguments.zero else "ddp"
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--config_file", str(ROOT / f"accelerate_configs/{strategy}.yaml")),
-        *("--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"),
+        *("--num_processes", str(arguments.processes)),
+        *("--num_machines", "1", "--main_process_port", "0"),
         *(sys.argv[0], *sys.argv[1:]),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"DS_ACCELERATOR": "cpu"}
-    environment.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    if cpu:
+        environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        environment.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")
     try:
         raise SystemExit(subprocess.run(command, env=environment, check=False).returncode)
     finally:
         shutil.rmtree(arguments.folder, ignore_errors=True)
-
-
-def make_inputs(folder: Path, shape: tuple[int, int, int]) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    hidden, layers, heads = shape
-    config = LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=hidden,
-        intermediate_size=hidden * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    vocabulary = {"<unk>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, 32_000)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>"
-    )
-    fast.save_pretrained(folder / "model")
-    chance = random.Random(0)
-    rows = [" ".join(f"w{chance.randrange(2, 32_000)}" for _ in range(40)) for _ in range(256)]
-    lines = "".join(json.dumps({"text": row}) + "\n" for row in rows)
-    (folder / "rows.jsonl").write_text(lines)
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -129,8 +112,8 @@ def measure(arguments: argparse.Namespace) -> None:
         "bf16": arguments.dtype == "bf16",
         "dataset_name": folder / "rows.jsonl",
         "output_dir": folder / "run",
-        "max_length": 32,
-        "per_device_train_batch_size": 1,
+        "max_length": arguments.length,
+        "per_device_train_batch_size": arguments.rows,
         "max_steps": (saves + 1) * STEPS_BETWEEN + 1,
         "save_steps": STEPS_BETWEEN,
         "save_total_limit": 1,
@@ -171,6 +154,7 @@ def measure(arguments: argparse.Namespace) -> None:
             self.manager.saver.hold = timed_hold  # type: ignore[method-assign]
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            settle()
             now = time.perf_counter()
             if self.steps_since == 1:
                 self.times[f"step after {self.arm}"].append(now - self.step_began)
@@ -184,6 +168,7 @@ def measure(arguments: argparse.Namespace) -> None:
             self.arm = arms[(self.saves - 1) % len(arms)] if self.saves else "lazy"
             counted = 0 < self.saves <= saves
             self.saves += 1
+            settle()
             collectives.gather(None)
             self.held, began = 0.0, time.perf_counter()
             getattr(self, f"save_{self.arm}")(model, trial)
@@ -209,6 +194,9 @@ def measure(arguments: argparse.Namespace) -> None:
         def ours(self, mode: str, model: Any, trial: Any) -> None:
             self.manager.saver.mode = mode  # type: ignore[assignment]
             super()._save_checkpoint(model, trial)
+            arena = self.manager.saver.arena
+            if mode == "snapshot" and arena is not None:
+                self.times["snapshot bytes"].append(arena.used)
 
         def save_none(self, model: Any, trial: Any) -> None:
             """The step after it is what a step takes without a save."""
@@ -243,7 +231,8 @@ def measure(arguments: argparse.Namespace) -> None:
             from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
             if not hasattr(self, "stager"):
-                self.stager = DefaultStager(StagingOptions(False, False, False, False))
+                device = arguments.device == "cuda"
+                self.stager = DefaultStager(StagingOptions(device, False, device, device))
                 self.group = torch.distributed.new_group(backend="gloo")
             writer = dcp.FileSystemWriter(folder / "dcp")
             self.pending = dcp.async_save(
@@ -255,8 +244,9 @@ def measure(arguments: argparse.Namespace) -> None:
 
         def save_memcpy(self, model: Any, trial: Any) -> None:
             source = max(self.shards().values(), key=lambda t: t.numel()).reshape(-1)
+            source = source[:MEMCPY_ELEMENTS]
             if not hasattr(self, "warm"):
-                self.warm = torch.zeros_like(source)
+                self.warm = torch.zeros_like(source, device="cpu", pin_memory=source.is_cuda)
             began = time.perf_counter()
             self.warm.copy_(source)
             size = source.numel() * source.element_size()
@@ -293,14 +283,23 @@ def measure(arguments: argparse.Namespace) -> None:
     collectives.leave()
 
 
+def settle() -> None:
+    """Wait for the device: what it has left to do of a step is none of what comes after."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def tell(arguments: argparse.Namespace, trainer: Any, peak_gb: float) -> None:
     """Print medians and ranges; the same as one JSON line."""
     arena = trainer.manager.saver.arena
     arena_gb = arena.size / 1e9 if arena else 0.0
     sizes = [getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()]
+    processes = f"{arguments.processes} process{'es' if arguments.processes > 1 else ''}"
     print(
         f"{sum(sizes) / 1e6:.1f} M parameters, {arguments.dtype}, "
-        f"{'ZeRO-' + str(arguments.zero) if arguments.zero else 'DDP'}, 2 processes; "
+        f"{'ZeRO-' + str(arguments.zero) if arguments.zero else 'DDP'}, {processes}; "
         f"peak memory of a process {peak_gb:.2f} GB, arena {arena_gb:.2f} GB"
     )
     summary: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""What is run on one GPU, in three parts: benchmarks/gpu.sh. See docs/performance.md."""
