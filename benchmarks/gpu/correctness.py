@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from benchmarks.gpu.carry_on import CASES, LARGE, Case, make, small, try_case
+from benchmarks.gpu.cases import CASES, LARGE, Case, small, try_case
 from benchmarks.gpu.launches import Budget, LaunchError
 from benchmarks.gpu.machine import lacks
 from benchmarks.gpu.table import Goal, Row, Table
@@ -19,9 +19,6 @@ def run(table: Table, folder: Path, cpu: bool, budget: Budget, only: Sequence[st
     """Add a row for each case. `only`: those whose name holds one of these words."""
     chosen = [case for case in CASES if not only or any(word in case.name for word in only)]
     cases = [small(case) for case in chosen] if cpu else chosen
-    for case in cases:
-        if case.millions < LARGE:  # made once, and not by several at the same time
-            make(case, folder, cpu, budget.left)
     with ThreadPoolExecutor(1 if cpu else AT_ONCE) as several, ThreadPoolExecutor(1) as alone:
         tried: dict[Future[Row], Case] = {}
         for case in cases:

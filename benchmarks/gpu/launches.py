@@ -6,7 +6,9 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,9 @@ ON_CPU = {
     "zero3_offload": "cpu_zero3",
     "ddp": "ddp",
 }
+
+
+_MAKING: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 class LaunchError(Exception):
@@ -97,6 +102,23 @@ def run(
     if expected == "0" and code != 0:
         raise LaunchError(f"exit status {code}; {_end_of(log)}")
     return log.read_text(errors="replace")
+
+
+def made(folder: Path, name: str, cpu: bool, timeout: float, *argv: str) -> Path:
+    """A model and rows (see inputs.py), made once under that name, also for several threads.
+
+    Raises:
+        LaunchError: they cannot be made.
+    """
+    place = folder / name
+    with _MAKING[name]:
+        if not place.exists():
+            part = folder / f"{name}.part"
+            module = ("-m", "benchmarks.gpu.inputs", argv[0], str(part), *argv[1:])
+            device = ("--device", "cpu" if cpu else "cuda")
+            run([sys.executable, *module, *device], folder / f"{name}.log", cpu, timeout)
+            part.rename(place)
+    return place
 
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:

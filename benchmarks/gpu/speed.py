@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -221,11 +220,7 @@ def recipe(setting: Setting, inputs: Path, output: Path) -> list[str]:
 def _inputs(setting: Setting, folder: Path, cpu: bool, budget: Budget) -> Path:
     """A model and rows, made once."""
     kind = f"speed-{setting.millions}-{setting.length}{'-mixed' if setting.mixed else ''}"
-    place = folder / kind
-    if not place.exists():
-        command = [sys.executable, "-m", "benchmarks.gpu.inputs", str(setting.millions), str(place)]
-        command += ["--device", "cpu" if cpu else "cuda", "--words", str(setting.length)]
-        command += ["--shortest", str(setting.length // 16)] if setting.mixed else []
-        command += ["--rows", "1024" if setting.mixed else "256"]
-        launches.run(command, folder / f"{kind}.log", cpu, budget.left)
-    return place
+    sizes = [str(setting.millions), "--words", str(setting.length)]
+    sizes += ["--shortest", str(setting.length // 16)] if setting.mixed else []
+    sizes += ["--rows", "1024" if setting.mixed else "256"]
+    return launches.made(folder, kind, cpu, budget.left, *sizes)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.gpu.carry_on import CASES, Case, try_case
+from benchmarks.gpu.cases import CASES, Case, try_case
 from benchmarks.gpu.launches import Budget
 from benchmarks.gpu.machine import lacks
 

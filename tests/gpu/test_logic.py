@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.gpu import carry_on, correctness, inputs, launches, machine, speed, stall
+from benchmarks.gpu import cases, correctness, inputs, launches, machine, speed, stall
 from benchmarks.gpu.launches import Budget, LaunchError
 from benchmarks.gpu.program import COPY, WAITS, count_waits
 from benchmarks.gpu.table import COLUMNS, Goal, Row, Table
@@ -76,7 +76,7 @@ def test_a_case_on_cpu(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("part", "least"), [("1", len(carry_on.CASES)), ("2", 30), ("3", len(speed.OTHERS) + 4)]
+    ("part", "least"), [("1", len(cases.CASES)), ("2", 30), ("3", len(speed.OTHERS) + 4)]
 )
 def test_a_whole_part_on_cpu(tmp_path: Path, part: str, least: int) -> None:
     done = script(
@@ -189,27 +189,27 @@ def test_recipes_are_what_keepstep_reads(tmp_path: Path) -> None:
 
     parser = RecipeParser()
     known = parser.fields.keys()
-    lines = [carry_on.recipe(case, tmp_path, tmp_path / "run") for case in carry_on.CASES]
+    lines = [cases.recipe(case, tmp_path, tmp_path / "run") for case in cases.CASES]
     lines += [speed.recipe(s, tmp_path, tmp_path / "run") for s in (speed.MAIN, *speed.OTHERS)]
     for argv in lines:
         names = {text.removeprefix("--") for text in argv[::2]}
         assert names <= known, names - known
-    for case in carry_on.CASES:
+    for case in cases.CASES:
         assert case.millions in inputs.SHAPES
         assert case.strategy in launches.ON_CPU
         assert (ROOT / f"accelerate_configs/{case.strategy}.yaml").is_file()
-        assert case.phase == "step" or case.step % carry_on.EVERY == 0, "a step that is saved"
-        assert carry_on.EVERY < case.step <= carry_on.STEPS
-    largest = max(case.disk_bytes for case in carry_on.CASES)
+        assert case.phase == "step" or case.step % cases.EVERY == 0, "a step that is saved"
+        assert cases.EVERY < case.step <= cases.STEPS
+    largest = max(case.disk_bytes for case in cases.CASES)
     assert largest < 50e9, "of a disk of 64 GB"
 
 
 def test_what_is_not_the_same_is_named() -> None:
-    carry_on.compare({"a": "1", "b": "2"}, {"a": "1", "b": "2"})
+    cases.compare({"a": "1", "b": "2"}, {"a": "1", "b": "2"})
     with pytest.raises(LaunchError, match="2 of 3 files differ: b, c"):
-        carry_on.compare({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"})
+        cases.compare({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"})
     with pytest.raises(LaunchError, match="no checkpoint-6"):
-        carry_on.end_of(Path("/nonexistent"))
+        cases.end_of(Path("/nonexistent"))
 
 
 def test_a_launch_that_hangs_or_fails_is_told(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_launch_that_hangs_or_fails_is_told(tmp_path: Path) -> None:
 def test_a_part_whose_time_is_up_says_what_is_missing(tmp_path: Path) -> None:
     table = Table(tmp_path, "Part 1", {})
     budget = Budget(0)
-    for case in carry_on.CASES:
+    for case in cases.CASES:
         row = correctness.row_of(case, tmp_path, True, budget)
         table.add(row)
         assert row.value is None

@@ -24,6 +24,7 @@ ELEMENTS = 64 << 20
 
 @pytest.fixture
 def arena() -> Arena:
+    torch.cuda.init()  # as the model has by then
     arena = Arena(ELEMENTS * 4 + (1 << 20))
     arena.start()
     return arena
@@ -86,6 +87,7 @@ def test_a_step_that_is_not_held_would_be_seen(arena: Arena) -> None:
 
 def test_foreground_and_background_hold_the_same(tmp_path: Path) -> None:
     state = {"a": torch.randn(1000, device="cuda"), "view": torch.randn(100, device="cuda")[3:9]}
+    torch.cuda.init()
     for name, arena in (("off", None), ("lazy", Arena(1 << 20))):
         (tmp_path / name).mkdir()
         part = Part(tmp_path / name, 0, Storage(), arena)

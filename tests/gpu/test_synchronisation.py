@@ -36,7 +36,8 @@ def test_a_step_waits_for_no_more_than_trl_does(tmp_path: Path) -> None:
 def test_a_lazy_copy_is_queued(waiting_is_an_error: None) -> None:
     """From the beginning of a save to the optimizer's step: the host does not wait."""
     torch.cuda.set_sync_debug_mode("default")
-    arena, sources = Arena(1 << 26), [torch.ones(1 << 20, device="cuda") for _ in range(8)]
+    sources = [torch.ones(1 << 20, device="cuda") for _ in range(8)]
+    arena = Arena(1 << 26)
     arena.start()
     torch.cuda.set_sync_debug_mode("error")
     places = [arena.put(source, deferred=True) for source in sources]

@@ -454,6 +454,17 @@ def test_what_zero_cannot_combine(
     assert expected is None or expected in found[0]
 
 
+def test_a_launch_on_cpu_leaves_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`use_cpu: true` of an accelerate config, on a machine that has one."""
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    training = parse_recipe(flags()).training
+    assert training.use_cpu
+    assert training.precision == "fp32"
+    assert training.save_mode == "lazy"
+
+
 @pytest.mark.parametrize(
     ("there", "settings", "missing"),
     [

@@ -153,7 +153,7 @@ def _host_memory(training: KeepstepConfig, shapes: Shapes, strategy: Strategy) -
 
 def _device_memory(recipe: Recipe, shapes: Shapes, strategy: Strategy) -> Iterator[Problem]:
     quantized = recipe.model.load_in_4bit or recipe.model.load_in_8bit  # not estimated
-    if torch.cuda.is_available() and not quantized:
+    if torch.cuda.is_available() and not quantized and not recipe.training.use_cpu:
         total = torch.cuda.get_device_properties(0).total_memory
         yield from check_device(recipe, shapes, strategy, total)
 

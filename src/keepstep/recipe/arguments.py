@@ -273,7 +273,8 @@ class CheckpointArguments(Combined):
 
     def __post_init__(self) -> None:
         self.direction_is_given = self.greater_is_better is not None  # Trainer guesses else
-        if not torch.accelerator.is_available():
+        launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+        if launched_on_cpu or not torch.accelerator.is_available():
             self.use_cpu = True  # without it DeepSpeed's batch size is resolved for one process
         self.precision_is_given = self.fp16 or self.bf16 is not None
         if not self.precision_is_given:  # the launcher's, whose word Accelerate takes anyway

@@ -44,7 +44,9 @@ class Arena:
         self.bounce = aligned(CHUNK + BLOCK)
         self.used = 0
         self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        # Where training is on CPU, a GPU that is there is left alone.
+        on_device = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self._device = torch.cuda.current_device() if on_device else None
         self._stream: torch.cuda.Stream | None = None
         self._device_copy: torch.cuda.Event | None = None
         self._host_copy = False

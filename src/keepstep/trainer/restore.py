@@ -153,7 +153,8 @@ def _load_optimizer(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> Non
 
 def random_numbers() -> list[Any]:
     """The states of this process's generators, and of its device's. Ranks: any."""
-    device = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    on_device = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    device = torch.cuda.get_rng_state() if on_device else None
     return [random.getstate(), np.random.get_state(), torch.get_rng_state(), device]
 
 

@@ -7,7 +7,6 @@ the last checkpoints restore must have the same bytes: weights, optimizer, sched
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -119,17 +118,6 @@ def recipe(case: Case, inputs: Path, output: Path, **fields: object) -> list[str
     return [text for name, value in values.items() for text in (f"--{name}", str(value))]
 
 
-def make(case: Case, folder: Path, cpu: bool, timeout: float) -> Path:
-    """The inputs of a case's size, made once; their folder."""
-    place = folder / f"inputs-{case.millions}"
-    if not place.exists():
-        words = 512 if case.millions >= LARGE else 40
-        command = [sys.executable, "-m", "benchmarks.gpu.inputs", str(case.millions), str(place)]
-        command += ["--device", "cpu" if cpu else "cuda", "--words", str(words)]
-        launches.run(command, folder / f"inputs-{case.millions}.log", cpu, timeout)
-    return place
-
-
 def try_case(case: Case, folder: Path, cpu: bool, budget: Budget) -> float:
     """Train it three times; returns the seconds that it took.
 
@@ -140,7 +128,8 @@ def try_case(case: Case, folder: Path, cpu: bool, budget: Budget) -> float:
     free = shutil.disk_usage(folder).free
     if free < case.disk_bytes:
         raise LaunchError(f"{case.disk_bytes / 1e9:.0f} GB of disk needed, {free / 1e9:.0f} free")
-    inputs = make(case, folder, cpu, budget.left)
+    sizes = (str(case.millions), "--words", str(512 if case.millions >= LARGE else 40))
+    inputs = launches.made(folder, f"inputs-{case.millions}", cpu, budget.left, *sizes)
     place = folder / "".join(c if c.isalnum() else "-" for c in case.name)
     try:
         straight = _launch(case, inputs, place / "straight", cpu, budget, save_steps=STEPS)
