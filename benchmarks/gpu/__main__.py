@@ -12,6 +12,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu.launches import Budget
@@ -26,7 +27,7 @@ LOG_CHARACTERS = 20_000  # of each launch's log, its end
 SECONDS = 540.0  # a part is to end within ten minutes, start and clearing up included
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu.sh", description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="of the table")
@@ -34,7 +35,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="that the part may take")
     parser.add_argument("--cpu", action="store_true", help="the smallest model, without a GPU")
     parser.add_argument("--only", nargs="+", default=[], help="what holds one of these words")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main() -> int:

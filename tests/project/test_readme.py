@@ -13,6 +13,7 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
+from benchmarks.gpu.__main__ import parse as arguments_of_gpu
 from keepstep.cli.main import app
 from keepstep.recipe.parse import RecipeParser
 from tests.helpers.ranks import ROOT
@@ -57,6 +58,10 @@ def test_command(words: list[str]) -> None:
         usage = (ROOT / program).read_text()
         assert (ROOT / rest[0]).is_file()
         check_flags([word for word in rest[1:] if f"#   {word} " not in usage])
+    elif program == "benchmarks/gpu.sh":
+        if rest[0] != "wheels":
+            arguments_of_gpu(rest)
+        assert rest[2:] in ([], ["quantization"]) or rest[0] != "wheels"
     elif program == "cp":
         assert (ROOT / rest[0]).is_file()
     elif program == "python":

@@ -66,8 +66,8 @@ class Arena:
         """
         self._closed = True
         self._warm.join()
-        if self._device_copy is not None:
-            self._device_copy.synchronize()
+        if self._device_copy is not None and not self.copied.is_set():
+            self._device_copy.synchronize()  # else a writer has waited for it
         if self._unpin is not None:
             self._unpin()
 
