@@ -31,8 +31,6 @@ def run(table: Table, folder: Path, cpu: bool, budget: Budget, only: Sequence[st
 def row_of(case: Case, folder: Path, cpu: bool, budget: Budget) -> Row:
     """Try one case; what came of it."""
     lacking = lacks(*case.packages)
-    if lacking is None and cpu and case.packages:
-        lacking = "skipped: on CPU"
     if lacking is not None:
         return Row(case.name, None, note=lacking)
     if budget.left < LEAST_SECONDS:

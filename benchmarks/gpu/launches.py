@@ -58,6 +58,7 @@ def environment(cpu: bool) -> dict[str, str]:
     """What all launches have: this checkout's code, no network, and one way to multiply."""
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT), *_inherited("PYTHONPATH")])
     fixed = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    fixed["PYTHONHASHSEED"] = "0"  # peft writes a set into adapter_config.json, in any order
     if cpu:
         fixed |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         fixed["TORCH_EXTENSIONS_DIR"] = os.environ.get(

@@ -196,7 +196,15 @@ def test_launched_as_scripts_are(demo: Path, workspace: Path, launcher: str) -> 
 
 
 INPUTS = {
-    "first": ("object", "adapter", "metrics", "stream", "optimizers", "no-evaluation"),
+    "first": (
+        "object",
+        "adapter",
+        "metrics",
+        "stream",
+        "optimizers",
+        "no-evaluation",
+        "half-adapter",
+    ),
     "others": ("adapted", "collator", "formatting", "several", "optimizer-class"),
 }
 

@@ -11,9 +11,9 @@ import pytest
 import typer
 import yaml
 from accelerate.commands.launch import launch_command_parser
+from benchmarks.gpu.__main__ import parse as arguments_of_gpu
 from torch.distributed.run import get_args_parser
 
-from benchmarks.gpu.__main__ import parse as arguments_of_gpu
 from keepstep.cli.main import app
 from keepstep.recipe.parse import RecipeParser
 from tests.helpers.ranks import ROOT

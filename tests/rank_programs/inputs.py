@@ -65,6 +65,10 @@ def given(case: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if case == "adapted":
         torch.manual_seed(0)
         return {"model": get_peft_model(model(), LoraConfig(**LORA))}, {}
+    if case == "half-adapter":  # as TRL casts one over a quantized model
+        torch.manual_seed(0)
+        half = model().to(torch.bfloat16)
+        return {"model": get_peft_model(half, LoraConfig(**LORA), autocast_adapter_dtype=False)}, {}
     if case == "collator":
         tokenizer = AutoTokenizer.from_pretrained(f"{DEMO}/model")
         pad = tokenizer.pad_token_id

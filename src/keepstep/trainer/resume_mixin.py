@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import EarlyStoppingCallback, Trainer, set_seed
@@ -18,6 +20,17 @@ from keepstep.sharding.reshard import rng_seed
 from keepstep.trainer.restore import random_numbers, restore, set_random_numbers, settle_gradients
 
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def types_kept(model: Any) -> Iterator[None]:
+    """peft casts what it loads to fp32 (0.21), also where TRL had made the adapter bf16 (QLoRA):
+    the run would go on with other sums than before. Ranks: any."""
+    types = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    yield
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != types[name]:
+            parameter.data = parameter.data.to(types[name])
 
 
 class ResumeMixin(Trainer):
@@ -86,12 +99,14 @@ class ResumeMixin(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.start is None or self.start.manifest.zero_stage == 0:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            with types_kept(self.model if model is None else model):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
         # Else `restore` takes the weights, too, from DeepSpeed's shards.
 
     def load_weights_as_stock(self, checkpoint: str) -> None:
         """Whole weights, loaded as the Trainer itself loads them. Ranks: any, each for itself."""
-        super()._load_from_checkpoint(checkpoint)
+        with types_kept(self.model):
+            super()._load_from_checkpoint(checkpoint)
 
     def take_weights(self, checkpoint: Checkpoint) -> None:
         """Begin with a checkpoint's weights alone. Ranks: all, each for itself.
@@ -149,5 +164,6 @@ class ResumeMixin(Trainer):
                 restore(self, shown)  # it may be other processes that wrote it
             else:
                 self.state.best_model_checkpoint = str(shown.path)
-                super()._load_best_model()
+                with types_kept(self.model):
+                    super()._load_best_model()
         self.state.best_model_checkpoint = str(best.path)
