@@ -92,8 +92,8 @@ def check_stopped(run: Path, phase: str) -> str:
     if phase == "tokenisation":  # there is nothing to save
         assert (status["global_step"], folder.checkpoints()) == (None, [])
         return str(status["reason"]).removesuffix(", before training began")
-    # No more than the step it came in and the one after it.
-    at = {"forward": 5, "backward": 5, "evaluation": 4, "save": 5, "write": 5}
+    # The step it came in, or the next: before a step's last pass the ranks ask each other.
+    at = {"forward": 6, "backward": 6, "evaluation": 4, "save": 5, "write": 5}
     assert at[phase] <= status["global_step"] <= at[phase] + (phase == "write")
     assert folder.checkpoints()[-1].step == status["global_step"]
     assert all(folder.faults(checkpoint, deep=True) == [] for checkpoint in folder.checkpoints())

@@ -56,7 +56,7 @@ class Simulated:
 
     def __post_init__(self) -> None:
         self._dice = random.Random(self.seed)
-        self._evaluated, self._begun = -1, (-1, False)
+        self._evaluated, self._begun, self._asked = -1, (-1, False), None
         schedule = Schedule(self.interval, self.deadline, self.margin, self.deadline)
         self.pacer = Pacer(schedule, Asked(), lambda: self.now, lambda: self.now)
         self.pacer.save_seconds = [self._lasts(self.save)]  # of the attempt before
@@ -67,6 +67,7 @@ class Simulated:
     def go(self) -> Simulated:
         for number in range(1, self.max_steps + 1):
             self._number, last = number, number == self.max_steps
+            self._ask()  # at its last micro-batch, which may be all of it
             self.now += self._lasts(self.step)
             self.pacer.step_ended()
             evaluates = number % self.eval_steps == 0
@@ -93,13 +94,20 @@ class Simulated:
                         raise InterruptedError
                     if saves:
                         self._save(self._number)
+                    self._ask()
         except InterruptedError:
             return True
+        self._asked = None
         self._evaluated = self._number
         return False
 
+    def _ask(self) -> None:
+        self._asked = self._asked or self.pacer.look_ahead(self.arrives is not None)
+
     def _decide(self, due: bool, evaluates: bool, last: bool) -> tuple[bool, bool]:
         """As EveryStep does, the news heard afterwards."""
+        self._ask()
+        (reason, close), self._asked = self._asked, None
         moment = Moment(
             *(0, 0),
             in_flight=self.arrives is not None,
@@ -107,7 +115,7 @@ class Simulated:
             evaluation_due=evaluates,
             last_step=last,
         )
-        reason = self.pacer.decide(moment)
+        reason = self.pacer.decide(moment) if close else reason
         if self.arrives is not None and self.now >= self.arrives:
             self._arrive()
         self.reason = reason if reason in STOPS else self.reason

@@ -121,6 +121,14 @@ def _is_worth_it(auto: AutoInterval, moment: Moment) -> bool:
     return moment.now >= next_moment(auto, moment.costs, moment.last_save)
 
 
+def is_close(schedule: Schedule, moment: Moment) -> bool:
+    """Whether the deadline may have to be thought of before this is asked again, a step (or a batch
+    of an evaluation) later: then it is asked at that one's end, with all that is known by then."""
+    worst = replace(moment, in_flight=True, save_due=True, evaluation_due=True, last_step=False)
+    until = high([*moment.step_seconds[-LOOK_BACK:], *moment.batch_seconds[-LOOK_BACK:]])
+    return left(schedule, moment.now, moment.wall) <= until + needed(schedule, worst)
+
+
 def left(schedule: Schedule, now: float, wall: float) -> float:
     """Seconds until the run must have ended; infinite without a deadline."""
     ends = (schedule.deadline, now), (schedule.moment, wall)

@@ -18,7 +18,8 @@ def agree(problems: Sequence[Problem]) -> None:
     Raises:
         ConfigError: on every rank, with the problems of all.
     """
-    seen = [problem for of_rank in collectives.gather(list(problems)) for problem in of_rank]
+    of_ranks = collectives.gather_some(list(problems) or None)
+    seen = [problem for of_rank in of_ranks.values() for problem in of_rank]
     told = list(dict.fromkeys(seen))  # once, however many ranks see it
     errors = [problem for problem in told if problem.severity == "error"]
     for warning in told:
@@ -33,10 +34,18 @@ def differing(settings: Mapping[str, Any]) -> list[Problem]:
 
     Ranks: all (collective).
     """
-    rows = collectives.gather(dict(settings))
-    values = {name: [row.get(name) for row in rows] for row in rows for name in row}
+    own = {name: repr(value) for name, value in settings.items()}
+    of_main = collectives.on_main("comparing the settings", lambda: own)
+    names = own.keys() | of_main.keys()
+    apart = {name: own.get(name) for name in names if own.get(name) != of_main.get(name)}
+    of_ranks = collectives.gather_some(apart or None)
     return [
-        Problem(f"{name} differs between ranks: {found}", code="data")
-        for name, found in values.items()
-        if len(set(map(repr, found))) > 1
+        Problem(f"{name} differs between ranks: {_told(name, of_main, of_ranks)}", code="data")
+        for name in sorted({name for row in of_ranks.values() for name in row})
     ]
+
+
+def _told(name: str, of_main: Mapping[str, str], of_ranks: Mapping[int, Mapping[str, Any]]) -> str:
+    """The main process's value, and the first that is another."""
+    rank = next(rank for rank, row in of_ranks.items() if name in row)
+    return f"{of_main.get(name)} on rank 0, {of_ranks[rank][name]} on rank {rank}"

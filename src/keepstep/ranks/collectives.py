@@ -1,6 +1,8 @@
 """Decisions taken once and heard by every rank; errors of one rank made everybody's error.
 
-Everything here works without a process group too: then there is one rank.
+Everything here goes over the control group, from host to host: no rank waits for its device. What
+is told where nobody has anything to say is a flag, whatever the number of ranks. Everything works
+without a process group too: then there is one rank.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
+from keepstep.ranks import control_group
 from keepstep.ranks.carried_error import CarriedError
 
 T = TypeVar("T")
@@ -44,13 +48,24 @@ def is_main() -> bool:
 def gather(value: T) -> list[T]:
     """Every rank's value, in rank order, on every rank.
 
-    Ranks: all (collective). `value` is pickled: keep it small.
+    Ranks: all (collective). `value` is pickled: keep it small. Every rank gets as many bytes as
+    all of them have: for what few ranks have to tell there is `gather_some`.
     """
     if not is_grouped():
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=control_group.group())
     return values
+
+
+def gather_some(value: T | None) -> dict[int, T]:
+    """What the ranks that have something to tell (not None) tell, by rank, on every rank.
+
+    Ranks: all (collective). As long as nobody has, it is one flag.
+    """
+    (some,) = any_of(value is not None)
+    told = gather(value) if some else []
+    return {number: one for number, one in enumerate(told) if one is not None}
 
 
 def on_main(what: str, fn: Callable[[], T]) -> T:
@@ -82,7 +97,7 @@ def on_main(what: str, fn: Callable[[], T]) -> T:
         except BaseException as error:  # else the others would wait for ever
             own = error
             sent[0] = CarriedError.of(error, rank())
-    dist.broadcast_object_list(sent, src=0)
+    dist.broadcast_object_list(sent, src=0, group=control_group.group())
     if isinstance(sent[0], CarriedError):
         raise sent[0].error(what, rank(), own, named=False)
     told: T = value if is_main() else pickle.loads(sent[0])
@@ -114,23 +129,48 @@ def on_all(what: str, fn: Callable[[], T]) -> T:
         value = fn()
     except BaseException as error:  # else the others would wait for ever
         own = error
-    told = gather(None if own is None else CarriedError.of(own, rank()))
-    failures = [carried for carried in told if carried is not None]
+    failures = gather_some(None if own is None else CarriedError.of(own, rank()))
     if failures:
-        alike = len(failures) == len(told) and len({carried.text for carried in failures}) == 1
-        raise failures[rank() if alike else 0].error(what, rank(), own, named=not alike)
+        texts = {carried.text for carried in failures.values()}
+        alike = len(failures) == world_size() and len(texts) == 1
+        raise failures[rank() if alike else min(failures)].error(what, rank(), own, named=not alike)
     result: T = value
     return result
 
 
 def any_of(*flags: bool) -> list[bool]:
     """For each flag, whether it is true on one rank. Ranks: all (collective), a few bytes."""
+    return ask(*flags)()
+
+
+def total(value: float) -> float:
+    """The sum over all ranks, in double precision. Ranks: all (collective)."""
     if not is_grouped():
-        return list(flags)
-    device = "cpu" if is_gloo() else torch.accelerator.current_accelerator()
-    total = torch.tensor(flags, dtype=torch.int32, device=device)
-    dist.all_reduce(total, op=dist.ReduceOp.MAX)
-    return [bool(flag) for flag in total.tolist()]
+        return value
+    told = np.array([value], dtype=np.float64)
+    dist.all_reduce(torch.from_numpy(told), group=control_group.group())
+    return float(told[0])
+
+
+def ask(*flags: bool) -> Callable[[], list[bool]]:
+    """As `any_of`, but without waiting: the answer is fetched by calling what is returned.
+
+    Ranks: all (collective); and all fetch it before they enter another collective of keepstep's
+    that it decides on.
+    """
+    if not is_grouped():
+        return lambda: list(flags)
+    # Not a tensor's own methods: no reader has to ask whether one of them waits for the device.
+    told = np.array(flags, dtype=np.int32)
+    work = dist.all_reduce(
+        torch.from_numpy(told), op=dist.ReduceOp.MAX, group=control_group.group(), async_op=True
+    )
+
+    def answer() -> list[bool]:
+        work.wait()
+        return [bool(flag) for flag in told]
+
+    return answer
 
 
 def count_entered() -> int:
@@ -148,4 +188,5 @@ def count_entered() -> int:
 def leave() -> None:
     """Destroy the process group; an exit with a live group sometimes ends in SIGABRT."""
     if is_grouped():
+        control_group.forget()
         dist.destroy_process_group()

@@ -177,9 +177,8 @@ class Saver:
             return None
         started = time.perf_counter()
         flight.wait_written()
-        heard = collectives.gather((flight.failure, not flight.written.is_set()))
-        failures = [failure for failure, _ in heard if failure]
-        stuck = any(busy for _, busy in heard)
+        failures = list(collectives.gather_some(flight.failure).values())
+        (stuck,) = collectives.any_of(not flight.written.is_set())
         state, saved, causes = self.on_main(
             _failed(flight.step),
             lambda writer: _outcome(writer, flight, failures, stuck),

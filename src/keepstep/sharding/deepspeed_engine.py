@@ -16,8 +16,8 @@ DERIVED = "keepstep_derived"  # in DeepSpeed's model states: names of parameters
 class SnapshotCheckpointEngine(CheckpointEngine):  # type: ignore[misc]  # DeepSpeed is untyped
     """DeepSpeed's CheckpointEngine, writing through a `Part`: snapshots, digests, errors kept.
 
-    DeepSpeed calls save() between its own barriers; an error raised there on one rank would leave
-    the others waiting (deepspeed 0.19.8, runtime/engine.py: save_checkpoint).
+    DeepSpeed calls save() between collectives; an error raised there on one rank would leave the
+    others waiting (deepspeed 0.19.8, runtime/engine.py: save_checkpoint).
 
     Attributes:
         part: of the checkpoint that is being saved, None between saves.
@@ -73,3 +73,27 @@ class SnapshotCheckpointEngine(CheckpointEngine):  # type: ignore[misc]  # DeepS
 
     def commit(self, info: Any) -> bool:
         return True
+
+
+def save_shards(engine: Any, folder: str, tag: str, exclude_frozen_parameters: bool) -> None:
+    """Have DeepSpeed store its files. Ranks: all (collective).
+
+    What `engine.save_checkpoint` does (deepspeed 0.19.8), without two barriers and a comparison of
+    tags: they are the device's, and every rank would wait until that has nothing left to do. The
+    folder is there, and folder and tag were told by the main process.
+    """
+    if engine.has_moe_layers or engine.zero_nvme_offload_optimizer():  # more files; rare
+        engine.save_checkpoint(
+            folder,
+            tag=tag,
+            save_latest=False,
+            exclude_frozen_parameters=exclude_frozen_parameters,
+        )
+        return
+    if engine._optimizer_has_ckpt_event_prologue():
+        engine.optimizer.checkpoint_event_prologue()
+    engine._save_checkpoint(folder, tag, exclude_frozen_parameters=exclude_frozen_parameters)
+    if engine.save_zero_checkpoint:
+        engine._save_zero_checkpoint(folder, tag)
+    if engine._optimizer_has_ckpt_event_epilogue():
+        engine.optimizer.checkpoint_event_epilogue()

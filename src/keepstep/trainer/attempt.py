@@ -206,8 +206,8 @@ class CurrentAttempt:
 
 def stop_asked() -> str | None:
     """The signals that ask for a stop, None when there are none. Ranks: all (collective)."""
-    of_ranks = enumerate(collectives.gather(signals.requested()))
-    return ", ".join(f"{name} to rank {rank}" for rank, name in of_ranks if name) or None
+    of_ranks = collectives.gather_some(signals.requested())
+    return ", ".join(f"{name} to rank {rank}" for rank, name in of_ranks.items()) or None
 
 
 def stop_if_asked() -> None:

@@ -196,7 +196,7 @@ class CheckpointMixin(
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         self._shown.close()
-        self.every_step.progress()
+        self.every_step.micro_batch_begins()
         loss = super().training_step(*args, **kwargs)
         self._finite = loss.isfinite().all() & self._finite  # stays on the device: no wait
         return loss

@@ -17,7 +17,7 @@ from keepstep.policy.auto_interval import (
     seconds_apart,
     told,
 )
-from keepstep.policy.schedule import Moment, Reason, Schedule, next_save
+from keepstep.policy.schedule import Moment, Reason, Schedule, asked_for, is_close, next_save
 from keepstep.ranks import signals
 from keepstep.run_folder.reader import RunFolder
 
@@ -126,6 +126,12 @@ class Pacer:
             self._evaluating = False
             self._batch_seconds.clear()
             self._lap()
+
+    def look_ahead(self, in_flight: bool) -> tuple[Reason | None, bool]:
+        """Before a step's end (or a batch's): why it is to be saved, and whether the deadline is so
+        close that `decide` has to be asked there, too."""
+        moment = self._measured(Moment(now=0, last_save=0, in_flight=in_flight))
+        return asked_for(self.schedule, moment), is_close(self.schedule, moment)
 
     def decide(self, now: Moment) -> Reason | None:
         """Why to save now. `now`: what the trainer knows; the measurements are added."""

@@ -3,12 +3,17 @@
 A signal to any rank, `keepstep stop`, `keepstep save-now`, the deadline and the time since the last
 save: the main process decides, every rank hears of it in the same few bytes, and all save the same
 step. The same after each batch of an evaluation, which may take an hour.
+
+Nobody waits for these bytes: they go around, from host to host, behind a step's last forward and
+backward pass, and are there at its end. What comes later is heard a step later. Only when the
+deadline is close is it asked again at the end itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from transformers import TrainerCallback
@@ -33,13 +38,15 @@ class EvaluationStoppedError(KeepstepError):
 
 
 class EveryStep(TrainerCallback):
-    """Asks at every step's end (and in evaluations) whether to save or to stop."""
+    """Asks before every step's end (and in evaluations) whether to save or to stop."""
 
     def __init__(self, trainer: CheckpointedTrainer) -> None:
         self.trainer = trainer
         self.pacer: Pacer | None = None
         self.watchdog: Watchdog | None = None
         self._told_lost = False
+        self._answer: Callable[[], list[bool]] | None = None  # to what has been asked
+        self._reason: Reason | None = None  # the main process's
         self._postponed = False  # a save, until the evaluation at the epoch's end is made
 
     def progress(self, at: Phase | None = None) -> None:
@@ -47,6 +54,12 @@ class EveryStep(TrainerCallback):
         self.trainer.manager.beat()
         if self.watchdog is not None:
             self.watchdog.progress(at, self.trainer.state.global_step)
+
+    def micro_batch_begins(self) -> None:
+        """Before its forward pass. Ranks: all (collective)."""
+        self.progress()
+        if self.trainer.accelerator.sync_gradients:  # a step's last one
+            self._ask()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if collectives.is_main():
@@ -106,37 +119,62 @@ class EveryStep(TrainerCallback):
             self.pacer.batch_ended()
         if self._decide(args, state, control, evaluating=True):
             raise EvaluationStoppedError
+        self._ask()  # for the next batch
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.pacer is not None:
             self.pacer.save_begun()
 
-    def evaluation(self) -> contextlib.AbstractContextManager[None]:
-        """Measures an evaluation, which begins. Ranks: any."""
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Measures an evaluation, which begins. Ranks: all (collective)."""
         self.progress("evaluation")
-        return contextlib.nullcontext() if self.pacer is None else self.pacer.evaluation()
+        with contextlib.nullcontext() if self.pacer is None else self.pacer.evaluation():
+            yield
+        self._hear()  # what its last batch has asked; it is asked again
+
+    def _ask(self) -> None:
+        """What the next `_hear` tells begins to go around. Ranks: all (collective)."""
+        if self._answer is not None:
+            return
+        saver, close = self.trainer.manager.saver, False
+        if self.pacer is not None:
+            self._reason, close = self.pacer.look_ahead(saver.in_flight)
+        self._answer = collectives.ask(
+            saver.has_news(),
+            self._is_to_stop(),
+            self._reason is not None,
+            self._has_lost(),
+            close,
+        )
+
+    def _hear(self) -> list[bool]:
+        """What was asked, for all ranks. Ranks: all (collective)."""
+        self._ask()
+        assert self._answer is not None
+        answer, self._answer = self._answer, None
+        return answer()
+
+    def _is_to_stop(self) -> bool:
+        """Ranks: any; the main process decides on more than signals."""
+        return signals.requested() is not None or self._reason in STOPS
 
     def _decide(self, args: Any, state: Any, control: Any, evaluating: bool = False) -> bool:
         """What to do now; returns whether to stop. Ranks: all (collective)."""
-        trainer, asked = self.trainer, signals.requested()
-        saver = trainer.manager.saver
+        trainer = self.trainer
         evaluates = evaluating or control.should_evaluate
         last_step = state.global_step >= state.max_steps
-        moment = Moment(
-            now=0,
-            last_save=0,
-            in_flight=saver.in_flight,
-            save_due=control.should_save or (evaluates and args.save_strategy == "best"),
-            evaluation_due=control.should_evaluate and not evaluating,
-            last_step=last_step,
-        )
-        reason = self.pacer.decide(moment) if self.pacer else None
-        news, stop, save, lost = collectives.any_of(
-            saver.has_news(),
-            asked is not None or reason in STOPS,
-            reason is not None,
-            self._has_lost(),
-        )
+        news, stop, save, lost, close = self._hear()
+        if close:
+            moment = Moment(
+                *(0, 0),
+                in_flight=trainer.manager.saver.in_flight,
+                save_due=control.should_save or (evaluates and args.save_strategy == "best"),
+                evaluation_due=control.should_evaluate and not evaluating,
+                last_step=last_step,
+            )
+            self._reason = self.pacer.decide(moment) if self.pacer else None
+            stop, save = collectives.any_of(self._is_to_stop(), self._reason is not None)
         if lost:
             trainer.manager.confirm()
         if news:
@@ -144,11 +182,11 @@ class EveryStep(TrainerCallback):
         if state.global_step == 0:  # eval_on_start: the first step will be saved
             return stop
         if stop and (evaluates or not last_step) and not self._is_taken(state):
-            self._stop(control, asked, reason)
+            self._stop(control)
             return True
         if save or trainer.try_again:
             if self.pacer is not None:
-                self.pacer.reason = reason
+                self.pacer.reason = self._reason
             self._save(control, evaluating)
         return False
 
@@ -213,11 +251,11 @@ class EveryStep(TrainerCallback):
         """Steps between two saves; infinite where steps do not decide."""
         return float(state.save_steps) if args.save_strategy == "steps" else float("inf")
 
-    def _stop(self, control: Any, asked: str | None, reason: Reason | None) -> None:
+    def _stop(self, control: Any) -> None:
         """Agree on why, then save and stop. Ranks: all (collective)."""
         if self.pacer is not None:
-            self.pacer.reason = reason
-        told = [SPOKEN.get(reason or ""), asked]
+            self.pacer.reason = self._reason
+        told = [SPOKEN.get(self._reason or ""), signals.requested()]
         self.trainer.preempted = ", ".join(
             text
             for rank, (general, signal) in enumerate(collectives.gather(told))

@@ -52,7 +52,7 @@ def restore(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> Resharded |
     if now.is_sharded and not before.is_sharded:
         trainer.contents.plan()  # collective: which weight of the file is which of the model
     source = on_all("opening the checkpoint", lambda: _foreign_source(trainer, checkpoint))
-    if len(set(collectives.gather(source is None))) > 1:
+    if all(collectives.any_of(source is None, source is not None)):
         raise ReshardError(f"{checkpoint.path.name} is not the same for every rank")
     if source is None and engine is not None:
         _load_shards_as_they_are(trainer, checkpoint)

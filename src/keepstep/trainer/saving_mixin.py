@@ -24,6 +24,7 @@ class SavingMixin(Trainer):
     - `_save_checkpoint`: Trainer writes straight into `checkpoint-N`, and rotates by age.
     - `_save`: Trainer stores its arguments, absolute paths and Hub token included, every time.
     - `_prepare_for_training`: a save is rehearsed before the first step.
+    - `store_flos`: Trainer adds them up over the devices, and waits for those.
     - `_finalize_training`: the last save has to arrive before the best is chosen.
     """
 
@@ -48,6 +49,11 @@ class SavingMixin(Trainer):
         reason = saver.reserve(self.contents.snapshot_bytes())
         if reason is not None and collectives.is_main():
             logger.warning("%s: checkpoints are written in the foreground.", reason)
+
+    def store_flos(self) -> None:
+        """Operations that were counted since, on all ranks. Ranks: all (collective)."""
+        self.state.total_flos += collectives.total(float(self.current_flos))
+        self.current_flos = 0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.saving.begin()

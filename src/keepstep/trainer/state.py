@@ -28,7 +28,7 @@ from keepstep.run_folder.files import BLOCK
 from keepstep.save.failure import SaveError
 from keepstep.save.rank_part import Part, Piece, Rehearsal
 from keepstep.save.safetensors_format import layout_of
-from keepstep.sharding.deepspeed_engine import SnapshotCheckpointEngine
+from keepstep.sharding.deepspeed_engine import SnapshotCheckpointEngine, save_shards
 from keepstep.sharding.flat_buffers import LayoutError, groups, is_stage3, masters
 from keepstep.sharding.hf_weights import CARD, Probe, WeightsFile, ask, captured, trained
 from keepstep.sharding.sources import LAYOUT_FILE, NAMES_FILE, ReshardError
@@ -95,7 +95,7 @@ class Contents:
             self.store(part)
         part.attempt(lambda: self.trainer.describe().to_json())
         state.stateful_callbacks = before
-        causes = [cause for cause in collectives.gather(part.report.error) if cause]
+        causes = list(collectives.gather_some(part.report.error).values())
         if causes:
             raise SaveError("no checkpoint of this run could be saved", causes) from part.error
 
@@ -163,14 +163,15 @@ class Contents:
             self._pieces(self._weights)
         except LayoutError as error:
             reason = str(error)
-        reasons = [reason for reason in collectives.gather(reason) if reason]
+        reasons = collectives.gather_some(reason)
         self._companions = companions
         if reasons:
             self._weights = None
             if self.engine is not None:  # whatever the config says: it is the one way to store them
                 self.engine._config.zero_config.gather_16bit_weights_on_model_save = True
             if collectives.is_main():
-                logger.warning("every save gathers the weights on one rank: %s", reasons[0])
+                first = reasons[min(reasons)]
+                logger.warning("every save gathers the weights on one rank: %s", first)
             return
         assert self._weights is not None
         self._companions |= self._weights.companions
@@ -234,12 +235,7 @@ class Contents:
                 writer.derivable |= {parameter.data_ptr() for parameter in frozen}
         tag = f"global_step{self.trainer.state.global_step}"
         try:
-            engine.save_checkpoint(
-                str(part.folder),
-                tag=tag,
-                save_latest=False,
-                exclude_frozen_parameters=adapter,
-            )
+            save_shards(engine, str(part.folder), tag, exclude_frozen_parameters=adapter)
         finally:
             writer.part = None
             engine._copy_recovery_script = copy_script

@@ -115,6 +115,7 @@ HOOKS: list[Hook] = [
             "trial num_train_samples start_time",
             "the last save has to arrive before the best is chosen",
         ),
+        ("store_flos", "", "the stock one adds them up over the devices, and waits for those"),
         ("push_to_hub", "", "the stock one pushes the run folder, and the newest weights"),
         ("_load_best_model", "", "other processes may have written the best checkpoint"),
         (
@@ -208,7 +209,6 @@ HOOKS: list[Hook] = [
             "output_dir _internal_call",
             "gathers the weights where they cannot be stored in slices",
         ),
-        ("store_flos", "", "counted operations, before trainer_state.json is written"),
     ),
     *_hooks(
         TRAINER,
@@ -294,6 +294,14 @@ HOOKS: list[Hook] = [
         ("zero_load_from_fp32_weights", "", "whether 16-bit weights can be made from the masters"),
         ("zero_nvme_offload_optimizer", "", "then a rehearsal would copy large files"),
         ("module_state_dict", "", "16-bit weights that a checkpoint leaves out"),
+        ("_optimizer_has_ckpt_event_prologue", "", "its shards, without barriers of the device"),
+        ("_optimizer_has_ckpt_event_epilogue", "", "its shards, without barriers of the device"),
+        (
+            "_save_checkpoint",
+            "save_dir tag client_state exclude_frozen_parameters",
+            "its shards, without barriers of the device",
+        ),
+        ("_save_zero_checkpoint", "save_path tag", "its shards, without barriers of the device"),
     ),
     *_hooks(
         ENGINE,
@@ -309,7 +317,8 @@ HOOKS: list[Hook] = [
         "read",
         ("_config", "", "whether weights are gathered for a save"),
         ("param_names", "", "names of the parameters in the flat buffers"),
-        ("has_moe_layers", "", "experts cannot be resharded"),
+        ("has_moe_layers", "", "experts cannot be resharded, and are stored in more files"),
+        ("save_zero_checkpoint", "", "whether this rank stores a shard"),
         ("zenflow", "", "steps where no hook precedes them"),
     ),
     *_hooks(
@@ -415,7 +424,13 @@ HOOKS: list[Hook] = [
     *_hooks(GROUPS, "read", ("_world", "", "how many collectives have been begun")),
     *_hooks(
         "torch.distributed.ProcessGroup",
+        "read",
+        ("_device_types", "", "the control group waits as long as the default group"),
+    ),
+    *_hooks(
+        "torch.distributed.ProcessGroup",
         "called",
+        ("_get_backend", "", "the control group waits as long as the default group"),
         ("_get_sequence_number_for_group", "", "how many collectives have been begun"),
     ),
     *_hooks(
