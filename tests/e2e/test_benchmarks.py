@@ -44,6 +44,10 @@ def test_many_ranks(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [result]
 
 
+def test_control_plane() -> None:
+    assert bench("control_plane.py", 2, 3, "--rounds", 2).count(" ms (") == 2 * 5
+
+
 def test_save_stall(tmp_path: Path) -> None:
     result = tmp_path / "result.jsonl"
     argv = ["--parameters", 1, "--rounds", 1, "--folder", tmp_path / "work", "--json", result]

@@ -29,6 +29,7 @@ class SavingMixin(Trainer):
     """
 
     control: Any
+    current_flos: Any
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
