@@ -48,4 +48,5 @@ def differing(settings: Mapping[str, Any]) -> list[Problem]:
 def _told(name: str, of_main: Mapping[str, str], of_ranks: Mapping[int, Mapping[str, Any]]) -> str:
     """The main process's value, and the first that is another."""
     rank = next(rank for rank, row in of_ranks.items() if name in row)
-    return f"{of_main.get(name)} on rank 0, {of_ranks[rank][name]} on rank {rank}"
+    own, other = (value or "not set" for value in (of_main.get(name), of_ranks[rank][name]))
+    return f"{own} on rank 0, {other} on rank {rank}"
