@@ -12,14 +12,16 @@ import torch
 import torch.distributed as dist
 
 from keepstep.policy.standstill import Standstills
-from keepstep.ranks import collectives, watchdog
+from keepstep.ranks import collectives, listener, watchdog
 
 FATE, VICTIM = sys.argv[1], int(sys.argv[2])
 AT, STEPS = 5, 200
 STUCK_AFTER = 3 if FATE in ("loader", "forward") else 30
 FASTER = 4  # than it is in earnest
-for name in ("PERIOD", "LATE", "SILENT", "EXPLAIN"):
-    setattr(watchdog, f"{name}_SECONDS", getattr(watchdog, f"{name}_SECONDS") / FASTER)
+for module in (watchdog, listener):
+    for name in ("PERIOD", "LATE", "SILENT", "EXPLAIN"):
+        if (seconds := vars(module).get(f"{name}_SECONDS")) is not None:
+            setattr(module, f"{name}_SECONDS", seconds / FASTER)
 
 
 def tell(text: str) -> None:

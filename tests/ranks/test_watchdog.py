@@ -8,14 +8,9 @@ from collections.abc import Iterable
 import pytest
 
 from keepstep.policy.standstill import ENOUGH, Phase, Standstills
-from keepstep.ranks import watchdog
-from keepstep.ranks.watchdog import (
-    PERIOD_SECONDS,
-    Listener,
-    _causes,
-    _is_of_the_connection,
-    named,
-)
+from keepstep.ranks import listener as module
+from keepstep.ranks.listener import PERIOD_SECONDS, Listener, named
+from keepstep.ranks.watchdog import _causes, _is_of_the_connection
 
 Found = tuple[list[int], str] | None
 
@@ -90,7 +85,7 @@ def test_among_thousands_the_one_behind_is_looked_for_once(monkeypatch: pytest.M
         looks.append(1)
         return min(counts)
 
-    monkeypatch.setattr(watchdog, "min", counted, raising=False)
+    monkeypatch.setattr(module, "min", counted, raising=False)
     ears = Ears(500)
     found = ears.hear([f"* {7 if rank == 3 else 8} 40" for rank in range(500)], 700)
     assert found == ([3], "made no progress for 600 s at the start: stuck")

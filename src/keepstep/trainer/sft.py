@@ -77,11 +77,12 @@ class KeepstepTrainer(CheckpointMixin, SFTTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if self.aux_loss_enabled and self.model.training:
-            # A router's loss does not ask for labels, and a row that fills a place must teach
-            # nothing. (On the device: the host does not wait to see which it is.)
-            loss = loss * (inputs["labels"] != IGNORED).any()
-        return loss
+        if not (self.aux_loss_enabled and self.model.training):
+            return loss
+        # A router's loss does not ask for labels, and a row that fills a place must teach nothing.
+        # (On the device: the host does not wait to see which it is.)
+        teaches = (inputs["labels"] != IGNORED).any()
+        return (loss[0] * teaches, *loss[1:]) if isinstance(loss, tuple) else loss * teaches
 
     def remarks(self) -> Sequence[str]:
         if not self.aux_loss_enabled:
