@@ -168,7 +168,7 @@ def test_the_wheel_carries_on(installed: Path, tmp_path: Path) -> None:
 
     code, output = end(launch(), log)
     assert code == 0, output
-    assert re.search(r"^\+ accelerate launch --config_file \S+/files/accelerate_configs", output)
+    assert re.search(r"^\+ accelerate-launch --config_file \S+/files/accelerate_configs", output)
     assert f"carrying on from checkpoint-{standing['newest']}" in output
     assert str(ROOT) not in output
     assert keepstep(installed, work, "status", str(run), "--field", "outcome") == "finished\n"

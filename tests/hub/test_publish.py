@@ -150,7 +150,8 @@ def test_a_hub_that_hangs(
     assert f"`keepstep push {tmp_path}/run` finishes it" in run.output
     status = json.loads((tmp_path / "run/.keepstep/status.json").read_text())
     assert (status["outcome"], status["exit"]) == ("finished", 70 if required else 0)
-    assert titles(hub) == ["initial commit"]
+    if REPO in hub.store.repos or not required:  # else the six seconds were over before it was made
+        assert titles(hub) == ["initial commit"]
 
     hub.clear_faults()
     done = subprocess.run(

@@ -31,7 +31,7 @@ site_setup() {{
 """
 NAME = "a 'run' #1 of 100%j \nwith two lines"  # as folders may be called
 RANK = r"^\S*python\S* (-u )?-m keepstep\.train "
-LAUNCHER = r"accelerate launch "
+LAUNCHER = r"accelerate-launch "
 
 
 class Job:
