@@ -36,7 +36,8 @@ from tests.helpers.many import begin, save
 from tests.helpers.world import World
 
 from keepstep.policy.manifest import MANIFEST_NAME, Manifest, folder_name
-from keepstep.ranks import watchdog
+from keepstep.policy.standstill import Standstills
+from keepstep.ranks import listener, watchdog
 from keepstep.run_folder.keeping import Keeper
 from keepstep.run_folder.listed import only_listed
 from keepstep.run_folder.writer import RunWriter
@@ -169,7 +170,7 @@ def timed(
 def listen(ranks: int) -> dict[str, float]:
     """A round of the watchdog: what the main process asks the store, and makes of it."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    listener = watchdog.Listener(list(range(ranks)), (25.0, 600.0))
+    ear = listener.Listener(list(range(ranks)), 25.0, Standstills(600.0, 600.0))
     keys = [f"{watchdog.KEY}rank/{rank}" for rank in range(ranks)]
     heard: list[float] = []
     asked: list[float] = []
@@ -179,22 +180,22 @@ def listen(ranks: int) -> dict[str, float]:
         started = time.perf_counter()
         said = [text.decode() for text in store.multi_get(keys)]
         middle = time.perf_counter()
-        assert listener.hear(said, beat * watchdog.PERIOD_SECONDS) is None
+        assert ear.hear(said, beat * listener.PERIOD_SECONDS) is None
         asked.append(middle - started)
         heard.append(time.perf_counter() - middle)
-    now = 12 * watchdog.PERIOD_SECONDS
+    now = 12 * listener.PERIOD_SECONDS
     verdict, worst = None, 0.0
     while verdict is None:  # nobody gets on from here
         said = [f"{now} {33 - (rank == 3)} 440" for rank in range(ranks)]
         started = time.perf_counter()
-        verdict = listener.hear(said, now)
-        worst, now = time.perf_counter() - started, now + watchdog.PERIOD_SECONDS
+        verdict = ear.hear(said, now)
+        worst, now = time.perf_counter() - started, now + listener.PERIOD_SECONDS
     return {
         "ask the store": sorted(asked)[len(asked) // 2],
         "hear": sorted(heard)[len(heard) // 2],
         "pronounce": worst,
         "bytes": sum(map(len, keys)) + sum(map(len, said)),
-        "messages a second": 3 * ranks / watchdog.PERIOD_SECONDS,
+        "messages a second": 3 * ranks / listener.PERIOD_SECONDS,
     }
 
 

@@ -31,7 +31,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu.sh", description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="of the table")
-    parser.add_argument("--work", type=Path, help="of models and runs; is deleted at the end")
+    parser.add_argument(
+        "--work", type=Path, help="of models and runs: a new folder, deleted at the end"
+    )
     parser.add_argument("--seconds", type=float, default=SECONDS, help="that the part may take")
     parser.add_argument("--cpu", action="store_true", help="the smallest model, without a GPU")
     parser.add_argument("--only", nargs="+", default=[], help="what holds one of these words")
@@ -54,7 +56,7 @@ def main() -> int:
 
     run = {"1": correctness.run, "2": stall.run, "3": speed.run}[arguments.part]
     folder = (arguments.work or Path(tempfile.mkdtemp(prefix="keepstep-gpu-"))).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=arguments.work is None)  # a folder that is there stays
     table = Table(arguments.out, title, machine.facts())
     try:
         run(table, folder, arguments.cpu, budget, arguments.only)

@@ -26,7 +26,7 @@ NOT_PACKAGED = ("launch/demo.sh", "launch/examples/checkpoint_demo.py")
 NOT_PACKAGED += ("launch/examples/retention_story.py",)
 EXTENSIONS = os.environ["TORCH_EXTENSIONS_DIR"]  # tests/conftest.py sets it
 ACCELERATE = """#!{python}
-from accelerate.commands.accelerate_cli import main
+from accelerate.commands.launch import main
 main()
 """
 
@@ -65,8 +65,8 @@ def installed(built: Path, workspace: Path) -> Path:
     command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
     subprocess.run(command, check=True, env=bare())
     # What pip makes of its entry point; the one beside the libraries has another Python.
-    (folder / "bin/accelerate").write_text(ACCELERATE.format(python=python))
-    (folder / "bin/accelerate").chmod(0o755)
+    (folder / "bin/accelerate-launch").write_text(ACCELERATE.format(python=python))
+    (folder / "bin/accelerate-launch").chmod(0o755)
     # What DeepSpeed has compiled for these libraries, in minutes: with the same ninja, and at the
     # same times, it stands.
     ninja, compiled = Path(sys.executable).with_name("ninja"), Path(EXTENSIONS)

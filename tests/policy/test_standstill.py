@@ -137,7 +137,7 @@ def test_it_says_what_it_was_measured_by() -> None:
     standstills = after("step", [0.8] * 300)
     told = "in a step, where none of the last 200 stood still for longer than 0.8 s"
     assert standstills.told("step", standstills.bound(["step"])) == told
-    other = "in an evaluation, where none of the last 200 in a step stood still for longer than"
+    other = "in an evaluation (another rank was in a step, where none of the last 200 stood still"
     assert standstills.told("evaluation", standstills.bound(["step"])).startswith(other)
     for phase, where in TOLD.items():
         assert standstills.told(phase, standstills.bound(["end"])) == where

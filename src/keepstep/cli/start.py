@@ -178,7 +178,7 @@ def _become(script: str, called_as: str, *arguments: str) -> NoReturn:
     """Go on as that script: signals reach it, and its exit status is the command's."""
     environment = {**os.environ, CALLED_AS: called_as}
     own = Path(sys.executable).parent
-    if (own / "accelerate").exists():  # also where the environment is not activated
+    if (own / "accelerate-launch").exists():  # also where the environment is not activated
         environment["PATH"] = f"{own}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     sys.stdout.flush()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and bash would inherit that

@@ -129,6 +129,7 @@ class Standstills:
         if not bound.is_learnt:
             return TOLD[phase]
         last = list(self._seen[bound.phase].last)
-        of = "" if bound.phase == phase else f" {TOLD[bound.phase]}"
-        seen = f"none of the last {len(last)}{of} stood still for longer than {max(last):.2g} s"
-        return f"{TOLD[phase]}, where {seen}"
+        seen = f"none of the last {len(last)} stood still for longer than {max(last):.2g} s"
+        if bound.phase == phase:
+            return f"{TOLD[phase]}, where {seen}"
+        return f"{TOLD[phase]} (another rank was {TOLD[bound.phase]}, where {seen})"

@@ -110,6 +110,7 @@ class Pacer:
 
     def step_ended(self) -> None:
         self.step_seconds.append(self._lap())
+        self._batch_seconds.clear()  # of an evaluation that a callback has made
 
     def batch_ended(self) -> None:
         """Of an evaluation."""

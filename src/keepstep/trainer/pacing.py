@@ -47,6 +47,8 @@ class EveryStep(TrainerCallback):
         self._told_lost = False
         self._answer: Callable[[], list[bool]] | None = None  # to what has been asked
         self._reason: Reason | None = None  # the main process's
+        self._began_at: int | None = None  # steps completed when the newest micro-batch began
+        self._evaluating = False  # the Trainer does; it bears to be broken off
         self._postponed = False  # a save, until the evaluation at the epoch's end is made
 
     def progress(self, at: Phase | None = None) -> None:
@@ -58,7 +60,9 @@ class EveryStep(TrainerCallback):
     def micro_batch_begins(self) -> None:
         """Before its forward pass. Ranks: all (collective)."""
         self.progress()
-        if self.trainer.accelerator.sync_gradients:  # a step's last one
+        self._began_at = self.trainer.state.global_step
+        # A step's last one. A rank that is alone asks nobody: it looks at the step's end.
+        if self.trainer.accelerator.sync_gradients and collectives.world_size() > 1:
             self._ask()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -111,15 +115,28 @@ class EveryStep(TrainerCallback):
         return bool(over and args.eval_strategy == "epoch" and args.eval_delay <= state.epoch)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Nothing waits for the end of an evaluation, which may take an hour."""
+        """Nothing waits for the end of an evaluation, which may take an hour.
+
+        But for one that a callback makes: whoever has called it would have to bear that it is
+        broken off. The step is saved at once; training stops when the callback has come to its end.
+        """
         self.progress("evaluation")
-        if not self.trainer.is_in_train:
+        own = self._evaluating
+        if not own and (self.trainer.preempted is not None or self._is_inside_of_a_step(state)):
             return
         if self.pacer is not None:
             self.pacer.batch_ended()
         if self._decide(args, state, control, evaluating=True):
-            raise EvaluationStoppedError
-        self._ask()  # for the next batch
+            if own:
+                raise EvaluationStoppedError("an evaluation was broken off: a stop was asked for")
+            self._save(control, evaluating=True)
+        elif collectives.world_size() > 1:
+            self._ask()  # for the next batch
+
+    def _is_inside_of_a_step(self, state: Any) -> bool:
+        """Whether what is trained by now is no whole step; or nothing is, in this attempt."""
+        begun = self._began_at is not None and self.trainer.is_in_train
+        return not begun or state.global_step == self._began_at
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.pacer is not None:
@@ -129,8 +146,12 @@ class EveryStep(TrainerCallback):
     def evaluation(self) -> Iterator[None]:
         """Measures an evaluation, which begins. Ranks: all (collective)."""
         self.progress("evaluation")
-        with contextlib.nullcontext() if self.pacer is None else self.pacer.evaluation():
-            yield
+        self._evaluating = True
+        try:
+            with contextlib.nullcontext() if self.pacer is None else self.pacer.evaluation():
+                yield
+        finally:
+            self._evaluating = False
         self._hear()  # what its last batch has asked; it is asked again
 
     def _ask(self) -> None:
