@@ -37,7 +37,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="that the part may take")
     parser.add_argument("--cpu", action="store_true", help="the smallest model, without a GPU")
     parser.add_argument("--only", nargs="+", default=[], help="what holds one of these words")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.work is not None and arguments.work.exists():
+        parser.error(f"--work: {arguments.work} is there, and would be deleted: name a new folder")
+    return arguments
 
 
 def main() -> int:
@@ -56,7 +59,7 @@ def main() -> int:
 
     run = {"1": correctness.run, "2": stall.run, "3": speed.run}[arguments.part]
     folder = (arguments.work or Path(tempfile.mkdtemp(prefix="keepstep-gpu-"))).resolve()
-    folder.mkdir(parents=True, exist_ok=arguments.work is None)  # a folder that is there stays
+    folder.mkdir(parents=True, exist_ok=arguments.work is None)
     table = Table(arguments.out, title, machine.facts())
     try:
         run(table, folder, arguments.cpu, budget, arguments.only)

@@ -41,6 +41,12 @@ def test_what_is_asked_for_wrongly_is_refused(tmp_path: Path) -> None:
     done = script("4")
     assert done.returncode == 2
     assert "usage: gpu.sh" in done.stderr
+    precious = tmp_path / "thesis.txt"
+    precious.write_text("years of work")
+    done = script("1", "--cpu", "--only", "nothing", "--work", tmp_path)
+    assert done.returncode == 2
+    assert "name a new folder" in done.stderr
+    assert precious.read_text() == "years of work"
 
 
 def test_the_script_is_good_bash() -> None:

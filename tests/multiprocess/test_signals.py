@@ -16,7 +16,7 @@ from keepstep.run_folder.reader import RunFolder
 from tests.helpers.campaigns import cases
 from tests.helpers.folders import final_digests, left_behind
 from tests.helpers.launchers import end, start
-from tests.helpers.ranks import PROGRAMS, Ranks
+from tests.helpers.ranks import PROGRAMS, Ranks, Run
 from tests.helpers.recipes import argv
 
 SCRIPT, SHIM = (PROGRAMS / name for name in ("stopped.py", "shimmed.py"))
@@ -240,3 +240,33 @@ def test_dataloader_workers_leave_signals_to_their_ranks(
     run.kill(signal.SIGTERM)
     assert run.wait(60) == [75, 75]
     assert "exited unexpectedly" not in run.output
+
+
+@pytest.mark.parametrize(
+    ("strategy", "processes"), cases([("ddp", 1), ("cpu_zero3", 2)], long=[("cpu_zero3", 2)])
+)
+def test_a_stop_in_an_evaluation_that_a_callback_makes(
+    ranks: Ranks, demo: Path, tmp_path: Path, strategy: str, processes: int
+) -> None:
+    """The callback gets its metrics, whatever called it goes on; the step is saved, all stop."""
+    where = {
+        "script": PROGRAMS / "two_lines.py",
+        "strategy": strategy,
+        "processes": processes,
+    }
+    fields = {"save_steps": 100, "eval_strategy": "no", "keep_ranking": "recency"}
+
+    def launch(run: Path, **more: object) -> Run:
+        return ranks.start([str(run), str(demo), json.dumps(fields | more)], **where)
+
+    stopped = launch(tmp_path / "run", evaluate=5)
+    assert stopped.wait() == [75] * processes, stopped.output
+    assert stopped.output.count("evaluated by itself: True") == processes
+    assert RunFolder(tmp_path / "run").checkpoints()[-1].step == 5
+    assert json.loads((tmp_path / "run/.keepstep/status.json").read_text())["exit"] == 75
+    assert launch(tmp_path / "run").wait() == [0] * processes
+    assert launch(tmp_path / "straight").wait() == [0] * processes
+    ends = [
+        RunFolder(tmp_path / name).checkpoint(12).manifest.files for name in ("run", "straight")
+    ]
+    assert ends[0]["model.safetensors"] == ends[1]["model.safetensors"]

@@ -1,7 +1,8 @@
 """keepstep as a script uses it: two_lines.py RUN DEMO [JSON: the config's fields, `kill`, `train`].
 
 `kill` is a step: the last rank is killed in the middle of that step's save; `raise` is one after
-which a callback fails. `train` is what train() is given. But for these the script is what a person
+which a callback fails; `evaluate` one at whose end a callback evaluates by itself, and the last
+rank is asked to stop. `train` is what train() is given. But for these the script is what a person
 would write.
 """
 
@@ -21,7 +22,9 @@ from keepstep.save.rank_part import Part
 
 RUN, DEMO, *OTHERS = sys.argv[1:]
 FIELDS = json.loads(OTHERS[0]) if OTHERS else {}
-KILL, RAISE, REQUEST = (FIELDS.pop(name, None) for name in ("kill", "raise", "train"))
+KILL, RAISE, EVALUATE, REQUEST = (
+    FIELDS.pop(name, None) for name in ("kill", "raise", "evaluate", "train")
+)
 finish = Part.finish
 
 
@@ -43,6 +46,11 @@ class Told(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == RAISE:
             raise RuntimeError("a person's own mistake")
+        if state.global_step == EVALUATE:
+            if args.process_index == args.world_size - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            loss = trainer.evaluate(metric_key_prefix="own")["own_loss"]
+            print(f"rank {args.process_index}: evaluated by itself: {loss > 0}", flush=True)
 
     def on_checkpoint_committed(self, args, state, control, checkpoint, **kwargs):
         there = (checkpoint.path / "manifest.json").is_file()

@@ -61,9 +61,8 @@ class EveryStep(TrainerCallback):
         """Before its forward pass. Ranks: all (collective)."""
         self.progress()
         self._began_at = self.trainer.state.global_step
-        # A step's last one. A rank that is alone asks nobody: it looks at the step's end.
-        if self.trainer.accelerator.sync_gradients and collectives.world_size() > 1:
-            self._ask()
+        if self.trainer.accelerator.sync_gradients:  # a step's last one
+            self._ask_ahead()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if collectives.is_main():
@@ -130,8 +129,8 @@ class EveryStep(TrainerCallback):
             if own:
                 raise EvaluationStoppedError("an evaluation was broken off: a stop was asked for")
             self._save(control, evaluating=True)
-        elif collectives.world_size() > 1:
-            self._ask()  # for the next batch
+        elif own:  # a callback's next batch may come after other saves
+            self._ask_ahead()
 
     def _is_inside_of_a_step(self, state: Any) -> bool:
         """Whether what is trained by now is no whole step; or nothing is, in this attempt."""
@@ -153,6 +152,11 @@ class EveryStep(TrainerCallback):
         finally:
             self._evaluating = False
         self._hear()  # what its last batch has asked; it is asked again
+
+    def _ask_ahead(self) -> None:
+        """For the end of what begins. A rank that is alone asks nobody: it looks at that end."""
+        if collectives.world_size() > 1:
+            self._ask()
 
     def _ask(self) -> None:
         """What the next `_hear` tells begins to go around. Ranks: all (collective)."""
