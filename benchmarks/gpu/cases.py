@@ -94,28 +94,19 @@ def small(case: Case) -> Case:
 def recipe(case: Case, inputs: Path, output: Path, **fields: object) -> list[str]:
     """The command line of a case."""
     values: dict[str, object] = {
-        "model_name_or_path": inputs / "model",
-        "dataset_name": inputs / "rows.jsonl",
-        "output_dir": output,
-        "dtype": "bfloat16",
-        "bf16": True,
         "max_length": 512 if case.millions >= LARGE else 32,
         "max_steps": STEPS,
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-3,
         "save_steps": EVERY,
         "save_total_limit": 1,
-        "eval_strategy": "no",
-        "keep_ranking": "recency",
-        "gradient_checkpointing": False,
         "logging_steps": 1,
-        "report_to": "none",
         **case.fields,
         **fields,
     }
     if case.strategy == "ddp" and case.trains_all:
         values["dtype"] = "float32"  # autocast: DDP has no masters of its own
-    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+    return launches.flags(inputs, output, values)
 
 
 def try_case(case: Case, folder: Path, cpu: bool, budget: Budget) -> float:

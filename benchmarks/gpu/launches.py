@@ -54,6 +54,23 @@ def launch_command(strategy: str, cpu: bool, *argv: str) -> list[str]:
     ]
 
 
+def flags(inputs: Path, output: Path, fields: Mapping[str, object]) -> list[str]:
+    """The command line of a run in bf16 on inputs that were made; `fields` win."""
+    values: dict[str, object] = {
+        "model_name_or_path": inputs / "model",
+        "dataset_name": inputs / "rows.jsonl",
+        "output_dir": output,
+        "dtype": "bfloat16",
+        "bf16": True,
+        "eval_strategy": "no",
+        "keep_ranking": "recency",
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        **fields,
+    }
+    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
 def environment(cpu: bool) -> dict[str, str]:
     """What all launches have: this checkout's code, no network, and one way to multiply."""
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT), *_inherited("PYTHONPATH")])

@@ -198,23 +198,14 @@ def measure(
 def recipe(setting: Setting, inputs: Path, output: Path) -> list[str]:
     """The command line of a setting; nothing is saved, nothing logged."""
     values: dict[str, object] = {
-        "model_name_or_path": inputs / "model",
-        "dataset_name": inputs / "rows.jsonl",
-        "output_dir": output,
-        "dtype": "bfloat16",
-        "bf16": True,
         "attn_implementation": "sdpa",
         "max_length": setting.length,
         "per_device_train_batch_size": setting.rows,
         "save_strategy": "no",
-        "eval_strategy": "no",
-        "keep_ranking": "recency",
-        "gradient_checkpointing": False,
         "logging_steps": 10_000,
-        "report_to": "none",
         **setting.fields,
     }
-    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+    return launches.flags(inputs, output, values)
 
 
 def _inputs(setting: Setting, folder: Path, cpu: bool, budget: Budget) -> Path:

@@ -28,7 +28,7 @@ class Process:
 def this_process() -> Process | None:
     """None: nobody else could tell whether it is there (no /proc)."""
     try:
-        return Process(_place(), os.getpid(), _stat(os.getpid())[1])
+        return Process(_place(), os.getpid(), stat_of(os.getpid())[1])
     except OSError:
         return None
 
@@ -39,7 +39,7 @@ def is_gone(process: Process | None) -> bool:
         if process is None or process.place != _place():
             return False
         os.kill(process.pid, 0)  # sends nothing
-        state, began = _stat(process.pid)
+        state, began = stat_of(process.pid)
     except ProcessLookupError:
         return True
     except OSError:  # it ends at this moment, or belongs to somebody else
@@ -49,11 +49,19 @@ def is_gone(process: Process | None) -> bool:
 
 @cache
 def _place() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    return f"{socket.gethostname()} {boot_id()} {os.readlink('/proc/self/ns/pid')}"
 
 
-def _stat(pid: int) -> tuple[str, str]:
-    """Its state (a letter), and when it began."""
+def boot_id() -> str:
+    """Another one after each boot of this machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def stat_of(pid: int) -> tuple[str, str]:
+    """A process's state (a letter), and when it began, in ticks since the boot.
+
+    Raises:
+        OSError: it is gone, or there is no /proc.
+    """
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return fields[0], fields[19]

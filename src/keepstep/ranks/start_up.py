@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
+
+from keepstep.ranks.processes import stat_of
 
 
 class StartUp:
@@ -39,8 +40,7 @@ def now() -> float:
 
 def began() -> float:
     """When this process began, to a hundredth of a second."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return int(stat_of(os.getpid())[1]) / os.sysconf("SC_CLK_TCK")
 
 
 own_start = StartUp(began())

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from keepstep.policy.selection import SelectionError
+from keepstep.ranks.processes import boot_id, stat_of
 from keepstep.run_folder.paths import REQUESTS
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import ABSENT, OddFileError, is_file, read_text
@@ -207,8 +208,7 @@ def _process(pid: int) -> str | None:
     Ids are given out again, and the clock may be set.
     """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        (state, began), boot = stat_of(pid), boot_id()
     except OSError:
         return None
-    return None if fields[0] == "Z" else f"{socket.gethostname()} {pid} {boot}.{fields[19]}"
+    return None if state == "Z" else f"{socket.gethostname()} {pid} {boot}.{began}"

@@ -82,7 +82,7 @@ def no_inodes(number: int | None, path: str | bytes | None) -> bool:
     return False
 
 
-def told(causes: Sequence[Cause]) -> str:
+def first_few(causes: Sequence[Cause]) -> str:
     """What some ranks have met, on one line; of many the first few."""
     more = len(causes) - SHOWN
     rest = [] if more <= 0 else [f"and {more} other{'s' if more > 1 else ''}"]
@@ -103,7 +103,7 @@ class SaveError(KeepstepError, RuntimeError):
         paths = [Path(cause.path) for cause in causes if cause.path is not None]
         numbers = [cause.errno for cause in causes if cause.errno is not None]
         super().__init__(
-            f"{what}: {told(causes)}",
+            f"{what}: {first_few(causes)}",
             step=step,
             path=next(iter(paths), None),
             ranks=tuple(dict.fromkeys(cause.rank for cause in causes)),
