@@ -66,6 +66,9 @@ def main() -> int:
     finally:
         keep_logs(folder, arguments.out / f"logs-{arguments.part}.txt")
         shutil.rmtree(folder, ignore_errors=True)
+    if not table.rows:
+        print(f"--only {' '.join(arguments.only)}: part {arguments.part} has nothing of that name")
+        return 2
     return 1 if table.failed else 0
 
 

@@ -68,6 +68,7 @@ class Table:
     """One part's rows, added to `gpu.md` and `gpu.jsonl` of a folder.
 
     Attributes:
+        rows: how many it has.
         failed: the rows of what went wrong. (A goal that is not reached is a finding.)
     """
 
@@ -75,6 +76,7 @@ class Table:
         folder.mkdir(parents=True, exist_ok=True)
         self._markdown, self._json = folder / "gpu.md", folder / "gpu.jsonl"
         self.part, self.machine = part, dict(machine)
+        self.rows = 0
         self.failed: list[Row] = []
         told = ", ".join(f"{name} {value}" for name, value in machine.items())
         head = f"\n## {part}\n\n{told}\n\n{_line(*COLUMNS)}\n{_line(*['---'] * len(COLUMNS))}\n"
@@ -83,6 +85,7 @@ class Table:
 
     def add(self, row: Row) -> None:
         """Write it down at once."""
+        self.rows += 1
         if row.failed:
             self.failed.append(row)
         line = row.markdown() + "\n"

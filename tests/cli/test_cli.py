@@ -24,6 +24,14 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_which_names_a_few_of_many_older_ones(tmp_path: Path) -> None:
+    identify(tmp_path)
+    for step in range(1, 1301):
+        commit(tmp_path, step)
+    told = runner.invoke(app, ["which", str(tmp_path), "latest"]).stdout
+    assert told.splitlines()[1:] == ["  not checkpoint-1, 2, 3, 4, 5, and 1,294 more: older"]
+
+
 def test_ls(run: Path) -> None:
     result = runner.invoke(app, ["ls", str(run)])
     assert result.exit_code == 0

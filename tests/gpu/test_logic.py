@@ -47,6 +47,9 @@ def test_what_is_asked_for_wrongly_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "name a new folder" in done.stderr
     assert precious.read_text() == "years of work"
+    done = script("1", "--cpu", "--only", "LoRE", "QLoRE", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "--only LoRE QLoRE: part 1 has nothing of that name" in done.stdout
 
 
 def test_the_script_is_good_bash() -> None:

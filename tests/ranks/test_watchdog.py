@@ -97,7 +97,7 @@ def test_of_many_ranks_the_first_are_named() -> None:
     assert named([1, 9], hosts) == "rank 1 on n0, rank 9 on n1"
     told = named(list(range(2048)), hosts)
     assert told.startswith("rank 0 on n0, rank 1 on n0, ")
-    assert told.endswith("rank 7 on n0 and 2040 others")
+    assert told.endswith("rank 7 on n0, and 2,040 more")
 
 
 def test_where_none_is_behind_none_is_accused() -> None:

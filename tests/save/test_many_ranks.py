@@ -226,7 +226,7 @@ def test_where_all_ranks_fail_the_first_few_are_told() -> None:
     causes = [Cause(rank, "No space left on device", errno=28) for rank in range(4096)]
     error = SaveError("checkpoint-5 was not saved", causes, 5)
     assert str(error).count("No space left") == SHOWN
-    assert str(error).endswith("; and 4088 others")
+    assert str(error).endswith("; and 4,088 more")
     assert len(error.ranks) == 4096
     assert error.disk_full
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from keepstep.cli.rows import SAVE_FACTS, CheckpointRow, ResumeAnswer, checkpoint_rows
-from keepstep.output.printable import printable
+from keepstep.output.printable import first_few, printable
 from keepstep.output.units import human_bytes
 from keepstep.policy.auto_interval import (
     LOOK_BACK,
@@ -206,6 +206,7 @@ def tell_answer(answer: ResumeAnswer) -> str:
     if answer.num_processes is not None and answer.step is not None:
         told = answer.batch or f"not possible: {answer.refused}"
         lines.append(f"  on {answer.num_processes} processes: {told}")
-    others = answer.others.items()
-    lines += [f"  not checkpoint-{step}: {printable(why)}" for step, why in others]
+    for why in dict.fromkeys(answer.others.values()):
+        of_it = [step for step, reason in answer.others.items() if reason == why]
+        lines.append(f"  not checkpoint-{first_few(of_it)}: {printable(why)}")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 # Control and format characters (ESC, C1, bidirectional overrides, …), lone surrogates (bytes of a
 # file's name that are no text), private ones, separators of lines and paragraphs.
@@ -14,6 +15,12 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_shown(c) if unicodedata.category(c) in HIDDEN else c for c in text)
+
+
+def first_few(texts: Sequence[str], separator: str = ", ", at_most: int = 5) -> str:
+    """Many texts as one: some of them, and how many more there are."""
+    more = [f"and {len(texts) - at_most:,} more"] if len(texts) > at_most else []
+    return separator.join([*texts[:at_most], *more])
 
 
 def _shown(character: str) -> str:

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from keepstep.errors import KeepstepError
-from keepstep.output.printable import printable
+from keepstep.output.printable import first_few, printable
 from keepstep.policy.batch import Batch
 
 WORDS = ("auto", "latest", "best", "never")
 PATIENCE = 3  # resumes of one checkpoint without progress, unless the recipe says otherwise
-SHOWN = 5  # of a list that may have thousands of lines
 Verify = Callable[[int], Sequence[str]]
 
 
@@ -143,7 +142,8 @@ def _newest_valid(situation: Situation) -> Choice:
             passed_by[step] = invalid[step] = _some(faults, "; ")
         else:
             return Choice(step, passed_by, invalid)
-    listing = _some([f"    checkpoint-{step}: {why}" for step, why in passed_by.items()], "\n")
+    reasons = [f"checkpoint-{step}: {why}" for step, why in passed_by.items()]
+    listing = "    " + _some(reasons, "\n    ")
     if unreadable:
         raise UnreadableError(
             f"no checkpoint can be read and resumed now:\n{listing}\n"
@@ -172,9 +172,8 @@ def _check_progress(situation: Situation, step: int | None) -> None:
 
 
 def _some(texts: Sequence[str], separator: str) -> str:
-    """The first few of many, and how many more there are; each may quote names of files."""
-    more = [f"    and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
-    return separator.join([*map(printable, texts[:SHOWN]), *more])
+    """The first few of many; each may quote names of files."""
+    return first_few([printable(text) for text in texts], separator)
 
 
 def _listing(situation: Situation) -> str:

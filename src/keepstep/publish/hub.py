@@ -21,10 +21,11 @@ from huggingface_hub import (
     ModelCardData,
 )
 
+from keepstep.output.printable import first_few
 from keepstep.publish.best import Best
 from keepstep.publish.card import license_of
 from keepstep.publish.client import PushError, brief, with_patience
-from keepstep.publish.remote import CARD, Ours, Remote, Target, doubt_of, files_at, look, some
+from keepstep.publish.remote import CARD, Ours, Remote, Target, doubt_of, files_at, look
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _title(best: Best, mended: Sequence[str]) -> str:
     title = f"Step {best.global_step}"
     if best.metric is not None and best.value is not None:
         title += f": {best.metric} {best.value:.4f}"
-    return f"{title} (mended: {some(mended)})" if mended else title
+    return f"{title} (mended: {first_few(mended)})" if mended else title
 
 
 def _is_theirs(name: str, best: Best, remote: Remote, card_asked: bool) -> bool:

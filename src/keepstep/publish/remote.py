@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,6 +13,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from keepstep.output.printable import first_few
 from keepstep.publish.best import BEST_FILE, UNREADABLE, Best
 from keepstep.publish.bundle import sha256_of
 from keepstep.publish.client import PushError
@@ -20,7 +21,6 @@ from keepstep.run_folder.contents import sizes_under
 from keepstep.run_folder.safe_read import SMALL, OddFileError, read_text
 
 CARD = "README.md"
-NAMED = 4  # files that a message names
 # Weights, and what says of which kind they are: what is there and not ours is of another model.
 STALE = (
     *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "adapter_model.bin"),
@@ -137,7 +137,7 @@ def doubt_of(remote: Remote, ours: Ours | None = None) -> str | None:
     """
     if remote.best is None:
         others = of_others(remote.files, ours)
-        what = f"a model is there that keepstep did not publish ({some(others)})"
+        what = f"a model is there that keepstep did not publish ({first_few(others)})"
         return what if others else None
     if remote.best == UNREADABLE:
         return f"its {BEST_FILE} cannot be read, so that it cannot be compared with anything"
@@ -157,12 +157,6 @@ def of_others(files: Mapping[str, RepoFile], ours: Ours | None = None) -> list[s
         and (_is_stale(name) or _matches(name, WEIGHTS) or (ours and name in ours.sizes))
         and not (ours and ours.is_same(name, file))
     )
-
-
-def some(names: Sequence[str]) -> str:
-    """A few names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 def _best(api: HfApi, target: Target, revision: str, files: Mapping[str, RepoFile]) -> Best | None:

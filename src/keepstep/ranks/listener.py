@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import cast
 
+from keepstep.output.printable import first_few
 from keepstep.policy.standstill import TOLD, Bound, Phase, Standstills
 
 PERIOD_SECONDS = 2.0
@@ -103,9 +104,7 @@ class Listener:
 
 def named(ranks: Sequence[int], hosts: Sequence[str]) -> str:
     """Some ranks and where they run, the first few of many."""
-    shown = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in ranks[:SHOWN])
-    more = len(ranks) - SHOWN
-    return shown if more <= 0 else f"{shown} and {more} other{'s' if more > 1 else ''}"
+    return first_few([f"rank {rank} on {hosts[rank]}" for rank in ranks], at_most=SHOWN)
 
 
 def has_ended(text: str) -> bool:

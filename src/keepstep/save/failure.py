@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from keepstep.errors import KeepstepError
+from keepstep.output.printable import first_few
 from keepstep.policy.manifest import ManifestError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -82,11 +83,9 @@ def no_inodes(number: int | None, path: str | bytes | None) -> bool:
     return False
 
 
-def first_few(causes: Sequence[Cause]) -> str:
+def told(causes: Sequence[Cause]) -> str:
     """What some ranks have met, on one line; of many the first few."""
-    more = len(causes) - SHOWN
-    rest = [] if more <= 0 else [f"and {more} other{'s' if more > 1 else ''}"]
-    return "; ".join([*map(str, causes[:SHOWN]), *rest])
+    return first_few([str(cause) for cause in causes], "; ", SHOWN)
 
 
 class SaveError(KeepstepError, RuntimeError):
@@ -103,7 +102,7 @@ class SaveError(KeepstepError, RuntimeError):
         paths = [Path(cause.path) for cause in causes if cause.path is not None]
         numbers = [cause.errno for cause in causes if cause.errno is not None]
         super().__init__(
-            f"{what}: {first_few(causes)}",
+            f"{what}: {told(causes)}",
             step=step,
             path=next(iter(paths), None),
             ranks=tuple(dict.fromkeys(cause.rank for cause in causes)),

@@ -11,12 +11,13 @@ from typing import Any
 from huggingface_hub import get_token
 from transformers import TrainerCallback
 
+from keepstep.output.printable import first_few
 from keepstep.policy.schedule import left
 from keepstep.preflight.validate import severity_of_hub
 from keepstep.publish.client import offline
 from keepstep.publish.process import check
 from keepstep.publish.publisher import Publisher
-from keepstep.publish.remote import Target, some
+from keepstep.publish.remote import Target
 from keepstep.ranks import collectives, signals
 from keepstep.ranks.console import say
 from keepstep.ranks.outcome import EXIT_STATUS, Outcome
@@ -165,7 +166,7 @@ def tell(news: dict[str, Any], repo_id: str, run: str) -> str:
     if news["outcome"] == "refused":
         return f"Not published to {repo_id}: {news['reason']}"
     verb = {"present": "Already published"}.get(news["outcome"], news["outcome"].capitalize())
-    files = f" ({some(news['mended'])})" if news["mended"] else ""
+    files = f" ({first_few(news['mended'])})" if news["mended"] else ""
     return f"{verb}: {repo_id}, step {news['step']}, commit {news['commit'][:8]}{files}"
 
 
