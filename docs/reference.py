@@ -52,7 +52,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     ),
     "Dead and stuck ranks": ("peer_timeout_seconds", "hang_timeout_seconds", "hang_min_seconds"),
     "Publishing": ("hub_require", "publish_min_seconds", "publish_timeout_seconds", "card"),
-    "Rows": ("eval_dataset_name", "eval_split_fraction"),
+    "Rows": ("eval_dataset_name", "column_names", "eval_split_fraction"),
     "Everything else": (),
 }
 

@@ -131,6 +131,7 @@ def gather_inputs(
             inputs["eval_dataset"] = rows.evaluation.rows
         inputs["processing_class"] = model.build_tokenizer(recipe.model, recipe.training)
         inputs["sources"] = {name: part.source for name, part in rows.parts.items()}
+        inputs["renamed"] = {name: part.renamed for name, part in rows.parts.items()}
         settings["dataset"] = dataset.fingerprint(inputs["train_dataset"])
         settings["eval_dataset"] = dataset.fingerprint(inputs["eval_dataset"])
         settings["stream"] = dataset.stream_fingerprint(inputs["train_dataset"])

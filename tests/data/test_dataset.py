@@ -286,10 +286,30 @@ UNUSABLE = {
         {},
         "row 2: completion is",
     ),
-    "alpaca": (
-        lines({"instruction": "q", "input": "", "output": "a"}),
+    "question and answer": (
+        lines({"question": "q", "answer": "a"}),
         {},
-        "Hint: rename instruction to prompt (with `input` joined to it), and output to completion",
+        "Hint: column_names: {prompt: question, completion: answer}",
+    ),
+    "alpaca with its text": (
+        lines({"instruction": "q", "input": "", "output": "a", "text": "Below is: q, a"}),
+        {},
+        "both instruction and output, and text\n    Hint: column_names: {instruction: instruction",
+    ),
+    "alpaca without an answer": (
+        lines({"instruction": "q", "output": "a"}, {"instruction": "q", "output": None}),
+        {},
+        "1 of 2 training rows cannot be used (FILE); row 2: output is no text",
+    ),
+    "a column that is not there": (
+        lines({"question": "q", "answer": "a"}),
+        {"column_names": '{"prompt": "question", "completion": "reply"}'},
+        "column_names: the training data has no column reply, but answer, question",
+    ),
+    "a name that is not known": (
+        lines({"question": "q", "answer": "a"}),
+        {"column_names": '{"question": "prompt"}'},
+        "column_names: 'question' is none of messages, prompt",
     ),
     "labels of another length": (
         lines({"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [1, 2], "labels": [1]}),
@@ -370,3 +390,53 @@ def test_evaluating_on_what_is_trained_on_is_told(demo: Path, tmp_path: Path) ->
     both = {"dataset_name": path, "eval_dataset_name": path, "eval_strategy": "steps"}
     (warning,) = train.gather_inputs(recipe(demo, tmp_path, **both))[2]
     assert "the evaluation rows are the training rows" in str(warning)
+
+
+ALPACA = {"instruction": "Say a.", "input": "", "output": "a"}
+AS_TURNS = {
+    "prompt": [{"role": "user", "content": "Say a."}],
+    "completion": [{"role": "assistant", "content": "a"}],
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_alpaca_rows_as_they_are(demo: Path, tmp_path: Path, stream: bool) -> None:
+    file = write(tmp_path / "alpaca.jsonl", lines(ALPACA, ALPACA | {"input": "b"}))
+    more = {"streaming": True, "max_steps": 1} if stream else {}
+    taken = gathered(recipe(demo, tmp_path, dataset_name=file, **more))
+    first, second = taken["train_dataset"]
+    assert {name: first[name] for name in AS_TURNS} == AS_TURNS
+    assert second["prompt"][0]["content"] == "Say a.\n\nb"
+    assert set(first) == set(AS_TURNS)
+    assert taken["renamed"] == {"training": "alpaca: instruction, input, output"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_columns_of_other_names(demo: Path, tmp_path: Path, stream: bool) -> None:
+    """A `prompt` that is not meant makes room; evaluation rows may have the names already."""
+    row = {"prompt": "a template", "question": "q", "answer": "a"}
+    file = write(tmp_path / "rows.jsonl", lines(row))
+    other = write(tmp_path / "other.jsonl", lines({"prompt": "q", "completion": "a"}))
+    names = '{"prompt": "question", "completion": "answer"}'
+    more = {"streaming": True, "max_steps": 1} if stream else {}
+    taken = gathered(
+        recipe(
+            demo,
+            tmp_path,
+            **{"dataset_name": file, "eval_dataset_name": other, "column_names": names},
+            **{"eval_strategy": "steps", "eval_steps": 1, **more},
+        )
+    )
+    assert list(taken["train_dataset"]) == [{"prompt": "q", "completion": "a"}]
+    assert list(taken["eval_dataset"]) == [{"prompt": "q", "completion": "a"}]
+    assert taken["renamed"]["training"] == "question as prompt, answer as completion"
+
+
+def test_which_of_two_layouts_is_said_by_column_names(demo: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "alpaca.jsonl", lines(ALPACA | {"text": "Below is"}))
+    names = '{"instruction": "instruction", "output": "output"}'
+    (row,) = rows_of(demo, tmp_path, dataset_name=file, column_names=names)
+    assert {name: row[name] for name in AS_TURNS} == AS_TURNS
+    (row,) = rows_of(demo, tmp_path, dataset_name=file, column_names='{"text": "text"}')
+    assert row["text"] == "Below is"
+    assert "prompt" not in row

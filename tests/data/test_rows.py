@@ -81,11 +81,10 @@ def test_layouts(columns: list[str], layout: str, ignored: tuple[str, ...]) -> N
     ("row", "hint"),
     [
         ({"data": [{"text": "a"}]}, "the rows are inside of data: write them one a line"),
-        (["instruction", "input", "output"], "rename instruction to prompt (with `input` joined"),
-        (["question", "answer"], "rename question to prompt, and answer to completion"),
-        (["prompt", "chosen", "rejected"], "rename chosen to completion"),
+        (["question", "answer"], "column_names: {prompt: question, completion: answer}"),
+        (["prompt", "chosen", "rejected"], "column_names: {prompt: prompt, completion: chosen}"),
         (["text;label"], "separated by another character than a comma?"),
-        (["story"], "or set dataset_text_field"),
+        (["story"], "column_names: {text: story}, or likewise messages, prompt and"),
     ],
 )
 def test_what_to_do_about_other_columns(row: dict[str, Any] | list[str], hint: str) -> None:

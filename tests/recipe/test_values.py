@@ -19,6 +19,7 @@ FIELDS = RecipeParser().fields
 # Values that the libraries take, where not every value of the type is.
 SAMPLES: dict[str, list[Any]] = {
     "accelerator_config": [{"split_batches": True}],
+    "column_names": [{"prompt": "question"}],
     "datasets": [[{"path": "a", "columns": ["x"], "fraction": 0.5}, {"path": "b", "fraction": 1}]],
     "data_files": [{"train": "x"}],
     "debug": [["underflow_overflow"], "underflow_overflow"],
@@ -44,6 +45,7 @@ SAMPLES: dict[str, list[Any]] = {
 }
 TRL_REFUSES_AS_FLAGS = {  # several values; JSON where it has no reader; words beside yes and no
     *("report_to", "optim_target_modules", "liger_kernel_config", "parallelism_config"),
+    "column_names",
 }
 
 
@@ -159,7 +161,7 @@ def test_a_mapping_in_json_on_the_command_line() -> None:
     for name in KeepstepConfig._VALID_DICT_FIELDS:
         assert {dict, str} & set(kinds_of(FIELDS[name][1])), name
     mappings = {n for n, (_, hint) in FIELDS.items() if "dict" in str(hint)}
-    assert mappings == {*KeepstepConfig._VALID_DICT_FIELDS, "liger_kernel_config"}
+    assert mappings == {*KeepstepConfig._VALID_DICT_FIELDS, "liger_kernel_config", "column_names"}
 
 
 @pytest.mark.parametrize(

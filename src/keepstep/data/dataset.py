@@ -13,6 +13,7 @@ import pyarrow.compute as compute
 import xxhash
 
 from keepstep import __version__
+from keepstep.data.columns import ALPACA, is_alpaca, renaming
 from keepstep.data.read import (
     Rows,
     Splits,
@@ -50,11 +51,14 @@ class Part:
         rows: a datasets.Dataset, or an IterableDataset when they are streamed.
         source: where they come from, as people are told.
         layout: what is trained on of each.
+        renamed: how its columns or roles were understood, where they have other names than
+            `SFTTrainer` knows; else empty.
     """
 
     rows: Rows
     source: str
     layout: Layout
+    renamed: str = ""
 
     @property
     def streamed(self) -> bool:
@@ -95,7 +99,7 @@ def load_data(data: DataConfig, training: KeepstepConfig, sample: bool = False) 
     warnings: list[Problem] = []
 
     def taken(what: str, rows: Rows, source: str) -> Part:
-        return _taken(what, rows, source, training, warnings)
+        return _taken(what, rows, source, data, training, warnings)
 
     if data.datasets:
         splits, train = {}, _mixture(data, stream, taken)
@@ -166,7 +170,8 @@ def _mixture(data: DataConfig, stream: bool, taken: Callable[[str, Rows, str], P
             [problem(f"the parts of datasets have different layouts: {told}", "give them all one")]
         )
     rows = mixed(data.datasets, _alike(parts), stream)
-    return replace(parts[0], rows=rows, source=f"{len(parts)} datasets")
+    told = "; ".join(dict.fromkeys(part.renamed for part in parts if part.renamed))
+    return replace(parts[0], rows=rows, source=f"{len(parts)} datasets", renamed=told)
 
 
 def _alike(parts: Sequence[Part]) -> list[Rows]:
@@ -226,7 +231,12 @@ def _set_aside(train: Part, data: DataConfig, training: KeepstepConfig) -> tuple
 
 
 def _taken(
-    what: str, rows: Rows, source: str, training: KeepstepConfig, warnings: list[Problem]
+    what: str,
+    rows: Rows,
+    source: str,
+    data: DataConfig,
+    training: KeepstepConfig,
+    warnings: list[Problem],
 ) -> Part:
     """The rows with their layout, each of them looked at, and by the names that TRL knows.
 
@@ -236,7 +246,17 @@ def _taken(
     first = reading(source, lambda: next(iter(rows), None))
     if first is None:
         raise ConfigError([problem(f"the {what} data has no rows ({source})")])
-    layout = layout_of(first, training.dataset_text_field)
+    names = dict(data.column_names or {})
+    if names:
+        rows = _renamed(what, rows, names, first)
+        first = next(iter(rows))
+    layout = layout_of(first, training.dataset_text_field, names)
+    if layout is not None and layout.name == "text" and not names and is_alpaca(first):
+        told = f"the {what} data has both instruction and output, and {layout}"
+        hint = "{instruction: instruction, output: output}"
+        raise ConfigError(
+            [problem(told, f"column_names: {hint}, or {{{layout}: {layout}}} for the text")]
+        )
     if layout is None:
         told = f"the {what} data has no column to train on, but {', '.join(sorted(first))}"
         raise ConfigError([problem(told, hint_for(first, training.dataset_text_field))])
@@ -252,7 +272,29 @@ def _taken(
     foreign = _check_rows(what, rows, source, layout, training, warnings)
     if foreign:
         rows = _converted(rows, layout, first)
-    return Part(rows, source, layout)
+    return Part(rows, source, layout, _how(layout, first, names, foreign))
+
+
+def _renamed(what: str, rows: Rows, names: Mapping[str, str], columns: Collection[str]) -> Rows:
+    """The rows with their columns by the names that `column_names` gives them."""
+    try:
+        found = renaming(names, columns, what)
+    except ValueError as error:
+        raise ConfigError([problem(str(error))]) from error
+    displaced = set(found.values()) & set(columns) - set(found)
+    if displaced:
+        rows = rows.remove_columns(sorted(displaced))
+    moved = {column: name for column, name in found.items() if column != name}
+    return rows.rename_columns(moved) if moved else rows
+
+
+def _how(layout: Layout, columns: Collection[str], names: Mapping[str, str], foreign: bool) -> str:
+    """In a few words, how rows were understood that have other names than SFTTrainer knows."""
+    if names:
+        return ", ".join(f"{column} as {name}" for name, column in names.items())
+    if layout.name == "alpaca":
+        return f"alpaca: {', '.join(name for name in ALPACA if name in columns)}"
+    return f"turns of {layout.column}, roles by the names of chat templates" if foreign else ""
 
 
 def _check_loss(what: str, layout: Layout, first: Verdict, training: KeepstepConfig) -> None:
@@ -260,7 +302,7 @@ def _check_loss(what: str, layout: Layout, first: Verdict, training: KeepstepCon
     if training.assistant_only_loss and not first.talks and not first.problem:
         told = f"assistant_only_loss: the {what} data has {layout}, and no turns of an assistant"
         raise ConfigError([problem(told, "assistant_only_loss: false, or rows of `messages`")])
-    if training.completion_only_loss and layout.name not in ("prompt", "input_ids"):
+    if training.completion_only_loss and layout.name not in ("prompt", "alpaca", "input_ids"):
         told = f"completion_only_loss: the {what} data has {layout}, and no completion"
         hint = "leave it out, or assistant_only_loss: true"
         raise ConfigError([problem(told, hint if layout.name == "messages" else "leave it out")])
@@ -310,7 +352,7 @@ def _verdicts(rows: Rows, layout: Layout, processes: int | None) -> dict[str, li
     is_text = layout.name == "text" and "string" in str(column.type)
     if (is_text and not column.null_count) or (layout.name == "input_ids" and _even(rows)):
         return {name: [] for name in vars(Verdict())}  # there is nothing to look for
-    names = {layout.column, "prompt", "completion", "system", "tools", *TOKENS}  # no image
+    names = {layout.column, "prompt", "completion", "tools", *ALPACA, *TOKENS}  # no image
     rows = rows.select_columns([name for name in rows.column_names if name in names])
     judged = rows.map(
         _verdict,
@@ -339,7 +381,8 @@ def _verdict(row: Mapping[str, Any], layout: Layout, version: str = "") -> dict[
 def _converted(rows: Rows, layout: Layout, columns: Collection[str]) -> Rows:
     """The rows with their turns by the names that chat templates know."""
     turns = {"messages"} if layout.name == "messages" else {"prompt", "completion"}
-    gone = {layout.column, "system"} & set(columns) if layout.name == "messages" else set()
+    gone = {"messages": {layout.column, "system"}, "alpaca": set(ALPACA)}.get(layout.name, set())
+    gone &= set(columns)
     arguments: dict[str, Any] = {
         "fn_kwargs": {"layout": layout, "version": __version__},
         "remove_columns": sorted(gone - turns),

@@ -7,10 +7,11 @@ template as they stand, and fails in the middle of the preparation where a row i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from keepstep.data.columns import alpaca_problem, is_alpaca, turns_of_alpaca
 from keepstep.errors import KeepstepError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -27,7 +28,7 @@ FOREIGN = ("from", "value", "function_call")  # keys of a turn that no template 
 TURNS = ("messages", "conversations", "conversation")  # columns with a list of turns, by preference
 TOKENS = ("labels", "completion_mask", "assistant_masks")  # one value for each of input_ids
 KINDS = ("prompt", "chosen", "rejected", "completion", "messages")  # that SFTTrainer looks for
-EXPECTED = "`messages`, `prompt` and `completion`, or `text`"
+EXPECTED = "messages, prompt and completion, or instruction and output"
 
 
 class RowError(KeepstepError, ValueError):
@@ -39,7 +40,8 @@ class Layout:
     """What rows are trained on.
 
     Attributes:
-        name: `messages`, `prompt` (and completion), `text`, or `input_ids` (tokens already).
+        name: `messages`, `prompt` (and completion), `alpaca`, `text`, or `input_ids` (tokens
+            already).
         column: of the turns, or of the text; else the name.
         ignored: columns that SFTTrainer would take for another layout, and that are left out.
     """
@@ -49,7 +51,8 @@ class Layout:
     ignored: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "prompt and completion" if self.name == "prompt" else self.column
+        several = {"prompt": "prompt and completion", "alpaca": "instruction and output"}
+        return several.get(self.name, self.column)
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,15 @@ class Verdict:
     answered: bool = False
 
 
-def layout_of(columns: Iterable[str], text_field: str) -> Layout | None:
-    """The layout of rows with these columns, by SFTTrainer's preference; None: there is none."""
+def layout_of(
+    columns: Iterable[str], text_field: str, named: Collection[str] = ()
+) -> Layout | None:
+    """The layout of rows with these columns, by SFTTrainer's preference, `named` ones before all
+    others; None: there is none."""
     names = set(columns)
+    if named and (meant := layout_of(named, text_field)) is not None:
+        own = set() if meant.name == "alpaca" else columns_of(meant)
+        return _but(meant.name, meant.column, names, own)
     if "input_ids" in names:
         return Layout("input_ids", "input_ids")
     if {"prompt", "completion"} <= names:
@@ -83,7 +92,7 @@ def layout_of(columns: Iterable[str], text_field: str) -> Layout | None:
         return replace(found, ignored=(*found.ignored, *others))
     if text_field in names:
         return _but("text", text_field, names, {text_field})
-    return None
+    return _but("alpaca", "instruction", names, set()) if is_alpaca(names) else None
 
 
 def columns_of(layout: Layout) -> set[str]:
@@ -91,6 +100,7 @@ def columns_of(layout: Layout) -> set[str]:
     own = {
         "prompt": {"prompt", "completion"},
         "messages": {"messages"},
+        "alpaca": {"prompt", "completion"},
         "text": {layout.column},
         "input_ids": {"input_ids", *TOKENS},
     }
@@ -108,16 +118,16 @@ def hint_for(row: Mapping[str, Any], text_field: str) -> str:
         inner = value[0] if isinstance(value, list) and value else None
         if isinstance(inner, Mapping) and layout_of(inner, text_field):
             return f"the rows are inside of {name}: write them one a line, as JSONL"
-    for question in ("instruction", "question", "query", "input"):
-        for answer in ("output", "answer", "response"):
+    for question in ("question", "query", "instruction", "problem", "input", "prompt", "q"):
+        for answer in ("answer", "response", "solution", "output", "completion", "a"):
             if {question, answer} <= names:
-                joined = " (with `input` joined to it)" if "input" in names - {question} else ""
-                return f"rename {question} to prompt{joined}, and {answer} to completion"
-    if "chosen" in names:
-        return "rows of preferences: rename chosen to completion, and leave rejected out"
+                return f"column_names: {{prompt: {question}, completion: {answer}}}"
+    if {"prompt", "chosen"} <= names:
+        return "rows of preferences: column_names: {prompt: prompt, completion: chosen}"
     if len(names) == 1 and any(mark in name for name in names for mark in ";\t|"):
         return "is it separated by another character than a comma?"
-    return f"rename to {EXPECTED}, or set dataset_text_field"
+    shown = next(iter(names)) if len(names) == 1 else "YOURS"
+    return f"column_names: {{text: {shown}}}, or likewise {EXPECTED}"
 
 
 def judge(row: Mapping[str, Any], layout: Layout) -> Verdict:
@@ -127,6 +137,8 @@ def judge(row: Mapping[str, Any], layout: Layout) -> Verdict:
     if layout.name == "messages":
         verdict = _judge_turns(row.get(layout.column), layout.column, row.get("system"))
         return _with_tools(verdict, row.get("tools"))
+    if layout.name == "alpaca":
+        return Verdict(alpaca_problem(row), foreign=True, talks=True, answered=True)
     if layout.name == "prompt":
         verdict = _judge_pair(row.get("prompt"), row.get("completion"))
         return _with_tools(verdict, row.get("tools")) if verdict.talks else verdict
@@ -246,6 +258,8 @@ def converted(row: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     problem = judge(row, layout).problem
     if problem:
         raise RowError(problem)
+    if layout.name == "alpaca":
+        return turns_of_alpaca(row)
     tools = row.get("tools")
     rest = {"tools": None} if isinstance(tools, str) and not tools.strip() else {}
     if layout.name == "prompt":

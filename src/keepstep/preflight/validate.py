@@ -12,6 +12,7 @@ from typing import Any, Literal
 from huggingface_hub import get_token
 from packaging.requirements import Requirement
 
+from keepstep.data.columns import wrong_names
 from keepstep.output.environment import TOKEN
 from keepstep.policy.selection import WORDS, SelectionError
 from keepstep.preflight.launch import check_launch, launch_of
@@ -120,6 +121,11 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
     for name, value in named:
         if value and looks_local(value) and not Path(value).expanduser().exists():
             yield Problem(f"{name}: there is no {value}", code="data")
+    if data.column_names is not None:
+        wrong = wrong_names(data.column_names, recipe.training.dataset_text_field)
+        if wrong:
+            hint = "column_names: {prompt: question, completion: answer}"
+            yield Problem(f"column_names: {wrong}", hint, "data")
     if not 0 < data.eval_split_fraction < 1:
         yield Problem(
             f"eval_split_fraction: {data.eval_split_fraction} is not between 0 and 1", code="data"

@@ -9,11 +9,19 @@ from trl import DatasetMixtureConfig, ScriptArguments
 
 @dataclass
 class DataConfig(ScriptArguments, DatasetMixtureConfig):
-    """Where the rows come from. TRL's fields (`dataset_name`, `datasets`, …), and two more."""
+    """Where the rows come from. TRL's fields (`dataset_name`, `datasets`, …), and three more."""
 
     eval_dataset_name: str | None = field(
         default=None,
         metadata={"help": "File, folder or Hub dataset to evaluate on, beside `dataset_name`."},
+    )
+    column_names: dict[str, str] | None = field(
+        default=None,
+        metadata={
+            "help": "What a column is, where its name does not say so: `{prompt: question, "
+            "completion: answer}`. Known: messages, prompt, completion, text, instruction, input, "
+            "output, system, history, tools, input_ids, labels."
+        },
     )
     eval_split_fraction: float = field(
         default=0.05,

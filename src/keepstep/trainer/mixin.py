@@ -101,8 +101,8 @@ class CheckpointMixin(
         evaluation_due_at: the newest step with an evaluation, None before the first.
         preempted: why training stopped before its end, None when it did not.
         saving: its saves, and what came of them.
-        sources, counts: `training` and `evaluation`: where the rows come from, and what became of
-            them when they were made into tokens.
+        sources, renamed, counts: `training` and `evaluation`: where the rows come from, how columns
+            of other names were understood, and what became of them when they were made into tokens.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -115,6 +115,7 @@ class CheckpointMixin(
         *args: Any,
         attempt: CurrentAttempt | None = None,
         sources: Mapping[str, str] | None = None,
+        renamed: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -123,6 +124,7 @@ class CheckpointMixin(
             attempt: one that has been begun already, with what it carries on from chosen; None:
                 `train()` makes one.
             sources: `training` and `evaluation`: where the rows come from, for people.
+            renamed: likewise, how columns of other names were understood.
 
         Raises:
             ConfigError: on every rank: `args` has none of keepstep's fields, or what it asks for
@@ -137,7 +139,7 @@ class CheckpointMixin(
             asked = attempt.recipe.training
             sources = sources or _sources_of(given)
         self.attempt, self.manager = attempt, attempt.manager
-        self.sources = dict(sources or {})
+        self.sources, self.renamed = dict(sources or {}), dict(renamed or {})
         self.counts: dict[str, Count] = {}
         super().__init__(**given | {"args": _for_trainer(asked)})
         self._given = given

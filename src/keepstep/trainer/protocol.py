@@ -69,8 +69,8 @@ class CheckpointedTrainer(Protocol):
         resharded: what was done to give the state of `start` to these processes, or None.
         evaluation_due_at: the newest step with an evaluation, None before the first.
         preempted: why training stopped before its end, None when it did not.
-        sources, counts: `training` and `evaluation`: where the rows come from, and what became of
-            them when they were made into tokens.
+        sources, renamed, counts: `training` and `evaluation`: where the rows come from, how columns
+            of other names were understood, and what became of them when they were made into tokens.
     """
 
     # Of transformers.
@@ -115,6 +115,7 @@ class CheckpointedTrainer(Protocol):
     evaluation_due_at: int | None
     preempted: str | None
     sources: Mapping[str, str]
+    renamed: Mapping[str, str]
     counts: Mapping[str, Count]
 
     @property

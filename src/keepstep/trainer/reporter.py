@@ -83,6 +83,8 @@ def tell_rows(trainer: CheckpointedTrainer) -> None:
         else:
             told = f"{len(rows):,} rows, taken as they are" if count is None else str(count)
         say(rows_line(what, printable(source), told))
+    for told in dict.fromkeys(filter(None, trainer.renamed.values())):
+        say(f"rows: {printable(told)}")
 
 
 def _planned(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> str:
