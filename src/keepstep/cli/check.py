@@ -82,7 +82,7 @@ def check(
 
     parsed, seen = None, Seen()
     try:
-        parsed = _parsed(recipe, context.args)
+        parsed = parse(recipe, context.args)
         problems = list(_problems(parsed, num_processes, config_file, seen))
         if walltime is not None and not any(p.code == "run" for p in problems):
             problems += _short_of_time(parsed, walltime)
@@ -127,7 +127,7 @@ def estimate(
     from keepstep.recipe.config import ConfigError
 
     try:
-        parsed = _parsed(recipe, context.args)
+        parsed = parse(recipe, context.args)
     except ConfigError as error:
         fail(*error.report().removeprefix("keepstep: ").split("\n"))
     shapes = shapes_of(parsed)
@@ -176,7 +176,8 @@ def _table(rows: list[EstimateRow], limit: int | None) -> Table:
     return table
 
 
-def _parsed(recipe: Path, flags: list[str]) -> Recipe:
+def parse(recipe: Path, flags: list[str]) -> Recipe:
+    """The recipe with these fields of it changed, as a launch reads it."""
     from keepstep.preflight.validate import validate
     from keepstep.recipe.parse import parse_recipe
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,16 +192,22 @@ class Preparation:
         if self.completion_only_loss is None:
             self.completion_only_loss = {"prompt", "completion"} <= first.keys()
 
-    def labels(self, rows: Rows, what: str) -> Any:
-        """The labels of a few rows, of their full length."""
+    def prepared(self, rows: Rows, what: str) -> list[dict[str, list[int]]]:
+        """`input_ids` and `labels` of a few rows, of their full length."""
         arguments = _without_cutting(self._training)
         arguments.dataset_num_proc = None
         with _without_turns():
-            prepared = SFTTrainer._prepare_dataset(
-                self,
-                *(rows, self._tokenizer, arguments, False, None, what),
+            return list(
+                SFTTrainer._prepare_dataset(
+                    self,
+                    *(rows, self._tokenizer, arguments, False, None, what),
+                )
             )
-            return pa.array([row["labels"] for row in prepared], pa.large_list(pa.int64()))
+
+
+def lists_of(rows: Iterable[Mapping[str, list[int]]]) -> Any:
+    """Their labels, as `measure` takes them."""
+    return pa.array([row["labels"] for row in rows], pa.large_list(pa.int64()))
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, training: KeepstepConfig) -> str | None:
@@ -242,7 +248,7 @@ def try_few(
             return 0, [problem(seen, f"if the text alone is meant: take {name} out of the data")]
         preparation = Preparation(tokenizer, training, first)
         for size in SAMPLES:
-            labels = preparation.labels(part.rows.take(_most(part, size)), what)
+            labels = lists_of(preparation.prepared(part.rows.take(_most(part, size)), what))
             found = measure([labels], training, packing)
             if found.taught or found.rows < size:
                 break

@@ -1,0 +1,74 @@
+"""`keepstep preview`: rows as the model will see them, before hours are spent on them."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keepstep.cli.check import PASS_ON, RecipeArgument, parse
+from keepstep.cli.common import app, console, examples
+from keepstep.output import log_filters
+
+if TYPE_CHECKING:
+    from keepstep.preflight.preview import Preview
+
+OPENS, CLOSES = "⟦", "⟧"  # what is trained on stands between them
+
+
+@app.command(
+    context_settings=PASS_ON, epilog=examples("keepstep preview recipe.yaml --max_length 512")
+)
+def preview(
+    context: typer.Context,
+    recipe: RecipeArgument,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows of each part to show.")] = 1,
+) -> None:
+    """Show the first rows as the model will see them, and how many are cut or dropped."""
+    log_filters.silence()
+    import datasets
+
+    from keepstep.data.dataset import load_data  # torch and TRL: seconds to import
+    from keepstep.preflight.inspection import inspect
+    from keepstep.preflight.preview import previews
+    from keepstep.recipe.config import ConfigError
+    from keepstep.recipe.model import build_tokenizer
+
+    if not console.is_terminal:
+        datasets.disable_progress_bars()
+    try:
+        asked = parse(recipe, context.args)
+        data = load_data(asked.data, asked.training)
+        tokenizer = build_tokenizer(asked.model, asked.training)
+        problems = inspect(data, tokenizer, asked).problems
+        errors = [problem for problem in problems if problem.severity == "error"]
+        if errors:
+            raise ConfigError(errors)
+        for problem in problems:
+            console.tell_lines(f"warning: {problem.told()}")
+        for seen in previews(data, tokenizer, asked, rows):
+            console.tell_lines(_told(seen))
+    except ConfigError as error:
+        console.tell_lines(error.report())
+        raise typer.Exit(2) from error
+
+
+def _told(seen: Preview) -> str:
+    found, all_of = seen.found, "" if seen.whole else "the first "
+    lost = "" if seen.packed else f", {found.cut:,} cut, {found.rows - found.used:,} dropped"
+    lines = [f"{seen.what}: {seen.source}: {all_of}{found.rows:,} rows, {found.used:,} used{lost}"]
+    if seen.renamed:
+        lines.append(f"rows: {seen.renamed}")
+    lengths = seen.lengths
+    told = f"{lengths[0]:,} to {lengths[-1]:,} tokens, half of them at most {median(lengths):,.0f}"
+    lines.append(f"lengths: {told}{', packed' if seen.packed else ''}")
+    for number, row in enumerate(seen.rows, 1):
+        lost = f"; {row.lost:,} more are cut" if row.lost else ""
+        lines.append("")
+        lines.append(
+            f"row {number}: {row.tokens:,} tokens, {row.trained:,} of them trained on "
+            f"({OPENS}so{CLOSES}){lost}"
+        )
+        lines.append("".join(f"{OPENS}{t}{CLOSES}" if on else t for on, t in row.spans))
+    return "\n".join([*lines, ""])
