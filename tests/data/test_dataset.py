@@ -432,6 +432,15 @@ def test_columns_of_other_names(demo: Path, tmp_path: Path, stream: bool) -> Non
     assert taken["renamed"]["training"] == "question as prompt, answer as completion"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_columns_that_are_swapped(demo: Path, tmp_path: Path, stream: bool) -> None:
+    file = write(tmp_path / "rows.jsonl", lines({"prompt": "a", "completion": "q"}))
+    names = '{"prompt": "completion", "completion": "prompt"}'
+    more = {"streaming": True, "max_steps": 1} if stream else {}
+    (row,) = rows_of(demo, tmp_path, dataset_name=file, column_names=names, **more)
+    assert row == {"prompt": "q", "completion": "a"}
+
+
 def test_which_of_two_layouts_is_said_by_column_names(demo: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "alpaca.jsonl", lines(ALPACA | {"text": "Below is"}))
     names = '{"instruction": "instruction", "output": "output"}'

@@ -320,6 +320,10 @@ def test_preflight(fields: dict[str, object], expected: str) -> None:
     assert expected in problem
 
 
+def test_one_step_has_no_checkpoint_inside_of_it() -> None:
+    assert problems(flags(max_steps=1, save_steps=1, eval_steps=1)) == []
+
+
 @pytest.mark.parametrize(
     ("fields", "package"),
     [

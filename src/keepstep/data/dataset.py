@@ -285,6 +285,9 @@ def _renamed(what: str, rows: Rows, names: Mapping[str, str], columns: Collectio
     if displaced:
         rows = rows.remove_columns(sorted(displaced))
     moved = {column: name for column, name in found.items() if column != name}
+    if set(moved) & set(moved.values()):  # swapped ones: of a stream, datasets 5.2 refuses them
+        rows = rows.rename_columns({column: f"{column} (was)" for column in moved})
+        moved = {f"{column} (was)": name for column, name in moved.items()}
     return rows.rename_columns(moved) if moved else rows
 
 

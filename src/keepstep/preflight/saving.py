@@ -155,7 +155,7 @@ def _recovery_points(training: KeepstepConfig) -> Iterator[Problem]:
             "no-recovery-point",
             "warning",
         )
-    elif strategy == "steps" and 0 < training.max_steps <= rounded(
+    elif strategy == "steps" and 1 < training.max_steps <= rounded(
         training.save_steps, training.max_steps
     ):
         yield Problem(
