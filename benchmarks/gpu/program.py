@@ -132,7 +132,7 @@ def describe(report: Report, recipe: Recipe) -> None:
 
 def train_plain(recipe: Recipe, meter: Meter) -> None:
     inputs, _, _ = train.gather_inputs(recipe)
-    del inputs["sources"]  # told by keepstep's trainer
+    del inputs["sources"], inputs["renamed"]  # told by keepstep's trainer
     trainer = SFTTrainer(**inputs, **model.trainer_arguments(recipe.model, recipe.training, None))
     meter.trainer = trainer
     trainer.add_callback(meter)

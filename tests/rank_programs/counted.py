@@ -83,7 +83,7 @@ def main(kind: str, argv: list[str]) -> None:
             with reads:
                 trainer.train()
         return
-    del inputs["sources"]  # told by keepstep's trainer
+    del inputs["sources"], inputs["renamed"]  # told by keepstep's trainer
     trainer = SFTTrainer(**inputs, **model.trainer_arguments(recipe.model, recipe.training, None))
     trainer.add_callback(Tells(reads))
     with reads:

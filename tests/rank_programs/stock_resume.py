@@ -17,7 +17,7 @@ def resume(checkpoint: str, argv: list[str]) -> None:
     """The trainer is gone when this returns: DDP must not outlive its process group."""
     recipe = parse_recipe(argv)
     inputs, _, _ = train.gather_inputs(recipe)
-    del inputs["sources"]  # told by keepstep's trainer
+    del inputs["sources"], inputs["renamed"]  # told by keepstep's trainer
     arguments = model.trainer_arguments(recipe.model, recipe.training, None)
     trainer = SFTTrainer(**inputs, **arguments)
     try:
