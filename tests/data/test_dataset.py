@@ -429,7 +429,8 @@ def test_columns_of_other_names(demo: Path, tmp_path: Path, stream: bool) -> Non
     )
     assert list(taken["train_dataset"]) == [{"prompt": "q", "completion": "a"}]
     assert list(taken["eval_dataset"]) == [{"prompt": "q", "completion": "a"}]
-    assert taken["renamed"]["training"] == "question as prompt, answer as completion"
+    told = "question as prompt, answer as completion"
+    assert taken["renamed"] == {"training": told, "evaluation": ""}
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -79,9 +79,12 @@ def test_alpaca_and_a_stream(demo: Path, tmp_path: Path) -> None:
 
 def test_packed_rows(demo: Path, tmp_path: Path) -> None:
     told = preview(demo, tmp_path, CHAT, CHAT, packing=True).output
-    assert "2 rows, 2 used\n" in told
+    assert "2 rows, 2 used, 0 cut, 0 dropped\n" in told
     assert ", packed" in told
     assert SEEN in told
+    told = preview(demo, tmp_path, CHAT, CHAT, packing=True, max_length=22).output
+    assert "2 rows, 2 used, 2 cut, 0 dropped\n" in told
+    assert "row 1: 22 tokens, 2 of them trained on (⟦so⟧); 20 more are cut" in told
 
 
 def test_mistakes_are_told(demo: Path, tmp_path: Path) -> None:

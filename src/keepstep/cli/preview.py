@@ -55,9 +55,8 @@ def preview(
 
 
 def _told(seen: Preview) -> str:
-    found, all_of = seen.found, "" if seen.whole else "the first "
-    lost = "" if seen.packed else f", {found.cut:,} cut, {found.rows - found.used:,} dropped"
-    lines = [f"{seen.what}: {seen.source}: {all_of}{found.rows:,} rows, {found.used:,} used{lost}"]
+    all_of = "" if seen.whole else "the first "
+    lines = [f"{seen.what}: {seen.source}: {all_of}{seen.count}"]
     if seen.renamed:
         lines.append(f"rows: {seen.renamed}")
     lengths = seen.lengths

@@ -246,10 +246,14 @@ def _taken(
     first = reading(source, lambda: next(iter(rows), None))
     if first is None:
         raise ConfigError([problem(f"the {what} data has no rows ({source})")])
-    names = dict(data.column_names or {})
+    names, found = data.column_names or {}, {}
     if names:
-        rows = _renamed(what, rows, names, first)
-        first = next(iter(rows))
+        try:
+            found = renaming(names, first, what)
+        except ValueError as error:
+            raise ConfigError([problem(str(error))]) from error
+        rows = _renamed(rows, found, first)
+        first = reading(source, lambda: next(iter(rows)))
     layout = layout_of(first, training.dataset_text_field, names)
     if layout is not None and layout.name == "text" and not names and is_alpaca(first):
         told = f"the {what} data has both instruction and output, and {layout}"
@@ -272,19 +276,15 @@ def _taken(
     foreign = _check_rows(what, rows, source, layout, training, warnings)
     if foreign:
         rows = _converted(rows, layout, first)
-    return Part(rows, source, layout, _how(layout, first, names, foreign))
+    return Part(rows, source, layout, _how(layout, first, found, foreign))
 
 
-def _renamed(what: str, rows: Rows, names: Mapping[str, str], columns: Collection[str]) -> Rows:
-    """The rows with their columns by the names that `column_names` gives them."""
-    try:
-        found = renaming(names, columns, what)
-    except ValueError as error:
-        raise ConfigError([problem(str(error))]) from error
-    displaced = set(found.values()) & set(columns) - set(found)
+def _renamed(rows: Rows, names: Mapping[str, str], columns: Collection[str]) -> Rows:
+    """The rows, with other names for some columns; who else has such a name makes room."""
+    displaced = set(names.values()) & set(columns) - set(names)
     if displaced:
         rows = rows.remove_columns(sorted(displaced))
-    moved = {column: name for column, name in found.items() if column != name}
+    moved = {column: name for column, name in names.items() if column != name}
     if set(moved) & set(moved.values()):  # swapped ones: of a stream, datasets 5.2 refuses them
         rows = rows.rename_columns({column: f"{column} (was)" for column in moved})
         moved = {f"{column} (was)": name for column, name in moved.items()}
@@ -294,7 +294,7 @@ def _renamed(what: str, rows: Rows, names: Mapping[str, str], columns: Collectio
 def _how(layout: Layout, columns: Collection[str], names: Mapping[str, str], foreign: bool) -> str:
     """In a few words, how rows were understood that have other names than SFTTrainer knows."""
     if names:
-        return ", ".join(f"{column} as {name}" for name, column in names.items())
+        return ", ".join(f"{column} as {name}" for column, name in names.items())
     if layout.name == "alpaca":
         return f"alpaca: {', '.join(name for name in ALPACA if name in columns)}"
     return f"turns of {layout.column}, roles by the names of chat templates" if foreign else ""

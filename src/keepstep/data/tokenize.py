@@ -84,20 +84,25 @@ class Measure:
     longest: int = 0
 
 
+def kept(starts: Any, ends: Any, training: KeepstepConfig, packing: bool) -> tuple[Any, Any]:
+    """Where rows begin and end once they are cut to `max_length`: numbers, or arrays of them."""
+    cuts = not packing or training.packing_strategy == "bfd"  # else the rest is the next row's
+    most = training.max_length
+    if not cuts or most is None:
+        return starts, ends
+    if training.truncation_mode == "keep_end" and not packing:
+        return np.maximum(starts, ends - most), ends
+    return starts, np.minimum(ends, starts + most)
+
+
 def measure(labels: Iterable[Any], training: KeepstepConfig, packing: bool) -> Measure:
     """Measure rows by their labels, which come as pyarrow's lists of integers, many at once."""
-    cuts = not packing or training.packing_strategy == "bfd"  # else the rest is the next row's
-    most = training.max_length if cuts and training.max_length is not None else None
     total = Measure()
     for lists in labels:
         lists = lists.cast(pa.large_list(pa.int64()))
         starts, ends = lists.offsets.to_numpy()[:-1], lists.offsets.to_numpy()[1:]
         before = np.concatenate([[0], np.cumsum(lists.values.to_numpy() != IGNORED)])
-        first, last = starts, ends
-        if most is not None and training.truncation_mode == "keep_end" and not packing:
-            first = np.maximum(starts, ends - most)
-        elif most is not None:
-            last = np.minimum(ends, starts + most)
+        first, last = kept(starts, ends, training, packing)
         used = before[last] > before[first]
         total = Measure(
             total.rows + len(lists),

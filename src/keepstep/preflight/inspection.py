@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +11,7 @@ from keepstep.data.dataset import Data
 from keepstep.data.tokenize import Positions, beyond_vocabulary, packs, too_few, try_few
 from keepstep.preflight.shapes import configuration_of
 from keepstep.recipe.config import Problem, Recipe
-from keepstep.recipe.model import chat_template
+from keepstep.recipe.model import with_chat_template
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ def inspect(
         ConfigError: there is no chat template at `chat_template_path`.
     """
     training = recipe.training
-    rendering = copy.deepcopy(tokenizer)
-    rendering.chat_template = chat_template(tokenizer, training)
+    rendering = with_chat_template(tokenizer, training)
     positions = positions_of(recipe)
     problems, tokenised = [*data.warnings, *_unknown_tokens(tokenizer, recipe)], {}
     for what, part in data.parts.items():

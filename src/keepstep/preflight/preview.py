@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,9 +9,10 @@ from itertools import groupby
 from transformers import PreTrainedTokenizerBase
 
 from keepstep.data.dataset import Data, Part
-from keepstep.data.tokenize import IGNORED, Measure, Preparation, lists_of, measure, packs
+from keepstep.data.rows import Count
+from keepstep.data.tokenize import IGNORED, Preparation, kept, lists_of, measure, packs
 from keepstep.recipe.config import KeepstepConfig, Recipe
-from keepstep.recipe.model import chat_template
+from keepstep.recipe.model import with_chat_template
 
 LOOKED_AT = 8000  # rows of each part, at most
 
@@ -43,7 +43,7 @@ class Preview:
         source: where they come from.
         renamed: how columns of other names were understood; may be empty.
         rows: the first ones.
-        found: what becomes of those that were made into tokens.
+        count: what becomes of those that were made into tokens.
         whole: whether these were all.
         lengths: of them, in tokens, before they are cut.
         packed: whether they are packed.
@@ -53,7 +53,7 @@ class Preview:
     source: str
     renamed: str
     rows: Sequence[SeenRow]
-    found: Measure
+    count: Count
     whole: bool
     lengths: Sequence[int]
     packed: bool
@@ -67,8 +67,7 @@ def previews(
     Raises:
         ConfigError: rows cannot be made into tokens.
     """
-    rendering = copy.deepcopy(tokenizer)
-    rendering.chat_template = chat_template(tokenizer, recipe.training)
+    rendering = with_chat_template(tokenizer, recipe.training)
     for what, part in data.parts.items():
         yield _preview(what, part, rendering, recipe.training, count)
 
@@ -83,14 +82,13 @@ def _preview(
     taken = part.rows.take(LOOKED_AT if part.streamed else min(LOOKED_AT, len(part.rows)))
     prepared = Preparation(tokenizer, training, next(iter(taken))).prepared(taken, what)
     packed = packs(what, training)
-    most = training.max_length if not packed else None
-    end = training.truncation_mode == "keep_end"
+    found = measure([lists_of(prepared)], training, packed)
     return Preview(
         what,
         part.source,
         part.renamed,
-        [_seen(row, tokenizer, most, end) for row in prepared[:count]],
-        measure([lists_of(prepared)], training, packed),
+        [_seen(row, tokenizer, training, packed) for row in prepared[:count]],
+        Count(found.rows, found.rows if packed else found.used, found.cut, found.longest),
         len(prepared) < LOOKED_AT if part.streamed else len(prepared) == len(part.rows),
         sorted(len(row["labels"]) for row in prepared),
         packed,
@@ -98,13 +96,16 @@ def _preview(
 
 
 def _seen(
-    row: Mapping[str, list[int]], tokenizer: PreTrainedTokenizerBase, most: int | None, end: bool
+    row: Mapping[str, list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    training: KeepstepConfig,
+    packed: bool,
 ) -> SeenRow:
-    tokens, labels = row["input_ids"], row["labels"]
-    lost = 0 if most is None else max(0, len(tokens) - most)
-    used = slice(lost, None) if end else slice(0, len(tokens) - lost)
-    tokens, labels = tokens[used], labels[used]
+    whole = len(row["input_ids"])
+    used = slice(*kept(0, whole, training, packed))
+    tokens, labels = row["input_ids"][used], row["labels"][used]
     spans = []
     for trained, group in groupby(zip(tokens, labels, strict=True), lambda t: t[1] != IGNORED):
         spans.append((trained, tokenizer.decode([token for token, _ in group])))
-    return SeenRow(spans, len(tokens), sum(label != IGNORED for label in labels), lost)
+    trained_on = sum(label != IGNORED for label in labels)
+    return SeenRow(spans, len(tokens), trained_on, whole - len(tokens))

@@ -115,6 +115,15 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, training: KeepstepConfig) 
         raise ConfigError([Problem(what, code="model")]) from error
 
 
+def with_chat_template(
+    tokenizer: PreTrainedTokenizerBase, training: KeepstepConfig
+) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer, with the chat template that SFTTrainer will use."""
+    rendering = copy.deepcopy(tokenizer)
+    rendering.chat_template = chat_template(tokenizer, training)
+    return rendering
+
+
 def _digest(value: Any) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(value).encode())
 

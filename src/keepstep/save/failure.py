@@ -83,7 +83,7 @@ def no_inodes(number: int | None, path: str | bytes | None) -> bool:
     return False
 
 
-def told(causes: Sequence[Cause]) -> str:
+def in_words(causes: Sequence[Cause]) -> str:
     """What some ranks have met, on one line; of many the first few."""
     return first_few([str(cause) for cause in causes], "; ", SHOWN)
 
@@ -102,7 +102,7 @@ class SaveError(KeepstepError, RuntimeError):
         paths = [Path(cause.path) for cause in causes if cause.path is not None]
         numbers = [cause.errno for cause in causes if cause.errno is not None]
         super().__init__(
-            f"{what}: {told(causes)}",
+            f"{what}: {in_words(causes)}",
             step=step,
             path=next(iter(paths), None),
             ranks=tuple(dict.fromkeys(cause.rank for cause in causes)),

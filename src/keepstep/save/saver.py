@@ -22,7 +22,7 @@ from keepstep.run_folder.ownership import NotOwnerError
 from keepstep.run_folder.reader import Checkpoint
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter, Saved
-from keepstep.save.failure import Cause, SaveError, told
+from keepstep.save.failure import Cause, SaveError, in_words
 from keepstep.save.in_flight import Flight
 from keepstep.save.rank_part import Part, Report
 from keepstep.save.shared_file import digest_of_joint
@@ -286,7 +286,7 @@ def _outcome(
     at_work, causes = stuck or flight.running, []
     if state is SaveState.FAILING:
         causes = failures or flight.causes
-        writer.record("save_failed", step=flight.step, reason=told(causes))
+        writer.record("save_failed", step=flight.step, reason=in_words(causes))
     if not at_work:  # else: when they have come back
         try:
             writer.discard(flight.step)
