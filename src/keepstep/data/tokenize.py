@@ -24,9 +24,9 @@ from trl import SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.trainer import sft_trainer
 
-from keepstep.data.dataset import Part, is_stream
 from keepstep.data.read import Rows, problem
 from keepstep.data.rows import Count, RowError
+from keepstep.data.taken import Part, is_stream
 from keepstep.ranks import collectives
 from keepstep.recipe.config import ConfigError, KeepstepConfig, Problem
 

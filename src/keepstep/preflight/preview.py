@@ -8,8 +8,9 @@ from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
 
-from keepstep.data.dataset import Data, Part
+from keepstep.data.dataset import Data
 from keepstep.data.rows import Count
+from keepstep.data.taken import Part
 from keepstep.data.tokenize import IGNORED, Preparation, kept, lists_of, measure, packs
 from keepstep.recipe.config import KeepstepConfig, Recipe
 from keepstep.recipe.model import with_chat_template
