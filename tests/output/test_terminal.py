@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.table import Table
 from typer.testing import CliRunner
@@ -116,6 +116,7 @@ def test_everything_of_a_terminal_is_data(capsys: pytest.CaptureFixture[str]) ->
     st.sampled_from([(0, 1), (0, 1, 0, 0)]),
     st.integers(8, 60),
 )
+@example([("0 ", "", "")], (0, 1), 9)
 def test_a_table_is_as_rich_makes_it(
     rows: list[tuple[str, str, str]], padding: tuple[int, ...], width: int
 ) -> None:

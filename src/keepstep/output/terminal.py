@@ -87,6 +87,8 @@ def _lines_that_fit(table: Table, width: int) -> list[str] | None:
         return None
     filled = []
     for column, texts, wide in zip(table.columns, columns, widths, strict=True):
+        if column.justify == "right":  # what it ends with is rich's to leave out
+            texts = [text.rstrip() for text in texts]
         blanks = [" " * (wide - cell_len(text)) for text in texts]
         pairs = zip(blanks, texts, strict=True)
         filled.append([b + t if column.justify == "right" else t + b for b, t in pairs])
