@@ -1,7 +1,8 @@
-"""An ending process does not wait for a DataLoader's worker that hangs in a read."""
+"""An ending process does not wait for a DataLoader's worker that hangs in a read, nor leave it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -53,11 +54,14 @@ if __name__ == "__main__":
     if persistent == "left":
         del batches
     print("ends", flush=True)
+    if persistent == "killed":
+        while True:
+            time.sleep(1)
 """
 
 
-def end(tmp_path: Path, file: Path, method: str, persistent: str) -> None:
-    """Run it, and let it end; the time of its imports does not count."""
+def end(tmp_path: Path, file: Path, method: str, persistent: str, reachable: bool = True) -> None:
+    """Run it, and let it end, or kill it; the time of its imports does not count."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-W", "ignore", script, file, method, persistent]
@@ -69,16 +73,39 @@ def end(tmp_path: Path, file: Path, method: str, persistent: str) -> None:
             assert process.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        assert process.wait(30) == 0, "torch would wait for ever"
+        if persistent == "killed":
+            assert len(of_session(process.pid)) > 2, "with its workers"
+            process.kill()
+        assert process.wait(30) in (0, -signal.SIGKILL), "torch would wait for ever"
+        while reachable and of_session(process.pid):
+            assert time.monotonic() < deadline, "a worker is left behind"
+            time.sleep(0.02)
         assert len((tmp_path / "log").read_text().splitlines()) == 1, "and nothing is told"
     finally:
         process.kill()
 
 
+def of_session(leader: int) -> list[int]:
+    """The processes that run in the session of this one."""
+    found = []
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended
+            state, *_, session = (
+                Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[:4]
+            )
+            if int(session) == leader and state != "Z":
+                found.append(int(process))
+    return found
+
+
 CASES = [
-    pytest.param(method, how, marks=[] if (method, how) == ("fork", "kept") else pytest.mark.long)
+    pytest.param(
+        method,
+        how,
+        marks=[] if method == "fork" and how != "left" else pytest.mark.long,
+    )
     for method in ("fork", "spawn", "forkserver")
-    for how in ("left", "kept")
+    for how in ("left", "kept", "killed")
 ]
 
 
@@ -94,7 +121,7 @@ def test_a_worker_that_no_signal_reaches(tmp_path: Path) -> None:
     with faulty_disk(tmp_path / "disk") as disk:
         (disk.folder / "rows").write_text("rows")
         disk.hang("open", "rows")
-        end(tmp_path, disk.folder / "rows", "fork", "left")
+        end(tmp_path, disk.folder / "rows", "fork", "left", reachable=False)
         assert disk.fired
 
 

@@ -1,13 +1,15 @@
-"""A DataLoader's worker processes: signals are not for them, and nobody waits for ever for them."""
+"""A DataLoader's worker processes: signals are not for them, nobody waits for ever for them, and
+they are not there longer than their rank."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing import context
+from multiprocessing import connection, context
 from multiprocessing.process import BaseProcess
 from typing import Any, ClassVar
 
@@ -35,10 +37,15 @@ class Worker(BaseProcess):
 
     torch 2.13 waits five seconds for each worker, sends it SIGTERM, which it ignores here, and
     waits five more; at its exit Python waits for ever. An ending rank has no time for either: its
-    state is saved, and the batches are not needed any more.
+    state is saved, and the batches are not needed any more. And a rank that ends without a word
+    (out of memory, after a hang) tells its workers nothing: each of them notices by itself.
     """
 
     _late_until: ClassVar[float] = 0.0
+
+    def run(self) -> None:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        super().run()
 
     def terminate(self) -> None:
         self.kill()
@@ -54,6 +61,13 @@ class Worker(BaseProcess):
         super().join(patience if timeout is None else min(timeout, patience))
         if self.is_alive():
             Worker._late_until = time.monotonic() + PATIENCE_SECONDS
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()  # with a fork server, the one that asked for this one
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 # By the name of the start method: what is spawned is pickled, and must have a name in a module.
