@@ -8,8 +8,9 @@ unexport PYTHONDONTWRITEBYTECODE
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
 .PHONY: install demo test test-quick test-rooms test-rooms-slower test-rooms-others test-cluster \
-	test-runs test-launches test-hub test-long test-long-runs test-long-others compat \
-	compat-oldest compat-newest check format docs clean
+	test-runs test-runs-first test-runs-others test-launches test-hub \
+	test-long test-long-runs test-long-others compat compat-oldest compat-newest \
+	check format docs clean
 
 install: $(VENV)/.installed
 
@@ -41,8 +42,8 @@ ROOMS := $(filter-out $(RUNNING) tests/helpers tests/rank_programs, $(patsubst %
 SLOWER := tests/run_folder tests/disk tests/save tests/recipe
 PYTEST := $(BIN)/python -m pytest -m 'not long'
 
-test: install # four campaigns at a time: all of them wait, now and then
-	$(MAKE) --jobs=4 --output-sync=target test-cluster test-runs test-launches test-rooms test-hub
+test: install # five campaigns at a time: all of them wait, now and then
+	$(MAKE) --jobs=5 --output-sync=target test-cluster test-runs test-launches test-rooms test-hub
 
 test-quick: install # under three minutes: no launch, no training on several processes
 	$(MAKE) --jobs=2 --output-sync=target test-rooms-slower test-rooms-others
@@ -58,8 +59,16 @@ test-rooms-others: install
 test-cluster: $(VENV)/.extensions
 	$(PYTEST) tests/slurm
 
-test-runs: $(VENV)/.extensions
-	$(PYTEST) tests/multiprocess
+test-runs: test-runs-first test-runs-others
+
+# Two halves, about as long: one alone would be the last to end, by minutes.
+FIRST := $(wildcard tests/multiprocess/test_[a-e]*.py)
+
+test-runs-first: $(VENV)/.extensions
+	$(PYTEST) $(FIRST)
+
+test-runs-others: $(VENV)/.extensions
+	$(PYTEST) tests/multiprocess $(addprefix --ignore=,$(FIRST))
 
 test-launches: $(VENV)/.extensions
 	$(PYTEST) tests/crash tests/e2e tests/gpu

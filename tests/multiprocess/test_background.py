@@ -94,7 +94,11 @@ def test_a_signal_during_a_background_write(ranks: Ranks, demo: Path, tmp_path: 
     ("fault", "message"),
     [
         ("full", FAILED + r"OSError: \[Errno 28\] No space left on device"),
-        ("speechless", FAILED + r"OSError: \[Errno 28\] No space left on device"),
+        pytest.param(
+            "speechless",
+            FAILED + r"OSError: \[Errno 28\] No space left on device",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_writer_that_fails_is_heard_of_at_the_next_step(
@@ -140,7 +144,7 @@ def test_too_little_memory_for_snapshots(ranks: Ranks, demo: Path, tmp_path: Pat
     assert [c.step for c in RunFolder(tmp_path).checkpoints()] == [4, 8, 12]
 
 
-@pytest.mark.parametrize(("stage", "weights"), [(2, 4), (3, 4)])
+@pytest.mark.parametrize(("stage", "weights"), cases([(2, 4), (3, 4)], long=[(2, 4)]))
 def test_bytes_of_a_checkpoint(
     ranks: Ranks, demo: Path, tmp_path: Path, stage: int, weights: int
 ) -> None:
@@ -174,7 +178,9 @@ def test_weights_that_have_to_be_gathered(
     assert folder.faults(folder.checkpoint(4), deep=True) == []
 
 
-@pytest.mark.parametrize("strategy", cases(["cpu_zero2", "cpu_zero3", "ddp"], long=["cpu_zero3"]))
+@pytest.mark.parametrize(
+    "strategy", cases(["cpu_zero2", "cpu_zero3", "ddp"], long=["cpu_zero3", "ddp"])
+)
 def test_the_best_is_loaded_at_the_end(
     ranks: Ranks, demo: Path, tmp_path: Path, strategy: str
 ) -> None:

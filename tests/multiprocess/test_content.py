@@ -58,7 +58,9 @@ def differences(a: Any, b: Any, where: str) -> list[str]:
     return [] if a == b else [f"{where}: {a}, {b}"]
 
 
-@pytest.mark.parametrize("case", cases(CASES, long=["zero3", "zero2", "zero2-frozen"]))
+@pytest.mark.parametrize(
+    "case", cases(CASES, long=["zero3", "zero2", "zero2-frozen", "zero2-lora"])
+)
 def test_every_tensor_and_object_is_as_the_stock_trainer_stores_it(
     ranks: Ranks, demo: Path, tmp_path: Path, case: str
 ) -> None:

@@ -35,7 +35,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     ("rank", "mode"),
-    cases(itertools.product((0, 1), ("lazy", "off")), long=[(0, "lazy"), (1, "off")]),
+    cases(itertools.product((0, 1), ("lazy", "off")), long=[(0, "lazy"), (1, "off"), (0, "off")]),
 )
 def test_a_save_is_skipped_and_the_next_one_arrives(
     ranks: Ranks, demo: Path, small_disk: Path, rank: int, mode: str

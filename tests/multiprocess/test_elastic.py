@@ -171,7 +171,7 @@ SPECIAL = {
 }
 
 
-@pytest.mark.parametrize("case", cases(SPECIAL, long=["bf16", "packed", "small"]))
+@pytest.mark.parametrize("case", cases(SPECIAL, long=["bf16", "fp16", "packed", "small"]))
 def test_other_contents(ranks: Ranks, still_demo: Path, tmp_path: Path, case: str) -> None:
     """Half precision (with a loss scaler), frozen parameters, buffers, packed rows."""
     straight = Chain(ranks, still_demo, tmp_path / f"{case}-straight", **SPECIAL[case])

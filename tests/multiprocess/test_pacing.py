@@ -57,7 +57,7 @@ def test_saves_by_the_clock_and_on_request(
     assert "its last attempt has ended" in ended.stdout
 
 
-@pytest.mark.parametrize("fault", ["none", "slow"])
+@pytest.mark.parametrize("fault", cases(["none", "slow"], long=["none"]))
 def test_a_deadline_is_kept(ranks: Ranks, demo: Path, tmp_path: Path, fault: str) -> None:
     """As long as saves were seen to last: the shim makes every part take two seconds."""
     run = tmp_path / "run"

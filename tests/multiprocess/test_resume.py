@@ -34,7 +34,7 @@ def loss_curve(output_dir: Path) -> dict[int, float]:
 
 
 @pytest.mark.parametrize(
-    "case", cases(CASES, long=["zero2", "zero2-offload", "zero3-offload", "zero0-lora"])
+    "case", cases(CASES, long=["zero2", "zero2-offload", "zero3-offload", "zero0", "zero0-lora"])
 )
 def test_interrupted_equals_uninterrupted(
     ranks: Ranks, demo: Path, workspace: Path, case: str

@@ -10,21 +10,23 @@ from tests.helpers.ranks import ROOT
 
 
 @pytest.mark.parametrize("target", ["test", "test-long"])
-def test_every_folder_of_tests_is_run_once(target: str) -> None:
+def test_every_file_of_tests_is_run_once(target: str) -> None:
     command = ["make", "--dry-run", "--always-make", target]
     lines = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    runs = [line.split() for line in lines.splitlines() if "-m pytest" in line]
-    folders = {f"tests/{path.parent.name}" for path in (ROOT / "tests").glob("*/test_*.py")}
-    for folder in folders:
-        named = sum(
-            folder in words and f"--ignore {folder}" not in " ".join(words) for words in runs
-        )
-        others = sum(not any(w.startswith("tests/") for w in ignoring(words)) for words in runs)
-        ignored = sum(f"--ignore {folder}" in " ".join(words) for words in runs)
-        assert named + others - ignored == 1, (folder, runs)
+    runs = [
+        line.replace("--ignore ", "--ignore=").split()
+        for line in lines.splitlines()
+        if "-m pytest" in line
+    ]
+    for path in (ROOT / "tests").glob("*/test_*.py"):
+        file = str(path.relative_to(ROOT))
+        assert sum(holds(words, file) for words in runs) == 1, (file, runs)
 
 
-def ignoring(words: list[str]) -> list[str]:
-    """What a run names, without what it ignores; a run that names nothing runs all."""
-    skipped = {i + 1 for i, word in enumerate(words) if word == "--ignore"}
-    return [word for i, word in enumerate(words) if i not in skipped]
+def holds(run: list[str], file: str) -> bool:
+    """Whether a run of pytest has this file: by its name or its folder's; one that names nothing
+    has all."""
+    names = {file, file.rpartition("/")[0]}
+    named = [word for word in run if word.startswith("tests/")]
+    ignored = any(f"--ignore={name}" in run for name in names)
+    return not ignored and (not named or not names.isdisjoint(named))
