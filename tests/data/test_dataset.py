@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,63 @@ def test_a_mixture_of_files(demo: Path, tmp_path: Path) -> None:
     first, second = (gathered(parsed)["eval_dataset"] for _ in range(2))
     assert len(first) == 2
     assert first[:] == second[:]
+
+
+def mixture(tmp_path: Path, *parts: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """The fields of a recipe with these parts."""
+    file = write(tmp_path / "mixture.yaml", f"datasets: {json.dumps(parts, default=str)}")
+    return {"dataset_name": "", "config": file, **fields}
+
+
+def test_a_mixture_with_shares(demo: Path, tmp_path: Path) -> None:
+    few = write(tmp_path / "few.jsonl", lines(*({"text": f"few {n}"} for n in range(4))))
+    many = write(tmp_path / "many.jsonl", lines(*({"text": f"many {n}"} for n in range(10))))
+    parts = {"path": few, "fraction": 0.5}, {"path": many, "fraction": 0.5}
+
+    def counts(**fields: Any) -> dict[str, int]:
+        return Counter(r["text"] for r in rows_of(demo, tmp_path, **fields))
+
+    both = mixture(tmp_path, *parts)
+    assert counts(**both) == {f"{k} {n}": 1 for k in ("few", "many") for n in range(4)}
+    both["mixture_stopping_strategy"] = "all_exhausted"
+    every = {f"few {n}": 2 + (n < 2) for n in range(4)} | {f"many {n}": 1 for n in range(10)}
+    assert counts(**both) == every
+    inputs, *_ = train.gather_inputs(recipe(demo, tmp_path, **both))
+    told = "mixture: few.jsonl 10 (4, 2.5 times), many.jsonl 10 of 10"
+    assert inputs["renamed"]["training"] == told
+    aside = both | {"eval_strategy": "steps", "eval_dataset_name": ""}
+    assert "all_exhausted repeats rows: none can be set aside" in problems(demo, tmp_path, **aside)
+    both["mixture_stopping_strategy"] = "all"
+    assert "'all' is none of: first_exhausted, all" in problems(demo, tmp_path, **both)
+    plain = mixture(tmp_path, {"path": few}, mixture_stopping_strategy="all_exhausted")
+    assert "is for datasets whose parts have a fraction" in problems(demo, tmp_path, **plain)
+    wrong = mixture(tmp_path, {"path": few, "fraction": 0.5}, {"path": many})
+    assert "a number above 0 for each part, or for none" in problems(demo, tmp_path, **wrong)
+
+
+def test_a_mixture_of_turns_in_several_layouts(demo: Path, tmp_path: Path) -> None:
+    chat = write(tmp_path / "chat.jsonl", lines(CHAT))
+    alpaca = write(tmp_path / "alpaca.jsonl", lines({"instruction": "Add.", "output": "done"}))
+    pair = {"prompt": CHAT["messages"][:1], "completion": CHAT["messages"][1:]}
+    pairs = write(tmp_path / "pairs.jsonl", lines(pair))
+    text = write(tmp_path / "text.jsonl", lines({"prompt": "q", "completion": "a"}))
+    asked = {"role": "user", "content": "Add."}, {"role": "assistant", "content": "done"}
+
+    both = mixture(tmp_path, {"path": alpaca}, {"path": pairs})
+    assert rows_of(demo, tmp_path, **both) == [
+        {"prompt": [asked[0]], "completion": [asked[1]]},
+        pair,
+    ]
+    all_three = mixture(tmp_path, {"path": alpaca}, {"path": chat}, {"path": pairs})
+    assert "Hint: assistant_only_loss: true takes both for turns" in problems(
+        demo, tmp_path, **all_three
+    )
+    rows = rows_of(demo, tmp_path, **all_three, assistant_only_loss=True)
+    assert rows == [{"messages": list(asked)}, CHAT, CHAT]
+    told = problems(demo, tmp_path, **mixture(tmp_path, {"path": text}, {"path": pairs}))
+    assert "of text" in told
+    assert "of turns" in told
+    assert "give them all one" in told
 
 
 def test_streaming_by_either_name(demo: Path, tmp_path: Path) -> None:

@@ -19,10 +19,8 @@ from keepstep.data.read import (
     problem,
     split_of,
 )
-from keepstep.data.rows import (
-    columns_of,
-)
-from keepstep.data.taken import STREAM_SAMPLE, TURNS, Part, is_stream, taken
+from keepstep.data.rows import columns_of
+from keepstep.data.taken import STREAM_SAMPLE, TURNS, Part, as_messages, is_stream, taken
 from keepstep.recipe.config import ConfigError, DataConfig, KeepstepConfig, Problem
 
 EVAL_SPLITS = ("test", "validation", "valid", "val", "eval", "evaluation", "dev")
@@ -65,7 +63,8 @@ def load_data(data: DataConfig, training: KeepstepConfig, sample: bool = False) 
         return taken(what, rows, source, data, training, warnings)
 
     if data.datasets:
-        splits, train = {}, _mixture(data, stream, take)
+        assistants = bool(training.assistant_only_loss)
+        splits, train = {}, _mixture(data, stream, assistants, take)
     else:
         name = str(data.dataset_name)
         splits = load(name, data.dataset_config, stream)
@@ -118,19 +117,33 @@ def _named(name: str, splits: Splits, split: str) -> str:
     return f"{name}, split {split}" if len(splits) > 1 else name
 
 
-def _mixture(data: DataConfig, stream: bool, take: Callable[[str, Rows, str], Part]) -> Part:
-    """All parts of `datasets`, which have to have one layout. (TRL's `get_dataset` takes no files,
-    and draws `test_split_size` anew for each process.)"""
+def _mixture(
+    data: DataConfig, stream: bool, assistants: bool, take: Callable[[str, Rows, str], Part]
+) -> Part:
+    """All parts of `datasets`, of one layout or, where the loss is the assistant's turns
+    (`assistants`), all of turns. (TRL's `get_dataset` takes no files, and draws `test_split_size`
+    anew for each process.)"""
     parts = [take("training", load_part(part, stream), part.path) for part in data.datasets]
-    kinds = {str(part.layout) if part.layout.name == "text" else part.layout.name for part in parts}
-    if len(kinds) > 1:
-        told = ", ".join(f"{part.source}: {part.layout}" for part in parts)
-        raise ConfigError(
-            [problem(f"the parts of datasets have different layouts: {told}", "give them all one")]
-        )
-    rows = mixed(data.datasets, _alike(parts), stream)
-    told = "; ".join(dict.fromkeys(part.renamed for part in parts if part.renamed))
+    kinds = [_kind(part) for part in parts]
+    if assistants and set(kinds) == {"messages", "prompt and completion, of turns"}:
+        parts = [as_messages(part) for part in parts]
+    elif len(set(kinds)) > 1:
+        told = ", ".join(f"{part.source}: {kind}" for part, kind in zip(parts, kinds, strict=True))
+        turns = all(kind == "messages" or "turns" in kind for kind in kinds)
+        hint = "assistant_only_loss: true takes both for turns" if turns else "give them all one"
+        raise ConfigError([problem(f"the parts of datasets have different layouts: {told}", hint)])
+    rows, mix = mixed(data.datasets, _alike(parts), data.mixture_stopping_strategy)
+    renamed = dict.fromkeys(part.renamed for part in parts if part.renamed)
+    told = "; ".join([*([f"mixture: {mix}"] if mix else []), *renamed])
     return replace(parts[0], rows=rows, source=f"{len(parts)} datasets", renamed=told)
+
+
+def _kind(part: Part) -> str:
+    """The layout of a part's rows as they are now, with what SFTTrainer tells apart."""
+    if part.layout.name not in ("prompt", "alpaca"):
+        return str(part.layout) if part.layout.name == "text" else part.layout.name
+    turns = isinstance(next(iter(part.rows))["prompt"], list)
+    return f"prompt and completion, of {'turns' if turns else 'text'}"
 
 
 def _alike(parts: Sequence[Part]) -> list[Rows]:
@@ -178,6 +191,9 @@ def _set_aside(train: Part, data: DataConfig, training: KeepstepConfig) -> tuple
     if train.streamed:
         raise ConfigError([problem("a streamed dataset cannot be split", "name eval_dataset_name")])
     seed = training.seed if training.data_seed is None else training.data_seed
+    if data.datasets and data.mixture_stopping_strategy == "all_exhausted":
+        told = "mixture_stopping_strategy: all_exhausted repeats rows: none can be set aside"
+        raise ConfigError([problem(told, "name eval_dataset_name, or eval_strategy: no")])
     rows = len(train.rows)
     if rows < 2:
         raise ConfigError([problem(f"{rows} training rows are too few to set one aside")])

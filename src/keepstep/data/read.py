@@ -13,6 +13,7 @@ from datasets.exceptions import DataFilesNotFoundError
 from datasets.table import CastError
 from trl.scripts.utils import DatasetConfig
 
+from keepstep.data import mixture
 from keepstep.recipe.config import ConfigError, Problem
 from keepstep.recipe.data_files import BUILDERS, builder_of
 
@@ -110,26 +111,44 @@ def split_of(splits: Splits, name: str, where: str) -> Rows:
     return splits[name]
 
 
-def mixed(parts: Sequence[DatasetConfig], found: Sequence[Rows], stream: bool) -> Rows:
-    """The parts one after the other; of each, its `fraction` of the whole, as TRL's `get_dataset`
-    takes it: the whole is as large as no part has too few rows for.
+def mixed(parts: Sequence[DatasetConfig], found: Sequence[Rows], strategy: str) -> tuple[Rows, str]:
+    """The parts one after the other; of each, its `fraction` of the whole, if they have any; and
+    how many rows of each that are, as people are told.
 
     Raises:
         ConfigError: fractions that cannot be had; columns of one name and several types.
     """
-    shares = [part.fraction for part in parts]
+    shares, said = [part.fraction for part in parts], []
     if any(share is not None for share in shares):
-        given = [share for share in shares if share is not None and share >= 0]
-        if stream or len(given) < len(shares) or not sum(given):
-            what = "datasets: fraction is a number above 0 for each part, or for none"
-            raise ConfigError([problem(what + (", and for none of a stream" if stream else ""))])
-        weights = [share / sum(given) for share in given]
-        whole = min(len(r) / w for r, w in zip(found, weights, strict=True) if w)
-        found = [r.select(range(round(w * whole))) for r, w in zip(found, weights, strict=True)]
+        fractions = [-1.0 if share is None else share for share in shares]
+        counts = _counts(found, fractions, strategy)
+        for number, (part, rows, count) in enumerate(zip(parts, found, counts, strict=True)):
+            said.append(mixture.told(Path(part.path).name, len(rows), count))
+            found = [*found[:number], _repeated(rows, count), *found[number + 1 :]]
     try:
-        return datasets.concatenate_datasets(list(found))
+        return datasets.concatenate_datasets(list(found)), ", ".join(said)
     except Exception as error:  # pyarrow's, ValueError
         raise unusable("the parts of datasets", error) from error
+
+
+def _counts(found: Sequence[Rows], fractions: Sequence[float], strategy: str) -> list[int]:
+    """How many rows to take of each part."""
+    what = "datasets: fraction is a number above 0 for each part, or for none"
+    if not all(hasattr(rows, "__len__") for rows in found):
+        raise ConfigError([problem(f"{what}, and for none of a stream")])
+    try:
+        return mixture.rows_of_each([len(rows) for rows in found], fractions, strategy)
+    except ValueError as error:
+        raise ConfigError([problem(what)]) from error
+
+
+def _repeated(rows: Rows, count: int) -> Rows:
+    """The first `count` rows, and again from the first when these are more than there are."""
+    if count == len(rows):
+        return rows
+    if count < len(rows):
+        return rows.select(range(count))
+    return rows.select([number % len(rows) for number in range(count)])
 
 
 def unusable(name: str, error: Exception) -> ConfigError:

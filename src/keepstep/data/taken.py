@@ -31,7 +31,7 @@ class Part:
         source: where they come from, as people are told.
         layout: what is trained on of each.
         renamed: how its columns or roles were understood, where they have other names than
-            `SFTTrainer` knows; else empty.
+            `SFTTrainer` knows, and how a mixture is made up; else empty.
     """
 
     rows: Rows
@@ -213,6 +213,23 @@ def _converted(rows: Rows, layout: Layout, columns: Collection[str]) -> Rows:
         arguments["features"] = datasets.Features(kept | dict.fromkeys(turns, TURNS))
         arguments["desc"] = "Naming the roles"
     return rows.map(_convert, **arguments)
+
+
+def as_messages(part: Part) -> Part:
+    """The same rows with their turns in one list, `messages`."""
+    if part.layout.name == "messages":
+        return part
+    arguments: dict[str, Any] = {"remove_columns": ["prompt", "completion"]}
+    if not part.streamed:
+        kept = {n: k for n, k in part.rows.features.items() if n not in ("prompt", "completion")}
+        arguments["features"] = datasets.Features(kept | {"messages": TURNS})
+        arguments["desc"] = "Joining the turns"
+    rows = part.rows.map(_joined, **arguments)
+    return replace(part, rows=rows, layout=Layout("messages", "messages"))
+
+
+def _joined(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"messages": [*row["prompt"], *row["completion"]]}
 
 
 def _convert(row: Mapping[str, Any], layout: Layout, version: str = "") -> dict[str, Any]:

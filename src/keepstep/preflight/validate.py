@@ -13,6 +13,7 @@ from huggingface_hub import get_token
 from packaging.requirements import Requirement
 
 from keepstep.data.columns import wrong_names
+from keepstep.data.mixture import STRATEGIES
 from keepstep.output.environment import TOKEN
 from keepstep.policy.selection import WORDS, SelectionError
 from keepstep.preflight.launch import check_launch, launch_of
@@ -126,6 +127,9 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         if wrong:
             hint = "column_names: {prompt: question, completion: answer}"
             yield Problem(f"column_names: {wrong}", hint, "data")
+    if data.mixture_stopping_strategy not in STRATEGIES:
+        told = f"mixture_stopping_strategy: {data.mixture_stopping_strategy!r} is none of"
+        yield Problem(f"{told}: {', '.join(STRATEGIES)}", code="data")
     if not 0 < data.eval_split_fraction < 1:
         yield Problem(
             f"eval_split_fraction: {data.eval_split_fraction} is not between 0 and 1", code="data"
@@ -154,6 +158,10 @@ def _beside_each_other(recipe: Recipe) -> Iterator[Problem]:
             "datasets: [{path: …, name: CONFIG, split: SPLIT}]",
             "data",
         )
+    weighted = any(part.fraction is not None for part in data.datasets)
+    if data.mixture_stopping_strategy == "all_exhausted" and not weighted:
+        told = "mixture_stopping_strategy is for datasets whose parts have a fraction"
+        yield Problem(told, "datasets: [{path: …, fraction: 0.7}, …]", "data")
     if data.test_split_size is not None and not data.datasets:
         yield Problem(
             "test_split_size is for datasets", "with dataset_name: eval_split_fraction", "data"

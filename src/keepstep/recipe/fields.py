@@ -9,7 +9,7 @@ from trl import DatasetMixtureConfig, ScriptArguments
 
 @dataclass
 class DataConfig(ScriptArguments, DatasetMixtureConfig):
-    """Where the rows come from. TRL's fields (`dataset_name`, `datasets`, …), and three more."""
+    """Where the rows come from. TRL's fields (`dataset_name`, `datasets`, …), and four more."""
 
     eval_dataset_name: str | None = field(
         default=None,
@@ -21,6 +21,15 @@ class DataConfig(ScriptArguments, DatasetMixtureConfig):
             "help": "What a column is, where its name does not say so: `{prompt: question, "
             "completion: answer}`. Known: messages, prompt, completion, text, instruction, input, "
             "output, system, history, tools, input_ids, labels."
+        },
+    )
+    mixture_stopping_strategy: str = field(
+        default="first_exhausted",
+        metadata={
+            "help": "Of `datasets` whose parts have a `fraction`: `first_exhausted` takes no row "
+            "twice, so the part with too few rows for its share decides how many there are in "
+            "all; `all_exhausted` takes every row, and repeats those of parts with too few "
+            "(oversampling)."
         },
     )
     eval_split_fraction: float = field(

@@ -1,0 +1,41 @@
+"""How many rows of each part a mixture has. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+STRATEGIES = ("first_exhausted", "all_exhausted")  # as datasets' interleave_datasets calls them
+
+
+def rows_of_each(rows: Sequence[int], fractions: Sequence[float], strategy: str) -> list[int]:
+    """The number of rows that a mixture takes of each part, so that their shares are `fractions`.
+
+    Args:
+        rows: that each part has.
+        fractions: of the whole, in any unit; 0 leaves a part out.
+        strategy: `first_exhausted`: no row twice, so the part with too few rows decides how many
+            there are in all. `all_exhausted`: every row at least once, so the part with too many
+            decides, and rows of others are repeated.
+
+    Raises:
+        ValueError: a fraction is below 0, or all are 0.
+    """
+    if not sum(fractions) or min(fractions) < 0:
+        raise ValueError("a fraction below 0, or none above")
+    shares = [fraction / sum(fractions) for fraction in fractions]
+    wholes = [count / share for count, share in zip(rows, shares, strict=True) if share]
+    if strategy == "first_exhausted":
+        whole, bound = min(wholes), min
+    else:
+        whole, bound = max(wholes), max
+    return [
+        bound(count, round(share * whole)) if share else 0
+        for count, share in zip(rows, shares, strict=True)
+    ]
+
+
+def told(name: str, rows: int, taken: int) -> str:
+    """A part of a mixture, in a few words."""
+    if taken <= rows:
+        return f"{name} {taken:,} of {rows:,}"
+    return f"{name} {taken:,} ({rows:,}, {taken / rows:.3g} times)"
