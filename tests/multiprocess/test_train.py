@@ -97,3 +97,22 @@ def test_one_voice(runs: dict, ranks: Ranks) -> None:
         )
         strange = [s for s in lines if not s.startswith(expected) and "parameters" not in s]
         assert strange == []
+
+
+def test_rows_are_prepared_once(ranks: Ranks, demo: Path, tmp_path: Path, workspace: Path) -> None:
+    """Looked at, made into tokens and packed by one process of a machine; the others, and later
+    launches, read it from the cache of datasets."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text((demo / "data/train.jsonl").read_text() + "\n")
+    fields = {"dataset_name": rows, "packing": True, "max_steps": 4}
+
+    def prepared(processes: int) -> set[Path]:
+        command = argv(demo, tmp_path / f"run-{processes}", **fields)
+        ranks.run(command, strategy="ddp", processes=processes)
+        return set((workspace / "datasets").rglob("*.arrow"))
+
+    before = set((workspace / "datasets").rglob("*.arrow"))
+    after = prepared(2)
+    made = {path.name.partition("-")[0] for path in after - before}
+    assert {"cache", "json"} <= made
+    assert prepared(3) == after
