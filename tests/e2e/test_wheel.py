@@ -23,7 +23,8 @@ from tests.helpers.ranks import ROOT
 
 # What of the launchers' folders is for the checkout alone: the demo's script, other examples.
 NOT_PACKAGED = ("launch/demo.sh", "launch/examples/checkpoint_demo.py")
-NOT_PACKAGED += ("launch/examples/retention_story.py",)
+NOT_PACKAGED += ("launch/examples/retention_story.py", "launch/smollm2.sh")
+NOT_PACKAGED += ("launch/examples/smollm2.py", "launch/examples/smollm2.txt")
 EXTENSIONS = os.environ["TORCH_EXTENSIONS_DIR"]  # tests/conftest.py sets it
 ACCELERATE = """#!{python}
 from accelerate.commands.launch import main
