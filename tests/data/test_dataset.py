@@ -12,6 +12,7 @@ import datasets
 import pytest
 
 from keepstep import train
+from keepstep.data import dataset
 from keepstep.preflight.validate import validate
 from keepstep.recipe.config import ConfigError
 from keepstep.recipe.parse import parse_recipe
@@ -263,7 +264,18 @@ def test_a_mixture_with_shares(demo: Path, tmp_path: Path) -> None:
     plain = mixture(tmp_path, {"path": few}, mixture_stopping_strategy="all_exhausted")
     assert "is for datasets whose parts have a fraction" in problems(demo, tmp_path, **plain)
     wrong = mixture(tmp_path, {"path": few, "fraction": 0.5}, {"path": many})
-    assert "a number above 0 for each part, or for none" in problems(demo, tmp_path, **wrong)
+    told = "a number above 0 for each part, or for none: 0.5, none"
+    assert told in problems(demo, tmp_path, **wrong)
+    for share in (0, -1):
+        wrong = mixture(tmp_path, {"path": few, "fraction": 0.5}, {"path": many, "fraction": share})
+        assert "a number above 0" in problems(demo, tmp_path, **wrong)
+    tiny = mixture(tmp_path, {"path": few, "fraction": 1}, {"path": many, "fraction": 1e-5})
+    assert "of 4 rows in all leaves no row of its part" in problems(demo, tmp_path, **tiny)
+    flowing = mixture(tmp_path, *parts, streaming=True, max_steps=1)
+    assert "of a stream, parts have no fraction" in problems(demo, tmp_path, **flowing)
+    asked = recipe(demo, tmp_path, **mixture(tmp_path, *parts))
+    looked_at = dataset.load_data(asked.data, asked.training, sample=True)  # as `keepstep check`
+    assert len(list(looked_at.training.rows)) == 14
 
 
 def test_a_mixture_of_turns_in_several_layouts(demo: Path, tmp_path: Path) -> None:

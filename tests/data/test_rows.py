@@ -212,3 +212,28 @@ def test_the_line_at_the_start_fits() -> None:
     assert len(told) == 80
     assert told.endswith("train.jsonl: 1,000,000 rows, 999,000 used, 12,345 cut, 1,000 dropped")
     assert "packed into 7" in str(Count(10, 10, 0, 8, packed=7))
+
+
+def test_a_text_beside_prompt_and_completion_is_left_out() -> None:
+    """SFTTrainer would end the text by the token that ends a completion."""
+    layout = layout_of(["prompt", "completion", "text"], "text")
+    assert layout is not None
+    assert (layout.name, layout.ignored) == ("prompt", ("text",))
+    layout = layout_of(["prompt", "completion", "text"], "body")
+    assert layout is not None
+    assert layout.ignored == ()
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        (["Question", "Answer"], "{prompt: Question, completion: Answer}"),
+        (["instruction", "response"], "{instruction: instruction, output: response}"),
+        (["Query", "the output"], ""),
+        (["q", " Answer "], '{prompt: q, completion: " Answer "}'),
+    ],
+)
+def test_what_to_do_about_other_names(columns: list[str], hint: str) -> None:
+    told = hint_for(dict.fromkeys(columns, "x"), "text")
+    assert hint in told
+    assert told.startswith("column_names: {")

@@ -76,10 +76,15 @@ def test_as_sfttrainer_prepares_them(demo: Path, tmp_path: Path, case: str) -> N
     assert prepared[:] == expected[:]
     assert count is not None
     training.max_length = None
-    lengths = [len(row) for row in stage(rows, training, False)["labels"]]
+    whole = stage(rows, training, False)["labels"]
+    lengths = [len(row) for row in whole]
     bound = CASES[case]["max_length"] or max(lengths)
     if count.packed is not None:
-        assert (count.rows, count.used, count.packed) == (20, 20, len(expected))
+        left = [row[:30] if case == "packed" else row for row in whole]
+        used = sum(any(label != IGNORED for label in row) for row in left)
+        assert (count.rows, count.used, count.packed) == (20, used, len(expected))
+        assert (count.dropped > 0) == (case == "packed"), "nothing is cut to be packed otherwise"
+        assert count.longest <= 30
         return
     assert (count.rows, count.used) == (20, len(expected))
     assert count.cut == sum(length > bound for length in lengths) - count.dropped

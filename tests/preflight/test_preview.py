@@ -36,7 +36,7 @@ def preview(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("seed: 1")
     fields = {"eval_strategy": "no", "keep_ranking": "recency", "max_length": 100} | more
-    others = argv(demo, tmp_path / "run", dataset_name=file, **fields)
+    others = argv(demo, tmp_path / "run", **{"dataset_name": file} | fields)
     return CliRunner().invoke(app, ["preview", str(recipe), *others, *flags])
 
 
@@ -97,3 +97,35 @@ def test_mistakes_are_told(demo: Path, tmp_path: Path) -> None:
     told = preview(demo, tmp_path, CHAT, max_lenght=5)
     assert told.exit_code == 2
     assert "max_lenght" in told.output
+
+
+def test_a_recipe_that_a_run_would_refuse(demo: Path, tmp_path: Path) -> None:
+    """What rows depend on is told in the same words; the rest keeps nobody from seeing rows."""
+    told = preview(demo, tmp_path, CHAT, dataset_name="gone.jsonl")
+    assert told.exit_code == 2
+    assert "dataset_name: there is no gone.jsonl" in told.output
+    told = preview(demo, tmp_path, CHAT, max_length=-5)
+    assert told.exit_code == 2
+    assert "max_length: -5 is not above 0" in told.output
+    told = preview(demo, tmp_path, CHAT, resume_from_checkpoint="newest")
+    assert told.exit_code == 0
+    assert SEEN in told.output
+    assert f"a run refuses this recipe: keepstep check {tmp_path}/recipe.yaml" in told.output
+
+
+def test_a_row_further_on_that_cannot_be_used(demo: Path, tmp_path: Path) -> None:
+    pair = {"prompt": "q", "completion": "a"}
+    rows = [*[pair] * 102, {"prompt": "q", "completion": None}]
+    told = preview(demo, tmp_path, *rows, streaming=True, max_steps=1, assistant_only_loss=False)
+    assert told.exit_code == 2, told.output
+    assert "the training rows cannot be made into tokens" in told.output
+
+
+def test_a_row_that_nothing_is_left_of(demo: Path, tmp_path: Path) -> None:
+    """Packed, too: its place in a packed row teaches nothing."""
+    long = {"prompt": "word " * 200, "completion": "a"}
+    short = {"prompt": "q", "completion": "a"}
+    fields = {"assistant_only_loss": False, "packing": True, "max_length": 20}
+    told = preview(demo, tmp_path, long, short, **fields)
+    assert "2 rows, 1 used, 0 cut, 1 dropped" in told.output
+    assert "more are cut: nothing is left to train on" in told.output

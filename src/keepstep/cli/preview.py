@@ -14,6 +14,7 @@ from keepstep.output import log_filters
 if TYPE_CHECKING:
     from keepstep.preflight.preview import Preview
 
+STAND_IN_THE_WAY = {"data", "model", "field", "number"}  # errors, of what rows depend on
 OPENS, CLOSES = "⟦", "⟧"  # what is trained on stands between them
 
 
@@ -32,6 +33,7 @@ def preview(
     from keepstep.data.dataset import load_data  # torch and TRL: seconds to import
     from keepstep.preflight.inspection import inspect
     from keepstep.preflight.preview import previews
+    from keepstep.preflight.validate import validate
     from keepstep.recipe.config import ConfigError
     from keepstep.recipe.model import build_tokenizer
 
@@ -39,6 +41,9 @@ def preview(
         datasets.disable_progress_bars()
     try:
         asked = parse(recipe, context.args)
+        wrong = [problem for problem in validate(asked) if problem.severity == "error"]
+        if any(problem.code in STAND_IN_THE_WAY for problem in wrong):
+            raise ConfigError(wrong)
         data = load_data(asked.data, asked.training)
         tokenizer = build_tokenizer(asked.model, asked.training)
         problems = inspect(data, tokenizer, asked).problems
@@ -49,6 +54,8 @@ def preview(
             console.tell_lines(f"warning: {problem.told()}")
         for seen in previews(data, tokenizer, asked, rows):
             console.tell_lines(_told(seen))
+        if wrong:  # nothing that rows depend on
+            console.tell_lines(f"warning: a run refuses this recipe: keepstep check {recipe}")
     except ConfigError as error:
         console.tell_lines(error.report())
         raise typer.Exit(2) from error
@@ -67,7 +74,7 @@ def _told(seen: Preview) -> str:
         lines.append("")
         lines.append(
             f"row {number}: {row.tokens:,} tokens, {row.trained:,} of them trained on "
-            f"({OPENS}so{CLOSES}){lost}"
+            f"({OPENS}so{CLOSES}){lost}{'' if row.trained else ': nothing is left to train on'}"
         )
         lines.append("".join(f"{OPENS}{t}{CLOSES}" if on else t for on, t in row.spans))
     return "\n".join([*lines, ""])

@@ -64,7 +64,7 @@ def load_data(data: DataConfig, training: KeepstepConfig, sample: bool = False) 
 
     if data.datasets:
         assistants = bool(training.assistant_only_loss)
-        splits, train = {}, _mixture(data, stream, assistants, take)
+        splits, train = {}, _mixture(data, stream, sample, assistants, take)
     else:
         name = str(data.dataset_name)
         splits = load(name, data.dataset_config, stream)
@@ -118,23 +118,30 @@ def _named(name: str, splits: Splits, split: str) -> str:
 
 
 def _mixture(
-    data: DataConfig, stream: bool, assistants: bool, take: Callable[[str, Rows, str], Part]
+    data: DataConfig,
+    stream: bool,
+    sample: bool,
+    assistants: bool,
+    take: Callable[[str, Rows, str], Part],
 ) -> Part:
     """All parts of `datasets`, of one layout or, where the loss is the assistant's turns
     (`assistants`), all of turns. (TRL's `get_dataset` takes no files, and draws `test_split_size`
     anew for each process.)"""
     parts = [take("training", load_part(part, stream), part.path) for part in data.datasets]
     kinds = [_kind(part) for part in parts]
-    if assistants and set(kinds) == {"messages", "prompt and completion, of turns"}:
+    joined = assistants and set(kinds) == {"messages", "prompt and completion, of turns"}
+    if joined:
         parts = [as_messages(part) for part in parts]
     elif len(set(kinds)) > 1:
         told = ", ".join(f"{part.source}: {kind}" for part, kind in zip(parts, kinds, strict=True))
         turns = all(kind == "messages" or "turns" in kind for kind in kinds)
         hint = "assistant_only_loss: true takes both for turns" if turns else "give them all one"
         raise ConfigError([problem(f"the parts of datasets have different layouts: {told}", hint)])
-    rows, mix = mixed(data.datasets, _alike(parts), data.mixture_stopping_strategy)
+    rows, mix = mixed(data.datasets, _alike(parts), data.mixture_stopping_strategy, sample)
     renamed = dict.fromkeys(part.renamed for part in parts if part.renamed)
-    told = "; ".join([*([f"mixture: {mix}"] if mix else []), *renamed])
+    how = [f"mixture: {mix}"] if mix else []
+    how += ["prompts and completions as messages: every answer is trained on"] if joined else []
+    told = "; ".join([*how, *renamed])
     return replace(parts[0], rows=rows, source=f"{len(parts)} datasets", renamed=told)
 
 

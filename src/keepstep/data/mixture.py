@@ -12,26 +12,25 @@ def rows_of_each(rows: Sequence[int], fractions: Sequence[float], strategy: str)
 
     Args:
         rows: that each part has.
-        fractions: of the whole, in any unit; 0 leaves a part out.
+        fractions: of the whole, in any unit.
         strategy: `first_exhausted`: no row twice, so the part with too few rows decides how many
             there are in all. `all_exhausted`: every row at least once, so the part with too many
             decides, and rows of others are repeated.
 
     Raises:
-        ValueError: a fraction is below 0, or all are 0.
+        ValueError: a fraction is so small that no row is left of its part.
     """
-    if not sum(fractions) or min(fractions) < 0:
-        raise ValueError("a fraction below 0, or none above")
     shares = [fraction / sum(fractions) for fraction in fractions]
-    wholes = [count / share for count, share in zip(rows, shares, strict=True) if share]
+    wholes = [count / share for count, share in zip(rows, shares, strict=True)]
     if strategy == "first_exhausted":
         whole, bound = min(wholes), min
     else:
         whole, bound = max(wholes), max
-    return [
-        bound(count, round(share * whole)) if share else 0
-        for count, share in zip(rows, shares, strict=True)
-    ]
+    taken = [bound(count, round(share * whole)) for count, share in zip(rows, shares, strict=True)]
+    if 0 in taken:
+        fraction, whole = fractions[taken.index(0)], round(whole)
+        raise ValueError(f"fraction: {fraction} of {whole:,} rows in all leaves no row of its part")
+    return taken
 
 
 def told(name: str, rows: int, taken: int) -> str:

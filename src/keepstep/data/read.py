@@ -111,16 +111,17 @@ def split_of(splits: Splits, name: str, where: str) -> Rows:
     return splits[name]
 
 
-def mixed(parts: Sequence[DatasetConfig], found: Sequence[Rows], strategy: str) -> tuple[Rows, str]:
+def mixed(
+    parts: Sequence[DatasetConfig], found: Sequence[Rows], strategy: str, sample: bool
+) -> tuple[Rows, str]:
     """The parts one after the other; of each, its `fraction` of the whole, if they have any; and
-    how many rows of each that are, as people are told.
+    how many rows of each that are, as people are told. `sample`: all rows, to look at a few.
 
     Raises:
         ConfigError: fractions that cannot be had; columns of one name and several types.
     """
-    shares, said = [part.fraction for part in parts], []
-    if any(share is not None for share in shares):
-        fractions = [-1.0 if share is None else share for share in shares]
+    fractions, said = [part.fraction for part in parts], []
+    if any(fraction is not None for fraction in fractions) and not sample:
         counts = _counts(found, fractions, strategy)
         for number, (part, rows, count) in enumerate(zip(parts, found, counts, strict=True)):
             said.append(mixture.told(Path(part.path).name, len(rows), count))
@@ -131,15 +132,14 @@ def mixed(parts: Sequence[DatasetConfig], found: Sequence[Rows], strategy: str) 
         raise unusable("the parts of datasets", error) from error
 
 
-def _counts(found: Sequence[Rows], fractions: Sequence[float], strategy: str) -> list[int]:
+def _counts(found: Sequence[Rows], fractions: Sequence[Any], strategy: str) -> list[int]:
     """How many rows to take of each part."""
-    what = "datasets: fraction is a number above 0 for each part, or for none"
     if not all(hasattr(rows, "__len__") for rows in found):
-        raise ConfigError([problem(f"{what}, and for none of a stream")])
+        raise ConfigError([problem("datasets: of a stream, parts have no fraction")])
     try:
         return mixture.rows_of_each([len(rows) for rows in found], fractions, strategy)
     except ValueError as error:
-        raise ConfigError([problem(what)]) from error
+        raise ConfigError([problem(f"datasets: {error}")]) from error
 
 
 def _repeated(rows: Rows, count: int) -> Rows:

@@ -84,7 +84,10 @@ def layout_of(
     if "input_ids" in names:
         return Layout("input_ids", "input_ids")
     if {"prompt", "completion"} <= names:
-        return _but("prompt", "prompt", names, {"prompt", "completion"})
+        found = _but("prompt", "prompt", names, {"prompt", "completion"})
+        # SFTTrainer (trl 1.16) ends the text by eos_token, where there is one, not the completion.
+        text = {text_field} & (names - {"prompt", "completion"})
+        return replace(found, ignored=tuple(sorted({*found.ignored, *text})))
     turns = next((name for name in TURNS if name in names), None)
     if turns is not None:
         found = _but("messages", turns, names, {"messages"})
@@ -118,10 +121,14 @@ def hint_for(row: Mapping[str, Any], text_field: str) -> str:
         inner = value[0] if isinstance(value, list) and value else None
         if isinstance(inner, Mapping) and layout_of(inner, text_field):
             return f"the rows are inside of {name}: write them one a line, as JSONL"
-    for question in ("question", "query", "instruction", "problem", "input", "prompt", "q"):
-        for answer in ("answer", "response", "solution", "output", "completion", "a"):
-            if {question, answer} <= names:
-                return f"column_names: {{prompt: {question}, completion: {answer}}}"
+    usual = {name.strip().lower(): name for name in names}
+    for question in ("instruction", "question", "query", "problem", "input", "prompt", "q"):
+        for answer in ("output", "answer", "response", "solution", "completion", "a"):
+            if {question, answer} <= usual.keys():
+                asked, told = usual[question], usual[answer]
+                turns = question == "instruction"  # of user and assistant, in the chat template
+                asks, answers = ("instruction", "output") if turns else ("prompt", "completion")
+                return f"column_names: {{{asks}: {_quoted(asked)}, {answers}: {_quoted(told)}}}"
     if {"prompt", "chosen"} <= names:
         return "rows of preferences: column_names: {prompt: prompt, completion: chosen}"
     if len(names) == 1 and any(mark in name for name in names for mark in ";\t|"):
@@ -270,6 +277,11 @@ def converted(row: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": str(system)})
     return {"messages": messages} | rest
+
+
+def _quoted(name: str) -> str:
+    """A column's name in a mapping of YAML."""
+    return name if name.isidentifier() else json.dumps(name, ensure_ascii=False)
 
 
 def _told(value: Any) -> str:

@@ -81,7 +81,10 @@ def taken(
         )
     if layout is None:
         told = f"the {what} data has no column to train on, but {', '.join(sorted(first))}"
-        raise ConfigError([problem(told, hint_for(first, training.dataset_text_field))])
+        hint = hint_for(first, training.dataset_text_field)
+        if names:
+            hint = "column_names: both of prompt and completion, or of instruction and output"
+        raise ConfigError([problem(told, hint)])
     _check_loss(what, layout, judge(first, layout), training)
     as_they_are = (training.dataset_kwargs or {}).get("skip_prepare_dataset")
     if as_they_are and layout.name != "input_ids":

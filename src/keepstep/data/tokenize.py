@@ -10,7 +10,7 @@ import copy
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -111,6 +111,8 @@ def measure(labels: Iterable[Any], training: KeepstepConfig, packing: bool) -> M
             total.taught + int((before[last] > before[np.minimum(first + 1, last)]).sum()),
             max(total.longest, int((last - first)[used].max(initial=0))),
         )
+    if packing and training.max_length is not None:  # longer ones go on in the next packed row
+        return replace(total, longest=min(total.longest, training.max_length))
     return total
 
 
@@ -258,7 +260,7 @@ def try_few(
             if found.taught or found.rows < size:
                 break
     except Exception as error:
-        told = _problems(what, error)
+        told = problems_of(what, error)
         if not told:
             raise
         return 0, told
@@ -312,7 +314,7 @@ def prepare(
     problems = none_left(what, found, training)
     if problems:
         raise ConfigError(problems)
-    used = len(rows) if packing else len(prepared)
+    used = found.used if packing else len(prepared)  # those of which a token is trained on
     packed = len(prepared) if packing else None
     return prepared, Count(len(rows), used, found.cut, found.longest, packed)
 
@@ -348,7 +350,7 @@ def in_turns(what: str, action: Callable[[], T]) -> T:
             with _without_turns():
                 return action()
         except Exception as error:
-            problems = _problems(what, error)
+            problems = problems_of(what, error)
             if problems:
                 raise ConfigError(problems) from error
             raise
@@ -359,7 +361,7 @@ def in_turns(what: str, action: Callable[[], T]) -> T:
     return values[turn]  # type: ignore[return-value]
 
 
-def _problems(what: str, error: Exception) -> list[Problem]:
+def problems_of(what: str, error: Exception) -> list[Problem]:
     """What is wrong with the recipe or the rows, if they are to blame for an error."""
     if isinstance(error, ConfigError):
         return error.problems

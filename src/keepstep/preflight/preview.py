@@ -11,8 +11,16 @@ from transformers import PreTrainedTokenizerBase
 from keepstep.data.dataset import Data
 from keepstep.data.rows import Count
 from keepstep.data.taken import Part
-from keepstep.data.tokenize import IGNORED, Preparation, kept, lists_of, measure, packs
-from keepstep.recipe.config import KeepstepConfig, Recipe
+from keepstep.data.tokenize import (
+    IGNORED,
+    Preparation,
+    kept,
+    lists_of,
+    measure,
+    packs,
+    problems_of,
+)
+from keepstep.recipe.config import ConfigError, KeepstepConfig, Recipe
 from keepstep.recipe.model import with_chat_template
 
 LOOKED_AT = 8000  # rows of each part, at most
@@ -70,7 +78,14 @@ def previews(
     """
     rendering = with_chat_template(tokenizer, recipe.training)
     for what, part in data.parts.items():
-        yield _preview(what, part, rendering, recipe.training, count)
+        try:
+            seen = _preview(what, part, rendering, recipe.training, count)
+        except Exception as error:  # of a row further on than those that were looked at
+            problems = problems_of(what, error)
+            if not problems:
+                raise
+            raise ConfigError(problems) from error
+        yield seen
 
 
 def _preview(
@@ -89,7 +104,7 @@ def _preview(
         part.source,
         part.renamed,
         [_seen(row, tokenizer, training, packed) for row in prepared[:count]],
-        Count(found.rows, found.rows if packed else found.used, found.cut, found.longest),
+        Count(found.rows, found.used, found.cut, found.longest),
         len(prepared) < LOOKED_AT if part.streamed else len(prepared) == len(part.rows),
         sorted(len(row["labels"]) for row in prepared),
         packed,

@@ -158,7 +158,12 @@ def _beside_each_other(recipe: Recipe) -> Iterator[Problem]:
             "datasets: [{path: …, name: CONFIG, split: SPLIT}]",
             "data",
         )
-    weighted = any(part.fraction is not None for part in data.datasets)
+    fractions = [part.fraction for part in data.datasets]
+    weighted = any(fraction is not None for fraction in fractions)
+    if weighted and not all(fraction is not None and fraction > 0 for fraction in fractions):
+        told = ", ".join("none" if fraction is None else f"{fraction}" for fraction in fractions)
+        what = f"datasets: fraction is a number above 0 for each part, or for none: {told}"
+        yield Problem(what, "leave a part out that is to have no rows", "data")
     if data.mixture_stopping_strategy == "all_exhausted" and not weighted:
         told = "mixture_stopping_strategy is for datasets whose parts have a fraction"
         yield Problem(told, "datasets: [{path: …, fraction: 0.7}, …]", "data")

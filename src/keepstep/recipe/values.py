@@ -180,7 +180,8 @@ def _mapping(value: Any, names: Any = str, of: Any = Any) -> Any:
         try:
             found = json.loads(value)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{value!r} is no JSON: {error}") from error
+            what = f"{value!r} is no JSON, which a flag takes: names and texts in double quotes"
+            raise ValueError(f"{what} ({error})") from error
         if of is Any:
             return value.strip()
         value = found
