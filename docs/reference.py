@@ -52,7 +52,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     ),
     "Dead and stuck ranks": ("peer_timeout_seconds", "hang_timeout_seconds", "hang_min_seconds"),
     "Publishing": ("hub_require", "publish_min_seconds", "publish_timeout_seconds", "card"),
-    "Rows": ("eval_dataset_name", "column_names", "eval_split_fraction"),
+    "Rows": ("eval_dataset_name", "eval_datasets", "column_names", "eval_split_fraction"),
     "Everything else": (),
 }
 
@@ -120,8 +120,8 @@ def type_name(kind: Any) -> str:
     names = {str: "text", int: "integer", float: "number", bool: "true, false", dict: "mapping"}
     if kind in names:
         return names[kind]
-    if get_origin(kind) is list:
-        return "list"
+    if get_origin(kind) in (list, dict):
+        return {list: "list", dict: "mapping"}[get_origin(kind)]
     found = [type_name(argument) for argument in get_args(kind) if argument is not type(None)]
     return " or ".join(found)
 

@@ -126,16 +126,16 @@ def gather_inputs(
     problems: Sequence[Problem] = []
     try:
         rows = dataset.load_data(recipe.data, recipe.training)
-        inputs = {"train_dataset": rows.training.rows, "eval_dataset": None}
-        if rows.evaluation is not None:
-            inputs["eval_dataset"] = rows.evaluation.rows
+        inputs = {"train_dataset": rows.training.rows, "eval_dataset": rows.eval_dataset}
         inputs["processing_class"] = model.build_tokenizer(recipe.model, recipe.training)
         inputs["sources"] = {name: part.source for name, part in rows.parts.items()}
         inputs["renamed"] = {name: part.renamed for name, part in rows.parts.items()}
         settings["dataset"] = dataset.fingerprint(inputs["train_dataset"])
-        settings["eval_dataset"] = dataset.fingerprint(inputs["eval_dataset"])
+        settings["eval_dataset"] = dataset.fingerprints(inputs["eval_dataset"], dataset.fingerprint)
         settings["stream"] = dataset.stream_fingerprint(inputs["train_dataset"])
-        settings["eval_stream"] = dataset.stream_fingerprint(inputs["eval_dataset"])
+        settings["eval_stream"] = dataset.fingerprints(
+            inputs["eval_dataset"], dataset.stream_fingerprint
+        )
         problems = inspection.inspect(rows, inputs["processing_class"], recipe).problems
         settings |= model.tokenizer_settings(inputs["processing_class"], recipe.training)
         settings["base_model"] = model.fingerprint(recipe.model)

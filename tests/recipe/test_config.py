@@ -219,6 +219,9 @@ def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
     assert training.eval_strategy == "no"
 
 
+SETS = {"eval_datasets": '{"math": "x/y"}', "metric_for_best_model": "eval_math_loss"}
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
@@ -248,6 +251,28 @@ def test_yaml_reads_no_as_false(tmp_path: Path) -> None:
         ({"metric_for_best_model": "rouge"}, "rouge is nothing that the evaluation gives"),
         ({"metric_for_best_model": "entropy"}, "entropy: is more of it better?"),
         ({"greater_is_better": True}, "true keeps the worst checkpoints by eval_loss"),
+        (
+            {"metric_for_best_model": "0.5*eval_loss + 2"},
+            "neither a metric nor a weight * a metric",
+        ),
+        ({"metric_for_best_model": "0.5*loss + 0.5*rouge"}, "eval_rouge is nothing that"),
+        (
+            {"metric_for_best_model": "loss + mean_token_accuracy"},
+            "of one more is better, of another less",
+        ),
+        (
+            SETS | {"eval_datasets": '{"math": "gone.jsonl"}'},
+            "eval_datasets: math: there is no gone.jsonl",
+        ),
+        (
+            SETS | {"eval_datasets": '{"math": "x/y", "a*b": "x/y"}'},
+            "'a*b' cannot be a part of a metric's name",
+        ),
+        ({"eval_datasets": '{"math": "x/y"}'}, "eval_loss is nothing that the evaluation gives"),
+        (
+            SETS | {"eval_dataset_name": "x/z"},
+            "eval_dataset_name and eval_datasets are both set",
+        ),
         ({"save_strategy": "no"}, "a run that is killed begins again"),
         (
             {"save_strategy": "epoch", "eval_strategy": "epoch", "num_train_epochs": 1},
@@ -412,6 +437,11 @@ def test_publishing_without_what_it_needs(
         {"save_strategy": "epoch", "eval_strategy": "epoch"},
         {"resume_from_checkpoint": "gone/checkpoint-20"},
         {"metric_for_best_model": "mean_token_accuracy"},
+        {"metric_for_best_model": "perplexity"},
+        {
+            "eval_datasets": '{"math": "x/y", "code": "x/z"}',
+            "metric_for_best_model": "0.7*eval_math_loss + 0.3*eval_code_loss",
+        },
         {"metric_for_best_model": "eval_entropy", "greater_is_better": False},
         {"save_strategy": "epoch", "eval_strategy": "epoch", "num_train_epochs": 2},
         {"save_strategy": "no", "save_interval_seconds": 600},

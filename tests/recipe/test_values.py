@@ -22,6 +22,7 @@ SAMPLES: dict[str, list[Any]] = {
     "column_names": [{"prompt": "question"}],
     "datasets": [[{"path": "a", "columns": ["x"], "fraction": 0.5}, {"path": "b", "fraction": 1}]],
     "data_files": [{"train": "x"}],
+    "eval_datasets": [{"math": "math.jsonl"}],
     "debug": [["underflow_overflow"], "underflow_overflow"],
     "deepspeed": [{"zero_optimization": {"stage": 0}}],
     "dataloader_prefetch_factor": [],  # not without workers
@@ -45,7 +46,7 @@ SAMPLES: dict[str, list[Any]] = {
 }
 TRL_REFUSES_AS_FLAGS = {  # several values; JSON where it has no reader; words beside yes and no
     *("report_to", "optim_target_modules", "liger_kernel_config", "parallelism_config"),
-    "column_names",
+    *("column_names", "eval_datasets"),
 }
 
 
@@ -161,7 +162,8 @@ def test_a_mapping_in_json_on_the_command_line() -> None:
     for name in KeepstepConfig._VALID_DICT_FIELDS:
         assert {dict, str} & set(kinds_of(FIELDS[name][1])), name
     mappings = {n for n, (_, hint) in FIELDS.items() if "dict" in str(hint)}
-    assert mappings == {*KeepstepConfig._VALID_DICT_FIELDS, "liger_kernel_config", "column_names"}
+    own = {"liger_kernel_config", "column_names", "eval_datasets"}
+    assert mappings == {*KeepstepConfig._VALID_DICT_FIELDS, *own}
 
 
 @pytest.mark.parametrize(

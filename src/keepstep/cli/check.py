@@ -258,6 +258,7 @@ def _rows(recipe: Recipe, processes: int, seen: Seen) -> Iterator[Problem]:
     from keepstep.recipe.model import build_tokenizer
 
     names = [recipe.data.dataset_name, recipe.data.eval_dataset_name]
+    names += list((recipe.data.eval_datasets or {}).values())
     names += [part.path for part in recipe.data.datasets if not part.data_files]
     remote = [name for name in names if name and not looks_local(name)]
     if remote:

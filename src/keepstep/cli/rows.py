@@ -10,6 +10,7 @@ from typing import Any
 from keepstep.policy.batch import BatchError, Dealt, agree
 from keepstep.policy.completeness import not_reshardable
 from keepstep.policy.manifest import Manifest
+from keepstep.policy.metric import value_of
 from keepstep.policy.retention import Record, best_step, plan_retention
 from keepstep.policy.selection import PATIENCE, Choice, SelectionError, UnreadableError, choose
 from keepstep.recipe.problems import Problem
@@ -215,7 +216,7 @@ def checkpoint_rows(run: RunFolder) -> list[CheckpointRow]:
         return CheckpointRow(
             step=c.step,
             metric=metric,
-            value=manifest.metrics.get(metric or ""),
+            value=value_of(manifest.metrics, metric),
             bytes=manifest.total_bytes,
             world_size=manifest.world_size,
             zero_stage=manifest.zero_stage,

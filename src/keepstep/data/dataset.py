@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import xxhash
@@ -28,16 +28,29 @@ EVAL_SPLITS = ("test", "validation", "valid", "val", "eval", "evaluation", "dev"
 
 @dataclass(frozen=True)
 class Data:
-    """The rows of a run; warnings: what was seen of them that may not have been meant."""
+    """The rows of a run.
+
+    Attributes:
+        training: what it is trained on.
+        evaluation: what it is evaluated on, by the sets' names; a single one has none (`""`).
+        warnings: what was seen of them that may not have been meant.
+    """
 
     training: Part
-    evaluation: Part | None
+    evaluation: Mapping[str, Part] = field(default_factory=dict)
     warnings: Sequence[Problem] = ()
 
     @property
     def parts(self) -> dict[str, Part]:
-        both = {"training": self.training, "evaluation": self.evaluation}
-        return {name: part for name, part in both.items() if part is not None}
+        """All of them by what they are for: `training`, `evaluation`, `evaluation math`."""
+        sets = {f"evaluation {name}".strip(): part for name, part in self.evaluation.items()}
+        return {"training": self.training, **sets}
+
+    @property
+    def eval_dataset(self) -> Rows | dict[str, Rows] | None:
+        """The evaluation rows as a Trainer takes them."""
+        rows = {name: part.rows for name, part in self.evaluation.items()}
+        return rows if rows and "" not in rows else rows.get("")
 
 
 def load_data(data: DataConfig, training: KeepstepConfig, sample: bool = False) -> Data:
@@ -75,14 +88,28 @@ def load_data(data: DataConfig, training: KeepstepConfig, sample: bool = False) 
             )
         train = take("training", splits[split], _named(name, splits, split))
     if training.eval_strategy == "no":
-        return Data(train, None, warnings)
+        return Data(train, {}, warnings)
+    if data.eval_datasets:
+        sets = {n: _separate(n, where, data, stream) for n, where in data.eval_datasets.items()}
+        parts = {name: take(f"evaluation {name}", *found) for name, found in sets.items()}
+        return Data(train, parts, warnings)
     found = _evaluation_rows(data, splits, stream)
     if found is not None:
-        return Data(train, take("evaluation", *found), warnings)
+        return Data(train, {"": take("evaluation", *found)}, warnings)
     if sample:
-        return Data(train, None, warnings)
+        return Data(train, {}, warnings)
     train, evaluation = _set_aside(train, data, training)
-    return Data(train, evaluation, warnings)
+    return Data(train, {"": evaluation}, warnings)
+
+
+def fingerprints(
+    rows: Rows | dict[str, Rows] | None, of: Callable[[Rows | None], str | None]
+) -> str | dict[str, str | None] | None:
+    """`fingerprint` or `stream_fingerprint` of rows; of several sets, each one's, None for none."""
+    if not isinstance(rows, dict):
+        return of(rows)
+    each = {name: of(part) for name, part in rows.items()}
+    return each if any(each.values()) else None
 
 
 def fingerprint(rows: Rows | None) -> str | None:
@@ -170,19 +197,10 @@ def _alike(parts: Sequence[Part]) -> list[Rows]:
 
 def _evaluation_rows(data: DataConfig, splits: Splits, stream: bool) -> tuple[Rows, str] | None:
     """The rows to evaluate on, where some are given, and where they come from."""
-    wanted = data.dataset_test_split
-    by_default = wanted == DataConfig.dataset_test_split
-    choices = EVAL_SPLITS if by_default else (wanted,)
-    name = data.eval_dataset_name
-    if name:
-        separate = load(name, data.dataset_config, stream)
-        split = next((s for s in choices if s in separate), None)
-        if split is None and len(separate) == 1:
-            split = next(iter(separate))
-        if split is None:
-            what = f"eval_dataset_name: {name} has the splits {', '.join(separate)}"
-            raise ConfigError([problem(what, "name one: dataset_test_split")])
-        return separate[split], _named(name, separate, split)
+    wanted, choices = data.dataset_test_split, _choices(data)
+    by_default = choices == EVAL_SPLITS
+    if data.eval_dataset_name:
+        return _separate("", data.eval_dataset_name, data, stream)
     name = str(data.dataset_name)
     if not by_default:
         if wanted == data.dataset_train_split:
@@ -192,6 +210,30 @@ def _evaluation_rows(data: DataConfig, splits: Splits, stream: bool) -> tuple[Ro
         if split in splits and split != data.dataset_train_split:
             return splits[split], _named(name, splits, split)
     return None
+
+
+def _choices(data: DataConfig) -> tuple[str, ...]:
+    """The splits that may be meant for evaluation, the likeliest first."""
+    wanted = data.dataset_test_split
+    return EVAL_SPLITS if wanted == DataConfig.dataset_test_split else (wanted,)
+
+
+def _separate(name: str, where: str, data: DataConfig, stream: bool) -> tuple[Rows, str]:
+    """The rows of a dataset that is for evaluation alone.
+
+    Args:
+        name: of one of several sets; empty: it is the only one.
+        where: a file, a folder, a dataset on the Hub.
+    """
+    found = load(where, None if name else data.dataset_config, stream)
+    split = next((s for s in _choices(data) if s in found), None)
+    if split is None and len(found) == 1:
+        split = next(iter(found))
+    if split is None:
+        field_name = f"eval_datasets: {name}" if name else "eval_dataset_name"
+        what = f"{field_name}: {where} has the splits {', '.join(found)}"
+        raise ConfigError([problem(what, "name one: dataset_test_split")])
+    return found[split], _named(where, found, split)
 
 
 def _set_aside(train: Part, data: DataConfig, training: KeepstepConfig) -> tuple[Part, Part]:

@@ -17,7 +17,8 @@ class Policy:
     Attributes:
         limit: how many checkpoints, the newest included (`save_total_limit`); None: all.
         ranking: what fills the places beside the newest: the best by metric, or the most recent.
-        metric: full name of the metric that ranks (`eval_loss`); None: nothing is ranked.
+        metric: full name of what ranks (`eval_loss`), or a sum of several (see `metric.py`); None:
+            nothing is ranked.
         greater_is_better: the metric's direction.
         every_n_steps: checkpoints at multiples of it stay as well; None: no such rule.
         total_bytes: what all checkpoints together may take; None: no bound.

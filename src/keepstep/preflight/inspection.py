@@ -53,9 +53,9 @@ def inspect(
         problems += found
         if training.chat_template_path is None:  # else TRL may give the model more tokens
             problems += beyond_vocabulary(what, part, positions)
-        if what == "evaluation" and not packs(what, training):
+        if what != "training" and not packs(what, training):
             problems += too_few(part.rows, training, processes)
-    same = data.evaluation is not None and data.evaluation.source == data.training.source
+    same = any(part.source == data.training.source for part in data.evaluation.values())
     if same and training.eval_strategy != "no":
         told = f"the evaluation rows are the training rows: {data.training.source}"
         problems.append(Problem(told, "the best by them has learned them best", "data", "warning"))

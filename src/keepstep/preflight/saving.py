@@ -15,19 +15,12 @@ from keepstep.recipe.arguments import CheckpointArguments
 from keepstep.recipe.config import KeepstepConfig, Problem
 from keepstep.recipe.trajectory import word
 
-# What an evaluation of SFTTrainer (trl 1.16, transformers 5.23) gives, and which way is better.
-LOWER, HIGHER = ("eval_loss", "eval_aux_loss"), ("eval_mean_token_accuracy",)
-OTHERS = (
-    *("eval_entropy", "eval_num_tokens"),
-    *("eval_runtime", "eval_samples_per_second", "eval_steps_per_second"),
-)
-
 OF_AUTO = ("max_save_overhead", "save_min_seconds")  # what only `save_interval_seconds: auto` reads
 
 
 def check_saving(training: KeepstepConfig) -> Iterator[Problem]:
     """Every problem of the fields about checkpoints (see `check_numbers`, too). Ranks: any."""
-    for check in (_sizes, _ranking, _metric, _recovery_points, _weights_only, _auto, _times):
+    for check in (_sizes, _ranking, _recovery_points, _weights_only, _auto, _times):
         yield from check(training)
 
 
@@ -105,34 +98,6 @@ def _steps(steps: float, planned: int) -> str:
 def rounded(steps: float, planned: int) -> float:
     """A share of the run in steps, as the Trainer rounds it (transformers 5.23)."""
     return math.ceil(planned * steps) if steps < 1 and planned > 0 else steps
-
-
-def _metric(training: KeepstepConfig) -> Iterator[Problem]:
-    """Whether the evaluation will give the metric, and which of two values is better."""
-    name = training.ranking_metric
-    if name is None:
-        return
-    if name not in (*LOWER, *HIGHER, *OTHERS):
-        yield Problem(
-            f"metric_for_best_model: {training.metric_for_best_model} is nothing that the "
-            "evaluation gives",
-            f"one of {', '.join((*LOWER, *HIGHER, *OTHERS))}",
-            "unknown-metric",
-        )
-    elif name in OTHERS and not training.direction_is_given:
-        yield Problem(
-            f"metric_for_best_model: {training.metric_for_best_model}: is more of it better?",
-            "greater_is_better: true or false",
-            "direction",
-        )
-    elif name in (*LOWER, *HIGHER) and bool(training.greater_is_better) != (name in HIGHER):
-        yield Problem(
-            f"greater_is_better: {str(bool(training.greater_is_better)).lower()} keeps the worst "
-            f"checkpoints by {name}",
-            "leave greater_is_better out",
-            "direction",
-            "warning",
-        )
 
 
 def _recovery_points(training: KeepstepConfig) -> Iterator[Problem]:

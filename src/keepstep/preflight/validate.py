@@ -18,6 +18,7 @@ from keepstep.output.environment import TOKEN
 from keepstep.policy.selection import WORDS, SelectionError
 from keepstep.preflight.launch import check_launch, launch_of
 from keepstep.preflight.libraries import check_libraries
+from keepstep.preflight.metric import check_metric, check_sets
 from keepstep.preflight.numbers import check_numbers
 from keepstep.preflight.saving import check_saving
 from keepstep.publish.card import fault_of
@@ -112,6 +113,7 @@ def _data(recipe: Recipe) -> Iterator[Problem]:
         )
     yield from _beside_each_other(recipe)
     named = [("dataset_name", data.dataset_name), ("eval_dataset_name", data.eval_dataset_name)]
+    named += [(f"eval_datasets: {name}", path) for name, path in (data.eval_datasets or {}).items()]
     for part in data.datasets:
         named.append(("datasets: path", part.path))
         files = part.data_files if isinstance(part.data_files, (str, list)) else []
@@ -307,8 +309,8 @@ def _versions(recipe: Recipe) -> Iterator[Problem]:
 
 
 # What a recipe names; and the rest.
-NAMED = (_model, _data)
+NAMED = (_model, _data, check_sets)
 CHECKS = (
-    *(_run_folder, _stream, check_numbers, _saving, _batch, _launch),
+    *(_run_folder, _stream, check_numbers, _saving, check_metric, _batch, _launch),
     *(check_libraries, _secrets, _hub, _versions),
 )

@@ -16,6 +16,7 @@ from typing import Any
 from keepstep.convert.companions import write_companions
 from keepstep.policy.completeness import has_weights
 from keepstep.policy.manifest import MANIFEST_NAME, Manifest
+from keepstep.policy.metric import value_of
 from keepstep.policy.retention import Policy
 from keepstep.publish import card
 from keepstep.publish.best import BEST_FILE, Best
@@ -73,7 +74,7 @@ def make_bundle(
         storage.remove(folder)
     _put_weights(checkpoint, folder, storage)
     weights = {p.name: sha256_of(p) for p in sorted(folder.glob("*.safetensors"))}
-    value = manifest.metrics.get(policy.metric) if policy.metric else None
+    value = value_of(manifest.metrics, policy.metric)
     best = Best(
         manifest.run_id,
         manifest.global_step,

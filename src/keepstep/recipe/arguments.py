@@ -12,6 +12,7 @@ import torch
 from keepstep.output.units import parse_bytes, parse_duration, parse_moment
 from keepstep.policy.auto_interval import AUTO, AutoInterval
 from keepstep.policy.batch import Batch
+from keepstep.policy.metric import greater_is_better, in_full
 from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.retention import Policy
 from keepstep.policy.schedule import Schedule
@@ -102,7 +103,12 @@ class CheckpointArguments(Combined):
         metadata={"help": "What all checkpoints together may take, as in `200GB`; null: no bound."},
     )
     metric_for_best_model: str | None = field(
-        default="eval_loss", metadata={"help": "The evaluation metric that ranks checkpoints."}
+        default="eval_loss",
+        metadata={
+            "help": "The evaluation metric that ranks checkpoints (`eval_loss`, `eval_perplexity`, "
+            "`eval_mean_token_accuracy`, …), or a sum of several with weights: "
+            "`0.7*eval_math_loss + 0.3*eval_code_loss`."
+        },
     )
     eval_strategy: str = field(
         default="steps",
@@ -273,6 +279,8 @@ class CheckpointArguments(Combined):
 
     def __post_init__(self) -> None:
         self.direction_is_given = self.greater_is_better is not None  # Trainer guesses else
+        if not self.direction_is_given and self.metric_for_best_model:
+            self.greater_is_better: bool | None = greater_is_better(self.metric_for_best_model)
         launched_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
         if launched_on_cpu or not torch.accelerator.is_available():
             self.use_cpu = True  # without it DeepSpeed's batch size is resolved for one process
@@ -319,7 +327,7 @@ class CheckpointArguments(Combined):
         metric = self.metric_for_best_model
         if not metric or self.eval_strategy == "no":
             return None
-        return metric if metric.startswith("eval_") else f"eval_{metric}"
+        return in_full(metric)
 
     def policy(self) -> Policy:
         """What retention is asked to do."""

@@ -15,6 +15,13 @@ class DataConfig(ScriptArguments, DatasetMixtureConfig):
         default=None,
         metadata={"help": "File, folder or Hub dataset to evaluate on, beside `dataset_name`."},
     )
+    eval_datasets: dict[str, str] | None = field(
+        default=None,
+        metadata={
+            "help": "Several to evaluate on, by name: `{math: data/math.jsonl, code: owner/name}`. "
+            "Each has metrics of its own: `eval_math_loss`, `eval_code_loss`, …"
+        },
+    )
     column_names: dict[str, str] | None = field(
         default=None,
         metadata={

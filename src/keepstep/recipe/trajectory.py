@@ -51,7 +51,7 @@ HARMLESS = frozenset(
         # the model, the tokenizer with its chat template, the attention that the model takes.
         *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"),
         *("dataset_streaming", "datasets", "streaming", "test_split_size", "eval_dataset_name"),
-        *("eval_split_fraction", "column_names", "mixture_stopping_strategy"),
+        *("eval_datasets", "eval_split_fraction", "column_names", "mixture_stopping_strategy"),
         *("model_name_or_path", "chat_template_path"),
         *("eos_token", "pad_token", "attn_implementation"),
         # Compared as `rows_per_step`; how they are shared out changes with the processes.

@@ -11,6 +11,7 @@ from typing import Any
 
 from keepstep.policy.lineage import Attempt, Node, abandoned_steps, fruitless_resumes, is_under_way
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
+from keepstep.policy.metric import value_of
 from keepstep.policy.retention import Decision, Policy, Record, best_step, plan_retention
 from keepstep.policy.selection import (
     PATIENCE,
@@ -232,7 +233,7 @@ class RunFolder(RunPaths):
         return [
             Record(
                 c.step,
-                c.manifest.metrics.get(metric or ""),
+                value_of(c.manifest.metrics, metric),
                 c.manifest.total_bytes,
                 c.step in pinned,
                 c.step in abandoned,

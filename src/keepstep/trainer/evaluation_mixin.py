@@ -9,6 +9,7 @@ from typing import Any
 from transformers import Trainer
 
 from keepstep.policy.manifest import finite_metrics
+from keepstep.policy.metric import PREFIX, value_of
 from keepstep.ranks import collectives
 from keepstep.trainer.pacing import EvaluationStoppedError
 from keepstep.trainer.restore import random_numbers_apart
@@ -19,9 +20,9 @@ logger = logging.getLogger(__name__)
 class EvaluationMixin(Trainer):
     """Evaluations of a run that may be stopped at any moment.
 
-    Overridden (transformers 5.18 to 5.24): `_evaluate`, `_determine_best_metric` (an infinite
-    metric must not win), `_run_epoch` and `_finalize_training` (what was cut short is made up
-    first).
+    Overridden (transformers 5.18 to 5.24): `evaluate` (a sum of several metrics ranks),
+    `_evaluate`, `_determine_best_metric` (an infinite metric must not win), `_run_epoch` and
+    `_finalize_training` (what was cut short is made up first).
     """
 
     control: Any
@@ -65,6 +66,23 @@ class EvaluationMixin(Trainer):
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self._make_up_evaluation()  # of the last step: then there was no epoch to run
         return super()._finalize_training(*args, **kwargs)
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """The Trainer's; where a sum of several metrics ranks, with that. Ranks: all (collective).
+
+        Of several sets each is logged, and told to callbacks, apart; then so is the sum.
+        """
+        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        name = self.manager.policy.metric
+        value = value_of(metrics, name)
+        if metric_key_prefix == PREFIX[:-1] and value is not None and name not in metrics:
+            own = {name: value}
+            self.log(dict(own))
+            self.control = self.callback_handler.on_evaluate(
+                self.args, self.state, self.control, own
+            )
+            metrics |= own
+        return metrics
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         try:

@@ -124,12 +124,14 @@ def check_rows(given: Mapping[str, Any], training: Any) -> Iterator[Problem]:
         if rows is not None and has_length(rows) and len(rows) == 0:
             yield Problem(f"{name} has no rows", code="data")
     metric = training.ranking_metric
-    if several and metric and not any(metric.startswith(f"eval_{name}_") for name in several):
+    own = tuple(f"eval_{name}_" for name in several)
+    if own and metric and not all(part.strip().startswith(own) for part in metric.split("+")):
         would_do = ", ".join(f"eval_{name}_loss" for name in several)
         yield Problem(
             f"metric_for_best_model: {metric}: of several evaluation sets each has metrics of its "
             "own",
-            f"name one of these: {would_do}",
+            f"name one of these: {would_do}; or a sum, as in "
+            f"{' + '.join(f'0.5*eval_{name}_loss' for name in list(several)[:2])}",
             "unknown-metric",
         )
 

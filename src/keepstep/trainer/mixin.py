@@ -18,7 +18,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import EarlyStoppingCallback, PrinterCallback
+from transformers import PrinterCallback
 
 from keepstep.data.rows import Count
 from keepstep.policy.batch import Batch
@@ -31,6 +31,7 @@ from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.trainer.attempt import CurrentAttempt
 from keepstep.trainer.attempt_mixin import AttemptMixin
 from keepstep.trainer.description_mixin import DescriptionMixin
+from keepstep.trainer.early_stopping import EarlyStoppingCallback
 from keepstep.trainer.evaluation_mixin import EvaluationMixin
 from keepstep.trainer.given import arguments_of, check_rows, recipe_of
 from keepstep.trainer.pacing import EveryStep
@@ -101,8 +102,9 @@ class CheckpointMixin(
         evaluation_due_at: the newest step with an evaluation, None before the first.
         preempted: why training stopped before its end, None when it did not.
         saving: its saves, and what came of them.
-        sources, renamed, counts: `training` and `evaluation`: where the rows come from, how columns
-            of other names were understood, and what became of them when they were made into tokens.
+        sources, renamed, counts: of `training` and `evaluation` (of several sets, `evaluation math`
+            and so on): where the rows come from, how columns of other names were understood, and
+            what became of them when they were made into tokens.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -217,6 +219,7 @@ class CheckpointMixin(
 def _for_trainer(asked: Any) -> Any:
     """The config that the Trainer is given: a copy, without what keepstep does in its place."""
     args = copy.copy(asked)
+    args.metric_for_best_model = asked.ranking_metric or asked.metric_for_best_model
     args.push_to_hub = False  # it would push what it finds, whatever is best
     args.save_total_limit = None  # with a limit of 1, it deletes folders at the end
     return args
@@ -225,4 +228,9 @@ def _for_trainer(asked: Any) -> Any:
 def _sources_of(given: Mapping[str, Any]) -> dict[str, str]:
     """Where the rows come from, as far as a script says it."""
     names = {"training": "train_dataset", "evaluation": "eval_dataset"}
-    return {what: name for what, name in names.items() if given.get(name) is not None}
+    found = {what: name for what, name in names.items() if given.get(name) is not None}
+    sets = given.get("eval_dataset")
+    if isinstance(sets, dict):
+        del found["evaluation"]
+        found |= {f"evaluation {name}": f"eval_dataset[{name!r}]" for name in sets}
+    return found

@@ -18,6 +18,7 @@ from keepstep.output.terminal import bar_text
 from keepstep.output.units import human_bytes
 from keepstep.policy.batch import Dealt
 from keepstep.policy.completeness import has_weights
+from keepstep.policy.metric import value_of
 from keepstep.policy.selection import Choice
 from keepstep.ranks import collectives
 from keepstep.ranks.console import console, say
@@ -74,9 +75,11 @@ def introduce(
 
 def tell_rows(trainer: CheckpointedTrainer) -> None:
     """Which rows come from where, and what became of them: a line for training, one for
-    evaluation."""
+    each evaluation set."""
     for what, source in trainer.sources.items():
         rows = trainer.train_dataset if what == "training" else trainer.eval_dataset
+        if isinstance(rows, dict):
+            rows = rows[what.removeprefix("evaluation ")]
         count = trainer.counts.get(what)
         if not has_length(rows):
             told = "a stream: rows are not counted"
@@ -116,7 +119,7 @@ def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
         return
     say(f"Finished: {outcome.global_step} steps{_but(outcome)}.")
     if best is not None and metric:
-        say(f"Best:        {best.path} ({metric} {best.manifest.metrics[metric]:.4f})")
+        say(f"Best:        {best.path} ({metric} {value_of(best.manifest.metrics, metric):.4f})")
     if best is not None and not has_weights(best.manifest):
         say(f"Use it:      keepstep export {folder}/best --to DIR")
     elif best is not None:
@@ -228,7 +231,7 @@ class RunReporter(TrainerCallback):
         name = self.trainer.manager.policy.metric
         if best is None or name is None:
             return ""
-        return f"; best {best.path.name} ({name} {best.manifest.metrics[name]:.4f})"
+        return f"; best {best.path.name} ({name} {value_of(best.manifest.metrics, name):.4f})"
 
     def _line(self, state: Any, text: str) -> None:
         if not state.max_steps:  # an evaluation, before there is a run

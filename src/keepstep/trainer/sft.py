@@ -13,6 +13,7 @@ from keepstep.ranks import collectives
 from keepstep.recipe.problems import ConfigError
 from keepstep.trainer.dealing import IGNORED
 from keepstep.trainer.mixin import CheckpointMixin
+from keepstep.trainer.token_counts import TokenCounts
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +23,12 @@ class KeepstepTrainer(CheckpointMixin, SFTTrainer):
 
     Overridden beside what `CheckpointMixin` is for (trl 1.16):
     - `_prepare_dataset`: rows are counted, and an error of one rank is everybody's.
-    - `compute_loss`: a rank without rows computes one, and learns nothing from it.
+    - `compute_loss`: a rank without rows computes one, and learns nothing from it; an evaluation's
+      tokens are counted.
+    - `evaluation_loop`: what it says of tokens is exact, and told of each set.
     """
+
+    _tokens: TokenCounts | None = None  # of the evaluation that is being made
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -53,7 +58,8 @@ class KeepstepTrainer(CheckpointMixin, SFTTrainer):
             formatting = formatting_func if rows is dataset else None
             return inner(rows, processing_class, args, packing, formatting, dataset_name)
 
-        what = {"train": "training", "eval": "evaluation"}.get(dataset_name, dataset_name)
+        known = {"train": "training", "eval": "evaluation"}
+        what = known.get(dataset_name, f"evaluation {dataset_name}")
         prepared, count = prepare(what, dataset, args, packing, stage)
         if count is not None:
             self.counts[what] = count
@@ -67,8 +73,9 @@ class KeepstepTrainer(CheckpointMixin, SFTTrainer):
             for what, count in self.counts.items()
             for problem in too_long(what, count.longest, positions)
         ]
-        if self.eval_dataset is not None and not isinstance(self.eval_dataset, dict):
-            problems += too_few(self.eval_dataset, self.args)
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        for rows in sets.values():
+            problems += too_few(rows, self.args) if rows is not None else []
         errors = [problem for problem in problems if problem.severity == "error"]
         if errors:
             raise ConfigError(errors)
@@ -76,6 +83,8 @@ class KeepstepTrainer(CheckpointMixin, SFTTrainer):
             logger.warning("%s", warning.told())
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._tokens is not None and not self.model.training:
+            model = self._tokens.watching(model, inputs)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if not (self.aux_loss_enabled and self.model.training):
             return loss
@@ -83,6 +92,23 @@ class KeepstepTrainer(CheckpointMixin, SFTTrainer):
         # (On the device: the host does not wait to see which it is.)
         teaches = (inputs["labels"] != IGNORED).any()
         return (loss[0] * teaches, *loss[1:]) if isinstance(loss, tuple) else loss * teaches
+
+    def evaluation_loop(
+        self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> Any:
+        self._tokens, told = TokenCounts(self.accelerator, dataloader), self._metrics["eval"]
+        told.clear()  # of one that was broken off
+        try:
+            output = super().evaluation_loop(
+                dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
+            )
+            found = {name: sum(values) / len(values) for name, values in told.items()}
+            found |= self._tokens.summed()
+        finally:
+            self._tokens = None
+        told.clear()  # `log` would give them the name of a set without a name
+        output.metrics.update({f"{metric_key_prefix}_{n}": value for n, value in found.items()})
+        return output
 
     def remarks(self) -> Sequence[str]:
         if not self.aux_loss_enabled:

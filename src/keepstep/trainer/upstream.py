@@ -149,6 +149,16 @@ HOOKS: list[Hook] = [
             "trial ignore_keys_for_eval",
             "a stop does not wait for its end; it changes no random numbers",
         ),
+        (
+            "evaluate",
+            "eval_dataset ignore_keys metric_key_prefix",
+            "a sum of several metrics ranks",
+        ),
+        (
+            "evaluation_loop",
+            "dataloader description prediction_loss_only ignore_keys metric_key_prefix",
+            "what an evaluation says of tokens is exact",
+        ),
         ("_determine_best_metric", "metrics trial", "an infinite metric must not win"),
         ("get_train_dataloader", "", "the rows of a step do not depend on the number of processes"),
         (

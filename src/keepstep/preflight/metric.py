@@ -1,0 +1,93 @@
+"""Whether evaluations will give what ranks checkpoints, and which of two values is better. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from keepstep.policy.metric import HIGHER, LOWER, OTHERS, SET_NAME, names_of, terms_of
+from keepstep.policy.metric import greater_is_better as better
+from keepstep.recipe.config import Problem, Recipe
+
+TAKEN = ("train", "eval")  # TRL's own names for the two kinds of rows
+
+
+def check_sets(recipe: Recipe) -> Iterator[Problem]:
+    """What is wrong with the names of the evaluation sets. Ranks: any."""
+    data = recipe.data
+    if data.eval_datasets is None:
+        return
+    if not data.eval_datasets:
+        yield Problem("eval_datasets is empty", "eval_datasets: {math: data/math.jsonl}", "data")
+    for name, where in data.eval_datasets.items():
+        if not SET_NAME.fullmatch(name) or name in TAKEN:
+            yield Problem(
+                f"eval_datasets: {name!r} cannot be a part of a metric's name",
+                "a word of letters, digits, _, - and ., and neither train nor eval",
+                "data",
+            )
+        if not where:
+            yield Problem(
+                f"eval_datasets: {name} names no dataset", f"{name}: data/{name}.jsonl", "data"
+            )
+    if data.eval_dataset_name:
+        yield Problem(
+            "eval_dataset_name and eval_datasets are both set: which is it?",
+            f"all in one: eval_datasets: {{main: {data.eval_dataset_name}, …}}",
+            "data",
+        )
+    if data.test_split_size is not None:
+        yield Problem(
+            "test_split_size and eval_datasets are both set: which is it?",
+            "leave one of them out",
+            "data",
+        )
+
+
+def check_metric(recipe: Recipe) -> Iterator[Problem]:
+    """Whether the evaluation gives the metric, and which of two values is better. Ranks: any."""
+    training = recipe.training
+    metric, said = training.ranking_metric, training.metric_for_best_model
+    if metric is None:
+        return
+    try:
+        terms = terms_of(metric)
+    except ValueError as error:
+        hint = "eval_loss, or 0.7*eval_math_loss + 0.3*eval_code_loss"
+        yield Problem(f"metric_for_best_model: {error}", hint, "metric")
+        return
+    known = names_of(recipe.data.eval_datasets or ())
+    unknown = [term.name for term in terms if term.name not in known]
+    if unknown:
+        told = said if len(terms) == 1 else f"{said}: {', '.join(unknown)}"
+        yield Problem(
+            f"metric_for_best_model: {told} is nothing that the evaluation gives",
+            f"one of {', '.join(known)}",
+            "unknown-metric",
+        )
+        return
+    yield from _direction(recipe, metric, {known[term.name] for term in terms})
+
+
+def _direction(recipe: Recipe, metric: str, names: set[str]) -> Iterator[Problem]:
+    training = recipe.training
+    said = training.metric_for_best_model
+    if names & set(LOWER) and names & set(HIGHER):
+        yield Problem(
+            f"metric_for_best_model: {said}: of one more is better, of another less",
+            "a sum of losses, or of accuracies",
+            "direction",
+        )
+    elif names & set(OTHERS) and not training.direction_is_given:
+        yield Problem(
+            f"metric_for_best_model: {said}: is more of it better?",
+            "greater_is_better: true or false",
+            "direction",
+        )
+    elif better(metric) not in (None, bool(training.greater_is_better)):
+        yield Problem(
+            f"greater_is_better: {str(bool(training.greater_is_better)).lower()} keeps the worst "
+            f"checkpoints by {metric}",
+            "leave greater_is_better out",
+            "direction",
+            "warning",
+        )
