@@ -71,8 +71,10 @@ done
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
 
 # (Of the two ways to say it, this one is spared the imports of Accelerate's other commands.)
+program=(-m keepstep.train) # or, by `keepstep evaluate`, of a run or checkpoint that is there:
+[[ -z ${KEEPSTEP_EVALUATE:-} ]] || program=(-m keepstep.evaluate "$KEEPSTEP_EVALUATE")
 command=(accelerate-launch --config_file "$config" --num_processes "$processes"
-  "${launch_args[@]}" -m keepstep.train --config "$recipe" "$@")
+  "${launch_args[@]}" "${program[@]}" --config "$recipe" "$@")
 { printf '+' && printf ' %q' "${command[@]}" && printf '\n'; } || true
 
 scratch=$(mktemp -d)

@@ -69,7 +69,7 @@ def check(checkpoint: Checkpoint, sets: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     "strategy",
-    cases(["cpu_zero3", "cpu_zero2", "ddp", "one"], long=["cpu_zero2", "one"]),
+    cases(["cpu_zero3", "cpu_zero2", "ddp", "one"], long=["cpu_zero2", "ddp", "one"]),
 )
 def test_several_sets(
     ranks: Ranks, still_demo: Path, sets: dict[str, str], tmp_path: Path, strategy: str

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from keepstep import __version__
-from keepstep.cli import check, convert, preview, start, status  # noqa: F401  # these register their commands
+from keepstep.cli import check, convert, evaluate, preview, start, status  # noqa: F401  # these register their commands
 from keepstep.cli.common import (
     JsonOption,
     RunArgument,
@@ -57,7 +57,7 @@ EXIT_STATUSES = (
     "130: it was interrupted.",
     "`launch` and `submit` end with the exit status of what they start.",
 )
-LAUNCHING = ("launch", "submit")  # what they start has the environment as it is
+LAUNCHING = ("launch", "submit", "evaluate")  # what they start has the environment as it is
 WITHOUT_DIGEST = "its manifest has no digest of its own (an older keepstep)"
 
 

@@ -216,7 +216,7 @@ def checkpoint_rows(run: RunFolder) -> list[CheckpointRow]:
         return CheckpointRow(
             step=c.step,
             metric=metric,
-            value=value_of(manifest.metrics, metric),
+            value=value_of(c.metrics, metric),
             bytes=manifest.total_bytes,
             world_size=manifest.world_size,
             zero_stage=manifest.zero_stage,

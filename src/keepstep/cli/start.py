@@ -147,7 +147,7 @@ def launch(
     ],
 ) -> None:
     """Train on this machine under supervision; the same command carries on after any end."""
-    _become("launch/train.sh", "keepstep launch", recipe, *context.args)
+    become("launch/train.sh", "keepstep launch", recipe, *context.args)
 
 
 @app.command(
@@ -171,12 +171,12 @@ def submit(
     ],
 ) -> None:
     """Submit the training as a Slurm job that comes back by itself until the run is finished."""
-    _become("slurm/submit.sh", "keepstep submit", recipe, *context.args)
+    become("slurm/submit.sh", "keepstep submit", recipe, *context.args)
 
 
-def _become(script: str, called_as: str, *arguments: str) -> NoReturn:
+def become(script: str, called_as: str, *arguments: str, **variables: str) -> NoReturn:
     """Go on as that script: signals reach it, and its exit status is the command's."""
-    environment = {**os.environ, CALLED_AS: called_as}
+    environment = {**os.environ, CALLED_AS: called_as, **variables}
     own = Path(sys.executable).parent
     if (own / "accelerate-launch").exists():  # also where the environment is not activated
         environment["PATH"] = f"{own}{os.pathsep}{os.environ.get('PATH', os.defpath)}"

@@ -50,7 +50,7 @@ def freeze(
     for name in wanted:
         storage.make_folder((folder / name).parent)
         storage.link(checkpoint.path / name, folder / name, or_copy=copy)
-    frozen = replace(manifest, files=wanted)
+    frozen = replace(manifest, files=wanted, metrics=checkpoint.metrics)
     storage.write(folder / MANIFEST_NAME, frozen.to_json().encode())
     return Checkpoint(folder, frozen)
 

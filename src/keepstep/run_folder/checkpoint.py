@@ -9,11 +9,11 @@ from __future__ import annotations
 import fnmatch
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from keepstep.errors import KeepstepError
 from keepstep.policy.completeness import differences
@@ -29,6 +29,7 @@ from keepstep.policy.manifest import (
 from keepstep.policy.selection import UnreadableError
 from keepstep.policy.strict import TextError, build, name_fault, parse, shown
 from keepstep.run_folder.contents import digest_of, sizes_of
+from keepstep.run_folder.evaluations import EVALUATIONS_NAME, read_evaluations
 from keepstep.run_folder.safe_read import ABSENT, PAUSES, OddFileError, patiently, read_text
 
 # What is read in less than a minute, at a rate that any disk reaches.
@@ -63,10 +64,12 @@ class Checkpoint:
     Attributes:
         path: the folder `checkpoint-<step>`.
         manifest: step, metrics, the processes that wrote it, files with sizes and digests.
+        evaluated: what `keepstep evaluate` has measured of it afterwards.
     """
 
     path: Path
     manifest: Manifest
+    evaluated: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def at(cls, path: str | os.PathLike[str]) -> Checkpoint:
@@ -93,8 +96,9 @@ class Checkpoint:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The evaluation at this step, by full names (`eval_loss`); empty: there was none."""
-        return dict(self.manifest.metrics)
+        """The evaluation at this step, and those made afterwards, by full names (`eval_loss`);
+        empty: there was none."""
+        return {**self.evaluated, **self.manifest.metrics}
 
     def faults(self, deep: bool | None = False) -> list[str]:
         """What differs from the manifest: a sentence each, nothing when it is intact.
@@ -160,7 +164,7 @@ def look_at(folder: Path) -> Checkpoint | Unfit | None:
         return Unfit("unreadable", f"its {MANIFEST_NAME} cannot be read: {error}")
     if folder.name != folder_name(manifest.global_step):
         return Unfit("damaged", f"its manifest is of step {manifest.global_step}")
-    return Checkpoint(folder, manifest)
+    return Checkpoint(folder, manifest, read_evaluations(folder, manifest))
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -268,7 +272,7 @@ class Listing:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._read: dict[Path, tuple[tuple[int, int, int], Checkpoint | Unfit | None]] = {}
+        self._read: dict[Path, tuple[Any, Checkpoint | Unfit | None]] = {}
         self._held: tuple[dict[str, Checkpoint | Unfit | None], dict[str, bool]] | None = None
 
     @contextmanager
@@ -324,7 +328,7 @@ class Listing:
             return None
         except OSError as error:
             return Unfit("unreadable", f"its {MANIFEST_NAME} cannot be read: {error}")
-        signature = (status.st_mtime_ns, status.st_size, status.st_ino)
+        signature = _signature(status), _signature_of(folder / EVALUATIONS_NAME)
         known = self._read.get(path)
         if known is not None and known[0] == signature:
             return known[1]
@@ -332,3 +336,14 @@ class Listing:
         if not (isinstance(found, Unfit) and found.kind == "unreadable"):
             self._read[path] = signature, found
         return found
+
+
+def _signature(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _signature_of(path: Path) -> tuple[int, int, int] | None:
+    try:
+        return _signature(os.lstat(path))
+    except OSError:  # absent, as a rule
+        return None

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from keepstep.run_folder.evaluations import EVALUATIONS_NAME, fault_of_evaluations
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import ABSENT, OddFileError, read_object
 
@@ -41,4 +42,8 @@ def notes_on(run: RunFolder) -> dict[str, str]:
             continue
         except (OSError, OddFileError) as error:
             found[path.relative_to(run.path).as_posix()] = str(error)
+    for checkpoint in run.checkpoints():
+        fault = fault_of_evaluations(checkpoint.path, checkpoint.manifest)
+        if fault is not None:
+            found[f"{checkpoint.path.name}/{EVALUATIONS_NAME}"] = fault
     return found

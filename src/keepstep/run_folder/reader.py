@@ -29,6 +29,7 @@ from keepstep.run_folder.checkpoint import Checkpoint as Checkpoint
 from keepstep.run_folder.checkpoint import Listing, Unfit, faults_of, look_at
 from keepstep.run_folder.checkpoint import read_checkpoint as read_checkpoint
 from keepstep.run_folder.contents import sizes_under
+from keepstep.run_folder.evaluations import EVALUATIONS_NAME
 from keepstep.run_folder.events import as_asked_now, attempts_of, believed
 from keepstep.run_folder.paths import PRIVATE, RunPaths
 from keepstep.run_folder.safe_read import (
@@ -205,7 +206,7 @@ class RunFolder(RunPaths):
             and (self.path / name).is_dir()
             and (there_were := left.get(step_of(name) or 0)) is not None
             and (
-                sum(sizes_under(self.path / name).values()) <= there_were
+                _bytes_committed(self.path / name) <= there_were
                 or any(self.quarantine.glob(f"{name}-attempt-*"))  # killed on the way there
             )
         }
@@ -233,7 +234,7 @@ class RunFolder(RunPaths):
         return [
             Record(
                 c.step,
-                value_of(c.manifest.metrics, metric),
+                value_of(c.metrics, metric),
                 c.manifest.total_bytes,
                 c.step in pinned,
                 c.step in abandoned,
@@ -430,6 +431,11 @@ class RunFolder(RunPaths):
                 path=self.path / name,
             )
         return [reason]
+
+
+def _bytes_committed(folder: Path) -> int:
+    """Of all that is in it, without what was written there afterwards."""
+    return sum(size for name, size in sizes_under(folder).items() if name != EVALUATIONS_NAME)
 
 
 def run_that_would_prune(path: Path) -> Path | None:

@@ -119,7 +119,7 @@ def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
         return
     say(f"Finished: {outcome.global_step} steps{_but(outcome)}.")
     if best is not None and metric:
-        say(f"Best:        {best.path} ({metric} {value_of(best.manifest.metrics, metric):.4f})")
+        say(f"Best:        {best.path} ({metric} {value_of(best.metrics, metric):.4f})")
     if best is not None and not has_weights(best.manifest):
         say(f"Use it:      keepstep export {folder}/best --to DIR")
     elif best is not None:
@@ -231,7 +231,7 @@ class RunReporter(TrainerCallback):
         name = self.trainer.manager.policy.metric
         if best is None or name is None:
             return ""
-        return f"; best {best.path.name} ({name} {value_of(best.manifest.metrics, name):.4f})"
+        return f"; best {best.path.name} ({name} {value_of(best.metrics, name):.4f})"
 
     def _line(self, state: Any, text: str) -> None:
         if not state.max_steps:  # an evaluation, before there is a run

@@ -1,0 +1,70 @@
+"""Evaluations of checkpoints that are there, as the run itself would have made them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import DefaultFlowCallback, Trainer
+
+from keepstep.policy.manifest import finite_metrics
+from keepstep.run_folder.checkpoint import Checkpoint
+from keepstep.run_folder.listed import only_listed
+from keepstep.trainer.restore import restore
+from keepstep.trainer.sft import KeepstepTrainer
+
+
+class Evaluator(KeepstepTrainer):
+    """Trains nothing, and claims no run folder: the model and its engine are built as for training,
+    given the state of one checkpoint after the other, and evaluated.
+
+    Built so, weights have the numbers, and passes the precision, that they have in the run, under
+    every strategy; a checkpoint of other processes is resharded as for a resume. It takes as much
+    memory as training.
+
+    Overridden beside (transformers 5.18 to 5.24): `_inner_training_loop`; callbacks are gone: no
+    tracker hears of it, and nobody is asked for a save.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for callback in list(self.callback_handler.callbacks):
+            if not isinstance(callback, DefaultFlowCallback):
+                self.remove_callback(callback)
+        self._wanted: Sequence[Checkpoint] = ()
+        self._tell: Callable[[Checkpoint, dict[str, float]], None] = lambda checkpoint, metrics: (
+            None
+        )
+
+    def evaluate_all(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        tell: Callable[[Checkpoint, dict[str, float]], None],
+    ) -> None:
+        """Evaluate each of them, and tell of it before the next one. Ranks: all (collective).
+
+        Raises:
+            ReshardError: on every rank: the state of one cannot be given to these processes.
+        """
+        self._wanted, self._tell = checkpoints, tell
+        Trainer.train(self)  # all that it does to a model before its loop; an attempt does more
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> None:
+        loader = self.get_train_dataloader()
+        steps = self.set_initial_training_values(self.args, loader)[-1]
+        self._prepare_for_training(steps, loader, None)
+        for checkpoint in self._wanted:
+            with only_listed(checkpoint) as shown:
+                self._take_state(shown)
+            self.state.global_step, self.state.epoch = checkpoint.step, checkpoint.manifest.epoch
+            self._take_up_counts(checkpoint.manifest.about)
+            self._tell(checkpoint, finite_metrics(self.evaluate()))
+
+    def _take_state(self, checkpoint: Checkpoint) -> None:
+        if self.is_deepspeed_enabled or checkpoint.manifest.parallel_layout.is_sharded:
+            restore(self, checkpoint)
+        else:
+            self.load_weights_as_stock(str(checkpoint.path))
+
+    def _prepare_saves(self) -> None:
+        """There will be none."""
