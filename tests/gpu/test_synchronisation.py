@@ -12,6 +12,7 @@ from benchmarks.gpu.launches import Budget
 from benchmarks.gpu.speed import measure
 
 from keepstep.save.snapshot_memory import Arena
+from keepstep.trainer.health import Numbers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -52,7 +53,12 @@ def test_a_lazy_copy_is_queued(waiting_is_an_error: None) -> None:
 
 
 def test_what_a_step_notes_of_its_loss_stays_on_the_device(waiting_is_an_error: None) -> None:
-    """As in CheckpointMixin.training_step, and in KeepstepTrainer.compute_loss."""
-    loss, finite = torch.ones((), device="cuda"), torch.ones((), dtype=torch.bool, device="cuda")
-    assert (loss.isfinite().all() & finite).is_cuda
+    """As in Health.add_loss and set_grad_norm, and in KeepstepTrainer.compute_loss."""
+    loss = torch.ones((), device="cuda")
+    numbers = Numbers(1, loss.device)
+    numbers.add_loss(loss)
+    numbers.set_grad_norm(2 * loss)
+    numbers.ended()
     assert (loss * (torch.zeros(4, device="cuda") != 1).any()).is_cuda
+    numbers.wait()
+    assert (numbers.losses, numbers.norm) == ([1.0], 2.0)

@@ -150,3 +150,30 @@ def test_what_a_run_would_carry_on_from_never_goes(
     assert not needed & early
     planned = {d.step for d in plan_retention(records, policy, keep_abandoned) if not d.keep}
     assert not planned & (needed - {None if alive else newest})
+
+
+odd_records = st.lists(
+    st.builds(
+        Record,
+        step=st.integers(0, 60),
+        value=values,
+        bytes=st.integers(1, 9),
+        is_finite=st.booleans(),
+    ),
+    max_size=9,
+    unique_by=lambda r: r.step,
+)
+
+
+@given(odd_records, policies, st.none() | st.integers(0, 20))
+def test_what_is_not_finite_is_never_the_best_and_never_all_that_is_kept(
+    records: list[Record], policy: Policy, budget: int | None
+) -> None:
+    finite = [r.step for r in records if r.is_finite]
+    policy = replace(policy, total_bytes=budget)
+    assert best_step(records, policy) in {None, *finite}
+    kept = {d.step for d in plan_retention(records, policy) if d.keep}
+    gone = {d.step for d in room_for(99, records, policy)}
+    if finite:
+        assert max(finite) in kept
+        assert max(finite) not in gone

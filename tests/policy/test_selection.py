@@ -125,3 +125,13 @@ def test_an_older_one_is_not_gone_on_from_where_a_newer_version_has_written() ->
             choose(request, situation(**newer))
     assert choose("20", situation(**newer)).step == 20  # by name
     assert choose("auto", situation(**of_steps({20: NewerError("format 9")}))).step == 30
+
+
+def test_auto_passes_by_what_is_not_finite_and_a_person_may_name_it() -> None:
+    known = [Candidate(10), Candidate(20), Candidate(30, is_finite=False)]
+    choice = choose("auto", situation(candidates=known))
+    assert (choice.step, choice.invalid) == (20, {})
+    assert choice.passed_by == {30: "its state is not finite"}
+    assert choose("30", situation(candidates=known)).step == 30
+    with pytest.raises(SelectionError, match="its state is not finite"):
+        choose("auto", situation(candidates=known[2:]))

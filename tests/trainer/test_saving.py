@@ -60,7 +60,8 @@ class Job:
         self.args = SimpleNamespace(**known)
         self.state = SimpleNamespace(global_step=0, best_global_step=0, best_model_checkpoint=None)
         self.control = SimpleNamespace(should_training_stop=False)
-        self.every_step = SimpleNamespace(pacer=None, progress=lambda at=None: None)
+        health = SimpleNamespace(settle=lambda: None)
+        self.every_step = SimpleNamespace(pacer=None, progress=lambda at=None: None, health=health)
         self.contents = SimpleNamespace(store=self.store)
         self.is_evaluated, self.preempted = False, None
         self.content: Any = torch.ones(1000)

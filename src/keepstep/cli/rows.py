@@ -50,7 +50,7 @@ class CheckpointRow(JsonObject):
         resharded_from: processes and ZeRO stage of what this attempt resumed, if it had others.
         origin: where it came from, if not from a run of keepstep; else empty.
         abandoned: on a branch that a later attempt went back from.
-        finite: no loss and no gradient norm of its attempt was NaN or infinite.
+        finite: whether its state is, as far as it is known.
         faults: what differs from the manifest by names and sizes; empty: nothing.
         keep: whether retention keeps it.
         reason: why it does, or does not.
@@ -228,7 +228,7 @@ def checkpoint_rows(run: RunFolder) -> list[CheckpointRow]:
             resharded_from=(before.world_size, before.zero_stage) if before else None,
             origin=manifest.origin,
             abandoned=c.step in abandoned,
-            finite=manifest.health.get("finite", True),
+            finite=manifest.is_finite,
             faults=tuple(run.state_of(c)),
             keep=decisions[c.step].keep,
             reason=decisions[c.step].reason,

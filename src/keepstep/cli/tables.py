@@ -62,7 +62,7 @@ def checkpoint_table(run: RunFolder, narrow: bool = False) -> Table:
     for title in ("state", "kept because"):
         table.add_column(title, overflow="fold")
     for row in checkpoint_rows(run):
-        state = "; ".join(row.faults) or ("valid" if row.finite else "valid, loss not finite")
+        state = "; ".join(row.faults) or ("valid" if row.finite else "valid, not finite")
         layout = ParallelLayout(row.world_size, row.zero_stage, row.deepspeed)
         saved = row.saved_at[: 16 if narrow else 19].replace("T", " ")
         written = [str(layout), saved, _lineage(row)]

@@ -89,8 +89,7 @@ class Manifest:
         adapter: True when only an adapter (LoRA) is stored, not the base model.
         planned_steps: how many optimizer steps the run was to have; 0: not known.
         settings: what determines the trajectory (learning rate, seed, data, …), to find drift.
-        health: `finite`: no loss or gradient norm of this attempt was NaN or infinite; the last
-            `loss` and `grad_norm` logged.
+        health: `finite`: whether the state is; the last `loss` and `grad_norm` logged.
         versions: of the main libraries.
         saved_at: UTC, ISO 8601.
         save_seconds: how long training stood still for it.
@@ -131,6 +130,11 @@ class Manifest:
     @property
     def total_bytes(self) -> int:
         return sum(entry.bytes for entry in self.files.values())
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether its state is, as far as it is known."""
+        return bool(self.health.get("finite", True))
 
     @property
     def parallel_layout(self) -> ParallelLayout:

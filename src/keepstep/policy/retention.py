@@ -44,6 +44,8 @@ class Record:
         abandoned: on a branch that a later attempt went back from; it is not ranked.
         grown_from: the newest attempt resumed it and has not committed yet: until then it is what
             that attempt's branch goes on from.
+        is_finite: False of a state that is known not to be: it is not ranked, and never all that
+            is kept.
     """
 
     step: int
@@ -52,6 +54,7 @@ class Record:
     pinned: bool = False
     abandoned: bool = False
     grown_from: bool = False
+    is_finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,11 @@ class Decision:
 
 
 def rank_by_metric(records: Iterable[Record], greater_is_better: bool) -> list[Record]:
-    """Best first. Records without a finite value are left out; of equals the earlier step wins."""
+    """Best first. Records without a finite value, or whose state is not finite, are left out; of
+    equals the earlier step wins."""
     sign = -1.0 if greater_is_better else 1.0
-    ranked = [r for r in records if r.value is not None and math.isfinite(r.value)]
+    known = [r for r in records if r.value is not None and math.isfinite(r.value)]
+    ranked = [r for r in known if r.is_finite]
     return sorted(ranked, key=lambda r: (sign * (r.value or 0.0), r.step))
 
 
@@ -88,7 +93,8 @@ def plan_retention(
 ) -> list[Decision]:
     """Decide for every record, oldest step first.
 
-    The newest always stays. With a limit of N, N stay: the newest and the best by metric (or the
+    The newest always stays, and if its state is not finite, also the newest one whose is. With a
+    limit of N, N stay: the newest and the best by metric (or the
     most recent); when the newest is among the N best, exactly the N best. Places that no ranked
     checkpoint claims go to the most recent. Pins and multiples of `every_n_steps` stay beside
     them, and so does what an attempt resumed, until it has committed. Abandoned checkpoints stay,
@@ -129,8 +135,9 @@ def room_for(step: int, records: Sequence[Record], policy: Policy) -> list[Decis
     """
     alive = [record.step for record in records if not record.abandoned]
     newest = max(alive or [record.step for record in records], default=None)
+    finite = max((r.step for r in records if r.is_finite and not r.abandoned), default=None)
     plan = plan_retention([*records, Record(step)], policy, keep_abandoned=False)
-    return [d for d in plan if not d.keep and d.step not in (newest, step)]
+    return [d for d in plan if not d.keep and d.step not in (newest, finite, step)]
 
 
 def _claims(
@@ -140,6 +147,9 @@ def _claims(
     alive = sorted((r for r in records if not r.abandoned), key=lambda r: r.step, reverse=True)
     ranked = rank_by_metric(alive, policy.greater_is_better) if policy.metric else []
     claims: dict[int, list[str]] = {r.step: ["newest"] for r in alive[:1]}
+    for record in [r for r in alive if r.is_finite][:1]:
+        if record.step not in claims:
+            claims[record.step] = ["newest", "of those that are finite"]
 
     def places_left() -> bool:
         return policy.limit is None or len(claims) < policy.limit

@@ -36,11 +36,15 @@ class NoProgressError(SelectionError):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One committed checkpoint as a resume sees it; `value` is the ranking metric's."""
+    """One committed checkpoint as a resume sees it; `value` is the ranking metric's.
+
+    `is_finite`: False of a state that is known not to be; whoever names it gets it all the same.
+    """
 
     step: int
     value: float | None = None
     abandoned: bool = False
+    is_finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,9 @@ def _newest_valid(situation: Situation) -> Choice:
         step = candidate.step
         if candidate.abandoned:
             passed_by[step] = "on an abandoned branch"
+            continue
+        if not candidate.is_finite:
+            passed_by[step] = "its state is not finite"
             continue
         tries = situation.fruitless.get(step, 0)
         try:

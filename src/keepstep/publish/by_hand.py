@@ -120,7 +120,7 @@ def _pushed(
 def best_of(run: RunFolder) -> Checkpoint:
     """The best committed checkpoint; the newest, where nothing ranks them."""
     policy = run.policy()
-    alive = [record.step for record in run.records(None) if not record.abandoned]
+    alive = [r.step for r in run.records(None) if r.is_finite and not r.abandoned]
     best = run.best(policy)
     if best is None and alive and not policy.metric:
         best = run.checkpoint(max(alive))

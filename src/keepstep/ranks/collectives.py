@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -152,23 +152,29 @@ def total(value: float) -> float:
     return float(told[0])
 
 
-def ask(*flags: bool) -> Callable[[], list[bool]]:
+def ask(*flags: bool, totals: Sequence[float] = ()) -> Callable[[], list[Any]]:
     """As `any_of`, but without waiting: the answer is fetched by calling what is returned.
 
     Ranks: all (collective); and all fetch it before they enter another collective of keepstep's
     that it decides on.
+
+    Args:
+        flags: as those of `any_of`.
+        totals: finite numbers that are added up over all ranks, in double precision.
+
+    Returns:
+        What fetches the flags, and after them the sums: the same bits on every rank.
     """
     if not is_grouped():
-        return lambda: list(flags)
+        return lambda: [*flags, *totals]
     # Not a tensor's own methods: no reader has to ask whether one of them waits for the device.
-    told = np.array(flags, dtype=np.int32)
-    work = dist.all_reduce(
-        torch.from_numpy(told), op=dist.ReduceOp.MAX, group=control_group.group(), async_op=True
-    )
+    told = np.array([*flags, *totals], dtype=np.float64)
+    work = dist.all_reduce(torch.from_numpy(told), group=control_group.group(), async_op=True)
 
-    def answer() -> list[bool]:
+    def answer() -> list[Any]:
         work.wait()
-        return [bool(flag) for flag in told]
+        count = len(flags)
+        return [*(bool(flag > 0) for flag in told[:count]), *(float(n) for n in told[count:])]
 
     return answer
 

@@ -235,6 +235,14 @@ class CheckpointArguments(Combined):
             "each; null: it goes on for ever."
         },
     )
+    on_nonfinite: Literal["stop", "ignore"] = field(
+        default="stop",
+        metadata={
+            "help": "What follows a loss (of any rank) or a gradient norm that is NaN or infinite: "
+            "the run ends, naming step, rank and rows, and nothing of that step is saved (`stop`); "
+            "or it goes on (`ignore`)."
+        },
+    )
     last_save_retry_seconds: float = field(
         default=60.0,
         metadata={

@@ -86,7 +86,7 @@ HARMLESS = frozenset(
         *("save_interval_seconds", "max_save_overhead", "save_min_seconds", "async_save"),
         *("keep_every_n_steps", "keep_total_bytes"),
         *("min_free_bytes", "max_lost_minutes", "on_save_error", "max_failed_saves"),
-        *("last_save_retry_seconds", "time_limit", "deadline"),
+        *("last_save_retry_seconds", "on_nonfinite", "time_limit", "deadline"),
         *("stop_margin_seconds", "peer_timeout_seconds", "hang_timeout_seconds"),
         "hang_min_seconds",
         # Where it goes on.

@@ -239,6 +239,7 @@ class RunFolder(RunPaths):
                 c.step in pinned,
                 c.step in abandoned,
                 c.step in grown_from,
+                c.manifest.is_finite,
             )
             for c in checkpoints
         ]
@@ -344,7 +345,7 @@ class RunFolder(RunPaths):
         self._listing.wait_until_readable()
         names = self.names_of(request, weights_only)
         attempts, records = as_asked_now(self.attempts(), names), self.records(policy.metric)
-        candidates = [Candidate(r.step, r.value, r.abandoned) for r in records]
+        candidates = [Candidate(r.step, r.value, r.abandoned, r.is_finite) for r in records]
         # Folders that cannot be taken are listed too: what is there is never passed by in silence.
         faults = self.unreadable() | self.lost_manifests() | self.strangers()
         odd = {step_of(name) or 0: name for name in faults}

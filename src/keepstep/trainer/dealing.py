@@ -7,6 +7,7 @@ what a step consists of then depends on who computes it. Here a step's rows are 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,7 @@ class StepSampler(BatchSampler):
         self._order = order
         self._start = course.start(samples)
         self._epoch = self._start[0]
+        self._orders: dict[int, list[int]] = {}  # of the newest two epochs
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
@@ -54,11 +56,17 @@ class StepSampler(BatchSampler):
     def __len__(self) -> int:
         return self.course.steps_per_epoch * self.batch.accumulation
 
+    def order_of(self, epoch: int) -> list[int]:
+        """The rows of one of the newest two epochs, in the order in which they are dealt."""
+        return self._orders[epoch]
+
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + self._epoch)
         if hasattr(self._order, "generator"):  # RandomSampler, LengthGroupedSampler
             self._order.generator = generator
         order = list(self._order)
+        self._orders = {self._epoch: order, **self._orders}
+        self._orders = dict(itertools.islice(self._orders.items(), 2))
         first, _, shift = self._start
         shift = shift if self._epoch == first else 0
         for step in range(self.course.steps_per_epoch):
@@ -182,6 +190,14 @@ class RowPlan:
         if self.course is None:
             return self.samples + (step - self.step) * self.batch.rows
         return self.course.after(self.samples, step - self.step)
+
+    def shares(self, step: int) -> tuple[int, dict[int, Sequence[range]]]:
+        """The epoch of a step, counted from 1, and each rank's places in its order, micro-batch by
+        micro-batch. Only where rows are dealt by a course."""
+        assert self.course is not None
+        epoch, done, shift = self.course.start(self.samples_at(step - 1))
+        ranks = range(self.batch.world_size)
+        return epoch, {rank: self.course.share(done, shift, self.batch, rank) for rank in ranks}
 
     def weights(self, step: int, rank: int) -> list[float]:
         """What the losses of a rank's micro-batches count for, after `step` steps: see

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -86,6 +85,5 @@ class DescriptionMixin(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _health(self) -> dict[str, Any]:
-        """Whether every loss of this attempt was finite here, and what was logged last."""
-        finite = bool(self._finite) and all(map(math.isfinite, self._logged.values()))
-        return {"finite": finite, **finite_metrics(self._logged)}
+        """Whether the state is finite, and what was logged last."""
+        return {"finite": self.every_step.health.is_finite, **finite_metrics(self._logged)}

@@ -158,7 +158,6 @@ class CheckpointMixin(
         self.saving = Saving(self)
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._logged: dict[str, float] = {}
-        self._finite: Any = True
         self._random_numbers: list[Any] | None = None  # as they are where the attempt starts
         self._pass = 0, 0  # of the data: its number, and the step at which it began
         self.contents = Contents(self)
@@ -202,8 +201,13 @@ class CheckpointMixin(
         self._shown.close()
         self.every_step.micro_batch_begins()
         loss = super().training_step(*args, **kwargs)
-        self._finite = loss.isfinite().all() & self._finite  # stays on the device: no wait
+        self.every_step.health.add_loss(loss)
         return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self.every_step.health.set_grad_norm(norm)
+        return norm
 
     def pass_without_effect(self, batch: Any) -> None:
         """A forward and a backward pass, of which gradients alone are left. Ranks: all (collective

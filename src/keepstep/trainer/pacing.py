@@ -25,6 +25,7 @@ from keepstep.ranks import collectives, signals
 from keepstep.ranks.console import say
 from keepstep.ranks.watchdog import Watchdog
 from keepstep.recipe.trajectory import word
+from keepstep.trainer.health import Health
 from keepstep.trainer.pacer import Pacer
 from keepstep.trainer.protocol import CheckpointedTrainer
 
@@ -44,6 +45,7 @@ class EveryStep(TrainerCallback):
         self.trainer = trainer
         self.pacer: Pacer | None = None
         self.watchdog: Watchdog | None = None
+        self.health = Health(trainer)
         self._told_lost = False
         self._answer: Callable[[], list[bool]] | None = None  # to what has been asked
         self._reason: Reason | None = None  # the main process's
@@ -65,6 +67,7 @@ class EveryStep(TrainerCallback):
             self._ask_ahead()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.health.begin()
         if collectives.is_main():
             manager = self.trainer.manager
             if self._saves_at_its_end_only(args, state):
@@ -83,6 +86,7 @@ class EveryStep(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress()
+        self.health.step_ended(state.global_step)
         if self.pacer is not None:
             self.pacer.step_ended()
             self._tell_pace(self.pacer)
@@ -171,14 +175,21 @@ class EveryStep(TrainerCallback):
             self._reason is not None,
             self._has_lost(),
             close,
+            *self.health.tell(),
         )
 
     def _hear(self) -> list[bool]:
-        """What was asked, for all ranks. Ranks: all (collective)."""
+        """What was asked, for all ranks. Ranks: all (collective).
+
+        Raises:
+            NonFiniteError: on every rank: see `Health.hear`.
+        """
         self._ask()
         assert self._answer is not None
         answer, self._answer = self._answer, None
-        return answer()
+        *told, loss, norm = answer()
+        self.health.hear(loss, norm)
+        return told
 
     def _is_to_stop(self) -> bool:
         """Ranks: any; the main process decides on more than signals."""

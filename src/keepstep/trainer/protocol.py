@@ -50,8 +50,17 @@ class StepTimes(Protocol):
     def save_failed(self) -> None: ...
 
 
+class StepHealth(Protocol):
+    """Whether all steps so far were finite (`health.Health`)."""
+
+    def settle(self) -> None: ...
+
+
 class StepHook(Protocol):
     """What happens at every step's end (`pacing.EveryStep`)."""
+
+    @property
+    def health(self) -> StepHealth: ...
 
     @property
     def pacer(self) -> StepTimes | None: ...
@@ -150,3 +159,5 @@ class CheckpointedTrainer(Protocol):
     def load_weights_as_stock(self, checkpoint: str) -> None: ...
 
     def pass_without_effect(self, batch: Any) -> None: ...
+
+    def rows_of(self, step: int, cells: Mapping[int, Sequence[int]] | None) -> list[int]: ...

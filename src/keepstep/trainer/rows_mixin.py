@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import Trainer
@@ -24,11 +24,28 @@ class RowsMixin(Trainer):
 
     _weights: Iterator[float] = iter(())  # of the micro-batches of this step that are to come
     _weight = 1.0  # of the one that is computed
+    _order: Callable[[int], list[int]] | None = None  # epoch → its rows, as they are dealt
 
     def get_train_dataloader(self) -> Any:
         loader, order = super().get_train_dataloader(), self._get_train_sampler()
         settle_loader(loader, self.rows.seed)
-        return self.rows.dealing(loader, order, collectives.rank(), self._sums_labels)
+        dealt = self.rows.dealing(loader, order, collectives.rank(), self._sums_labels)
+        self._order = getattr(dealt.batch_sampler, "order_of", None) if self.rows.course else None
+        return dealt
+
+    def rows_of(self, step: int, cells: Mapping[int, Sequence[int]] | None) -> list[int]:
+        """Positions in the training set of the rows of a step (counted from 1) that this attempt
+        has made; empty where they are not dealt here. Ranks: any; the same everywhere.
+
+        Args:
+            cells: rank → which of its micro-batches; None: all of them.
+        """
+        if self._order is None:
+            return []
+        epoch, shares = self.rows.shares(step)
+        chosen = shares if cells is None else {r: [shares[r][m] for m in cells[r]] for r in cells}
+        order = self._order(epoch)
+        return sorted(order[place] for of in chosen.values() for share in of for place in share)
 
     def plan(self, start: Manifest | None) -> RowPlan:
         """Which rows the steps of an attempt have. Ranks: any; the same everywhere.

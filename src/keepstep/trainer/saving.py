@@ -66,6 +66,7 @@ class Saving:
         if self._begun == (step, trainer.is_evaluated):
             return  # stopped in the middle of an epoch, Trainer comes here once more
         self.hear()
+        trainer.every_step.health.settle()  # what is not finite is not saved
         # In the foreground it takes as long as the disk likes.
         trainer.every_step.progress("save" if self._saver.in_background else "write")
         self._trying_again, self.try_again, self.taken = self.try_again, False, None
@@ -121,6 +122,7 @@ class Saving:
         the deadline if there is one.
         """
         self.hear()
+        self._trainer.every_step.health.settle()
         args = self._trainer.args
         left = float(args.save_timeout_seconds)
         for pause in pauses(args.last_save_retry_seconds):

@@ -168,6 +168,7 @@ HOOKS: list[Hook] = [
         ),
         ("get_batch_samples", "epoch_iterator", "each batch is progress for the watchdog"),
         ("training_step", "model inputs", "progress, and whether the loss is finite"),
+        ("_get_grad_norm", "model grad_norm", "whether the gradient norm is finite"),
         ("compute_loss", "model inputs", "a step's loss is the mean over its rows"),
         (
             "create_scheduler",

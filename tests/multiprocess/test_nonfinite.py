@@ -1,0 +1,69 @@
+"""A loss that is not a number, on one rank: the run ends, says whose, and saved none of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from keepstep.run_folder.reader import RunFolder
+from tests.helpers.campaigns import cases
+from tests.helpers.ranks import PROGRAMS, Ranks
+from tests.helpers.recipes import argv
+
+SCRIPT = PROGRAMS / "poisoned.py"
+FIELDS = {
+    **{"max_steps": 10, "save_steps": 2, "save_total_limit": 9, "eval_strategy": "no"},
+    **{"keep_ranking": "recency", "logging_steps": 100, "per_device_train_batch_size": 3},
+}
+CASES = [("ddp", "loss"), ("cpu_zero2", "norm"), ("cpu_zero3", "loss"), ("ddp", "norm")]
+
+
+def events(run: Path, name: str) -> list[dict]:
+    lines = (run / ".keepstep/events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == name]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind"), cases(CASES, long=[("cpu_zero3", "loss"), ("ddp", "norm")])
+)
+@pytest.mark.parametrize("step", cases([5, 6, 10], long=[5, 10]))
+def test_stops(
+    ranks: Ranks, demo: Path, tmp_path: Path, strategy: str, kind: str, step: int
+) -> None:
+    """Also of a step that is saved (6), and of the last one (10)."""
+    out, watch = tmp_path / "run", tmp_path / "watch"
+    command = [str(watch), kind, str(step), "1", *argv(demo, out, **FIELDS)]
+    run = ranks.start(command, strategy=strategy, script=SCRIPT)
+    assert run.wait() == [2, 2], run.output[-3000:]
+    assert "Traceback" not in run.output
+    whose = "the loss of rank 1 is" if kind == "loss" else "the gradient norm is"
+    assert f"{whose} not finite" in run.output
+    status = json.loads((out / ".keepstep/status.json").read_text())
+    assert status["outcome"] == "failed"
+    assert f"in step {step}; it had these rows of the training set" in status["reason"]
+    newest = step - 2 if step % 2 == 0 else step - 1
+    assert [c.step for c in RunFolder(out).checkpoints()] == [*range(2, newest + 1, 2)]
+    assert f"checkpoint-{newest} is from before" in status["reason"]
+    (told,) = events(out, "nonfinite")
+    assert told["ranks"] == ([1] if kind == "loss" else [])
+    assert len(told["rows"]) == (3 if kind == "loss" else 6)
+    assert re.search("on_nonfinite: ignore", status["reason"])
+
+
+def test_ignored(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """What is saved then is never gone on from by itself, and never all that is kept."""
+    out = tmp_path / "run"
+    fields = FIELDS | {"on_nonfinite": "ignore", "save_total_limit": 1}
+    command = [str(tmp_path / "watch"), "loss", "5", "1", *argv(demo, out, **fields)]
+    run = ranks.run(command, strategy="ddp", script=SCRIPT)
+    assert run.output.count("is not finite") == 1
+    assert [(c.step, c.manifest.is_finite) for c in RunFolder(out).checkpoints()] == [
+        (4, True),
+        (10, False),
+    ]
+    found = RunFolder(out).choose("auto")
+    assert found is not None
+    assert found.step == 4

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from keepstep.policy.health import Offence, stopped
+
+
+def test_what_is_said() -> None:
+    of_a_rank = Offence(7, "loss", (1,), (3, 9), {1: "nan"})
+    told = stopped(of_a_rank, 6).splitlines()
+    assert told[0] == (
+        "the loss of rank 1 is not finite (nan) in step 7; it had these rows of the training set, "
+        "counted from 0: 3, 9"
+    )
+    assert "checkpoint-6 is from before" in told[1]
+    assert "nothing was saved before" in stopped(of_a_rank, None)
+    of_two = Offence(7, "loss", (0, 2), (), {0: "nan", 2: "inf"})
+    assert str(of_two) == "the loss of ranks 0, 2 is not finite (inf, nan) in step 7"
+    assert str(Offence(7, "weights")) == "the weights are not finite after step 7"

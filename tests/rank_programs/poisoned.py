@@ -1,0 +1,66 @@
+"""The main job with a row that spoils what is trained: poisoned.py FOLDER KIND STEP RANK [fields]
+
+The first row of that rank in that step of the first attempt is the one, wherever it is dealt later:
+its loss is NaN (KIND `loss`), or finite with a gradient that is not (`norm`). The rows of every
+step are written down. KIND `loss-once`: the row is harmless in later attempts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from keepstep import train
+from keepstep.ranks import collectives
+from keepstep.trainer.sft import KeepstepTrainer
+
+FOLDER, KIND, STEP, RANK, *ARGV = sys.argv[1:]
+POISON = Path(FOLDER) / "poison"
+
+
+def digests(batch: dict[str, torch.Tensor]) -> list[str]:
+    """Of each row that is learned from."""
+    taught = (batch["labels"] != -100).any(dim=1)
+    pairs = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    rows = [ids[mask.bool()] for ids, mask in pairs]
+    return [
+        hashlib.sha1(row.numpy().tobytes()).hexdigest()[:12]
+        for row, learned in zip(rows, taught, strict=True)
+        if learned
+    ]
+
+
+class Poisoned(KeepstepTrainer):
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        rows = [row for batch in batches for row in digests(batch)]
+        step, rank = self.state.global_step + 1, collectives.rank()
+        if step == int(STEP) and rank == int(RANK) and not POISON.exists():
+            POISON.write_text(rows[0])
+        with open(Path(FOLDER) / f"rows-{self.manager.attempt}-{rank}.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, "rows": rows}) + "\n")
+        kill = os.environ.get("KILL_AT")  # attempt:step
+        if kill == f"{self.manager.attempt}:{step}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batches, count
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        bad = self.model.training and POISON.exists() and POISON.read_text() in digests(inputs)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if not bad or (KIND == "loss-once" and self.manager.attempt > 1):
+            return loss
+        if KIND == "norm":
+            return loss + torch.sqrt(loss - loss.detach())  # 0, and its gradient is 1 / 0
+        return loss * (1e3 if KIND == "spike" else float("nan"))
+
+
+Path(FOLDER).mkdir(parents=True, exist_ok=True)
+train.KeepstepTrainer = Poisoned  # type: ignore[misc]
+sys.exit(train.main(ARGV))
