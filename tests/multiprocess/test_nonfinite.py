@@ -67,3 +67,27 @@ def test_ignored(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
     found = RunFolder(out).choose("auto")
     assert found is not None
     assert found.step == 4
+
+
+def test_what_is_saved_is_not_a_copy_from_before(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [str(tmp_path / "watch"), "stale", "0", "0", *argv(demo, out, **FIELDS)]
+    run = ranks.start(command, strategy="ddp", script=SCRIPT)
+    assert run.wait() == [70, 70]
+    assert [c.step for c in RunFolder(out).checkpoints()] == [2]
+    status = json.loads((out / ".keepstep/status.json").read_text())
+    assert "has made steps since checkpoint-2" in status["reason"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "cpu_zero2", "cpu_zero3"])
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
+def test_a_rate_of_0_is_no_copy_from_before(
+    ranks: Ranks, demo: Path, tmp_path: Path, strategy: str, optim: str
+) -> None:
+    """SGD's files are the same at every step then; AdamW counts."""
+    fields = FIELDS | {"learning_rate": 0, "lr_scheduler_type": "constant", "optim": optim}
+    fields |= {"weight_decay": 0, "warmup_steps": 0}
+    for steps in (6, 10):
+        run = ranks.run(argv(demo, tmp_path, **fields | {"max_steps": steps}), strategy=strategy)
+    assert [c.step for c in RunFolder(tmp_path).checkpoints()] == [2, 4, 6, 8, 10], run.output

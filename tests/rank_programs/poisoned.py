@@ -1,16 +1,14 @@
 """The main job with a row that spoils what is trained: poisoned.py FOLDER KIND STEP RANK [fields]
 
-The first row of that rank in that step of the first attempt is the one, wherever it is dealt later:
-its loss is NaN (KIND `loss`), or finite with a gradient that is not (`norm`). The rows of every
-step are written down. KIND `loss-once`: the row is harmless in later attempts.
+The first row of that rank in that step is the one, wherever it is dealt later: its loss is NaN
+(KIND `loss`), or finite with a gradient that is not (`norm`). KIND `stale`: nothing is spoiled, and
+what is saved of the optimizer is always what it was at the first save.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import json
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,23 +42,28 @@ class Poisoned(KeepstepTrainer):
         step, rank = self.state.global_step + 1, collectives.rank()
         if step == int(STEP) and rank == int(RANK) and not POISON.exists():
             POISON.write_text(rows[0])
-        with open(Path(FOLDER) / f"rows-{self.manager.attempt}-{rank}.jsonl", "a") as file:
-            file.write(json.dumps({"step": step, "rows": rows}) + "\n")
-        kill = os.environ.get("KILL_AT")  # attempt:step
-        if kill == f"{self.manager.attempt}:{step}":
-            os.kill(os.getpid(), signal.SIGKILL)
         return batches, count
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         bad = self.model.training and POISON.exists() and POISON.read_text() in digests(inputs)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if not bad or (KIND == "loss-once" and self.manager.attempt > 1):
+        if not bad or KIND == "stale":
             return loss
         if KIND == "norm":
             return loss + torch.sqrt(loss - loss.detach())  # 0, and its gradient is 1 / 0
-        return loss * (1e3 if KIND == "spike" else float("nan"))
+        return loss * float("nan")
 
 
+def as_it_was(optimizer: torch.optim.AdamW) -> Any:
+    """Its state when it was asked first."""
+    if not BEFORE:
+        BEFORE.append(copy.deepcopy(state_dict(optimizer)))
+    return copy.deepcopy(BEFORE[0])
+
+
+BEFORE: list[Any] = []
+if KIND == "stale":  # what is written is a copy from before
+    state_dict, torch.optim.AdamW.state_dict = torch.optim.AdamW.state_dict, as_it_was
 Path(FOLDER).mkdir(parents=True, exist_ok=True)
 train.KeepstepTrainer = Poisoned  # type: ignore[misc]
 sys.exit(train.main(ARGV))

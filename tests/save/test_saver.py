@@ -156,3 +156,40 @@ def test_no_thread_is_in_torch_when_an_attempt_ends(tmp_path: Path) -> None:
     manager.saver.arena = Arena(1 << 29)
     manager.end(ended("finished"))
     assert "keepstep-arena" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_copy_from_before_is_not_committed(tmp_path: Path) -> None:
+    """What is written of an optimizer that has made steps cannot all be the same."""
+    manager = begin(tmp_path / "run", Disk())
+
+    def save_optimizer(step: int, values: list[float], moved: bool) -> None:
+        def write(part: Part) -> None:
+            for name in ("rng_state.pth", "scheduler.pt"):
+                part.save(name, {"x": step})
+            part.write("trainer_state.json", b"{}")
+            for rank, value in enumerate(values):
+                name = f"global_step{step}/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+                part.save(name, {"x": torch.full((100,), value)})
+
+        manager.saver.save(manifest(step, world_size=1), write, moved=moved)
+
+    for step, values, moved in (
+        (2, [1.0, 2.0], True),
+        (3, [1.0, 2.0], False),  # all of its steps were skipped, or it does not count them
+        (4, [1.0, 3.0], True),  # a rank whose part is frozen
+        (4, [1.0, 3.0], True),  # saved again, evaluated since
+    ):
+        save_optimizer(step, values, moved)
+        assert manager.saver.settle() is not None
+    save_optimizer(5, [1.0, 3.0], moved=True)
+    with pytest.raises(SaveError, match="a copy from before") as error:
+        manager.saver.settle()
+    assert not error.value.environment
+    assert [c.step for c in manager.run.checkpoints()] == [4]
+    resumed = CheckpointManager(tmp_path / "run", Policy(1))
+    resumed.start()
+    resumed.choose(Resume())
+    manager = resumed
+    save_optimizer(6, [1.0, 3.0], moved=True)
+    with pytest.raises(SaveError, match="steps since checkpoint-4"):
+        manager.saver.settle()

@@ -62,7 +62,7 @@ class Job:
         self.control = SimpleNamespace(should_training_stop=False)
         health = SimpleNamespace(settle=lambda: None)
         self.every_step = SimpleNamespace(pacer=None, progress=lambda at=None: None, health=health)
-        self.contents = SimpleNamespace(store=self.store)
+        self.contents = SimpleNamespace(store=self.store, steps_made=lambda: None)
         self.is_evaluated, self.preempted = False, None
         self.content: Any = torch.ones(1000)
         self.saving = Saving(self)  # type: ignore[arg-type]

@@ -78,6 +78,27 @@ def missing_state(manifest: Manifest) -> list[str]:
     return missing
 
 
+def stale_files(before: Manifest, now: Manifest) -> list[str]:
+    """The optimizer's files, if all of them are what they were at another step: then what was
+    written is not the state of this step, but a copy from before. Empty: they are not, or it is not
+    known which they are."""
+    if before.global_step == now.global_step or before.run_id != now.run_id:
+        return []
+    states = [
+        {name.rpartition("/")[2]: entry.xxh3_128 for name, entry in files.items()}
+        for files in map(_optimizer_files, (before, now))
+    ]
+    return sorted(_optimizer_files(now)) if states[0] == states[1] else []
+
+
+def _optimizer_files(manifest: Manifest) -> dict[str, FileEntry]:
+    return {
+        name: entry
+        for name, entry in manifest.files.items()
+        if name == "optimizer.pt" or SHARD.search(name)
+    }
+
+
 def has_weights(manifest: Manifest) -> bool:
     """Whether there is a weights file in Hugging Face layout (see `save_weights`)."""
     return any(name.endswith((".safetensors", ".bin")) for name in manifest.files)

@@ -88,6 +88,22 @@ def in_words(causes: Sequence[Cause]) -> str:
     return first_few([str(cause) for cause in causes], "; ", SHOWN)
 
 
+class StaleError(KeepstepError, RuntimeError):
+    """What was written as a step's state is that of another step, byte for byte.
+
+    Attributes:
+        step: whose it is.
+    """
+
+    def __init__(self, step: int, files: Sequence[str]) -> None:
+        super().__init__(
+            f"the optimizer has made steps since checkpoint-{step}, and what was written of it is "
+            f"the same, byte for byte: {first_few(files, ', ')}. It is a copy from before: "
+            "nothing is committed",
+            step=step,
+        )
+
+
 class SaveError(KeepstepError, RuntimeError):
     """A checkpoint could not be written: the same error on every rank, naming those that could not.
 

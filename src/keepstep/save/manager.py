@@ -144,6 +144,7 @@ class CheckpointManager:
         collectives.on_all("looking at the checkpoint", lambda: check_sight(chosen, resume.verify))
         self.chosen = None if choice.weights_only else chosen
         self.saver.parent = self.chosen.step if self.chosen else None
+        self.saver.before = self.chosen.manifest if self.chosen else None
         if chosen is not None and resume.verify != "off":
             self.saver.on_main("pruning", lambda writer: writer.prune_after_verifying(chosen))
         return chosen, choice

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from keepstep.policy.completeness import stale_files
 from keepstep.policy.manifest import FileEntry, Manifest
 from keepstep.policy.save_states import SaveState
 from keepstep.ranks import collectives
@@ -22,7 +23,7 @@ from keepstep.run_folder.ownership import NotOwnerError
 from keepstep.run_folder.reader import Checkpoint
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter, Saved
-from keepstep.save.failure import Cause, SaveError, in_words
+from keepstep.save.failure import Cause, SaveError, StaleError, in_words
 from keepstep.save.in_flight import Flight
 from keepstep.save.rank_part import Part, Report
 from keepstep.save.shared_file import digest_of_joint
@@ -49,6 +50,8 @@ class Saver:
         timeout: seconds that one save may take.
         arena: this rank's memory for snapshots; without it saves are written in the foreground.
         parent: the step that this attempt grew from, None for the beginning.
+        before: on the main process, the manifest of this attempt's newest commit, or of what it
+            grew from; None: there is none.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Saver:
         self.timeout = timeout
         self.arena: Arena | None = None
         self.parent: int | None = None
+        self.before: Manifest | None = None
         self._writer = writer
         self._storage = storage
         self._flight: Flight | None = None
@@ -98,6 +102,7 @@ class Saver:
         manifest: Manifest,
         write: Callable[[Part], None],
         told: Mapping[str, Any] | None = None,
+        moved: bool = False,
     ) -> None:
         """Begin a save: when this returns, it is on its way or (in the foreground) written.
 
@@ -108,6 +113,8 @@ class Saver:
             manifest: what is known of this step; run, attempt, parent, files, times are filled in.
             write: stores this rank's files through the given `Part`; it may be collective.
             told: on the main process, what the log is to tell of it beside what it costs.
+            moved: on the main process, whether the optimizer has made a step since the checkpoint
+                before: its files cannot all be the same then.
 
         Raises:
             SaveError: on every rank: it cannot begin.
@@ -132,7 +139,7 @@ class Saver:
         def commit(ranks: list[Report]) -> Saved:
             if not background:
                 ranks[0].seconds["stall"] = time.perf_counter() - started
-            return self._commit(part, manifest, ranks, told or {})
+            return self._commit(part, manifest, ranks, told or {}, moved)
 
         self._flight.begin(
             collectives.world_size(), commit if collectives.is_main() else None, background
@@ -222,9 +229,18 @@ class Saver:
         return collectives.on_main(what, act)
 
     def _commit(
-        self, part: Part, manifest: Manifest, reports: Sequence[Report], told: Mapping[str, Any]
+        self,
+        part: Part,
+        manifest: Manifest,
+        reports: Sequence[Report],
+        told: Mapping[str, Any],
+        moved: bool,
     ) -> Saved:
-        """Main process: every part is written. Take in what libraries wrote, commit, prune."""
+        """Main process: every part is written. Take in what libraries wrote, commit, prune.
+
+        Raises:
+            StaleError: what was written is the state of another step.
+        """
         files = {name: entry for report in reports for name, entry in report.files.items()}
         began = time.perf_counter()
         for name in {name for report in reports for name in report.shares}:
@@ -237,19 +253,19 @@ class Saver:
             raise part.error
         facts = _facts(reports) | {"read_back": round(time.perf_counter() - began, 4)}
         writer = self._writer()
-        checkpoint = writer.commit(
-            replace(
-                manifest,
-                run_id=writer.run_id,
-                attempt=writer.attempt,
-                parent=self.parent,
-                saved_at=now(),
-                save_seconds=facts["stall"],
-                files={**files, **part.report.files},
-            ),
-            **facts,
-            **told,
+        manifest = replace(
+            manifest,
+            run_id=writer.run_id,
+            attempt=writer.attempt,
+            parent=self.parent,
+            saved_at=now(),
+            save_seconds=facts["stall"],
+            files={**files, **part.report.files},
         )
+        if moved and self.before is not None and stale_files(self.before, manifest):
+            raise StaleError(self.before.global_step, stale_files(self.before, manifest))
+        checkpoint = writer.commit(manifest, **facts, **told)
+        self.before = manifest
         return _finish(writer, checkpoint, facts)
 
 

@@ -126,6 +126,7 @@ class Health:
 
     def begin(self) -> None:
         """Set memory aside, before the first step. Ranks: any."""
+        self._trainer.saving.note_steps()
         self._free = [self._made() for _ in range(3)]
         start = self._trainer.start
         if start is not None:

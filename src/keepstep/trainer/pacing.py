@@ -179,11 +179,7 @@ class EveryStep(TrainerCallback):
         )
 
     def _hear(self) -> list[bool]:
-        """What was asked, for all ranks. Ranks: all (collective).
-
-        Raises:
-            NonFiniteError: on every rank: see `Health.hear`.
-        """
+        """What was asked, for all ranks; raises as `Health.hear` does. Ranks: all (collective)."""
         self._ask()
         assert self._answer is not None
         answer, self._answer = self._answer, None

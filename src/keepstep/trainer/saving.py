@@ -43,6 +43,7 @@ class Saving:
         self._trainer = trainer
         self._saver = trainer.manager.saver
         self._begun: tuple[int, bool] | None = None
+        self._steps_made: float | None = None  # by the optimizer, as it counts them, at `before`
         self._failed_since: set[int | None] = set()  # the newest commit: steps
 
     @property
@@ -74,7 +75,8 @@ class Saving:
         trainer.store_flos()
         trainer.state.best_model_checkpoint = None  # an absolute path: not for trainer_state.json
         try:
-            self._saver.save(trainer.describe(), trainer.contents.store, told)
+            moved = self.note_steps()
+            self._saver.save(trainer.describe(), trainer.contents.store, told, moved)
             self._begun = step, trainer.is_evaluated
         except SaveError as error:
             self._failed(error)
@@ -82,6 +84,12 @@ class Saving:
             self.hear()
             if self.try_again:
                 self.begin()
+
+    def note_steps(self) -> bool:
+        """Whether the optimizer has made a step since this was asked last, by its own count: of a
+        step that a loss scaler skips it makes none, and some optimizers do not count."""
+        before, self._steps_made = self._steps_made, self._trainer.contents.steps_made()
+        return None not in (before, self._steps_made) and before != self._steps_made
 
     def _told(self) -> dict[str, Any]:
         """Main process: what the log is to tell of the save that begins: why it is made."""

@@ -314,6 +314,15 @@ class Contents:
                 return None
         return optimizer
 
+    def steps_made(self) -> float | None:
+        """The optimizer's own count of its steps; None: it has none, or keeps none. Ranks: any."""
+        optimizer = self.optimizer()
+        if optimizer is None:
+            return None
+        kept = [*optimizer.state.values(), *optimizer.param_groups]
+        counts = [float(values["step"]) for values in kept if "step" in values]
+        return max(counts, default=0.0 if not optimizer.state else None)
+
 
 def tokenizer_of(trainer: Any) -> Any:
     """What is stored beside the weights, as Trainer chooses it: the tokenizer (or processor) that
