@@ -189,6 +189,8 @@ class Health:
         Raises:
             NonFiniteError: see `hear`; or the weights are not finite.
         """
+        if self._asked is not None:  # its answer has not been fetched yet: it is asked again
+            self._ended.appendleft(self._asked)
         while self._ended:
             self.hear(*collectives.any_of(*self.tell(all_of_it=True)))
         self.is_finite = True
