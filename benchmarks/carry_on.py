@@ -48,7 +48,7 @@ def main() -> None:
     try:
         make_inputs(arguments.folder, SHAPES[arguments.parameters])
         commands = {
-            name: Command(tree.resolve(), arguments.folder / name, arguments.folder.resolve())
+            name: Command(arguments, tree.resolve(), arguments.folder / name)
             for name, tree in trees.items()
         }
         for command in commands.values():
@@ -65,6 +65,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parameters", type=int, choices=SHAPES, default=30, help="millions")
+    parser.add_argument("--processes", type=int, default=2, help="of the command")
     parser.add_argument("--rounds", type=int, default=5, help="failures of each checkout")
     parser.add_argument("--against", type=Path, help="another checkout, measured in turn")
     parser.add_argument("--folder", type=Path, default=Path("carry_on.tmp"), help="is deleted")
@@ -75,8 +76,8 @@ def parse() -> argparse.Namespace:
 class Command:
     """`launch/train.sh RECIPE` of one checkout, and the run that it carries on."""
 
-    def __init__(self, tree: Path, run: Path, inputs: Path) -> None:
-        self.run = run
+    def __init__(self, arguments: argparse.Namespace, tree: Path, run: Path) -> None:
+        self.run, inputs = run, arguments.folder.resolve()
         fields = {
             **{"model_name_or_path": inputs / "model", "dataset_name": inputs / "rows.jsonl"},
             **{"output_dir": run, "dtype": "float32", "bf16": False, "max_length": 32},
@@ -92,7 +93,10 @@ class Command:
         )
         self.line = [str(tree / "launch/train.sh"), str(recipe)]
         self.environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "HF_HUB_OFFLINE": "1"}
-        self.environment |= {"KEEPSTEP_CONFIG": "cpu_zero3", "KEEPSTEP_PROCESSES": "2"}
+        self.environment |= {
+            "KEEPSTEP_CONFIG": "cpu_zero3",
+            "KEEPSTEP_PROCESSES": str(arguments.processes),
+        }
         self.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.environment.setdefault("TORCH_EXTENSIONS_DIR", f"{sys.prefix}/torch_extensions")
 

@@ -43,13 +43,14 @@ class Budget:
         return self.seconds - (time.monotonic() - self.began)
 
 
-def launch_command(strategy: str, cpu: bool, *argv: str) -> list[str]:
-    """`accelerate launch` of one process under that accelerate config, or its kind for CPU."""
+def launch_command(strategy: str, cpu: bool, *argv: str, processes: int = 1) -> list[str]:
+    """`accelerate launch` under that accelerate config, or its kind for CPU."""
     name = ON_CPU[strategy] if cpu else strategy
     return [
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--config_file", str(ROOT / f"accelerate_configs/{name}.yaml")),
-        *("--num_processes", "1", "--num_machines", "1", "--main_process_port", "0"),
+        *("--num_processes", str(processes)),
+        *("--num_machines", "1", "--main_process_port", "0"),
         *argv,
     ]
 

@@ -65,16 +65,18 @@ class Row:
 
 
 class Table:
-    """One part's rows, added to `gpu.md` and `gpu.jsonl` of a folder.
+    """One part's rows, added to `gpu.md` and `gpu.jsonl` of a folder (or of another `name`).
 
     Attributes:
         rows: how many it has.
         failed: the rows of what went wrong. (A goal that is not reached is a finding.)
     """
 
-    def __init__(self, folder: Path, part: str, machine: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, part: str, machine: Mapping[str, Any], name: str = "gpu"
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._markdown, self._json = folder / "gpu.md", folder / "gpu.jsonl"
+        self._markdown, self._json = folder / f"{name}.md", folder / f"{name}.jsonl"
         self.part, self.machine = part, dict(machine)
         self.rows = 0
         self.failed: list[Row] = []

@@ -29,7 +29,7 @@ def keepstep(
     )
 
 
-@pytest.mark.parametrize("template", ["lora", "full"])
+@pytest.mark.parametrize("template", ["lora", "full", "qwen3-8b-lora", "llama-70b-full"])
 def test_init_writes_a_recipe_and_says_the_next_command(tmp_path: Path, template: str) -> None:
     folder = tmp_path / "my run"
     done = runner.invoke(app, ["init", str(folder), "--template", template])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from benchmarks.gpu import cases, correctness, inputs, launches, machine, speed, stall
 from benchmarks.gpu.launches import Budget, LaunchError
-from benchmarks.gpu.program import COPY, WAITS, count_waits
+from benchmarks.gpu.meter import COPY, WAITS, count_waits
 from benchmarks.gpu.table import COLUMNS, Goal, Row, Table
 
 from tests.helpers.ranks import ROOT

@@ -89,3 +89,28 @@ def test_what_fits_instead(demo: Path) -> None:
     assert list(check_device(recipe, SEVEN, strategy, total=80 * BILLION)) == []
     (nothing,) = check_device(recipe, SEVEN, strategy, total=1 * BILLION)
     assert nothing.hint.startswith("more processes, ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "each"),
+    [
+        ({}, None),
+        ({"load_in_8bit": "True"}, 1),
+        ({"load_in_4bit": "True"}, 0.5 + 4 / 64),
+        ({"load_in_4bit": "True", "use_bnb_nested_quant": "True"}, 0.5 + (1 + 4 / 256) / 64),
+    ],
+)
+def test_quantized_weights(demo: Path, fields: dict[str, str], each: float | None) -> None:
+    """Of linear layers: not the embedding, the output, norms, nor the adapter."""
+    lora = {"use_peft": "True", "lora_r": "4", "lora_target_modules": "all-linear"}
+    values = {"model_name_or_path": demo / "model", "output_dir": "x", "bf16": "True"}
+    argv = [text for n, v in (values | lora | fields).items() for text in (f"--{n}", str(v))]
+    shapes = shapes_of(parse_recipe(argv))
+    assert shapes is not None
+    layers = 2 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 384)
+    assert shapes.quantized == (layers if each else 0)
+    assert shapes.quantized_bytes == int(layers * (each or 0))
+    plain = replace(shapes, quantized=0, quantized_bytes=0)
+    strategy = Strategy(0, 1, half=True)
+    spared = device_bytes(plain, strategy, STEP) - device_bytes(shapes, strategy, STEP)
+    assert spared == shapes.quantized * shapes.element - shapes.quantized_bytes

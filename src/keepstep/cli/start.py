@@ -35,6 +35,12 @@ class Template(StrEnum):
     LORA = "lora"
     FULL = "full"
     DEMO = "demo"
+    FULL_1B = "qwen3-1.7b-full"
+    LORA_8B = "qwen3-8b-lora"
+    QLORA_8B = "qwen3-8b-qlora"
+    FULL_8B = "qwen3-8b-full"
+    FULL_32B = "qwen3-32b-full"
+    FULL_70B = "llama-70b-full"
 
 
 def packaged(name: str = "") -> Path:
@@ -60,8 +66,9 @@ def init(
         Template,
         typer.Option(
             "--template",
-            help="Which recipe: LoRA on a chat model, full fine-tuning, or a demo that trains a "
-            "tiny model in minutes and downloads nothing.",
+            help="Which recipe: lora on a small chat model, full fine-tuning of it, a demo that "
+            "trains a tiny model in minutes and downloads nothing, or one for larger models: "
+            f"{', '.join(list(Template)[3:])}; each says what hardware it is meant for.",
         ),
     ] = Template.LORA,
 ) -> None:

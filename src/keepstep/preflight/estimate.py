@@ -34,6 +34,7 @@ class Shapes:
         layers, hidden, vocabulary: of the transformer.
         element: bytes of one, as the model is loaded.
         companions: bytes of tokenizer files and the like.
+        quantized, quantized_bytes: elements of 4 or 8 bits, and what they take in all.
     """
 
     total: int
@@ -46,6 +47,8 @@ class Shapes:
     vocabulary: int
     element: int = 4
     companions: int = 0
+    quantized: int = 0
+    quantized_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def checkpoint_bytes(shapes: Shapes, strategy: Strategy, weights: bool = True) -
 def device_bytes(shapes: Shapes, strategy: Strategy, step: Step) -> int:
     """Memory of one process's device: parameters, gradients, optimizer, activations."""
     size, n = element_bytes(shapes, strategy), strategy.processes
-    parameters, gradients = shapes.total * size, shapes.trained * size
+    parameters = (shapes.total - shapes.quantized) * size + shapes.quantized_bytes
+    gradients = shapes.trained * size
     optimizer = (4 * MOMENTS + (4 if strategy.stage else 0)) * shapes.trained
     if strategy.stage == 0:
         optimizer = MOMENTS * shapes.element * shapes.trained

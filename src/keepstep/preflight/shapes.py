@@ -73,6 +73,7 @@ def _measure(recipe: Recipe) -> Shapes:
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     text = config.get_text_config()
+    quantized, quantized_bytes = _quantized(model, recipe)
     return Shapes(
         total=sum(sizes.values()),
         trained=sum(trained),
@@ -84,6 +85,8 @@ def _measure(recipe: Recipe) -> Shapes:
         vocabulary=int(getattr(text, "vocab_size", 1)),
         element=torch.empty((), dtype=dtype).element_size(),
         companions=_companions(str(model_recipe.model_name_or_path)),
+        quantized=quantized,
+        quantized_bytes=quantized_bytes,
     )
 
 
@@ -112,6 +115,26 @@ def _without_zero3(recipe: Recipe) -> Iterator[None]:
 def _largest_module(model: torch.nn.Module) -> int:
     """Of those that hold parameters themselves: ZeRO-3 gathers module by module."""
     return max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules())
+
+
+def _quantized(model: Any, recipe: Recipe) -> tuple[int, int]:
+    """Elements that bitsandbytes quantizes, and their bytes: of linear layers, but for the output's
+    and the adapter's. In 4 bits, 64 elements share a scale of 4 bytes; nested, of one byte, with
+    another of 4 bytes for 256 of those (Dettmers et al., "QLoRA", 2023, section 3).
+    """
+    four, eight = recipe.model.load_in_4bit, recipe.model.load_in_8bit
+    if not (four or eight):
+        return 0, 0
+    output = model.get_output_embeddings()
+    elements = sum(
+        m.weight.numel()
+        for name, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear) and m is not output and "lora_" not in name
+    )
+    if eight:
+        return elements, elements
+    scale = (1 + 4 / 256) if recipe.model.use_bnb_nested_quant else 4
+    return elements, int(elements * (0.5 + scale / 64))
 
 
 def _companions(name: str) -> int:
