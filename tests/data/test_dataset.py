@@ -404,7 +404,7 @@ UNUSABLE = {
     "images": (
         lines({**CHAT, "images": ["a.png"]}),
         {},
-        "the training data has a column images, and a tokenizer takes no images",
+        "images names a file that is not there: ",
     ),
     "an end that is no token": (
         lines(CHAT),

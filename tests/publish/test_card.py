@@ -10,6 +10,7 @@ import pytest
 from keepstep.policy.retention import Policy
 from keepstep.publish.bundle import make_bundle
 from keepstep.publish.card import fault_of
+from tests.helpers.vision import IMAGE_TOKENS, make_vision, picture
 from tests.hub.runs import POLICY, REPO, a_run
 
 
@@ -38,3 +39,19 @@ def test_metadata() -> None:
     asked = {"license": "mit", "tags": "one", "datasets": ["a/b"], "base_model": ["a/b", "c/d"]}
     assert fault_of({**asked, "language": ["en"], "extra": {"any": 1}}) is None
     assert fault_of({}) is None
+
+
+def test_the_code_of_a_vision_language_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vision = make_vision(tmp_path / "vision")
+    run = a_run(tmp_path / "run", vision / "model")
+    bundle, policy = tmp_path / "bundle", Policy(**POLICY)  # type: ignore[arg-type]
+    make_bundle(run.path / "checkpoint-8", policy, REPO, bundle, {})
+    card = (bundle / "README.md").read_text()
+    assert "pipeline_tag: image-text-to-text" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    (tmp_path / "picture.png").write_bytes(picture(1)[0])
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace(REPO, str(bundle)), {})
+    assert "<image>" * IMAGE_TOKENS + "What is it?" in capsys.readouterr().out

@@ -13,7 +13,8 @@ COMPANIONS = (
     *("config.json", "generation_config.json", "adapter_config.json", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "*.model", "additional_chat_templates/*"),
-    *("preprocessor_config.json", "processor_config.json", "*.py"),
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+    *("chat_template.json", "*.py"),
 )
 
 

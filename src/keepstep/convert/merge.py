@@ -10,7 +10,7 @@ from typing import Any
 
 import transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from keepstep.convert.companions import write_companions
 from keepstep.convert.export import PRECISIONS, Exported, ExportError, export, new_folder
@@ -64,9 +64,10 @@ def _merged(checkpoint: Checkpoint) -> Any:
         config = json.loads((adapter / "adapter_config.json").read_text())
         base = config["base_model_name_or_path"]
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                base, revision=config.get("revision") or "main", dtype="auto"
-            )
+            revision = config.get("revision") or "main"
+            names = AutoConfig.from_pretrained(base, revision=revision).architectures or [""]
+            kind = getattr(transformers, names[0], AutoModelForCausalLM)
+            model = kind.from_pretrained(base, revision=revision, dtype="auto")
         except (OSError, ValueError) as error:
             raise ExportError(f"the base model {base} is not to be had: {error}") from error
         return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()

@@ -6,7 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 ALPACA = ("instruction", "input", "output", "system", "history")  # the first and the third: always
-OURS = ("messages", "prompt", "completion", "text", "tools", *ALPACA, "input_ids", "labels")
+OURS = (
+    *("messages", "prompt", "completion", "text", "tools", *ALPACA, "input_ids", "labels"),
+    *("image", "images"),
+)
 
 
 def is_alpaca(columns: Collection[str]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import xxhash
 
+from keepstep.data import images
 from keepstep.data.read import (
     Rows,
     Splits,
@@ -113,7 +114,8 @@ def fingerprints(
 
 
 def fingerprint(rows: Rows | None) -> str | None:
-    """A short digest of the rows: their number, columns, and a thousand of them.
+    """A short digest of the rows: their number, columns, and a thousand of them, with the bytes of
+    their images.
 
     Ranks: any; the same everywhere. None for streamed rows (see `stream_fingerprint`), and for none
     at all.
@@ -121,8 +123,8 @@ def fingerprint(rows: Rows | None) -> str | None:
     if rows is None or is_stream(rows):
         return None
     digest = xxhash.xxh3_64(f"{len(rows)} {sorted(rows.column_names)}".encode())
-    for index in range(0, len(rows), max(1, len(rows) // 1000)):
-        digest.update(_row_bytes(rows[index]))
+    for row in images.stored(rows, range(0, len(rows), max(1, len(rows) // 1000))):
+        digest.update(_row_bytes(row))
     return f"{len(rows)} rows, {digest.hexdigest()}"
 
 
@@ -135,8 +137,9 @@ def stream_fingerprint(rows: Rows | None) -> str | None:
     return f"a stream, its first {len(first)} rows {xxhash.xxh3_64_hexdigest(b''.join(first))}"
 
 
-def _row_bytes(row: Any) -> bytes:
-    return json.dumps(row, sort_keys=True, default=str).encode()
+def _row_bytes(row: Mapping[str, Any]) -> bytes:
+    known = {n: images.known_by(v) if n in images.COLUMNS else v for n, v in row.items()}
+    return json.dumps(known, sort_keys=True, default=str).encode()
 
 
 def _named(name: str, splits: Splits, split: str) -> str:

@@ -13,7 +13,7 @@ from datasets.exceptions import DataFilesNotFoundError
 from datasets.table import CastError
 from trl.scripts.utils import DatasetConfig
 
-from keepstep.data import mixture
+from keepstep.data import images, mixture
 from keepstep.recipe.config import ConfigError, Problem
 from keepstep.recipe.data_files import BUILDERS, builder_of
 
@@ -35,10 +35,12 @@ def load(name: str, config: str | None = None, stream: bool = False) -> Splits:
     path = Path(name).expanduser()
     try:
         found = _found(path, stream)
-        if found is not None:
-            return found
-        where = str(path) if path.exists() else name
-        return datasets.load_dataset(where, name=config, streaming=stream)
+        if found is None:
+            where = str(path) if path.exists() else name
+            found = datasets.load_dataset(where, name=config, streaming=stream)
+        return {split: _with_images(rows, path) for split, rows in found.items()}
+    except ConfigError:
+        raise
     except Exception as error:  # datasets raises a dozen types, from pyarrow's to httpx's
         raise unusable(name, error) from error
 
@@ -94,11 +96,17 @@ def load_part(part: DatasetConfig, stream: bool) -> Rows:
                 split=part.split,
                 streaming=stream,
             )
-        return rows if part.columns is None else rows.select_columns(part.columns)
+        rows = rows if part.columns is None else rows.select_columns(part.columns)
+        return _with_images(rows, path)
     except ConfigError:
         raise
     except Exception as error:
         raise unusable(part.path, error) from error
+
+
+def _with_images(rows: Rows, path: Path) -> Rows:
+    """The rows of a local file or folder, with the images that they name."""
+    return images.named(rows, path.parent if path.is_file() else path) if path.exists() else rows
 
 
 def split_of(splits: Splits, name: str, where: str) -> Rows:

@@ -19,11 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as compute
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl import SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.trainer import sft_trainer
 
+from keepstep.data import images
+from keepstep.data.collated import Collated
 from keepstep.data.read import Rows, problem
 from keepstep.data.rows import Count, RowError
 from keepstep.data.taken import Part, is_stream
@@ -32,6 +34,7 @@ from keepstep.recipe.config import ConfigError, KeepstepConfig, Problem
 
 T = TypeVar("T")
 SAMPLES = 8, 800, 8000  # rows to look at first; more of them only where none of those is left
+IMAGE_SAMPLES = 8, 64  # each image of these is decoded
 AT_ONCE = 10_000
 IGNORED = -100
 ROTARY = ("rope_parameters", "rope_theta", "rope_scaling", "rotary_dim", "rotary_pct", "alibi")
@@ -192,9 +195,7 @@ class Preparation:
             ConfigError: rows of turns cannot be rendered, or not for the loss that is wanted.
         """
         self._tokenizer, self._training = tokenizer, training
-        self.chat_template = None
-        if "messages" in first or isinstance(first.get("prompt"), list):
-            self.chat_template = _template(tokenizer, training)
+        self.chat_template = template_for(tokenizer, training, first)
         self.completion_only_loss = training.completion_only_loss
         if self.completion_only_loss is None:
             self.completion_only_loss = {"prompt", "completion"} <= first.keys()
@@ -212,13 +213,39 @@ class Preparation:
             )
 
 
+def preparation_of(
+    tokenizer: Any, training: KeepstepConfig, first: dict[str, Any]
+) -> Preparation | Collated:
+    """What makes tokens of rows like `first`.
+
+    Raises:
+        ConfigError: see `Preparation`.
+    """
+    if images.image_column(first) is None:
+        return Preparation(tokenizer, training, first)
+    return Collated(tokenizer, training, first, template_for(tokenizer, training, first))
+
+
+def takes_images(tokenizer: Any) -> bool:
+    """Whether it is a processor, as SFTTrainer (trl 1.16) tells."""
+    return isinstance(tokenizer, ProcessorMixin)
+
+
 def lists_of(rows: Iterable[Mapping[str, list[int]]]) -> Any:
     """Their labels, as `measure` takes them."""
     return pa.array([row["labels"] for row in rows], pa.large_list(pa.int64()))
 
 
-def _template(tokenizer: PreTrainedTokenizerBase, training: KeepstepConfig) -> str | None:
-    """The one that TRL takes in the place of the tokenizer's, where that marks no answers."""
+def template_for(
+    tokenizer: PreTrainedTokenizerBase, training: KeepstepConfig, first: Mapping[str, Any]
+) -> str | None:
+    """The one that TRL takes in the place of the tokenizer's, where that marks no answers.
+
+    Raises:
+        ConfigError: rows of turns cannot be rendered, or not for the loss that is wanted.
+    """
+    if "messages" not in first and not isinstance(first.get("prompt"), list):
+        return None
     if not tokenizer.chat_template:
         told = "the rows are turns, and the tokenizer has no chat template to render them by"
         raise ConfigError([problem(told, "chat_template_path: a .jinja file, or another model")])
@@ -249,14 +276,15 @@ def try_few(
     packing = packs(what, training)
     try:
         first = next(iter(part.rows))
-        if "image" in first or "images" in first:
-            name = "image" if "image" in first else "images"
-            seen = f"the {what} data has a column {name}, and a tokenizer takes no images"
+        name = images.image_column(first)
+        if name is not None and not takes_images(tokenizer):
+            seen = f"the {what} data has a column {name}, and the model takes no images"
             return 0, [problem(seen, f"if the text alone is meant: take {name} out of the data")]
-        preparation = Preparation(tokenizer, training, first)
-        for size in SAMPLES:
-            labels = lists_of(preparation.prepared(part.rows.take(_most(part, size)), what))
-            found = measure([labels], training, packing)
+        preparation = preparation_of(tokenizer, training, first)
+        samples = SAMPLES if name is None else IMAGE_SAMPLES
+        for size in samples:
+            rows = preparation.prepared(part.rows.take(_most(part, size)), what)
+            found = measure([lists_of(rows)], training, packing)
             if found.taught or found.rows < size:
                 break
     except Exception as error:
@@ -264,7 +292,9 @@ def try_few(
         if not told:
             raise
         return 0, told
-    problems = none_left(what, found, training) if found.rows < SAMPLES[-1] else []
+    problems = none_left(what, found, training) if found.rows < samples[-1] else []
+    if name is not None:
+        problems += images.cut_through(what, rows, tokenizer, training.max_length)
     if positions.learned:  # else it is a warning, which is told when all rows are known
         problems += too_long(what, found.longest, positions)
     return found.rows, problems

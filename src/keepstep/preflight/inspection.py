@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from transformers import PreTrainedTokenizerBase
-
+from keepstep.data import images
 from keepstep.data.dataset import Data
-from keepstep.data.tokenize import Positions, beyond_vocabulary, packs, too_few, try_few
+from keepstep.data.tokenize import (
+    Positions,
+    beyond_vocabulary,
+    packs,
+    takes_images,
+    too_few,
+    try_few,
+)
 from keepstep.preflight.shapes import configuration_of
 from keepstep.recipe.config import Problem, Recipe
-from keepstep.recipe.model import with_chat_template
+from keepstep.recipe.model import ProcessingClass, tokenizer_in, with_chat_template
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Inspection:
 
 def inspect(
     data: Data,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: ProcessingClass,
     recipe: Recipe,
     processes: int | None = None,
 ) -> Inspection:
@@ -37,7 +43,7 @@ def inspect(
 
     Args:
         data: the rows.
-        tokenizer: the model's.
+        tokenizer: the model's, or its processor.
         recipe: all of it.
         processes: of the launch, where it is not this one.
 
@@ -49,7 +55,10 @@ def inspect(
     positions = positions_of(recipe)
     problems, tokenised = [*data.warnings, *_unknown_tokens(tokenizer, recipe)], {}
     for what, part in data.parts.items():
-        tokenised[what], found = try_few(what, part, rendering, training, positions)
+        found = _images(what, data, recipe, processes) if takes_images(tokenizer) else []
+        tokenised[what] = 0
+        if not found:
+            tokenised[what], found = try_few(what, part, rendering, training, positions)
         problems += found
         if training.chat_template_path is None:  # else TRL may give the model more tokens
             problems += beyond_vocabulary(what, part, positions)
@@ -62,8 +71,22 @@ def inspect(
     return Inspection(problems, tokenised)
 
 
-def _unknown_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Iterator[Problem]:
+def _images(what: str, data: Data, recipe: Recipe, processes: int | None) -> list[Problem]:
+    """What is wrong with the images of rows, and the fields that go with them."""
+    part, training = data.parts[what], recipe.training
+    column = images.image_column(next(iter(part.rows)))
+    if (column is None) != (images.image_column(next(iter(data.training.rows))) is None):
+        told = "either the training or the evaluation rows have images, not both"
+        return [Problem(told, "both take one collator (trl 1.16)", "data")]
+    if column is None:
+        return []
+    processes = processes or int(training.world_size)
+    return images.check(what, part.rows, part.layout, training, processes)
+
+
+def _unknown_tokens(processing: ProcessingClass, recipe: Recipe) -> Iterator[Problem]:
     """Special tokens of the recipe that the tokenizer has not."""
+    tokenizer = tokenizer_in(processing)
     vocabulary = tokenizer.get_vocab()
     for name in ("eos_token", "pad_token"):
         token = getattr(recipe.training, name)

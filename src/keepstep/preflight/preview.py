@@ -6,24 +6,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from transformers import PreTrainedTokenizerBase
-
 from keepstep.data.dataset import Data
+from keepstep.data.images import image_column, token_of, without_repeats
 from keepstep.data.rows import Count
 from keepstep.data.taken import Part
 from keepstep.data.tokenize import (
     IGNORED,
-    Preparation,
     kept,
     lists_of,
     measure,
     packs,
+    preparation_of,
     problems_of,
 )
 from keepstep.recipe.config import ConfigError, KeepstepConfig, Recipe
-from keepstep.recipe.model import with_chat_template
+from keepstep.recipe.model import ProcessingClass, tokenizer_in, with_chat_template
 
 LOOKED_AT = 8000  # rows of each part, at most
+IMAGES_LOOKED_AT = 100  # of rows with images, which have to be decoded for it
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,10 @@ class Preview:
 
 
 def previews(
-    data: Data, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, count: int
+    data: Data, tokenizer: ProcessingClass, recipe: Recipe, count: int
 ) -> Iterator[Preview]:
-    """The first `count` rows of each part, and the measure of up to 8,000 of them.
+    """The first `count` rows of each part, and the measure of up to 8,000 (with images, 100) of
+    them.
 
     Raises:
         ConfigError: rows cannot be made into tokens.
@@ -91,12 +92,14 @@ def previews(
 def _preview(
     what: str,
     part: Part,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: ProcessingClass,
     training: KeepstepConfig,
     count: int,
 ) -> Preview:
-    taken = part.rows.take(LOOKED_AT if part.streamed else min(LOOKED_AT, len(part.rows)))
-    prepared = Preparation(tokenizer, training, next(iter(taken))).prepared(taken, what)
+    first = next(iter(part.rows))
+    most = LOOKED_AT if image_column(first) is None else max(IMAGES_LOOKED_AT, count)
+    taken = part.rows.take(most if part.streamed else min(most, len(part.rows)))
+    prepared = preparation_of(tokenizer, training, first).prepared(taken, what)
     packed = packs(what, training)
     found = measure([lists_of(prepared)], training, packed)
     return Preview(
@@ -105,7 +108,7 @@ def _preview(
         part.renamed,
         [_seen(row, tokenizer, training, packed) for row in prepared[:count]],
         Count(found.rows, found.used, found.cut, found.longest),
-        len(prepared) < LOOKED_AT if part.streamed else len(prepared) == len(part.rows),
+        len(prepared) < most if part.streamed else len(prepared) == len(part.rows),
         sorted(len(row["labels"]) for row in prepared),
         packed,
     )
@@ -113,7 +116,7 @@ def _preview(
 
 def _seen(
     row: Mapping[str, list[int]],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: ProcessingClass,
     training: KeepstepConfig,
     packed: bool,
 ) -> SeenRow:
@@ -122,6 +125,16 @@ def _seen(
     tokens, labels = row["input_ids"][used], row["labels"][used]
     spans = []
     for trained, group in groupby(zip(tokens, labels, strict=True), lambda t: t[1] != IGNORED):
-        spans.append((trained, tokenizer.decode([token for token, _ in group])))
+        spans.append((trained, _text([token for token, _ in group], tokenizer)))
     trained_on = sum(label != IGNORED for label in labels)
     return SeenRow(spans, len(tokens), trained_on, whole - len(tokens))
+
+
+def _text(tokens: Sequence[int], processing: ProcessingClass) -> str:
+    """What tokens say; those of an image, by their number."""
+    tokenizer = tokenizer_in(processing)
+    pieces = without_repeats(tokens, token_of(processing))
+    runs = groupby(pieces, lambda piece: isinstance(piece, str))
+    return "".join(
+        "".join(map(str, run)) if told else tokenizer.decode(list(run)) for told, run in runs
+    )

@@ -25,6 +25,7 @@ from keepstep.run_folder.reader import Checkpoint, read_checkpoint
 from keepstep.run_folder.storage import Storage
 
 STATE_FILE = "trainer_state.json"
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 LARGEST_FILE = 45 * 10**9  # of what is linked as it is; the Hub takes files of up to 50 GB
 
 
@@ -86,7 +87,9 @@ def make_bundle(
     )
     history = _history(frozen / STATE_FILE)
     texts = {
-        "README.md": card.render(manifest, best, repo_id, _has_chat_template(folder)).encode(),
+        "README.md": card.render(
+            manifest, best, repo_id, _has_chat_template(folder), _has_processor(folder)
+        ).encode(),
         card.CURVE_FILE: card.curve(history, best),
         BEST_FILE: best.to_json().encode(),
         "training/arguments.json": _json(manifest.settings | {"base_model": card.base_of(about)}),
@@ -134,6 +137,11 @@ def _has_chat_template(folder: Path) -> bool:
         return True
     path = folder / "tokenizer_config.json"
     return path.is_file() and bool(json.loads(path.read_text()).get("chat_template"))
+
+
+def _has_processor(folder: Path) -> bool:
+    """Whether what is pushed takes images, too."""
+    return any((folder / name).is_file() for name in PROCESSOR_FILES)
 
 
 def _history(path: Path) -> list[dict[str, Any]]:

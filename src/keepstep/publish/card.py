@@ -25,6 +25,13 @@ inputs = tokenizer.apply_chat_template(
 )
 """
 PLAIN = 'inputs = tokenizer("Hello", return_tensors="pt")\n'
+SEEING = """picture = {"type": "image", "path": "picture.png"}
+content = [picture, {"type": "text", "text": "What is it?"}]
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": content}],
+    add_generation_prompt=True, tokenize=True, return_tensors="pt", return_dict=True,
+)
+"""
 LIMITS = """## Limits
 
 The evaluation above is all that was measured. What the base model should not be used for, this one
@@ -32,18 +39,19 @@ should not either; nothing was done to find out how safe or how biased its answe
 """
 
 
-def render(manifest: Manifest, best: Best, repo_id: str, chat: bool) -> str:
+def render(manifest: Manifest, best: Best, repo_id: str, chat: bool, vision: bool = False) -> str:
     """README.md: what it is, how to use it, how it was made, what it scored, what to beware of.
 
     Args:
         chat: the tokenizer has a chat template.
+        vision: it is a vision-language model, with a processor.
     """
     about = manifest.about
     sections = [
-        f"---\n{_metadata(manifest, best, repo_id).to_yaml()}\n---\n",
+        f"---\n{_metadata(manifest, best, repo_id, vision).to_yaml()}\n---\n",
         f"# {repo_id.split('/')[-1]}\n",
         _what(manifest, best, about),
-        _use(manifest, repo_id, chat),
+        _use_vision(manifest, repo_id) if vision else _use(manifest, repo_id, chat),
         _results(manifest, best),
         _training(manifest, about),
         LIMITS,
@@ -110,15 +118,16 @@ def license_of(base: str | Path) -> str | None:
     return found if isinstance(found, str) and found else None
 
 
-def _metadata(manifest: Manifest, best: Best, repo_id: str) -> ModelCardData:
+def _metadata(manifest: Manifest, best: Best, repo_id: str, vision: bool) -> ModelCardData:
     about, asked = manifest.about, dict(manifest.about.get("card") or {})
     tags = asked.pop("tags", ())
     datasets = asked.pop("datasets", None) or about.get("datasets") or None
+    task = "image-text-to-text" if vision else "text-generation"
     values: dict[str, Any] = {
         "base_model": about.get("base_model"),
         "license": about.get("license"),
         "library_name": "peft" if manifest.adapter else "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": task,
         "datasets": datasets,
         **asked,
         "tags": ["keepstep", "sft", "trl", *([tags] if isinstance(tags, str) else tags)],
@@ -128,7 +137,7 @@ def _metadata(manifest: Manifest, best: Best, repo_id: str) -> ModelCardData:
         values["model_name"] = repo_id.split("/")[-1]
         values["eval_results"] = [
             EvalResult(
-                task_type="text-generation",
+                task_type=task,
                 dataset_type=data or "private",
                 dataset_name=data or "private",
                 metric_type=best.metric,
@@ -162,6 +171,22 @@ def _use(manifest: Manifest, repo_id: str, chat: bool) -> str:
         f'tokenizer = AutoTokenizer.from_pretrained("{repo_id}")\n'
         f"{CHAT if chat else PLAIN}"
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))\n```\n"
+    )
+
+
+def _use_vision(manifest: Manifest, repo_id: str) -> str:
+    """(peft 0.21: none of its auto classes knows such a model of an adapter's base.)"""
+    base, auto = base_of(manifest.about), "AutoModelForImageTextToText"
+    load = f'model = {auto}.from_pretrained("{base if manifest.adapter else repo_id}")\n'
+    if manifest.adapter:
+        load += f'model = PeftModel.from_pretrained(model, "{repo_id}")\n'
+    return (
+        f"## Use\n\n```python\n{'from peft import PeftModel' if manifest.adapter else ''}\n".lstrip(
+            "\n"
+        )
+        + f"from transformers import {auto}, AutoProcessor\n\n{load}"
+        f'processor = AutoProcessor.from_pretrained("{repo_id}")\n{SEEING}'
+        "print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0]))\n```\n"
     )
 
 

@@ -261,8 +261,11 @@ class CheckpointArguments(Combined):
         default=False, metadata={"help": "Train in float16, with a loss scaler, instead."}
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False,
-        metadata={"help": "DDP only: look for parameters without a gradient at every step."},
+        default=None,
+        metadata={
+            "help": "DDP only: look for parameters without a gradient at every step; null: of "
+            "vision-language models, which may leave out a part of what sees."
+        },
     )
     eval_steps: float | None = field(
         default=None, metadata={"help": "Steps between evaluations; null: `save_steps`."}

@@ -8,7 +8,7 @@ what a step consists of then depends on who computes it. Here a step's rows are 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +145,9 @@ class Collate:
     def __call__(self, rows: Sequence[Any]) -> Any:
         if rows:
             return self._collate(rows)
-        batch = self._collate([self._filler])
+        # A copy: TRL's collator of images (1.16) changes the rows that it is given.
+        filler = dict(self._filler) if isinstance(self._filler, Mapping) else self._filler
+        batch = self._collate([filler])
         for name in ("labels", "shift_labels"):
             if self._sums_labels and name in batch and not batch[name].is_floating_point():
                 batch[name] = torch.full_like(batch[name], IGNORED)

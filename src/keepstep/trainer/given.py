@@ -11,6 +11,7 @@ import torch
 import xxhash
 from peft import PeftModel
 from torch.utils.data import IterableDataset
+from transformers import AutoConfig, ProcessorMixin
 from transformers.trainer_utils import has_length
 from trl import ModelConfig
 
@@ -143,6 +144,25 @@ def name_of(model: Any) -> str | None:
     return getattr(getattr(model, "config", None), "_name_or_path", None) or None
 
 
+def sees_images(given: Mapping[str, Any]) -> bool:
+    """Whether a vision-language model is trained: SFTTrainer (trl 1.16) asks the processor.
+
+    Args:
+        given: the Trainer's arguments by name.
+    """
+    processing, model = given.get("processing_class"), given.get("model")
+    if processing is not None or model is None:
+        return isinstance(processing, ProcessorMixin)
+    config = getattr(model, "config", None)
+    if isinstance(model, str):
+        args = given.get("args")
+        init = getattr(args, "model_init_kwargs", None) or {}
+        trusted = bool(getattr(args, "trust_remote_code", False))
+        revision = init.get("revision")
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trusted)
+    return config is not None and recipe_model.is_vision_language(config)
+
+
 def settings_of(recipe: Recipe, given: Mapping[str, Any], trainer: Any) -> dict[str, Any]:
     """What determines the trajectory, to be compared at a resume. Ranks: any; the same everywhere.
 
@@ -165,9 +185,9 @@ def settings_of(recipe: Recipe, given: Mapping[str, Any], trainer: Any) -> dict[
         found |= _base_weights(trainer.model)
     found["trained_weights"] = digest_of_trained(trainer.model)
     found["peft_config"] = _adapters(trainer.model)
-    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-    if hasattr(tokenizer, "get_vocab"):
-        found |= recipe_model.tokenizer_settings(tokenizer, recipe.training)
+    processing = trainer.processing_class
+    if hasattr(getattr(processing, "tokenizer", processing), "get_vocab"):
+        found |= recipe_model.tokenizer_settings(processing, recipe.training)
     found["data_collator"] = known_by(given.get("data_collator"))
     found["compute_loss_func"] = known_by(given.get("compute_loss_func"))
     found["formatting_func"] = called(given.get("formatting_func"))

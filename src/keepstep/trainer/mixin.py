@@ -33,7 +33,7 @@ from keepstep.trainer.attempt_mixin import AttemptMixin
 from keepstep.trainer.description_mixin import DescriptionMixin
 from keepstep.trainer.early_stopping import EarlyStoppingCallback
 from keepstep.trainer.evaluation_mixin import EvaluationMixin
-from keepstep.trainer.given import arguments_of, check_rows, recipe_of
+from keepstep.trainer.given import arguments_of, check_rows, recipe_of, sees_images
 from keepstep.trainer.pacing import EveryStep
 from keepstep.trainer.reporter import RunReporter
 from keepstep.trainer.request import plain_fields
@@ -143,7 +143,7 @@ class CheckpointMixin(
         self.attempt, self.manager = attempt, attempt.manager
         self.sources, self.renamed = dict(sources or {}), dict(renamed or {})
         self.counts: dict[str, Count] = {}
-        super().__init__(**given | {"args": _for_trainer(asked)})
+        super().__init__(**given | {"args": _for_trainer(asked, given)})
         self._given = given
         self.settings: dict[str, Any] = {}
         self.about: dict[str, Any] = {}
@@ -220,12 +220,14 @@ class CheckpointMixin(
             setattr(self, name, value)
 
 
-def _for_trainer(asked: Any) -> Any:
+def _for_trainer(asked: Any, given: Mapping[str, Any]) -> Any:
     """The config that the Trainer is given: a copy, without what keepstep does in its place."""
     args = copy.copy(asked)
     args.metric_for_best_model = asked.ranking_metric or asked.metric_for_best_model
     args.push_to_hub = False  # it would push what it finds, whatever is best
     args.save_total_limit = None  # with a limit of 1, it deletes folders at the end
+    if args.ddp_find_unused_parameters is None and not sees_images(given):
+        args.ddp_find_unused_parameters = False  # transformers would look at every step
     return args
 
 

@@ -123,9 +123,18 @@ def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
     if best is not None and not has_weights(best.manifest):
         say(f"Use it:      keepstep export {folder}/best --to DIR")
     elif best is not None:
-        auto = "AutoPeftModelForCausalLM" if best.manifest.adapter else "AutoModelForCausalLM"
-        say(f"Use it:      {auto}.from_pretrained('{folder}/best')")
+        say(f"Use it:      {_loaded_by(best)}'{folder}/best')")
     say(f"Checkpoints: keepstep ls {folder}")
+
+
+def _loaded_by(best: Checkpoint) -> str:
+    """How transformers or peft load it, but for its place."""
+    manifest = best.manifest
+    if manifest.settings.get("processor"):  # peft 0.21 has no auto class for such a base
+        auto = "AutoModelForImageTextToText.from_pretrained("
+        return "PeftModel.from_pretrained(BASE, " if manifest.adapter else auto
+    auto = "AutoPeftModelForCausalLM" if manifest.adapter else "AutoModelForCausalLM"
+    return f"{auto}.from_pretrained("
 
 
 def _but(outcome: Outcome) -> str:

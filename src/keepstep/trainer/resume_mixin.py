@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, Trainer, set_seed
@@ -18,6 +19,7 @@ from keepstep.run_folder.listed import only_listed
 from keepstep.sharding.muon import import_muon
 from keepstep.sharding.reshard import rng_seed
 from keepstep.trainer.restore import random_numbers, restore, set_random_numbers, settle_gradients
+from keepstep.trainer.weights import load_renamed
 
 logger = logging.getLogger(__name__)
 
@@ -99,14 +101,17 @@ class ResumeMixin(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.start is None or self.start.manifest.zero_stage == 0:
-            with types_kept(self.model if model is None else model):
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            target = self.model if model is None else model
+            with types_kept(target):
+                if not load_renamed(target, Path(resume_from_checkpoint)):
+                    super()._load_from_checkpoint(resume_from_checkpoint, model)
         # Else `restore` takes the weights, too, from DeepSpeed's shards.
 
     def load_weights_as_stock(self, checkpoint: str) -> None:
         """Whole weights, loaded as the Trainer itself loads them. Ranks: any, each for itself."""
         with types_kept(self.model):
-            super()._load_from_checkpoint(checkpoint)
+            if not load_renamed(self.model, Path(checkpoint)):
+                super()._load_from_checkpoint(checkpoint)
 
     def take_weights(self, checkpoint: Checkpoint) -> None:
         """Begin with a checkpoint's weights alone. Ranks: all, each for itself.
@@ -165,5 +170,6 @@ class ResumeMixin(Trainer):
             else:
                 self.state.best_model_checkpoint = str(shown.path)
                 with types_kept(self.model):
-                    super()._load_best_model()
+                    if not load_renamed(self.model, shown.path):
+                        super()._load_best_model()
         self.state.best_model_checkpoint = str(best.path)
