@@ -11,7 +11,7 @@ import copy
 import json
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from peft import PeftModel
 from torch.nn.parallel import DistributedDataParallel
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
+from keepstep.policy.metric import in_full
 from keepstep.ranks import collectives
 from keepstep.ranks.collectives import on_all
 from keepstep.run_folder.reader import Checkpoint
@@ -133,9 +134,17 @@ def _load_schedule(
     before = stored_settings.get("learning_rate")
     if before and before != args.learning_rate:
         _rescale(schedule, args.learning_rate / before)
-    ranking = [(n, getattr(args, n)) for n in ("metric_for_best_model", "greater_is_better")]
-    if any(stored_settings.get(name, value) != value for name, value in ranking):
+    if ranked_otherwise(stored_settings, args):
         schedule._reset()  # of a plateau or a greedy one: its best value was of another metric
+
+
+def ranked_otherwise(stored: Mapping[str, Any], args: Any) -> bool:
+    """Whether another metric ranks than when these settings were stored: as the recipe had it,
+    where a Trainer's `args` have its full name."""
+    metric, greater = args.metric_for_best_model, args.greater_is_better
+    before = stored.get("metric_for_best_model", metric)
+    full = [None if name is None else in_full(name) for name in (before, metric)]
+    return full[0] != full[1] or stored.get("greater_is_better", greater) != greater
 
 
 def _load_optimizer(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> None:
