@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from keepstep.run_folder.reader import RunFolder
-from tests.helpers.folders import final_digests
 from tests.helpers.ranks import PROGRAMS, Ranks
 from tests.helpers.recipes import argv
 
@@ -122,37 +121,3 @@ def test_an_epoch_s_evaluation_is_not_lost(
     assert stopped.wait() == [code]
     ranks.run(command, **ALONE)
     assert told(broken, 12) == told(straight, 12)
-
-
-def test_a_stream_goes_on_in_a_later_pass(ranks: Ranks, demo: Path, workspace: Path) -> None:
-    """50 rows, 12 a step: a pass has 5 steps, and the run is killed in the second one."""
-    rows = (demo / "data/train.jsonl").read_text().splitlines(keepends=True)[:50]
-    (workspace / "stream.jsonl").write_text("".join(rows))
-    straight, broken = workspace / "stream-straight", workspace / "stream-broken"
-    fields = {
-        "dataset_name": workspace / "stream.jsonl",
-        "dataset_streaming": True,
-        "per_device_train_batch_size": 12,
-        "save_steps": 1,
-        "keep_ranking": "recency",
-    }
-    ranks.run(argv(demo, straight, **fields), **ALONE)
-    run = ranks.start(argv(demo, broken, **fields), **ALONE)
-    run.wait_for("step  7/12  saved")
-    run.kill(signal.SIGKILL)
-    run.wait()
-    again = ranks.run(argv(demo, broken, **fields), **ALONE)
-    assert "carrying on from checkpoint-" in again.output
-    assert final_digests(broken, 12) == final_digests(straight, 12)
-    last = RunFolder(broken).checkpoint(12).manifest
-    assert (last.dealt["passes"], last.dealt["done"]) == (2, 2)
-    refused = ranks.start(
-        argv(
-            *(demo, broken),
-            **fields | {"per_device_train_batch_size": 6, "max_steps": 14},
-            gradient_accumulation_steps=2,
-        ),
-        **ALONE,
-    )
-    assert refused.wait() == [2]
-    assert "streamed rows are dealt out as before, or not at all" in refused.output

@@ -117,6 +117,8 @@ class Watched(KeepstepTrainer):
     def get_batch_samples(self, *args: Any) -> Any:
         batches, count = super().get_batch_samples(*args)
         step = self.state.global_step + 1
+        if not batches:  # a pass over a stream ends where it ends
+            return batches, count
         rows = [row for batch in batches for row in documents(batch)]
         attempt, rank = self.manager.attempt, collectives.rank()
         with open(Path(FOLDER) / f"rows-{attempt}-{rank}.jsonl", "a") as file:

@@ -104,12 +104,6 @@ def test_a_schedule_that_follows_the_metric_depends_on_the_evaluations() -> None
     assert changed(plateau, other) == ["metric_for_best_model", "greater_is_better"]
 
 
-def test_the_order_of_a_stream_depends_on_its_readers() -> None:
-    streamed = {"dataset_streaming": True}
-    assert changed(streamed, streamed | {"dataloader_num_workers": 2}) == ["dataloader_num_workers"]
-    assert changed({}, {"dataloader_num_workers": 2}) == []
-
-
 def test_a_stream_is_known_by_its_first_rows() -> None:
     rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"]})
     other = datasets.Dataset.from_dict({"text": ["a", "b", "d"]})

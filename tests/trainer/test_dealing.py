@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -16,18 +18,18 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 from trl.trainer.utils import RepeatSampler
 
+from keepstep.data.stream import BEGINNING, Place, StreamReader
 from keepstep.policy.batch import Batch, Course, Dealt
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer.dealing import (
     IGNORED,
-    RowPlan,
     StepSampler,
-    place_in_stream,
     settle_loader,
     step_loader,
     tell_epoch,
 )
 from keepstep.trainer.restore import random_numbers, random_numbers_apart, set_random_numbers
+from keepstep.trainer.row_plan import RowPlan, own_place, place_in_stream
 from tests.helpers.folders import manifest
 
 
@@ -188,8 +190,12 @@ def at(step: int, epoch: float, **place: int) -> object:
     return manifest(step, epoch=epoch, dealt=dealt)
 
 
-def test_a_place_in_a_stream() -> None:
-    same, wider = Batch(6, 1, 2), Batch(12, 1, 1)
+def args(batch: Batch, workers: int = 0) -> Any:
+    return SimpleNamespace(batch=batch, dataloader_num_workers=workers)
+
+
+def test_a_place_in_a_stream_that_the_trainer_deals() -> None:
+    same, wider = args(Batch(6, 1, 2)), args(Batch(12, 1, 1))
     assert place_in_stream(at(7, 1.2, passes=1, done=2), same) == (1, 2)
     assert place_in_stream(at(7, 1.2, passes=1, done=2), wider) == (1, 2)  # the same micro-batches
     assert place_in_stream(at(4, 0.4), same) == (0, 4)  # of a version that did not write it down
@@ -197,4 +203,25 @@ def test_a_place_in_a_stream() -> None:
     with pytest.raises(ReshardError, match="does not say where in it"):
         place_in_stream(at(7, 1.2), same)
     with pytest.raises(ReshardError, match="Hint: per_device_train_batch_size: 4, gradient_acc"):
-        place_in_stream(at(7, 1.2, passes=1, done=2), Batch(2, 2, 3))
+        place_in_stream(at(7, 1.2, passes=1, done=2), args(Batch(2, 2, 3)))
+    read = manifest(4, epoch=0.4, dealt={}, settings={"dataloader_num_workers": 2})
+    with pytest.raises(ReshardError, match="Hint: dataloader_num_workers: 2"):
+        place_in_stream(read, same)
+
+
+def test_a_place_in_a_stream_that_the_run_deals() -> None:
+    rows = datasets.Dataset.from_dict({"n": list(range(9))}).to_iterable_dataset(num_shards=3)
+    reader = StreamReader(rows, 1, BEGINNING)
+    reader.take(5)
+    batch = Batch(6, 1, 2)
+    before = Dealt(batch, batch, None, 1, 2, 5, reader.place.state, 3)
+    place = Place(2, 5, reader.place.state)
+    assert own_place(rows, before, ()) == {"passes": 1, "place": place, "told": ""}
+    made = rows.filter(lambda row: True)
+    found = own_place(made, before, ())
+    assert found["place"] == Place(2, 5, "")
+    assert found["told"].endswith("its 5 rows are read again")
+    fewer = rows.shard(3, 0)
+    with pytest.raises(ReshardError, match=r"has 1 files .* had 3"):
+        own_place(fewer, before, ())
+    assert own_place(fewer, before, ["stream"])["place"] == place

@@ -58,6 +58,10 @@ class Dealt:
         asked: what the recipe had asked for; another number of processes may have changed it.
         rows: of the training data (packed ones, if rows are packed); None for a stream.
         passes, done: of a stream: passes that are over, and steps of the next one that are done.
+        drawn: of a stream that the run deals: rows of the pass that its steps had; None: the
+            Trainer deals it.
+        place: what the stream says of itself at that row, as JSON; empty: it cannot tell.
+        shards: files (or parts of such) that it has.
     """
 
     batch: Batch
@@ -65,6 +69,9 @@ class Dealt:
     rows: int | None
     passes: int | None = None
     done: int | None = None
+    drawn: int | None = None
+    place: str = ""
+    shards: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,8 +92,10 @@ class Dealt:
                 raise TextError(f"dealt: {batch} cannot be")
         if dealt.rows is not None and dealt.rows < 1:
             raise TextError(f"dealt.rows is {dealt.rows}")
-        if min(dealt.passes or 0, dealt.done or 0) < 0:
-            raise TextError(f"dealt has {dealt.passes} passes, {dealt.done} steps")
+        counts = (dealt.passes or 0, dealt.done or 0, dealt.drawn or 0)
+        if min(counts) < 0:
+            told = "dealt has {} passes, {} steps, {} rows".format(*counts)
+            raise TextError(told)
         return dealt
 
 

@@ -71,7 +71,7 @@ HARMLESS = frozenset(
         # Memory against time, with the same result.
         *("gradient_checkpointing", "activation_checkpointing", "activation_offloading"),
         *("torch_empty_cache_steps", "use_cache", "skip_memory_metrics"),
-        # How fast batches come (of a stream see `STREAMED`).
+        # How fast batches come.
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
         *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
         "dataset_num_proc",
@@ -105,7 +105,6 @@ HARMLESS = frozenset(
 # A schedule that an evaluation's value moves depends on when there is one, and of what.
 EVALUATED = ("eval_strategy", "eval_steps", "eval_delay", "metric_for_best_model")
 PLATEAUS = ("reduce_lr_on_plateau", "greedy")
-STREAMED = ("dataloader_num_workers",)  # each reads a part of a stream: they determine its order
 
 
 def settings(training: Any, model: Any, data: Any) -> dict[str, Any]:
@@ -119,8 +118,6 @@ def settings(training: Any, model: Any, data: Any) -> dict[str, Any]:
     kept = [name for name in values if name not in HARMLESS]
     if word(training.lr_scheduler_type) in PLATEAUS:
         kept += [*EVALUATED, "greater_is_better"]
-    if data.dataset_streaming or data.streaming:
-        kept += STREAMED
     chosen = {name: plain(values[name]) for name in kept if _matters(name, model)}
     if chosen["data_seed"] == chosen["seed"]:
         chosen["data_seed"] = None

@@ -59,7 +59,7 @@ def _reshard(
     dealt = checkpoint.manifest.dealt
     if before is not None:
         asked = replace(before.asked, world_size=world_size)
-        dealt = Dealt(agree(before, asked), asked, before.rows).as_json()
+        dealt = replace(before, batch=agree(before, asked), asked=asked).as_json()
     writer = RunWriter(run, run.policy(), storage)
     if run.is_used():
         raise ReshardError(f"{run.path} is a run already: name a new folder", path=run.path)

@@ -24,6 +24,7 @@ from keepstep.trainer.attempt import CurrentAttempt, StoppedError, stop_if_asked
 from keepstep.trainer.given import settings_of
 from keepstep.trainer.reporter import introduce
 from keepstep.trainer.request import check_unchanged, request_of
+from keepstep.trainer.row_plan import WORKERS
 
 
 class AttemptMixin(Trainer):
@@ -125,7 +126,11 @@ class AttemptMixin(Trainer):
         self.rows = self.plan(manifest)
         config = getattr(self.model, "config", None)
         attention = {"attn_implementation": getattr(config, "_attn_implementation", None)}
+        if self.rows.told:
+            say(self.rows.told)
         rows = {"rows_per_step": self.args.batch.rows}
+        if self.rows.streamed and not self.rows.own:  # each worker reads a part
+            rows[WORKERS] = self.args.dataloader_num_workers
         self.settings = attempt.settings | rows | attention
         self.about = attempt.facts()
         limit = self.manager.policy.limit

@@ -35,7 +35,7 @@ class DescriptionMixin(Trainer):
             parent=None,
             global_step=self.state.global_step,
             epoch=round(self.state.epoch or 0.0, 6),
-            samples=self.rows.samples_at(self.state.global_step),
+            samples=self.samples(),
             metrics=metrics if step == self.state.global_step else {},
             evaluation_due=self.evaluation_due_at == self.state.global_step != step,
             world_size=self.args.world_size,

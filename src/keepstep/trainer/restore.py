@@ -198,7 +198,8 @@ def settle_gradients(trainer: CheckpointedTrainer, batches: Iterable[Any]) -> No
     if not isinstance(model, DistributedDataParallel) or trainer.args.world_size < 3:
         return
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    trainer.pass_without_effect(next(iter(batches)))
+    batch = next(iter(batches))
+    trainer.pass_without_effect(getattr(batch, "inputs", batch))  # of a stream, it holds more
     model.zero_grad()
     for buffer, before in buffers:
         buffer.copy_(before)

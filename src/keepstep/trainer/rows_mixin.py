@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import Trainer
 
-from keepstep.policy.batch import Dealt
+from keepstep.data.stream import BEGINNING, shards_of
+from keepstep.data.stream_steps import exact
+from keepstep.policy.batch import Course, Dealt
 from keepstep.policy.manifest import Manifest
 from keepstep.ranks import collectives
-from keepstep.trainer.dealing import Fetched, RowPlan, plan_rows, settle_loader, tell_epoch
+from keepstep.trainer.dealing import Fetched, settle_loader, tell_epoch
+from keepstep.trainer.row_plan import RowPlan, plan_rows
+from keepstep.trainer.streaming import FromStream, StreamRows, stream_loader
 
 
 class RowsMixin(Trainer):
@@ -25,10 +30,20 @@ class RowsMixin(Trainer):
     _weights: Iterator[float] = iter(())  # of the micro-batches of this step that are to come
     _weight = 1.0  # of the one that is computed
     _order: Callable[[int], list[int]] | None = None  # epoch → its rows, as they are dealt
+    _place = BEGINNING  # in a stream, behind the step that is computed
+    _step_rows = 0  # of it
+    _streamed_rows = 0  # of all steps of this attempt
 
     def get_train_dataloader(self) -> Any:
         loader, order = super().get_train_dataloader(), self._get_train_sampler()
         settle_loader(loader, self.rows.seed)
+        if self.rows.own:
+            plan, last = self.rows, self.args.dataloader_drop_last
+            rows = StreamRows(
+                *(exact(self.train_dataset), plan.batch, collectives.rank(), last),
+                *(plan.passes, plan.place),
+            )
+            return stream_loader(loader, rows, self._sums_labels)
         dealt = self.rows.dealing(loader, order, collectives.rank(), self._sums_labels)
         self._order = getattr(dealt.batch_sampler, "order_of", None) if self.rows.course else None
         return dealt
@@ -59,7 +74,7 @@ class RowsMixin(Trainer):
         below = type(self).__mro__[type(self).__mro__.index(RowsMixin) + 1 :]
         dealer = next(kind for kind in below if "get_train_dataloader" in vars(kind))
         own = None if dealer is Trainer else dealer.__name__
-        return plan_rows(self.train_dataset, self.args, start, own)
+        return plan_rows(exact(self.train_dataset), self.args, start, own)
 
     @property
     def _sums_labels(self) -> bool:
@@ -73,10 +88,30 @@ class RowsMixin(Trainer):
         return loader
 
     def get_batch_samples(self, epoch_iterator: Any, *args: Any, **kwargs: Any) -> Any:
-        """Each batch is progress: of ranks that wait for each other, one waits for its loader."""
-        fetched = Fetched(epoch_iterator, self.every_step.progress)
-        self._weights = iter(self.rows.weights(self.state.global_step, collectives.rank()))
-        return super().get_batch_samples(fetched, *args, **kwargs)
+        self._step_rows = 0
+        samples = super().get_batch_samples(Fetched(epoch_iterator, self._taken), *args, **kwargs)
+        self._streamed_rows += self._step_rows
+        self._weights = iter(self._weights_of_step())
+        return samples
+
+    def _taken(self, batch: Any) -> Any:
+        """A micro-batch's inputs. Each is progress: of ranks that wait for each other, one waits
+        for its loader."""
+        self.every_step.progress()
+        if not isinstance(batch, FromStream):
+            return batch
+        if batch.inputs is None:
+            raise StopIteration
+        self._place, self._step_rows = batch.place, batch.rows
+        return batch.inputs
+
+    def _weights_of_step(self) -> list[float]:
+        if not self.rows.own:
+            return self.rows.weights(self.state.global_step, collectives.rank())
+        if not self._step_rows:
+            return []
+        course = Course(self._step_rows, self.rows.batch.rows)
+        return course.weights(0, 0, self.rows.batch, collectives.rank())
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         self._weight = next(self._weights, 1.0)
@@ -107,12 +142,13 @@ class RowsMixin(Trainer):
             batches = steps * self.args.gradient_accumulation_steps
         if self.rows.streamed:
             epochs = self.rows.passes
-            batches = self.rows.done * self.args.gradient_accumulation_steps
+            batches = self.rows.place.done * self.args.gradient_accumulation_steps
         return epochs, batches
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        done = self.rows.done if kwargs["epoch"] == self.rows.passes else 0
+        done = self.rows.place.done if kwargs["epoch"] == self.rows.passes else 0
         self._pass = kwargs["epoch"], self.state.global_step - done
+        self._place = self.rows.place if kwargs["epoch"] == self.rows.passes else BEGINNING
         tell_epoch(kwargs["train_dataloader"], kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
 
@@ -120,11 +156,20 @@ class RowsMixin(Trainer):
         """How many optimizer steps the whole run has. Ranks: all."""
         return int(self.set_initial_training_values(self.args, self.get_train_dataloader())[-1])
 
+    def samples(self) -> int:
+        """Rows drawn since the start of the run. Ranks: any; the same everywhere."""
+        if self.rows.own:
+            return self.rows.samples + self._streamed_rows
+        return self.rows.samples_at(self.state.global_step)
+
     def dealt(self) -> Dealt:
         """How the rows of the steps have been shared out so far. Ranks: any."""
-        if self.rows.streamed:
-            passes, began = self._pass
-            done = self.state.global_step - began
-            return Dealt(self.args.batch, self.asked, None, passes, done)
-        course = self.rows.course
-        return Dealt(self.args.batch, self.asked, course.rows if course else None)
+        course, batch = self.rows.course, self.args.batch
+        if not self.rows.streamed:
+            return Dealt(batch, self.asked, course.rows if course else None)
+        passes, began = self._pass
+        dealt = Dealt(batch, self.asked, None, passes, self.state.global_step - began)
+        if not self.rows.own:
+            return dealt
+        place, shards = self._place, shards_of(self.train_dataset)
+        return replace(dealt, drawn=place.drawn, place=place.state, shards=shards)

@@ -14,6 +14,7 @@ from typing import Literal
 # What the tests pass with (constraints.txt).
 TESTED = {
     "accelerate": "1.15.0",
+    "datasets": "5.2.0",
     "deepspeed": "0.19.8",
     "huggingface_hub": "2.4.0",
     "peft": "0.21.2",
@@ -31,9 +32,11 @@ PARTITIONED = "deepspeed.runtime.zero.partition_parameters.Init"
 DEEPSPEED_FILES = "deepspeed.runtime.checkpoint_engine.checkpoint_engine.CheckpointEngine"
 CALLBACK = "transformers.TrainerCallback"
 GROUPS = "torch.distributed.distributed_c10d"
+STREAM = "datasets.IterableDataset"
+STREAM_STEP = "datasets.iterable_dataset._BaseExamplesIterable"
 
 # Who calls what is overridden there.
-CALLERS = {CALLBACK: TRAINER, DEEPSPEED_FILES: ENGINE}
+CALLERS = {CALLBACK: TRAINER, DEEPSPEED_FILES: ENGINE, STREAM_STEP: STREAM}
 
 Kind = Literal["overridden", "replaced", "called", "read"]
 
@@ -443,6 +446,62 @@ HOOKS: list[Hook] = [
         "called",
         ("_get_backend", "", "the control group waits as long as the default group"),
         ("_get_sequence_number_for_group", "", "how many collectives have been begun"),
+    ),
+    *_hooks(
+        STREAM,
+        "read",
+        ("_ex_iterable", "", "whether each step of a stream goes on exactly where it was"),
+        ("_info", "", "a stream with exact steps in the place of its own"),
+        ("_split", "", "likewise"),
+        ("_formatting", "", "likewise"),
+        ("_distributed", "", "likewise"),
+        ("_token_per_repo_id", "", "likewise"),
+    ),
+    *_hooks(
+        "datasets.iterable_dataset",
+        "read",
+        ("_BaseExamplesIterable", "", "steps that are exact are made over it"),
+    ),
+    *_hooks(
+        "datasets.iterable_dataset.BufferShuffledExamplesIterable",
+        "read",
+        ("buffer_size", "", "rows of a block"),
+        ("generator", "", "their order"),
+    ),
+    *_hooks(
+        "datasets.iterable_dataset.InterleavedShardsExamplesIterable",
+        "read",
+        ("max_input_shards", "", "files that are read in turn"),
+    ),
+    *_hooks(
+        STREAM_STEP,
+        "overridden",
+        ("_init_state_dict", "", "where a step of a stream is"),
+        ("shuffle_data_sources", "generator", "files have another order in each pass"),
+        ("shard_data_sources", "num_shards index contiguous", "files are dealt out to parts"),
+        ("reshard_data_sources", "", "files are divided"),
+        ("num_shards", "", "those of the step below"),
+        ("features", "", "those of the step below"),
+        ("is_typed", "", "as the step below"),
+    ),
+    *_hooks(
+        "datasets.iterable_dataset.BufferShuffledExamplesIterable",
+        "read",
+        ("buffer_size", "", "rows of a block"),
+        ("generator", "", "their order"),
+    ),
+    *_hooks(
+        "datasets.iterable_dataset.InterleavedShardsExamplesIterable",
+        "read",
+        ("max_input_shards", "", "files that are read in turn"),
+    ),
+    *_hooks(
+        "datasets.iterable_dataset._BaseExamplesIterable",
+        "overridden",
+        ("_init_state_dict", "", "where a step of a stream is"),
+        ("shuffle_data_sources", "generator", "files have another order in each pass"),
+        ("shard_data_sources", "num_shards index contiguous", "files are dealt out to parts"),
+        ("reshard_data_sources", "", "files are divided"),
     ),
     *_hooks(
         "huggingface_hub.utils._http",
