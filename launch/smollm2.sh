@@ -54,6 +54,7 @@ keepstep export "$run/best" --to "$out/exported" "${merge[@]}"
 python $example ask "$out/exported"
 
 say "5. Push it to a Hub on this machine, pull it back, and ask what came"
+# shellcheck disable=SC2016  # the inner bash expands them
 python -m tests.hub.serve "$out/hub" bash -euo pipefail -c '
   keepstep push "$1" --repo_id tester/docstrings
   hf download --quiet tester/docstrings --local-dir "$2"' - "$run" "$out/pulled"

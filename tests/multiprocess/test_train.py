@@ -73,10 +73,10 @@ def test_nothing_private_or_absolute_is_stored(runs: dict, workspace: Path) -> N
                         assert not found, f"{strategy}: an absolute path in {path}"
 
 
-def test_one_voice(runs: dict, ranks: Ranks) -> None:
+def test_one_voice(runs: dict, ranks: Ranks, workspace: Path) -> None:
     """One line per evaluation and per save; nothing else but the introduction and the summary."""
     logs = [log.read_text() for log in sorted(ranks.folder.glob("run-*.log"))]
-    told = [text for text in logs if "/train-" in text]
+    told = [text for text in logs if f"{workspace}/train-" in text]
     assert len(told) == len(runs)
     for text in told:
         lines = text.splitlines()

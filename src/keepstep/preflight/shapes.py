@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.integrations.deepspeed import (
     deepspeed_config,
     is_deepspeed_zero3_enabled,
@@ -22,7 +22,7 @@ from trl import get_peft_config
 from keepstep.preflight.estimate import Shapes, Step, Strategy
 from keepstep.recipe.config import Recipe
 from keepstep.recipe.data_files import looks_local
-from keepstep.recipe.model import model_class
+from keepstep.recipe.model import is_vision_language
 
 logger = logging.getLogger(__name__)
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
@@ -51,10 +51,9 @@ def on_meta(recipe: Recipe, **arguments: Any) -> Any:
     code."""
     configuration = configuration_of(recipe)
     with torch.device("meta"), _without_zero3(recipe):
-        kind = model_class(configuration)
-        if hasattr(kind, "from_config"):  # an auto class
-            return kind.from_config(configuration, **arguments)
-        return kind._from_config(configuration, **arguments)
+        sees = is_vision_language(configuration)
+        kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        return kind.from_config(configuration, **arguments)
 
 
 def adapted(model: Any, recipe: Recipe) -> Any:

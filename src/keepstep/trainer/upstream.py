@@ -114,6 +114,11 @@ HOOKS: list[Hook] = [
             "state is restored, and a save rehearsed, before the first step",
         ),
         (
+            "_inner_training_loop",
+            "batch_size args resume_from_checkpoint",
+            "`keepstep evaluate` evaluates in its place, with an engine that is built for training",
+        ),
+        (
             "_finalize_training",
             "trial num_train_samples start_time",
             "the last save has to arrive before the best is chosen",
