@@ -3,7 +3,7 @@
 #
 # Chooses the number of processes and the accelerate config, prints the `accelerate-launch` line,
 # runs it, and ends with the run's own exit status, which launchers hide:
-#   0 finished   75 preempted: run the same command again   2 the recipe is wrong   70 failed
+#   0 finished   75 preempted: run the same command again   2 it would fail again: the recipe   70 failed
 #   76 no progress: nothing is left to go on from
 #
 # Environment: KEEPSTEP_PROCESSES   processes in all (default: this machine's GPUs; 2 on CPU)

@@ -11,7 +11,9 @@ def test_what_is_said() -> None:
         "counted from 0: 3, 9"
     )
     assert "checkpoint-6 is from before" in told[1]
+    assert "Hint: look at these rows, lower learning_rate" in told[2]
     assert "nothing was saved before" in stopped(of_a_rank, None)
     of_two = Offence(7, "loss", (0, 2), (), {0: "nan", 2: "inf"})
     assert str(of_two) == "the loss of ranks 0, 2 is not finite (inf, nan) in step 7"
+    assert "Hint: lower learning_rate" in stopped(of_two, 6), "of a stream no rows are known"
     assert str(Offence(7, "weights")) == "the weights are not finite after step 7"

@@ -129,7 +129,7 @@ def test_only_the_word_finished_is_a_success(said: dict[str, Any], exit_status: 
         (
             Ended("recipe", "", 2, True),
             Situation(),
-            Next("stop", "the recipe is wrong: see above", 2),
+            Next("stop", "the same command would fail again: see above", 2),
         ),
         (Ended("no_progress", "", 76, True), FOUR, Next("stop", "no progress: see above", 76)),
         (FAILED, Situation(stop="term"), Next("stop", "Slurm has ended the job", 143)),

@@ -49,11 +49,12 @@ def stopped(offence: Offence, newest: int | None) -> str:
     Args:
         newest: the newest checkpoint; None: there is none.
     """
+    look = "look at these rows, lower" if offence.rows else "lower"
     saved = "nothing was saved before" if newest is None else f"checkpoint-{newest} is from before"
     return (
         f"{offence}\n"
         f"    Nothing of it is saved: {saved}.\n"
-        "    Hint: look at these rows, lower learning_rate, or lower max_grad_norm; "
+        f"    Hint: {look} learning_rate, or lower max_grad_norm; "
         "on_nonfinite: ignore goes on all the same"
     )
 

@@ -9,7 +9,7 @@ from typing import Any, Mapping, NamedTuple, Sequence  # noqa: UP035  # Python 3
 
 FINISHED, PREEMPTED, FAILED, NO_PROGRESS = "finished", "preempted", "failed", "no_progress"
 OUTCOMES = (FINISHED, PREEMPTED, FAILED, NO_PROGRESS)
-RECIPE = "recipe"  # failed, for the recipe is wrong: no further attempt can mend it
+RECIPE = "recipe"  # failed, as the same command would again: no further attempt can mend it
 WRONG_RECIPE, NOT_PUBLISHED, STOPPED, GIVEN_UP = 2, 70, 75, 76
 ENDED_BY_SLURM = 143
 # scontrol's words for a requeue that it will never accept; of any other the controller is away.
@@ -118,7 +118,7 @@ def after_attempt(ended: Ended, seen: Situation) -> Next:
     if ended.outcome == FINISHED:
         return Next("stop", "finished", ended.exit)
     if ended.outcome == RECIPE:
-        return Next("stop", "the recipe is wrong: see above", WRONG_RECIPE)
+        return Next("stop", "the same command would fail again: see above", WRONG_RECIPE)
     if ended.outcome == NO_PROGRESS:
         return Next("stop", "no progress: see above", GIVEN_UP)
     asked = when_asked(seen)
