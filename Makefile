@@ -50,7 +50,8 @@ SLOWER := tests/run_folder tests/disk tests/save tests/recipe
 PYTEST := $(BIN)/python -m pytest -m 'not long'
 
 test: install # five campaigns at a time: all of them wait, now and then
-	$(MAKE) --jobs=5 --output-sync=target test-cluster test-runs test-launches test-rooms test-hub
+	$(MAKE) --jobs=5 --output-sync=target test-cluster test-runs test-launches \
+	test-rooms-slower test-hub test-rooms-others
 
 test-quick: install # under three minutes: no launch, no training on several processes
 	$(MAKE) --jobs=2 --output-sync=target test-rooms-slower test-rooms-others
