@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -93,6 +94,11 @@ def private_modules() -> set[str]:
             if isinstance(node, ast.ImportFrom) and private:
                 found |= {f"{module}.{alias.name}" for alias in node.names}
     return found
+
+
+def test_no_row_stands_twice() -> None:
+    rows = Counter((hook.owner, hook.name, hook.kind) for hook in HOOKS)
+    assert [row for row, count in rows.items() if count > 1] == []
 
 
 def test_every_private_name_of_a_library_is_in_the_table() -> None:

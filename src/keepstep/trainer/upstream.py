@@ -490,25 +490,6 @@ HOOKS: list[Hook] = [
         ("is_typed", "", "as the step below"),
     ),
     *_hooks(
-        "datasets.iterable_dataset.BufferShuffledExamplesIterable",
-        "read",
-        ("buffer_size", "", "rows of a block"),
-        ("generator", "", "their order"),
-    ),
-    *_hooks(
-        "datasets.iterable_dataset.InterleavedShardsExamplesIterable",
-        "read",
-        ("max_input_shards", "", "files that are read in turn"),
-    ),
-    *_hooks(
-        "datasets.iterable_dataset._BaseExamplesIterable",
-        "overridden",
-        ("_init_state_dict", "", "where a step of a stream is"),
-        ("shuffle_data_sources", "generator", "files have another order in each pass"),
-        ("shard_data_sources", "num_shards index contiguous", "files are dealt out to parts"),
-        ("reshard_data_sources", "", "files are divided"),
-    ),
-    *_hooks(
         "huggingface_hub.utils._http",
         "called",
         ("default_client_factory", "", "the client that gets a time-out for each request"),
