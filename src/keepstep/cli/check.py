@@ -250,8 +250,8 @@ def _sizes(recipe: Recipe, processes: int, launch: Launch | None, seen: Seen) ->
 
 def _rows(recipe: Recipe, processes: int, seen: Seen) -> Iterator[Problem]:
     """The first rows of local data, as they are and as tokens."""
+    from keepstep.data.common import STREAM_SAMPLE
     from keepstep.data.dataset import load_data
-    from keepstep.data.taken import STREAM_SAMPLE
     from keepstep.preflight.inspection import inspect
     from keepstep.recipe.config import ConfigError
     from keepstep.recipe.data_files import looks_local

@@ -7,7 +7,7 @@ from typing import Any
 
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from keepstep.data.read import Rows
+from keepstep.data.common import Rows
 from keepstep.recipe.config import KeepstepConfig
 
 

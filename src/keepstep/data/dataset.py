@@ -11,17 +11,16 @@ from typing import Any
 import xxhash
 
 from keepstep.data import images
+from keepstep.data.common import STREAM_SAMPLE, Rows, is_stream, problem
 from keepstep.data.read import (
-    Rows,
     Splits,
     load,
     load_part,
     mixed,
-    problem,
     split_of,
 )
 from keepstep.data.rows import columns_of
-from keepstep.data.taken import STREAM_SAMPLE, TURNS, Part, as_messages, is_stream, taken
+from keepstep.data.taken import TURNS, Part, as_messages, taken
 from keepstep.recipe.config import ConfigError, DataConfig, KeepstepConfig, Problem
 
 EVAL_SPLITS = ("test", "validation", "valid", "val", "eval", "evaluation", "dev")

@@ -17,13 +17,12 @@ import pyarrow.compute as compute
 import xxhash
 
 from keepstep import __version__
+from keepstep.data.common import STREAM_SAMPLE, Rows, is_stream, problem
 from keepstep.data.rows import Layout
 from keepstep.recipe.config import ConfigError, KeepstepConfig, Problem
 
-Rows = Any  # datasets.Dataset, or IterableDataset when streamed
 COLUMNS = ("image", "images")
 AT_ONCE = 1000
-STREAM_SAMPLE = 100  # rows of a stream that are looked at
 ANY = -1  # a turn of plain text: all of the row's images stand before it
 NEVER = -2  # and other turns have places, too
 TEXT_KINDS = ("string", "large_string")
@@ -44,7 +43,7 @@ def named(rows: Rows, folder: Path) -> Rows:
     Raises:
         ConfigError: a file is not there.
     """
-    if isinstance(rows, datasets.IterableDataset):
+    if is_stream(rows):
         return rows
     for name in COLUMNS:
         feature = rows.features.get(name)
@@ -74,7 +73,7 @@ def _check_there(rows: Rows, name: str, folder: Path) -> None:
                 continue
             told = f"row {number}: {name} names a file that is not there: {folder / path}"
             hint = "names count from the folder of the rows' file; if the text alone is meant: "
-            raise ConfigError([_problem(told, f"{hint}take {name} out of the data")])
+            raise ConfigError([problem(told, f"{hint}take {name} out of the data")])
 
 
 def _as_file(value: Any, name: str, folder: str, version: str = "") -> dict[str, Any]:
@@ -164,22 +163,22 @@ def _refused_fields(what: str, layout: Layout, training: KeepstepConfig) -> Iter
     packs = training.packing if what == "training" else training.eval_packing
     if packs:
         name = "packing" if what == "training" else "eval_packing"
-        yield _problem(f"{name}: rows with images are not packed (trl 1.16)", f"{name}: false")
+        yield problem(f"{name}: rows with images are not packed (trl 1.16)", f"{name}: false")
     if training.padding_free:
         told = "padding_free: rows with images are padded (trl 1.16)"
-        yield _problem(told, "padding_free: false")
+        yield problem(told, "padding_free: false")
     if training.truncation_mode == "keep_end" and training.max_length is not None:
         told = "truncation_mode: keep_end would cut the tokens of images, which stand in front"
-        yield _problem(told, "truncation_mode: keep_start, or max_length: null")
+        yield problem(told, "truncation_mode: keep_start, or max_length: null")
     if training.pad_to_multiple_of is not None and layout.name in ("prompt", "alpaca"):
         told = "pad_to_multiple_of: not for prompts and completions with images (trl 1.16)"
-        yield _problem(told, "leave it out, or rows of `messages`")
+        yield problem(told, "leave it out, or rows of `messages`")
     if training.train_sampling_strategy == "group_by_length":
         told = "train_sampling_strategy: group_by_length: the length of rows with images is not "
-        yield _problem(f"{told}known before they are collated", "leave it out")
+        yield problem(f"{told}known before they are collated", "leave it out")
     if layout.name in ("text", "input_ids"):
         told = f"the {what} data has {layout} and images, which SFTTrainer (trl 1.16) takes no "
-        yield _problem(f"{told}images with", "rows of `messages`, or of prompt and completion")
+        yield problem(f"{told}images with", "rows of `messages`, or of prompt and completion")
 
 
 def _refused_rows(
@@ -189,15 +188,15 @@ def _refused_rows(
     columns = [name for name in COLUMNS if name in names]
     if len(columns) == 2:
         told = f"the {what} data has both image and images, and image alone would be taken"
-        yield _problem(told, "take one of them out")
+        yield problem(told, "take one of them out")
         return
     if "tools" in names:
         told = f"the {what} data has tools, which SFTTrainer (trl 1.16) gives to no template "
-        yield _problem(f"{told}beside images", "write them into a system turn")
+        yield problem(f"{told}beside images", "write them into a system turn")
     if _texts(next(iter(rows))[columns[0]]):
         told = f"the {what} data has texts, not images, in {columns[0]}"
         hint = "names of files are read in local files of rows, in a column called image or images"
-        yield _problem(told, hint)
+        yield problem(told, hint)
         return
     without, number = 0, 0
     for number, (count, places) in enumerate(_counted(rows, columns[0], layout), 1):
@@ -215,7 +214,7 @@ def _refused_rows(
     if without and processes > 1 and training.zero_stage:
         told = f"{without:,} of {number:,} {what} rows have no image: under ZeRO-"
         told += f"{training.zero_stage} a rank with such rows alone leaves the others waiting in "
-        yield _problem(f"{told}the vision tower", "DDP, or rows that all have images")
+        yield problem(f"{told}the vision tower", "DDP, or rows that all have images")
 
 
 def _texts(value: Any) -> bool:
@@ -226,7 +225,7 @@ def _texts(value: Any) -> bool:
 
 def _counted(rows: Rows, column: str, layout: Layout) -> Iterator[tuple[int | None, int]]:
     """Of each row, how many images it has (None: none that can be taken), and places for them."""
-    if isinstance(rows, datasets.IterableDataset):
+    if is_stream(rows):
         for row in itertools.islice(rows, STREAM_SAMPLE):
             yield _count(row[column]), _places(row)["places"]
         return
@@ -295,7 +294,7 @@ def cut_through(
     if not cut:
         return []
     told = f"max_length: {most} cuts the tokens of an image in {len(cut)} of the first {len(rows)} "
-    return [_problem(f"{told}{what} rows", f"at least max_length: {max(cut)}, or null")]
+    return [problem(f"{told}{what} rows", f"at least max_length: {max(cut)}, or null")]
 
 
 def _last(tokens: Sequence[int], token: int) -> int:
@@ -314,8 +313,4 @@ def without_repeats(tokens: Iterable[int], token: tuple[int, str] | None) -> Ite
 
 
 def _row_problem(what: str, number: int, told: str, hint: str) -> Problem:
-    return _problem(f"the {what} data, row {number}: {told}", hint)
-
-
-def _problem(what: str, hint: str = "") -> Problem:
-    return Problem(what, hint, "data")
+    return problem(f"the {what} data, row {number}: {told}", hint)

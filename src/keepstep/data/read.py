@@ -14,10 +14,10 @@ from datasets.table import CastError
 from trl.scripts.utils import DatasetConfig
 
 from keepstep.data import images, mixture
-from keepstep.recipe.config import ConfigError, Problem
+from keepstep.data.common import Rows, problem
+from keepstep.recipe.config import ConfigError
 from keepstep.recipe.data_files import BUILDERS, builder_of
 
-Rows: TypeAlias = Any  # datasets.Dataset, or IterableDataset when streamed
 Splits: TypeAlias = Any  # split → Rows
 # What `datasets` says in its own ways of a file without a row.
 EMPTY = ("corresponds to no data", "No columns to parse from file", "at least one example")
@@ -131,9 +131,9 @@ def mixed(
     fractions, said = [part.fraction for part in parts], []
     if any(fraction is not None for fraction in fractions) and not sample:
         counts = _counts(found, fractions, strategy)
-        for number, (part, rows, count) in enumerate(zip(parts, found, counts, strict=True)):
+        for part, rows, count in zip(parts, found, counts, strict=True):
             said.append(mixture.told(Path(part.path).name, len(rows), count))
-            found = [*found[:number], _repeated(rows, count), *found[number + 1 :]]
+        found = [_repeated(rows, count) for rows, count in zip(found, counts, strict=True)]
     try:
         return datasets.concatenate_datasets(list(found)), ", ".join(said)
     except Exception as error:  # pyarrow's, ValueError
@@ -178,7 +178,3 @@ def unusable(name: str, error: Exception) -> ConfigError:
     elif type(cause) is ValueError:
         text = str(cause).split("\n")[0]
     return ConfigError([problem(f"{name} cannot be loaded: {text}", hint)])
-
-
-def problem(what: str, hint: str = "") -> Problem:
-    return Problem(what, hint, "data")

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import torch
 
+from keepstep.data.common import is_stream
 from keepstep.errors import KeepstepError
 
 OVER = json.dumps("over")
@@ -69,7 +70,7 @@ class StreamReader:
         self.place = place
         _begin_pass(rows, number)
         over = place.state == OVER
-        if isinstance(rows, datasets.IterableDataset):
+        if is_stream(rows):
             known = bool(place.state) and not over
             rows.load_state_dict(json.loads(place.state) if known else None)
         self._iterator = iter(()) if over else _each(rows)
@@ -105,7 +106,7 @@ class StreamReader:
 def state_of(rows: Any) -> str:
     """What a stream says of its place, as JSON; empty: nothing that could be relied on, or too
     much. Ranks: any."""
-    if not isinstance(rows, datasets.IterableDataset) or not _steps_of(rows) <= EXACT:
+    if not is_stream(rows) or not _steps_of(rows) <= EXACT:
         return ""
     try:
         text = json.dumps(rows.state_dict())
@@ -136,7 +137,7 @@ def fits(rows: Any, state: str) -> bool:
 
 def shards_of(rows: Any) -> int | None:
     """Of how many files (or parts of such) a stream is made; None: that is not known."""
-    return rows.num_shards if isinstance(rows, datasets.IterableDataset) else None
+    return rows.num_shards if is_stream(rows) else None
 
 
 def _alike(then: Any, now: Any) -> bool:
@@ -161,7 +162,7 @@ def _begin_pass(rows: Any, number: int) -> None:
 
 def _each(rows: Any) -> Iterator[Any]:
     """Each row. By `iter`, `datasets` would give a loader's worker a part of the files alone."""
-    if isinstance(rows, datasets.IterableDataset):
+    if is_stream(rows):
         for batch in rows.iter(batch_size=1):
             yield {name: values[0] for name, values in batch.items()}
     else:

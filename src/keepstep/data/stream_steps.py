@@ -17,10 +17,12 @@ import datasets
 import numpy as np
 from datasets import iterable_dataset as steps
 
+from keepstep.data.common import is_stream
+
 
 def exact(rows: Any) -> Any:
     """A stream with such steps in the place of its own; anything else as it is. Ranks: any."""
-    if not isinstance(rows, datasets.IterableDataset):
+    if not is_stream(rows):
         return rows
     return datasets.IterableDataset(
         _exact(rows._ex_iterable),

@@ -12,12 +12,12 @@ import pyarrow.compute as compute
 
 from keepstep import __version__
 from keepstep.data.columns import ALPACA, is_alpaca, renaming
-from keepstep.data.read import Rows, problem, unusable
+from keepstep.data.common import STREAM_SAMPLE, Rows, is_stream, problem
+from keepstep.data.read import unusable
 from keepstep.data.rows import TOKENS, Layout, Verdict, converted, hint_for, judge, layout_of
 from keepstep.recipe.config import ConfigError, DataConfig, KeepstepConfig, Problem
 
 T = TypeVar("T")
-STREAM_SAMPLE = 100  # rows of a stream that are looked at, and that it is known by
 TURNS = datasets.List(datasets.Json())  # of tools' calls, no two have the same fields
 NOT_ANSWERED = "no turn is the assistant's"
 
@@ -42,10 +42,6 @@ class Part:
     @property
     def streamed(self) -> bool:
         return is_stream(self.rows)
-
-
-def is_stream(rows: Rows) -> bool:
-    return isinstance(rows, datasets.IterableDataset)
 
 
 def taken(

@@ -26,9 +26,9 @@ from trl.trainer import sft_trainer
 
 from keepstep.data import images
 from keepstep.data.collated import Collated
-from keepstep.data.read import Rows, problem
+from keepstep.data.common import Rows, is_stream, problem
 from keepstep.data.rows import Count, RowError
-from keepstep.data.taken import Part, is_stream
+from keepstep.data.taken import Part
 from keepstep.ranks import collectives
 from keepstep.recipe.config import ConfigError, KeepstepConfig, Problem
 

@@ -262,8 +262,10 @@ class Saver:
             save_seconds=facts["stall"],
             files={**files, **part.report.files},
         )
-        if moved and self.before is not None and stale_files(self.before, manifest):
-            raise StaleError(self.before.global_step, stale_files(self.before, manifest))
+        if moved and self.before is not None:
+            stale = stale_files(self.before, manifest)
+            if stale:
+                raise StaleError(self.before.global_step, stale)
         checkpoint = writer.commit(manifest, **facts, **told)
         self.before = manifest
         return _finish(writer, checkpoint, facts)

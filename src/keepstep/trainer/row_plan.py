@@ -17,8 +17,6 @@ from keepstep.sharding.sources import ReshardError
 from keepstep.trainer.dealing import StepSampler, step_loader
 
 WORKERS = "dataloader_num_workers"
-READ = "the run is an earlier version's, and the Trainer goes on dealing its rows"
-AGAIN = "are read again"
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,9 @@ def plan_rows(rows: Any, args: Any, start: Manifest | None, dealer: str | None =
         return replace(plan, **own_place(rows, before, args.allow_drift))
     if streamed and start is not None:
         passes, done = place_in_stream(start, args)
-        told = "" if dealer else f"{start.global_step} steps of this stream are read again: " + READ
+        told = f"{start.global_step} steps of this stream are read again: the run is an earlier "
+        told += "version's, and the Trainer goes on dealing its rows"
+        told = told if dealer is None else ""
         return replace(plan, passes=passes, place=Place(done), told=told)
     return plan
 
@@ -162,9 +162,11 @@ def own_place(rows: Any, before: Dealt, allow_drift: Collection[str]) -> dict[st
     place, told = Place(before.done or 0, before.drawn or 0, before.place), ""
     if place.state and not fits(rows, place.state):
         place = replace(place, state="")
-        told = f"the stream is made in other steps than before: its {place.drawn:,} rows " + AGAIN
+        told = "the stream is made in other steps than before"
     elif not place.state and place.drawn:
-        told = f"this stream cannot tell where it is: its {place.drawn:,} rows " + AGAIN
+        told = "this stream cannot tell where it is"
+    if told:
+        told += f": its {place.drawn:,} rows are read again"
     return {"passes": before.passes, "place": place, "told": told}
 
 

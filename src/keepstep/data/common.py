@@ -1,0 +1,20 @@
+"""What all of this room says and asks of rows."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import datasets
+
+from keepstep.recipe.config import Problem
+
+Rows: TypeAlias = Any  # datasets.Dataset, or IterableDataset when streamed
+STREAM_SAMPLE = 100  # rows of a stream that are looked at, and that it is known by
+
+
+def is_stream(rows: Rows) -> bool:
+    return isinstance(rows, datasets.IterableDataset)
+
+
+def problem(what: str, hint: str = "") -> Problem:
+    return Problem(what, hint, "data")
