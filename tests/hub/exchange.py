@@ -154,7 +154,7 @@ class Exchange(BaseHTTPRequestHandler):
         if fault is None:
             return
         if fault.do == "delay":
-            self.peer.stopping.wait(fault.seconds)
+            fault.ended.wait(fault.seconds)
         elif fault.do == "hang":
             self.body()
             self.peer.stopping.wait()

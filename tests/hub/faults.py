@@ -21,7 +21,7 @@ class Fault:
         status: answers `status` with `headers` and does nothing.
         reset: reads `after_bytes` of the body, then resets the connection.
         hang: reads the body and says nothing until the peer stops.
-        delay: waits `seconds`, then goes on as usual.
+        delay: waits `seconds`, or until `end`, then goes on as usual.
         throttle: reads the body at `rate` bytes a second.
         apply_then_status, apply_then_reset: do what was asked, and then say that it failed.
     """
@@ -39,10 +39,15 @@ class Fault:
     seconds: float = 1.0
     rate: float = 1e6
     hits: int = 0
+    ended: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def __post_init__(self) -> None:
         if self.do not in get_args(Kind):
             raise ValueError(f"no such fault: {self.do}")
+
+    def end(self) -> None:
+        """Let go on what it delays."""
+        self.ended.set()
 
     def matches(self, method: str, target: str, role: Role) -> bool:
         return (
@@ -66,6 +71,8 @@ class Faults:
 
     def clear(self) -> None:
         with self._lock:
+            for rule in self._rules:
+                rule.end()
             self._rules.clear()
 
     def take(self, method: str, target: str, role: Role) -> Fault | None:

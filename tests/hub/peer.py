@@ -97,6 +97,7 @@ class HubPeer:
     def stop(self) -> None:
         """Stop, and reset what is connected: nothing answers any more."""
         self.stopping.set()
+        self.clear_faults()
         for listener in self._listeners:
             listener.shutdown()
             listener.server_close()

@@ -88,9 +88,10 @@ def test_a_script_publishes(
 def test_every_improvement(
     ranks: Ranks, demo: Path, hub: HubPeer, client: Client, tmp_path: Path
 ) -> None:
-    """One commit each; evaluations are slow here, so that none comes too soon for the next."""
-    command = argv(demo, tmp_path / "run", **FIELDS)
-    run = ranks.run(["evaluates", *command], script=SHIM, env=environment(client))
+    """One commit each: an evaluation waits here for the push before it, so that none is too soon
+    for the next; and what is saved in the foreground is offered at once."""
+    command = argv(demo, tmp_path / "run", **FIELDS, async_save="off")
+    run = ranks.run(["published", *command], script=SHIM, env=environment(client))
     expected = losses(tmp_path / "run")
     assert titles(hub) == [
         *(f"Step {step}: eval_loss {expected[step]:.4f}" for step in (12, 8, 4)),
@@ -211,13 +212,20 @@ def test_pruned_while_it_is_pushed(
     ranks: Ranks, demo: Path, hub: HubPeer, client: Client, tmp_path: Path
 ) -> None:
     """Before the upload of step 4 is through, step 8 is better, and takes its place."""
-    slow = hub.fault("delay", path=UPLOAD, seconds=6)
+    slow = hub.fault("delay", path=UPLOAD, seconds=100)
     fields = {"max_steps": 16, "save_total_limit": 1, "keep_ranking": "recency"}
     command = argv(demo, tmp_path / "run", **FIELDS, **fields)
     run = ranks.start(["evaluates", *command], script=SHIM, env=environment(client))
     wait_for(slow)
     run.wait_for("saved checkpoint-8: .* pruned 4")
     assert titles(hub) == ["initial commit"]
+    run.kill(signal.SIGSTOP)  # the push is a process of its own, and arrives while the run waits
+    slow.end()
+    until = time.monotonic() + 60
+    while not titles(hub)[0].startswith("Step 4"):
+        assert time.monotonic() < until, "the push never arrived"
+        time.sleep(0.05)
+    run.kill(signal.SIGCONT)
     assert run.wait() == [0, 0]
     expected = losses(tmp_path / "run")
     found = measured(hub, demo, tmp_path)
