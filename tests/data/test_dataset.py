@@ -271,11 +271,35 @@ def test_a_mixture_with_shares(demo: Path, tmp_path: Path) -> None:
         assert "a number above 0" in problems(demo, tmp_path, **wrong)
     tiny = mixture(tmp_path, {"path": few, "fraction": 1}, {"path": many, "fraction": 1e-5})
     assert "of 4 rows in all leaves no row of its part" in problems(demo, tmp_path, **tiny)
-    flowing = mixture(tmp_path, *parts, streaming=True, max_steps=1)
-    assert "of a stream, parts have no fraction" in problems(demo, tmp_path, **flowing)
     asked = recipe(demo, tmp_path, **mixture(tmp_path, *parts))
     looked_at = dataset.load_data(asked.data, asked.training, sample=True)  # as `keepstep check`
     assert len(list(looked_at.training.rows)) == 14
+
+
+def test_a_mixture_of_streams(demo: Path, tmp_path: Path) -> None:
+    """Each row's part is drawn, by the seed; what was saved to disk is read as a stream."""
+    few = write(tmp_path / "few.jsonl", lines(*({"text": f"few {n}"} for n in range(40))))
+    many = tmp_path / "many"
+    datasets.Dataset.from_list([{"text": f"many {n}"} for n in range(900)]).save_to_disk(many)
+    parts = {"path": few, "fraction": 1}, {"path": many, "fraction": 3}
+    fields: dict[str, Any] = {"streaming": True, "max_steps": 1, "eval_strategy": "no"}
+
+    def texts(**more: Any) -> list[str]:
+        found = rows_of(demo, tmp_path, **mixture(tmp_path, *parts, **fields, **more))
+        return [row["text"] for row in found]
+
+    found = texts()
+    assert found == texts()
+    assert found != texts(data_seed=7)
+    assert len(set(found)) == len(found), "no row twice"
+    assert Counter(text.split()[0] for text in found)["few"] == 40
+    assert 0.15 < 40 / len(found) < 0.35
+    every = Counter(texts(mixture_stopping_strategy="all_exhausted"))
+    assert len(every) == 940
+    assert {every[text] > 1 for text in every if text.startswith("few")} == {True}
+    inputs, *_ = train.gather_inputs(recipe(demo, tmp_path, **mixture(tmp_path, *parts, **fields)))
+    told = "mixture: each row is drawn: few.jsonl 0.25, many 0.75"
+    assert inputs["renamed"]["training"] == told
 
 
 def test_a_mixture_of_turns_in_several_layouts(demo: Path, tmp_path: Path) -> None:

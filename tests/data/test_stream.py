@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from keepstep.data.stream import BEGINNING, Place, StreamError, StreamReader, fits, state_of
 from keepstep.data.stream_steps import exact
 
+STRATEGIES = ("first_exhausted", "all_exhausted", "all_exhausted_without_replacement")
 SIZES = (5, 61, 1, 30, 23)  # rows of each file
 
 
@@ -62,6 +64,28 @@ MADE: dict[str, Callable[[datasets.IterableDataset], datasets.IterableDataset]] 
         .shuffle(seed=3, buffer_size=20)
         .map(packed, batched=True, batch_size=10, remove_columns=["text", "number"])
         .shuffle(seed=4, buffer_size=6)
+    ),
+    "in turn": lambda rows: exact(datasets.interleave_datasets([rows, rows.map(tokens)])),
+    **{
+        f"by chance, {strategy}": lambda rows, strategy=strategy: exact(
+            datasets.interleave_datasets(
+                [rows.take(20), rows.map(tokens), rows.skip(60)],
+                probabilities=[0.5, 0.2, 0.3],
+                seed=5,
+                stopping_strategy=strategy,
+            )
+        )
+        for strategy in STRATEGIES
+    },
+    "by chance, shuffled, packed": lambda rows: exact(
+        datasets.interleave_datasets(
+            [rows.map(tokens), rows.skip(60).map(tokens)],
+            probabilities=[0.6, 0.4],
+            seed=5,
+            stopping_strategy="all_exhausted",
+        )
+        .shuffle(seed=3, buffer_size=20)
+        .map(packed, batched=True, batch_size=10, remove_columns=["text", "number"])
     ),
     "one after the other": lambda rows: datasets.concatenate_datasets([rows, rows]).map(tokens),
 }
@@ -114,6 +138,29 @@ def test_a_shuffle_mixes_files_and_every_row_comes_once(files: Path) -> None:
     assert len({tuple(found) for found in passes}) == 3
     assert max(passes[0][:20]) >= sum(SIZES[:3]), "files are read in turn"
     assert numbers(1) == passes[1]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_sources_in_turn_end_as_asked(files: Path, strategy: str) -> None:
+    """And an empty one among them is none to wait for."""
+
+    def counts(*sources: datasets.IterableDataset, **how: Any) -> Counter[str]:
+        rows = datasets.interleave_datasets(list(sources), stopping_strategy=strategy, **how)
+        return Counter(row["text"] for row in all_rows(exact(rows), 0))
+
+    few, many = stream(files, "jsonl").take(10), stream(files, "jsonl").skip(20)
+    none = many.filter(lambda row: False)
+    for how in ({}, {"probabilities": [0.5, 0.5], "seed": 1}):
+        found = counts(few, many, **how)
+        if strategy == "first_exhausted":
+            assert max(found.values()) == 1
+            assert sum(f"row {n}" in found for n in range(10)) == 10
+            continue
+        assert {f"row {n}" for n in (*range(10), *range(20, 120))} == found.keys()
+        again = strategy == "all_exhausted"
+        assert {found[f"row {n}"] > 1 for n in range(10)} == {again}
+        assert {found[f"row {n}"] for n in range(20, 120)} == {1}
+        assert len(counts(few, none, many, probabilities=[0.2, 0.3, 0.5], seed=1)) == 110
 
 
 def test_of_a_shuffled_stream_one_block_is_read_again(files: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from pathlib import Path
@@ -79,6 +80,29 @@ def test_two_one_three(ranks: Ranks, still_demo: Path, tmp_path: Path, shards: P
         assert len({row for step in steps for row in step}) == sum(SIZES)
     for step, (loss, rate, _) in straight.curve().items():
         assert chain.curve()[step][:2] == (pytest.approx(loss, abs=2e-5), rate)
+
+
+@pytest.mark.long
+def test_a_mixture_of_streams_two_one_three(
+    ranks: Ranks, still_demo: Path, tmp_path: Path, shards: Path
+) -> None:
+    """Each row's part is drawn, the same on any processes; small parts begin again."""
+    parts = [{"path": str(shards / f"train-{n}.jsonl"), "fraction": 1 + n} for n in (0, 1)]
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(json.dumps({"datasets": parts}))
+    fields = {"dataset_name": "", "config": mixture, "shuffle_dataset": True}
+    fields = STREAM | fields | {"mixture_stopping_strategy": "all_exhausted"}
+    straight = Chain(ranks, still_demo, tmp_path / "straight", **fields)
+    straight.launch("cpu_zero3", 2)
+    chain = Chain(ranks, still_demo, tmp_path / "chain", **fields)
+    chain.launch("cpu_zero3", 2, stop=3)
+    chain.launch("ddp", 1, stop=7)
+    assert "read again" not in chain.launch("cpu_zero2", 3)
+    assert chain.rows() == straight.rows()
+    steps = list(chain.rows().values())
+    last = next(number for number, step in enumerate(steps) if len(step) < 12)
+    first = [row for step in steps[: last + 1] for row in step]
+    assert len(set(first)) == sum(SIZES[:2]) < len(first), "in one pass"
 
 
 def test_a_run_of_an_earlier_version(

@@ -76,8 +76,7 @@ def load_data(data: DataConfig, training: KeepstepConfig, sample: bool = False) 
         return taken(what, rows, source, data, training, warnings)
 
     if data.datasets:
-        assistants = bool(training.assistant_only_loss)
-        splits, train = {}, _mixture(data, stream, sample, assistants, take)
+        splits, train = {}, _mixture(data, training, stream, sample, take)
     else:
         name = str(data.dataset_name)
         splits = load(name, data.dataset_config, stream)
@@ -148,17 +147,20 @@ def _named(name: str, splits: Splits, split: str) -> str:
 
 def _mixture(
     data: DataConfig,
+    training: KeepstepConfig,
     stream: bool,
     sample: bool,
-    assistants: bool,
     take: Callable[[str, Rows, str], Part],
 ) -> Part:
     """All parts of `datasets`, of one layout or, where the loss is the assistant's turns
-    (`assistants`), all of turns. (TRL's `get_dataset` takes no files, and draws `test_split_size`
+    alone, all of turns. (TRL's `get_dataset` takes no files, and draws `test_split_size`
     anew for each process.)"""
     parts = [take("training", load_part(part, stream), part.path) for part in data.datasets]
     kinds = [_kind(part) for part in parts]
-    joined = assistants and set(kinds) == {"messages", "prompt and completion, of turns"}
+    joined = training.assistant_only_loss and set(kinds) == {
+        "messages",
+        "prompt and completion, of turns",
+    }
     if joined:
         parts = [as_messages(part) for part in parts]
     elif len(set(kinds)) > 1:
@@ -166,7 +168,8 @@ def _mixture(
         turns = all(kind == "messages" or "turns" in kind for kind in kinds)
         hint = "assistant_only_loss: true takes both for turns" if turns else "give them all one"
         raise ConfigError([problem(f"the parts of datasets have different layouts: {told}", hint)])
-    rows, mix = mixed(data.datasets, _alike(parts), data.mixture_stopping_strategy, sample)
+    strategy = data.mixture_stopping_strategy
+    rows, mix = mixed(data.datasets, _alike(parts), strategy, _seed(training), sample)
     renamed = dict.fromkeys(part.renamed for part in parts if part.renamed)
     how = [f"mixture: {mix}"] if mix else []
     how += ["prompts and completions as messages: every answer is trained on"] if joined else []
@@ -241,7 +244,6 @@ def _separate(name: str, where: str, data: DataConfig, stream: bool) -> tuple[Ro
 def _set_aside(train: Part, data: DataConfig, training: KeepstepConfig) -> tuple[Part, Part]:
     if train.streamed:
         raise ConfigError([problem("a streamed dataset cannot be split", "name eval_dataset_name")])
-    seed = training.seed if training.data_seed is None else training.data_seed
     if data.datasets and data.mixture_stopping_strategy == "all_exhausted":
         told = "mixture_stopping_strategy: all_exhausted repeats rows: none can be set aside"
         raise ConfigError([problem(told, "name eval_dataset_name, or eval_strategy: no")])
@@ -251,6 +253,11 @@ def _set_aside(train: Part, data: DataConfig, training: KeepstepConfig) -> tuple
     share = data.eval_split_fraction if data.test_split_size is None else data.test_split_size
     count = share if share >= 1 else share * rows
     count = min(max(1, round(count)), rows - 1)
-    parts = train.rows.train_test_split(test_size=count, seed=seed)
+    parts = train.rows.train_test_split(test_size=count, seed=_seed(training))
     aside = replace(train, rows=parts["test"], source=f"{train.source}, set aside")
     return replace(train, rows=parts["train"]), aside
+
+
+def _seed(training: KeepstepConfig) -> int:
+    """What rows are drawn with."""
+    return training.seed if training.data_seed is None else training.data_seed

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 STRATEGIES = ("first_exhausted", "all_exhausted")  # as datasets' interleave_datasets calls them
 
 
+def shares(fractions: Sequence[float]) -> list[float]:
+    """The same, of 1."""
+    return [fraction / sum(fractions) for fraction in fractions]
+
+
 def rows_of_each(rows: Sequence[int], fractions: Sequence[float], strategy: str) -> list[int]:
     """The number of rows that a mixture takes of each part, so that their shares are `fractions`.
 
@@ -20,13 +25,13 @@ def rows_of_each(rows: Sequence[int], fractions: Sequence[float], strategy: str)
     Raises:
         ValueError: a fraction is so small that no row is left of its part.
     """
-    shares = [fraction / sum(fractions) for fraction in fractions]
-    wholes = [count / share for count, share in zip(rows, shares, strict=True)]
+    parts = shares(fractions)
+    wholes = [count / share for count, share in zip(rows, parts, strict=True)]
     if strategy == "first_exhausted":
         whole, bound = min(wholes), min
     else:
         whole, bound = max(wholes), max
-    taken = [bound(count, round(share * whole)) for count, share in zip(rows, shares, strict=True)]
+    taken = [bound(count, round(share * whole)) for count, share in zip(rows, parts, strict=True)]
     if 0 in taken:
         fraction, whole = fractions[taken.index(0)], round(whole)
         raise ValueError(f"fraction: {fraction} of {whole:,} rows in all leaves no row of its part")

@@ -14,7 +14,7 @@ from datasets.table import CastError
 from trl.scripts.utils import DatasetConfig
 
 from keepstep.data import images, mixture
-from keepstep.data.common import Rows, problem
+from keepstep.data.common import Rows, is_stream, problem
 from keepstep.recipe.config import ConfigError
 from keepstep.recipe.data_files import BUILDERS, builder_of
 
@@ -120,34 +120,58 @@ def split_of(splits: Splits, name: str, where: str) -> Rows:
 
 
 def mixed(
-    parts: Sequence[DatasetConfig], found: Sequence[Rows], strategy: str, sample: bool
+    parts: Sequence[DatasetConfig], found: Sequence[Rows], strategy: str, seed: int, sample: bool
 ) -> tuple[Rows, str]:
     """The parts one after the other; of each, its `fraction` of the whole, if they have any; and
-    how many rows of each that are, as people are told. `sample`: all rows, to look at a few.
+    how many rows of each that are, as people are told.
+
+    Args:
+        strategy: `mixture_stopping_strategy`.
+        seed: of a stream's rows, each of which is drawn from one of the parts.
+        sample: all rows, to look at a few.
 
     Raises:
         ConfigError: fractions that cannot be had; columns of one name and several types.
     """
-    fractions, said = [part.fraction for part in parts], []
-    if any(fraction is not None for fraction in fractions) and not sample:
-        counts = _counts(found, fractions, strategy)
-        for part, rows, count in zip(parts, found, counts, strict=True):
-            said.append(mixture.told(Path(part.path).name, len(rows), count))
-        found = [_repeated(rows, count) for rows, count in zip(found, counts, strict=True)]
+    weighted = not sample and any(part.fraction is not None for part in parts)
+    streamed, said = any(map(is_stream, found)), ""
+    if streamed:  # what was saved to disk is none, whatever was asked for
+        found = [rows if is_stream(rows) else rows.to_iterable_dataset() for rows in found]
+    elif weighted:
+        found, said = _counted(parts, found, strategy)
     try:
-        return datasets.concatenate_datasets(list(found)), ", ".join(said)
+        if streamed and weighted:
+            return _drawn(parts, found, strategy, seed)
+        return datasets.concatenate_datasets(list(found)), said
     except Exception as error:  # pyarrow's, ValueError
         raise unusable("the parts of datasets", error) from error
 
 
-def _counts(found: Sequence[Rows], fractions: Sequence[Any], strategy: str) -> list[int]:
-    """How many rows to take of each part."""
-    if not all(hasattr(rows, "__len__") for rows in found):
-        raise ConfigError([problem("datasets: of a stream, parts have no fraction")])
+def _counted(
+    parts: Sequence[DatasetConfig], found: Sequence[Rows], strategy: str
+) -> tuple[list[Rows], str]:
+    """Of each part as many rows as its fraction says."""
+    rows, fractions = [len(part) for part in found], [part.fraction for part in parts]
     try:
-        return mixture.rows_of_each([len(rows) for rows in found], fractions, strategy)
+        counts = mixture.rows_of_each(rows, fractions, strategy)
     except ValueError as error:
         raise ConfigError([problem(f"datasets: {error}")]) from error
+    said = [
+        mixture.told(Path(part.path).name, had, count)
+        for part, had, count in zip(parts, rows, counts, strict=True)
+    ]
+    taken = [_repeated(part, count) for part, count in zip(found, counts, strict=True)]
+    return taken, ", ".join(said)
+
+
+def _drawn(
+    parts: Sequence[DatasetConfig], found: Sequence[Rows], strategy: str, seed: int
+) -> tuple[Rows, str]:
+    """Streams, of whose rows nobody knows how many there are: each row's part is drawn."""
+    shares = mixture.shares([part.fraction for part in parts])
+    rows = datasets.interleave_datasets(list(found), shares, seed, stopping_strategy=strategy)
+    told = (f"{Path(p.path).name} {share:.3g}" for p, share in zip(parts, shares, strict=True))
+    return rows, f"each row is drawn: {', '.join(told)}"
 
 
 def _repeated(rows: Rows, count: int) -> Rows:

@@ -15,15 +15,14 @@ from keepstep.data.common import is_stream
 from keepstep.errors import KeepstepError
 
 OVER = json.dumps("over")
-# Steps of a stream that go on exactly where they were (datasets 5.2). Not among them: interleaved
-# sources, which are read in threads that are ahead of what they tell.
+# Steps of a stream that go on exactly where they were (datasets 5.2).
 EXACT = frozenset(
     {
         *("ArrowExamplesIterable", "ExamplesIterable", "RebatchedArrowExamplesIterable"),
         *("SelectColumnsIterable", "MappedExamplesIterable", "FilteredExamplesIterable"),
         *("FormattedExamplesIterable", "VerticallyConcatenatedMultiSourcesExamplesIterable"),
         *("SkipExamplesIterable", "TakeExamplesIterable", "RepeatExamplesIterable"),
-        *("ShuffledBlocks", "FilesInTurn"),  # ours
+        *("ShuffledBlocks", "FilesInTurn", "SourcesInTurn"),  # ours
     }
 )
 LONGEST_STATE = 2**20  # characters of what a stream says of its place: it is kept in a manifest

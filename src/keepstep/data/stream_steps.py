@@ -18,6 +18,7 @@ import numpy as np
 from datasets import iterable_dataset as steps
 
 from keepstep.data.common import is_stream
+from keepstep.data.stream_sources import SourcesInTurn
 
 
 def exact(rows: Any) -> Any:
@@ -39,6 +40,10 @@ def _exact(step: Any) -> Any:
         return ShuffledBlocks(_exact(step.ex_iterable), step.buffer_size, step.generator)
     if isinstance(step, steps.InterleavedShardsExamplesIterable):
         return FilesInTurn(_exact(step.ex_iterable), step.max_input_shards)
+    if isinstance(step, steps.CyclingMultiSourcesExamplesIterable):
+        sources, numbers = map(_exact, step.ex_iterables), getattr(step, "generator", None)
+        shares = getattr(step, "probabilities", None)
+        return SourcesInTurn(list(sources), step.stopping_strategy, numbers, shares)
     made = copy.copy(step)
     if hasattr(step, "ex_iterable"):
         made.ex_iterable = _exact(step.ex_iterable)

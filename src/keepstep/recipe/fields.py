@@ -36,7 +36,7 @@ class DataConfig(ScriptArguments, DatasetMixtureConfig):
             "help": "Of `datasets` whose parts have a `fraction`: `first_exhausted` takes no row "
             "twice, so the part with too few rows for its share decides how many there are in "
             "all; `all_exhausted` takes every row, and repeats those of parts with too few "
-            "(oversampling)."
+            "(oversampling). Of streams each row's part is drawn."
         },
     )
     eval_split_fraction: float = field(
