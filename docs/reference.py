@@ -43,7 +43,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     ),
     "When to save, to evaluate, to stop": (
         *("save_interval_seconds", "max_save_overhead", "save_min_seconds", "eval_strategy"),
-        *("eval_steps", "early_stopping_patience"),
+        *("eval_steps", "metrics", "early_stopping_patience"),
         *("time_limit", "deadline", "stop_margin_seconds", "max_lost_minutes"),
     ),
     "How checkpoints are written": (

@@ -27,7 +27,7 @@ from keepstep.errors import KeepstepError
 from keepstep.output.terminal import complain, warnings_as_lines
 from keepstep.policy.drift import drift
 from keepstep.policy.manifest import step_of
-from keepstep.policy.metric import names_of
+from keepstep.policy.metric import OTHERS, names_of
 from keepstep.preflight.agreement import agree
 from keepstep.preflight.validate import validate
 from keepstep.ranks import collectives
@@ -93,7 +93,10 @@ def evaluate(path: Path, recipe: Recipe) -> None:
     agree(problems)
     known = names_of(recipe.data.eval_datasets or ())
     names = [name for name, within in known.items() if within == "loss"]
-    wanted = collectives.on_main("looking for checkpoints", lambda: _wanted(path, names))
+    own = recipe.training.metrics is not None  # which metrics that gives is known only later
+    wanted = collectives.on_main(
+        "looking for checkpoints", lambda: _wanted(path, names, complete=own)
+    )
     if not wanted:
         say(f"{path}: every checkpoint has {', '.join(names)} already: nothing is evaluated")
         return
@@ -102,7 +105,8 @@ def evaluate(path: Path, recipe: Recipe) -> None:
     arguments = trainer_arguments(recipe.model, recipe.training, None)
     with refused_by_libraries():
         evaluator = Evaluator(attempt=CurrentAttempt(recipe), **inputs, **arguments)
-    evaluator.evaluate_all(wanted, _write_down)
+    named = step_of(path.resolve().name) is not None
+    evaluator.evaluate_all(wanted, _write_down, None if named else names)
 
 
 def _for_evaluation(recipe: Recipe, flags: Sequence[str]) -> Recipe:
@@ -122,14 +126,14 @@ def _problems(recipe: Recipe) -> list[Problem]:
     return [problem for problem in found if problem.code not in NOT_ASKED]
 
 
-def _wanted(path: Path, names: Sequence[str]) -> list[Checkpoint]:
-    """The checkpoint that is named; of a run those that lack any of these metrics."""
+def _wanted(path: Path, names: Sequence[str], complete: bool) -> list[Checkpoint]:
+    """The checkpoint that is named; of a run those that lack any of these metrics, or all."""
     if step_of(path.resolve().name) is not None:
         return [Checkpoint.at(path)]
     there = RunFolder(path).checkpoints()
     if not there:
         raise ConfigError([Problem(f"{path}: no committed checkpoint is there", code="run")])
-    return [c for c in there if not set(names) <= c.metrics.keys()]
+    return [c for c in there if complete or not set(names) <= c.metrics.keys()]
 
 
 def _verify(checkpoints: Sequence[Checkpoint]) -> None:
@@ -180,8 +184,9 @@ def _write_down(checkpoint: Checkpoint, metrics: dict[str, float]) -> None:
             Keeper(run, run.policy(), storage).point()
 
     collectives.on_main("writing down the evaluation", write)
-    losses = [f"{n} {v:.4f}" for n, v in metrics.items() if n.endswith(("_loss", "_accuracy"))]
-    say(f"{checkpoint.path.name}: {', '.join(losses)}")
+    passing = (*OTHERS, "perplexity", "model_preparation_time")
+    told = [f"{n} {v:.4f}" for n, v in metrics.items() if not n.endswith(passing)]
+    say(f"{checkpoint.path.name}: {', '.join(told)}")
 
 
 if __name__ == "__main__":

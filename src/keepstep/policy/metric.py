@@ -92,14 +92,17 @@ def value_of(metrics: Mapping[str, float], metric: str | None) -> float | None:
     return math.fsum(term.weight * metrics[term.name] for term in terms)
 
 
-def names_of(sets: Collection[str]) -> dict[str, str]:
+def names_of(
+    sets: Collection[str], within: Collection[str] = (*LOWER, *HIGHER, *OTHERS)
+) -> dict[str, str]:
     """What an evaluation gives: its full name → its name within a set.
 
     Args:
         sets: the names of the evaluation sets; empty: there is one, without a name.
+        within: the names within a set.
     """
     prefixes = [f"{PREFIX}{name}_" for name in sets] or [PREFIX]
-    return {p + name: name for p in prefixes for name in (*LOWER, *HIGHER, *OTHERS)}
+    return {p + name: name for p in prefixes for name in within}
 
 
 def greater_is_better(metric: str) -> bool | None:

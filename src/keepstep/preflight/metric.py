@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 from keepstep.policy.metric import HIGHER, LOWER, OTHERS, SET_NAME, names_of, terms_of
 from keepstep.policy.metric import greater_is_better as better
+from keepstep.policy.own_metric import FORM, asked_for
 from keepstep.recipe.config import Problem, Recipe
+from keepstep.recipe.functions import named
+from keepstep.recipe.trajectory import word
 
 TAKEN = ("train", "eval")  # TRL's own names for the two kinds of rows
 
@@ -43,6 +46,21 @@ def check_sets(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def check_own_metrics(recipe: Recipe) -> Iterator[Problem]:
+    """Whether `metrics` names a function that can be called so. It is imported. Ranks: any."""
+    name = getattr(recipe.training, "metrics", None)
+    if name is None:
+        return
+    try:
+        asked_for(named(name))
+    except ValueError as error:
+        hint = "metrics: my_metrics.py:top5, where def top5(labels, logits): ... returns "
+        yield Problem(f"metrics: {name}: {error}", hint + FORM, "metrics")
+    if word(recipe.training.eval_strategy) == "no":
+        what = "metrics are what evaluations give, and eval_strategy: no makes none"
+        yield Problem(what, "eval_strategy: steps", "metrics")
+
+
 def check_metric(recipe: Recipe) -> Iterator[Problem]:
     """Whether the evaluation gives the metric, and which of two values is better. Ranks: any."""
     training = recipe.training
@@ -55,8 +73,18 @@ def check_metric(recipe: Recipe) -> Iterator[Problem]:
         hint = "eval_loss, or 0.7*eval_math_loss + 0.3*eval_code_loss"
         yield Problem(f"metric_for_best_model: {error}", hint, "metric")
         return
-    known = names_of(recipe.data.eval_datasets or ())
+    sets = recipe.data.eval_datasets or ()
+    known = names_of(sets)
+    own = tuple(names_of(sets, [""])) if getattr(training, "metrics", None) else ()
     unknown = [term.name for term in terms if term.name not in known]
+    if unknown and all(name.startswith(own) for name in unknown):
+        if not training.direction_is_given and better(metric) is None:
+            yield Problem(
+                f"metric_for_best_model: {said} is a metric of yours: is more of it better?",
+                "greater_is_better: true or false",
+                "direction",
+            )
+        return
     if unknown:
         told = said if len(terms) == 1 else f"{said}: {', '.join(unknown)}"
         yield Problem(

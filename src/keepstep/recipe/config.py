@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
@@ -35,6 +35,15 @@ class KeepstepConfig(CheckpointArguments, SFTConfig):
     Every field of SFTConfig is there under its name. Where keepstep's default is another one
     (`eval_strategy: steps`, `save_total_limit: 3`, …), `CheckpointArguments` has it.
     """
+
+    metrics: str | None = field(
+        default=None,
+        metadata={
+            "help": "A function of yours that every evaluation calls with each batch, "
+            "`module:function` or `path/to/file.py:function`: what it returns, "
+            "`{name: (sum, count)}`, becomes `eval_name`, the sum over the count of all batches."
+        },
+    )
 
 
 @dataclass

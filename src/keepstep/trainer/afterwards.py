@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from transformers import DefaultFlowCallback, Trainer
@@ -32,6 +32,7 @@ class Evaluator(KeepstepTrainer):
             if not isinstance(callback, DefaultFlowCallback):
                 self.remove_callback(callback)
         self._wanted: Sequence[Checkpoint] = ()
+        self._names: Collection[str] | None = None
         self._tell: Callable[[Checkpoint, dict[str, float]], None] = lambda checkpoint, metrics: (
             None
         )
@@ -40,13 +41,18 @@ class Evaluator(KeepstepTrainer):
         self,
         checkpoints: Sequence[Checkpoint],
         tell: Callable[[Checkpoint, dict[str, float]], None],
+        names: Collection[str] | None = None,
     ) -> None:
         """Evaluate each of them, and tell of it before the next one. Ranks: all (collective).
+
+        Args:
+            names: one that has these metrics, and what a user's function gives, is passed over;
+                None: none is.
 
         Raises:
             ReshardError: on every rank: the state of one cannot be given to these processes.
         """
-        self._wanted, self._tell = checkpoints, tell
+        self._wanted, self._tell, self._names = checkpoints, tell, names
         Trainer.train(self)  # all that it does to a model before its loop; an attempt does more
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> None:
@@ -54,11 +60,16 @@ class Evaluator(KeepstepTrainer):
         steps = self.set_initial_training_values(self.args, loader)[-1]
         self._prepare_for_training(steps, loader, None)
         for checkpoint in self._wanted:
+            if self._names is not None and self._has_all(checkpoint, self._names):
+                continue
             with only_listed(checkpoint) as shown:
                 self._take_state(shown)
             self.state.global_step, self.state.epoch = checkpoint.step, checkpoint.manifest.epoch
             self._take_up_counts(checkpoint.manifest.about)
             self._tell(checkpoint, finite_metrics(self.evaluate()))
+
+    def _has_all(self, checkpoint: Checkpoint, names: Collection[str]) -> bool:
+        return {*names, *self.own_names} <= checkpoint.metrics.keys()
 
     def _take_state(self, checkpoint: Checkpoint) -> None:
         if self.is_deepspeed_enabled or checkpoint.manifest.parallel_layout.is_sharded:
@@ -68,3 +79,6 @@ class Evaluator(KeepstepTrainer):
 
     def _prepare_saves(self) -> None:
         """There will be none."""
+
+    def check_ranked(self, given: Collection[str]) -> None:
+        """Nothing is ranked here: sets and metrics may be others than the run's."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Collection
 from typing import Any
 
 from transformers import Trainer
 
 from keepstep.policy.manifest import finite_metrics
-from keepstep.policy.metric import PREFIX, value_of
+from keepstep.policy.metric import PREFIX, terms_of, value_of
 from keepstep.ranks import collectives
+from keepstep.recipe.problems import ConfigError, Problem
 from keepstep.trainer.pacing import EvaluationStoppedError
 from keepstep.trainer.restore import random_numbers_apart
 
@@ -87,9 +89,39 @@ class EvaluationMixin(Trainer):
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         try:
             with self.every_step.evaluation(), random_numbers_apart():
-                return dict(super()._evaluate(*args, **kwargs))
+                metrics = dict(super()._evaluate(*args, **kwargs))
+            self.check_ranked(metrics)
         except EvaluationStoppedError:
             return {}
+        except ConfigError:  # mended, the run goes on from here, and makes the evaluation up
+            self._save_without_evaluation()
+            raise
+        return metrics
+
+    def check_ranked(self, given: Collection[str]) -> None:
+        """Whether evaluations give what ranks checkpoints. Ranks: any; the same everywhere.
+
+        Args:
+            given: metrics, by their full names.
+
+        Raises:
+            ConfigError: one is not among them.
+        """
+        metric = self.manager.policy.metric
+        if metric is None or metric in given:
+            return
+        lacking = [term.name for term in terms_of(metric) if term.name not in given]
+        if lacking:
+            what = f"metric_for_best_model: the evaluation has not given {', '.join(lacking)}"
+            told = f"it gives {', '.join(sorted(given))}"
+            raise ConfigError([Problem(what, told, "unknown-metric")])
+
+    def _save_without_evaluation(self) -> None:
+        """Ranks: all (collective)."""
+        step = self.state.global_step
+        if step and not (self.start is not None and self.start.step == step):
+            self._save_checkpoint(self.model, None)
+            self.saving.hear()
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         if self.preempted is not None:

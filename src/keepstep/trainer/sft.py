@@ -9,10 +9,14 @@ from typing import Any
 from trl import SFTTrainer
 
 from keepstep.data.tokenize import Positions, prepare, too_few, too_long
+from keepstep.policy.manifest import finite_metrics
+from keepstep.policy.metric import PREFIX, names_of
 from keepstep.ranks import collectives
 from keepstep.recipe.problems import ConfigError
 from keepstep.trainer.dealing import IGNORED
 from keepstep.trainer.mixin import CheckpointMixin
+from keepstep.trainer.own_metrics import OwnMetrics
+from keepstep.trainer.restore import random_numbers_apart
 from keepstep.trainer.token_counts import TokenCounts
 
 logger = logging.getLogger(__name__)
@@ -25,14 +29,22 @@ class KeepstepTrainer(CheckpointMixin, SFTTrainer):
     - `_prepare_dataset`: rows are counted, and an error of one rank is everybody's.
     - `compute_loss`: a rank without rows computes one, and learns nothing from it; an evaluation's
       tokens are counted.
-    - `evaluation_loop`: what it says of tokens is exact, and told of each set.
+    - `evaluation_loop`: what it says of tokens is exact, and told of each set; a user's metrics.
+    - `_prepare_for_training`: these are rehearsed before the first step.
     """
 
     _tokens: TokenCounts | None = None  # of the evaluation that is being made
+    _own_metrics: OwnMetrics | None = None
+    own_names: frozenset[str] = frozenset()  # that the function was seen to give, in full
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._judge_rows()
+        metrics = getattr(self.args, "metrics", None)
+        if metrics is not None:
+            self._own_metrics = collectives.on_all(
+                "looking at metrics", lambda: OwnMetrics(metrics, self.processing_class)
+            )
 
     def _has_metrics_of_its_own(self, given: Mapping[str, Any]) -> bool:
         several = isinstance(given.get("eval_dataset"), Mapping)
@@ -96,7 +108,10 @@ class KeepstepTrainer(CheckpointMixin, SFTTrainer):
     def evaluation_loop(
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> Any:
-        self._tokens, told = TokenCounts(self.accelerator, dataloader), self._metrics["eval"]
+        self._tokens, told = (
+            TokenCounts(self.accelerator, dataloader, self._own_metrics),
+            self._metrics["eval"],
+        )
         told.clear()  # of one that was broken off
         try:
             output = super().evaluation_loop(
@@ -109,6 +124,38 @@ class KeepstepTrainer(CheckpointMixin, SFTTrainer):
         told.clear()  # `log` would give them the name of a set without a name
         output.metrics.update({f"{metric_key_prefix}_{n}": value for n, value in found.items()})
         return output
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self._own_metrics is not None:
+            with random_numbers_apart():
+                self._rehearse(self._own_metrics)
+        return prepared
+
+    def _rehearse(self, own: OwnMetrics) -> None:
+        """Count a batch of each evaluation set: what the function gives is known before hours are
+        spent. Ranks: all (collective).
+
+        Raises:
+            ConfigError: on every rank: it fails, or does not give what ranks.
+        """
+        several = isinstance(self.eval_dataset, dict)
+        prefixes = {name: f"{PREFIX}{name}_" for name in self.eval_dataset} if several else {}
+        model, given = self._wrap_model(self.model, training=False), set[str]()
+        model.eval()
+        try:
+            for name, prefix in (prefixes or {None: PREFIX}).items():
+                loader = self.get_eval_dataloader(name)
+                self._tokens = TokenCounts(self.accelerator, loader, own)
+                self.prediction_step(model, next(iter(loader.base_dataloader)), True)
+                given |= {prefix + name for name in own.names()}
+                found = finite_metrics(own.means())
+                self.own_names |= {prefix + name for name in found}
+        finally:
+            self._tokens = None
+            self._metrics["eval"].clear()
+            model.train()
+        self.check_ranked(given | names_of(tuple(prefixes)).keys())
 
     def remarks(self) -> Sequence[str]:
         if not self.aux_loss_enabled:

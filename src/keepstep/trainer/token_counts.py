@@ -1,5 +1,7 @@
 """What an evaluation says of single tokens, exactly: sums over all rows, each of them once.
 
+A user's metrics join them.
+
 TRL (1.16) takes the mean of each batch's mean, and of the last batch on several processes whichever
 ranks come first. Here every token counts as much as any other, and rows that only fill up the last
 batch count nothing: the same on any number of processes, in batches of any size.
@@ -13,42 +15,51 @@ from typing import Any
 
 import torch
 
+from keepstep.trainer.own_metrics import OwnMetrics
+
 PROBE = "is_top1"  # an output of TRL's head that the model itself does not have
 
 
 class TokenCounts:
     """Sums over the tokens of one evaluation that are predicted: on this rank, on its device."""
 
-    def __init__(self, accelerator: Any, loader: Any) -> None:
+    def __init__(self, accelerator: Any, loader: Any, own: OwnMetrics | None = None) -> None:
         """
         Args:
             accelerator: the Trainer's.
             loader: of the evaluation's rows; as Accelerate has prepared it.
+            own: what a user counts.
         """
-        self._accelerator, self._loader = accelerator, loader
+        self._accelerator, self._loader, self._own = accelerator, loader, own
+        if own is not None:
+            own.begin()
         self._sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
 
     def watching(self, model: Callable[..., Any], inputs: Any) -> Callable[..., Any]:
-        """The model, so that its outputs for a batch are counted. Ranks: any."""
+        """The model, so that its outputs for a batch are counted. Ranks: any; all, where a user's
+        metrics are."""
         labels = inputs["labels"]
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             outputs = model(*args, **kwargs)
             if getattr(outputs, PROBE, None) is not None:
-                self._add(outputs, labels)
+                part = self._real(labels)
+                self._add(outputs, part)
+                if self._own is not None:
+                    self._own.add(model, kwargs, outputs, part)
             return outputs
 
         return watched
 
-    def _add(self, outputs: Any, labels: Any) -> None:
+    def _add(self, outputs: Any, part: Any) -> None:
         mask = outputs.label_mask
         real = torch.zeros_like(mask)
-        real[self._real(labels, mask)] = True
+        real[part] = True
         mask = mask & real
         parts = (mask, outputs.is_top1 * mask, -outputs.log_probs * mask, outputs.entropy * mask)
         self._sums += torch.stack([part.detach().sum(dtype=torch.float64) for part in parts])
 
-    def _real(self, labels: Any, mask: Any) -> Any:
+    def _real(self, labels: Any) -> Any:
         """Which part of a batch is not there only to fill it up (Accelerate 1.15: on several
         processes, the last batches are filled up with the first rows)."""
         state = self._accelerator.gradient_state
@@ -74,12 +85,14 @@ class TokenCounts:
 
     def summed(self) -> dict[str, float]:
         """Of all ranks together; empty where nothing was predicted. Ranks: all (collective)."""
+        own = {} if self._own is None else self._own.means()
         tokens, right, loss, entropy = self._accelerator.reduce(self._sums).tolist()
         if not tokens:
-            return {}
+            return own
         mean = loss / tokens
         return {
             "mean_token_accuracy": right / tokens,
             "perplexity": math.exp(mean) if mean < 700 else math.inf,
             "entropy": entropy / tokens,
+            **own,
         }

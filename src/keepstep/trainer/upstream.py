@@ -224,6 +224,12 @@ HOOKS: list[Hook] = [
         ("_load_optimizer_and_scheduler", "checkpoint", "the stock Trainer's part of a resume"),
         ("_load_scaler", "checkpoint", "the loss scale of fp16"),
         (
+            "prediction_step",
+            "model inputs prediction_loss_only",
+            "a batch, to rehearse a user's metrics with",
+        ),
+        ("_wrap_model", "model training", "the model that evaluations call"),
+        (
             "save_model",
             "output_dir _internal_call",
             "gathers the weights where they cannot be stored in slices",
@@ -243,6 +249,14 @@ HOOKS: list[Hook] = [
         ("_total_train_tokens", "", "tokens of all attempts together"),
         ("_metrics", "", "put back after a pass without effect"),
         ("aux_loss_enabled", "", "whether a router's loss is learned from"),
+    ),
+    *_hooks(
+        "trl.trainer.utils.FusedCausalLMOutput",
+        "read",
+        ("label_mask", "", "which tokens an evaluation counts"),
+        ("log_probs", "", "perplexity, and for a user's metrics"),
+        ("entropy", "", "likewise"),
+        ("is_top1", "", "accuracy, and for a user's metrics"),
     ),
     *_hooks(
         "trl.trainer.sft_trainer",
