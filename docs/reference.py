@@ -53,6 +53,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     ),
     "Dead and stuck ranks": ("peer_timeout_seconds", "hang_timeout_seconds", "hang_min_seconds"),
     "Publishing": ("hub_require", "publish_min_seconds", "publish_timeout_seconds", "card"),
+    "Kernels": ("use_liger_kernel", "padding_free"),
     "Rows": ("eval_dataset_name", "eval_datasets", "column_names", "eval_split_fraction"),
     "Everything else": (),
 }

@@ -435,11 +435,6 @@ UNUSABLE = {
         {"eos_token": "<|nope|>"},
         "eos_token: '<|nope|>' is no token of",
     ),
-    "no padding, and cut": (
-        lines(CHAT),
-        {"padding_free": True},
-        "padding_free without packing takes no max_length",
-    ),
     "packed without a length": (
         lines(CHAT),
         {"packing": True, "max_length": None},

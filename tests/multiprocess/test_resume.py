@@ -25,6 +25,7 @@ CASES = {
     "ddp": ("ddp", {}),
     "zero0": ("cpu_zero0", {}),
     "zero0-lora": ("cpu_zero0", LORA),
+    "compiled": ("cpu_zero2", {"torch_compile": True, "torch_compile_backend": "aot_eager"}),
 }
 
 
@@ -34,7 +35,10 @@ def loss_curve(output_dir: Path) -> dict[int, float]:
 
 
 @pytest.mark.parametrize(
-    "case", cases(CASES, long=["zero2", "zero2-offload", "zero3-offload", "zero0", "zero0-lora"])
+    "case",
+    cases(
+        CASES, long=["zero2", "zero2-offload", "zero3-offload", "zero0", "zero0-lora", "compiled"]
+    ),
 )
 def test_interrupted_equals_uninterrupted(
     ranks: Ranks, demo: Path, workspace: Path, case: str

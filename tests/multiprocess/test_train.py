@@ -82,6 +82,8 @@ def test_one_voice(runs: dict, ranks: Ranks, workspace: Path) -> None:
         lines = text.splitlines()
         assert sum("  eval_loss " in line for line in lines) == 3
         assert sum("  saved checkpoint-" in line for line in lines) == 3
+        (speed,) = [line for line in lines if line.startswith("speed: ")]
+        assert speed == "speed: attention sdpa, no Liger (no CUDA device), packing off"
         (rows,) = [line for line in lines if line.startswith("training: ")]
         assert rows.endswith("/data/train.jsonl: 64 rows, 64 used, 0 cut, 0 dropped")
         assert sum(line.startswith("evaluation: ") for line in lines) == 1
@@ -90,6 +92,7 @@ def test_one_voice(runs: dict, ranks: Ranks, workspace: Path) -> None:
             "keepstep ",
             "training: ",
             "evaluation: ",
+            "speed: ",
             "Finished",
             "Best",
             "Use it",

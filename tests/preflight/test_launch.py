@@ -134,6 +134,11 @@ def test_deepspeeds_own_file_is_read(
 def test_what_accelerate_says_of_deepspeed(recipe: Recipe, tmp_path: Path) -> None:
     launch, problems = found({"distributed_type": "DEEPSPEED"}, recipe, tmp_path)
     assert (launch.stage, problems) == (2, [])  # Accelerate's default
+    compiled = parse_recipe(flags(torch_compile=True))
+    assert found({"distributed_type": "DEEPSPEED"}, compiled, tmp_path)[1] == []
+    three = {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3}}
+    _, (problem,) = found(three, compiled, tmp_path)
+    assert problem.startswith("torch_compile: a compiled graph holds parameters that ZeRO-3")
     zero = {"zero_stage": 3, "offload_param_device": "cpu"}
     launch, _ = found({"distributed_type": "DEEPSPEED", "deepspeed_config": zero}, recipe, tmp_path)
     assert (launch.stage, launch.offloaded("param"), launch.offloaded("optimizer")) == (

@@ -56,8 +56,14 @@ def test_what_changes_the_trajectory_is_compared(field: str, value: object) -> N
     if value is None:  # matters with an adapter alone
         assert changed({}, {field: 4}) == []
         assert changed({"use_peft": True}, {"use_peft": True, field: 4}) == [field]
-    else:
-        assert field in changed({}, {field: value})
+    else:  # decided, where nothing is said: then a manifest has what was taken
+        before = {field: False} if field in ("padding_free", "use_liger_kernel") else {}
+        assert field in changed(before, {field: value})
+
+
+def test_what_is_not_said_is_compared_once_it_is_decided() -> None:
+    assert {"padding_free", "use_liger_kernel"}.isdisjoint(settings())
+    assert settings(use_liger_kernel=False)["use_liger_kernel"] is False
 
 
 def test_of_an_adapter_and_of_quantization() -> None:

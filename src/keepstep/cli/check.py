@@ -50,10 +50,12 @@ class Seen:
 
     looked_at: list[str] = field(default_factory=list)
     not_looked_at: list[str] = field(default_factory=list)
+    speed: list[str] = field(default_factory=list)
 
     def told(self) -> list[str]:
         """In lines, each item in one of its own where they are many."""
-        lists = {"looked at:    ": self.looked_at, "not looked at:": self.not_looked_at}
+        lists = {"speed, here:  ": self.speed, "looked at:    ": self.looked_at}
+        lists["not looked at:"] = self.not_looked_at
         return [f"{name} {item}" for name, items in lists.items() for item in items]
 
 
@@ -191,6 +193,7 @@ def _problems(
     named."""
     from transformers.utils import is_torch_tf32_available
 
+    from keepstep.preflight.kernels import kernels_here
     from keepstep.preflight.launch import check_launch, launch_in
     from keepstep.preflight.model import check_model_of
     from keepstep.preflight.probes import see_together
@@ -210,6 +213,8 @@ def _problems(
         except ConfigError as error:
             problems += error.problems
     yield from problems
+    kernels = kernels_here(recipe)
+    seen.speed += [kernels.line] if kernels else []
     if recipe.training.tf32 and not is_torch_tf32_available():  # a login node, say
         seen.not_looked_at.append("tf32: true, for this machine has no GPU that could do it")
     wrong = {p.code for p in problems if p.severity == "error"}

@@ -32,6 +32,7 @@ def preview(
 
     from keepstep.data.dataset import load_data  # torch and TRL: seconds to import
     from keepstep.preflight.inspection import inspect
+    from keepstep.preflight.kernels import kernels_here
     from keepstep.preflight.preview import previews
     from keepstep.preflight.validate import validate
     from keepstep.recipe.config import ConfigError
@@ -54,6 +55,9 @@ def preview(
             console.tell_lines(f"warning: {problem.told()}")
         for seen in previews(data, tokenizer, asked, rows):
             console.tell_lines(_told(seen))
+        kernels = kernels_here(asked)
+        if kernels is not None:
+            console.tell_lines(f"speed, here: {kernels.line}")
         if wrong:  # nothing that rows depend on
             console.tell_lines(f"warning: a run refuses this recipe: keepstep check {recipe}")
     except ConfigError as error:

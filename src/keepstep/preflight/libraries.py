@@ -50,9 +50,6 @@ def check_libraries(recipe: Recipe) -> Iterator[Problem]:
 def _lengths(training: KeepstepConfig) -> Iterator[Problem]:
     if not isinstance(training, SFTConfig):
         return
-    if training.padding_free and not training.packing and training.max_length is not None:
-        told = f"padding_free without packing takes no max_length (it is {training.max_length})"
-        yield Problem(told, "packing: true, or max_length: null", "field")
     if (training.packing or training.eval_packing) and training.max_length is None:
         yield Problem("packing needs a max_length", f"max_length: {FULL}", "field")
 

@@ -25,7 +25,27 @@ NOT_IN_FINGERPRINT = (
 
 
 @dataclass
-class KeepstepConfig(CheckpointArguments, SFTConfig):
+class KernelArguments:
+    """What SFT computes with; where nothing is said, a run's beginning decides it."""
+
+    use_liger_kernel: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Liger's kernels for norms, rotary positions and MLPs; null: on a GPU, where "
+            "liger-kernel is installed and knows the model, and as the run began."
+        },
+    )
+    padding_free: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Training batches in one line, without padding (packed ones are in any case); "
+            "null: with flash attention, and as the run began."
+        },
+    )
+
+
+@dataclass
+class KeepstepConfig(CheckpointArguments, KernelArguments, SFTConfig):
     """SFT's settings: TRL's `SFTConfig` with keepstep's fields, and defaults that keep a run safe.
 
     ```python
@@ -33,7 +53,8 @@ class KeepstepConfig(CheckpointArguments, SFTConfig):
     ```
 
     Every field of SFTConfig is there under its name. Where keepstep's default is another one
-    (`eval_strategy: steps`, `save_total_limit: 3`, …), `CheckpointArguments` has it.
+    (`eval_strategy: steps`, `save_total_limit: 3`, …), `CheckpointArguments` has it, or
+    `KernelArguments`.
     """
 
     metrics: str | None = field(

@@ -13,6 +13,8 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
+from keepstep.policy.kernels import LIGER, PADDING_FREE
+
 COMPARED = frozenset(
     {
         # The optimizer and its schedule.
@@ -121,6 +123,8 @@ def settings(training: Any, model: Any, data: Any) -> dict[str, Any]:
     chosen = {name: plain(values[name]) for name in kept if _matters(name, model)}
     if chosen["data_seed"] == chosen["seed"]:
         chosen["data_seed"] = None
+    # Not said: compared once it is decided (`policy.kernels`), with the attention.
+    chosen = {n: v for n, v in chosen.items() if v is not None or n not in (LIGER, PADDING_FREE)}
     if "eval_packing" in chosen and chosen["eval_packing"] is None:
         chosen["eval_packing"] = chosen["packing"]
     return chosen

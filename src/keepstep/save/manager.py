@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from keepstep.policy.completeness import has_weights
@@ -150,9 +151,19 @@ class CheckpointManager:
         return chosen, choice
 
     def compare(
-        self, start: Checkpoint, settings: Mapping[str, Any], accepted: Sequence[str]
+        self,
+        start: Checkpoint,
+        settings: Mapping[str, Any],
+        accepted: Sequence[str],
+        why: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Compare settings that are known once the model is built. Ranks: all (collective).
+
+        Args:
+            start: what the attempt goes on from.
+            settings: as this attempt has them.
+            accepted: names of those that may differ.
+            why: name → why it is what it is, where that is known.
 
         Raises:
             DriftError: on every rank: on one of them they are not those of the checkpoint.
@@ -160,8 +171,10 @@ class CheckpointManager:
 
         def check() -> None:
             changed = drift(start.manifest.settings, settings, accepted)
+            names = [line.split(":")[0] for line in changed]
+            told = [f" ({why[name]})" if why.get(name) else "" for name in names]
             if changed:
-                raise DriftError(start, changed)
+                raise DriftError(start, [a + b for a, b in zip(changed, told, strict=True)])
 
         collectives.on_all("comparing the model's settings", check)
 

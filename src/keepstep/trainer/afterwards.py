@@ -53,6 +53,7 @@ class Evaluator(KeepstepTrainer):
             ReshardError: on every rank: the state of one cannot be given to these processes.
         """
         self._wanted, self._tell, self._names = checkpoints, tell, names
+        self.take_kernels(checkpoints[0].manifest.settings)  # one run's are all the same
         Trainer.train(self)  # all that it does to a model before its loop; an attempt does more
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> None:

@@ -11,6 +11,7 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from keepstep.policy.batch import Batch
+from keepstep.policy.kernels import ATTENTION, Kernels
 from keepstep.policy.selection import SelectionError
 from keepstep.preflight.agreement import agree, differing
 from keepstep.preflight.saving import check_meeting
@@ -123,22 +124,35 @@ class AttemptMixin(Trainer):
             with only_listed(attempt.checkpoint) as shown:
                 self.take_weights(shown)
         manifest = self.start.manifest if self.start else None
+        kernels = self.take_kernels(manifest.settings if manifest else None)
         self.rows = self.plan(manifest)
         config = getattr(self.model, "config", None)
-        attention = {"attn_implementation": getattr(config, "_attn_implementation", None)}
+        computed = {ATTENTION: getattr(config, "_attn_implementation", None)}
+        computed |= kernels.settings if kernels else {}
         if self.rows.told:
             say(self.rows.told)
         rows = {"rows_per_step": self.args.batch.rows}
         if self.rows.streamed and not self.rows.own:  # each worker reads a part
             rows[WORKERS] = self.args.dataloader_num_workers
-        self.settings = attempt.settings | rows | attention
+        self.settings = attempt.settings | rows | computed
         self.about = attempt.facts()
         limit = self.manager.policy.limit
         if limit is not None and min(asked.save_steps, asked.eval_steps or 1) < 1:
             # Shares of a number of steps that is known only now.
             agree(list(check_meeting(asked, self.planned_steps())))
         if self.start is not None:
-            self.manager.compare(self.start, attention, asked.allow_drift)
+            why = kernels.reasons if kernels else {}
+            self.manager.compare(self.start, computed, asked.allow_drift, why)
+
+    def take_kernels(self, began: Mapping[str, Any] | None) -> Kernels | None:
+        """Have the model compute as fast as it safely can, and say how; None: as the libraries do.
+
+        Ranks: all (collective).
+
+        Args:
+            began: the settings of the checkpoint that this attempt goes on from, if there is one.
+        """
+        return None
 
     def _share_out(self, batch: Batch) -> None:
         """Share out the rows of a step in this way: for the Trainer, and for DeepSpeed."""

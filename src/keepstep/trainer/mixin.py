@@ -143,7 +143,7 @@ class CheckpointMixin(
         self.attempt, self.manager = attempt, attempt.manager
         self.sources, self.renamed = dict(sources or {}), dict(renamed or {})
         self.counts: dict[str, Count] = {}
-        super().__init__(**given | {"args": _for_trainer(asked, given)})
+        super().__init__(**given | {"args": self._for_trainer(asked, given)})
         self._given = given
         self.settings: dict[str, Any] = {}
         self.about: dict[str, Any] = {}
@@ -193,6 +193,16 @@ class CheckpointMixin(
         """Whether an evaluation may give metrics that SFTTrainer's does not."""
         return True
 
+    def _for_trainer(self, asked: Any, given: Mapping[str, Any]) -> Any:
+        """The config that the Trainer is given: a copy, without what keepstep does in its place."""
+        args = copy.copy(asked)
+        args.metric_for_best_model = asked.ranking_metric or asked.metric_for_best_model
+        args.push_to_hub = False  # it would push what it finds, whatever is best
+        args.save_total_limit = None  # with a limit of 1, it deletes folders at the end
+        if args.ddp_find_unused_parameters is None and not sees_images(given):
+            args.ddp_find_unused_parameters = False  # transformers would look at every step
+        return args
+
     def remarks(self) -> Sequence[str]:
         """What else a person should know of this training, a line each. Ranks: any."""
         return ()
@@ -218,17 +228,6 @@ class CheckpointMixin(
         super().training_step(self.model_wrapped, batch)
         for name, value in told.items():
             setattr(self, name, value)
-
-
-def _for_trainer(asked: Any, given: Mapping[str, Any]) -> Any:
-    """The config that the Trainer is given: a copy, without what keepstep does in its place."""
-    args = copy.copy(asked)
-    args.metric_for_best_model = asked.ranking_metric or asked.metric_for_best_model
-    args.push_to_hub = False  # it would push what it finds, whatever is best
-    args.save_total_limit = None  # with a limit of 1, it deletes folders at the end
-    if args.ddp_find_unused_parameters is None and not sees_images(given):
-        args.ddp_find_unused_parameters = False  # transformers would look at every step
-    return args
 
 
 def _sources_of(given: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from keepstep.policy.metric import PREFIX, names_of
 from keepstep.ranks import collectives
 from keepstep.recipe.problems import ConfigError
 from keepstep.trainer.dealing import IGNORED
-from keepstep.trainer.mixin import CheckpointMixin
+from keepstep.trainer.kernels_mixin import KernelsMixin
 from keepstep.trainer.own_metrics import OwnMetrics
 from keepstep.trainer.restore import random_numbers_apart
 from keepstep.trainer.token_counts import TokenCounts
@@ -22,7 +22,7 @@ from keepstep.trainer.token_counts import TokenCounts
 logger = logging.getLogger(__name__)
 
 
-class KeepstepTrainer(CheckpointMixin, SFTTrainer):
+class KeepstepTrainer(KernelsMixin, SFTTrainer):
     """SFTTrainer, killed at any moment and carried on; its rows are counted, and judged.
 
     Overridden beside what `CheckpointMixin` is for (trl 1.16):
@@ -158,7 +158,8 @@ class KeepstepTrainer(CheckpointMixin, SFTTrainer):
         self.check_ranked(given | names_of(tuple(prefixes)).keys())
 
     def remarks(self) -> Sequence[str]:
-        if not self.aux_loss_enabled:
-            return ()
-        coefficient = f"{self.router_aux_loss_coef:g}"
-        return (f"eval_loss holds the router's loss, too: {coefficient} x eval_aux_loss",)
+        told = [] if self.kernels is None else [f"speed: {self.kernels.line}"]
+        if self.aux_loss_enabled:
+            coefficient = f"{self.router_aux_loss_coef:g}"
+            told.append(f"eval_loss holds the router's loss, too: {coefficient} x eval_aux_loss")
+        return told

@@ -268,6 +268,21 @@ HOOKS: list[Hook] = [
         ),
     ),
     *_hooks(
+        "transformers.PreTrainedConfig",
+        "read",
+        ("_attn_implementation", "", "the attention that a model computes with"),
+    ),
+    *_hooks(
+        "transformers.PreTrainedModel",
+        "read",
+        ("_supports_flash_attn", "", "whether flash attention is taken by default"),
+    ),
+    *_hooks(
+        "trl.trainer.sft_trainer.DataCollatorForLanguageModeling",
+        "replaced",
+        ("padding_free", "", "rows without padding are for training alone"),
+    ),
+    *_hooks(
         "trl.scripts._hf_argparser",
         "called",
         ("string_to_bool", "", "fields are read as TRL reads them"),
