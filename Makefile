@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
 .PHONY: install demo example-smollm2 bench test test-quick test-rooms test-rooms-slower test-rooms-others \
-	test-cluster test-runs test-runs-first test-runs-others test-launches test-hub \
+	test-cluster test-runs test-runs-first test-runs-others test-launches test-crashes test-hub \
 	test-long test-long-runs test-long-others compat compat-oldest compat-newest \
 	check format docs clean
 
@@ -49,9 +49,9 @@ ROOMS := $(filter-out $(RUNNING) tests/helpers tests/rank_programs, $(patsubst %
 SLOWER := tests/run_folder tests/disk tests/save tests/recipe
 PYTEST := $(BIN)/python -m pytest -m 'not long'
 
-test: install # five campaigns at a time: all of them wait, now and then
-	$(MAKE) --jobs=5 --output-sync=target test-cluster test-runs test-launches \
-	test-rooms-slower test-hub test-rooms-others
+test: install # six campaigns at a time: all of them wait, now and then
+	$(MAKE) --jobs=6 --output-sync=target test-cluster test-runs test-launches test-crashes \
+	test-hub test-rooms-slower test-rooms-others
 
 test-quick: install # under three minutes: no launch, no training on several processes
 	$(MAKE) --jobs=2 --output-sync=target test-rooms-slower test-rooms-others
@@ -79,7 +79,10 @@ test-runs-others: $(VENV)/.extensions
 	$(PYTEST) tests/multiprocess $(addprefix --ignore=,$(FIRST))
 
 test-launches: $(VENV)/.extensions
-	$(PYTEST) tests/crash tests/e2e tests/gpu
+	$(PYTEST) tests/e2e
+
+test-crashes: $(VENV)/.extensions
+	$(PYTEST) tests/crash tests/gpu
 
 test-hub: $(VENV)/.extensions
 	$(PYTEST) tests/hub

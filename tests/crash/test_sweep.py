@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from keepstep.run_folder.reader import RunFolder
+from tests.helpers.campaigns import cases
 from tests.helpers.folders import left_behind
 from tests.helpers.ranks import PROGRAMS, Ranks
 
 JOB = PROGRAMS / "crash_job.py"
 STEPS = 4
 Tell = Callable[[str], None]
-KINDS = [("off", 3), ("lazy", 1), ("lazy", 3)]
+KINDS = cases([("off", 3), ("lazy", 1), ("lazy", 3)], long=[("lazy", 3)])
 
 
 def each_or(stride: int) -> pytest.MarkDecorator:
@@ -120,7 +121,7 @@ def test_operations_of_two_processes(
     assert fired
 
 
-@pytest.mark.parametrize("limit", [1, 3])
+@pytest.mark.parametrize("limit", cases([1, 3], long=[1]))
 def test_every_operation_of_a_start_that_sweeps(
     ranks: Ranks, tmp_path: Path, limit: int, tell: Tell
 ) -> None:

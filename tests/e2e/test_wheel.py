@@ -177,6 +177,7 @@ def test_the_wheel_carries_on(installed: Path, tmp_path: Path) -> None:
     assert "every byte compared" in keepstep(installed, work, "verify", "--deep", str(run))
 
 
+@pytest.mark.long
 def test_the_wheel_submits(installed: Path, tmp_path: Path) -> None:
     """All files of the job are found: a fake sbatch takes it."""
     keepstep(installed, tmp_path, "init", "--template", "demo")

@@ -65,6 +65,7 @@ def test_what_is_brought_is_what_is_tested() -> None:
     assert {name: brought[name] for name in known} == {name: tested[name] for name in known}
 
 
+@pytest.mark.long
 def test_a_case_on_cpu(tmp_path: Path) -> None:
     """Killed in a save, and carried on, with the table that comes of it."""
     out = tmp_path / "out"

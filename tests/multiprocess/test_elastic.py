@@ -149,7 +149,7 @@ STRATEGIES = {
 
 
 @pytest.mark.parametrize("kind", cases(["full", "lora"], long=["lora"]))
-@pytest.mark.parametrize("case", cases(STRATEGIES, long=["zero0", "back"]))
+@pytest.mark.parametrize("case", cases(STRATEGIES, long=["zero0", "back", "offload"]))
 def test_another_strategy(
     ranks: Ranks, still_demo: Path, tmp_path: Path, straight: dict, case: str, kind: str
 ) -> None:
