@@ -44,6 +44,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "When to save, to evaluate, to stop": (
         *("save_interval_seconds", "max_save_overhead", "save_min_seconds", "eval_strategy"),
         *("eval_steps", "metrics", "early_stopping_patience"),
+        *("sample_prompts", "sample_max_new_tokens", "sample_temperature"),
         *("time_limit", "deadline", "stop_margin_seconds", "max_lost_minutes"),
     ),
     "How checkpoints are written": (

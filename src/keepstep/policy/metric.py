@@ -18,6 +18,7 @@ SET_NAME = re.compile(r"[A-Za-z_][\w.-]*")
 # What an evaluation of keepstep's SFT trainer gives of each set, and which way is better.
 LOWER = ("loss", "perplexity", "aux_loss")
 HIGHER = ("mean_token_accuracy",)
+SAMPLED = "sample_exact_match"  # of a recipe's prompts: once, whatever sets there are
 OTHERS = (
     *("entropy", "num_tokens"),
     *("runtime", "samples_per_second", "steps_per_second"),
@@ -119,4 +120,4 @@ def greater_is_better(metric: str) -> bool | None:
 def _direction(name: str) -> bool | None:
     if any(name.endswith(f"_{known}") for known in LOWER):
         return False
-    return True if any(name.endswith(f"_{known}") for known in HIGHER) else None
+    return True if any(name.endswith(f"_{known}") for known in (*HIGHER, SAMPLED)) else None

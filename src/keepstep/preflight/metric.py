@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from keepstep.policy.metric import HIGHER, LOWER, OTHERS, SET_NAME, names_of, terms_of
+from keepstep.data.prompts import read_prompts
+from keepstep.policy.metric import (
+    HIGHER,
+    LOWER,
+    OTHERS,
+    PREFIX,
+    SAMPLED,
+    SET_NAME,
+    names_of,
+    terms_of,
+)
 from keepstep.policy.metric import greater_is_better as better
 from keepstep.policy.own_metric import FORM, asked_for
 from keepstep.recipe.config import Problem, Recipe
@@ -61,6 +72,27 @@ def check_own_metrics(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(what, "eval_strategy: steps", "metrics")
 
 
+def check_samples(recipe: Recipe) -> Iterator[Problem]:
+    """Whether `sample_prompts` names prompts, and what ranks can be had of them. Ranks: any."""
+    training = recipe.training
+    name = getattr(training, "sample_prompts", None)
+    if name is None:
+        return
+    if word(training.eval_strategy) == "no":
+        what = "sample_prompts are answered at evaluations, and eval_strategy: no makes none"
+        yield Problem(what, "eval_strategy: steps", "samples")
+    try:
+        prompts = read_prompts(Path(name), training.dataset_text_field)
+    except ValueError as error:
+        hint = 'a .txt with a prompt a line, or a .jsonl with {"prompt": …} or {"messages": […]}'
+        yield Problem(f"sample_prompts: {error}", hint, "samples")
+        return
+    ranks = PREFIX + SAMPLED in (training.ranking_metric or "")
+    if ranks and all(prompt.reference is None for prompt in prompts):
+        what = f"metric_for_best_model: {PREFIX}{SAMPLED}: no prompt of {name} has a reference"
+        yield Problem(what, '{"prompt": …, "reference": …}', "samples")
+
+
 def check_metric(recipe: Recipe) -> Iterator[Problem]:
     """Whether the evaluation gives the metric, and which of two values is better. Ranks: any."""
     training = recipe.training
@@ -75,6 +107,8 @@ def check_metric(recipe: Recipe) -> Iterator[Problem]:
         return
     sets = recipe.data.eval_datasets or ()
     known = names_of(sets)
+    if getattr(training, "sample_prompts", None):
+        known[PREFIX + SAMPLED] = SAMPLED
     own = tuple(names_of(sets, [""])) if getattr(training, "metrics", None) else ()
     unknown = [term.name for term in terms if term.name not in known]
     if unknown and all(name.startswith(own) for name in unknown):
@@ -99,7 +133,7 @@ def check_metric(recipe: Recipe) -> Iterator[Problem]:
 def _direction(recipe: Recipe, metric: str, names: set[str]) -> Iterator[Problem]:
     training = recipe.training
     said = training.metric_for_best_model
-    if names & set(LOWER) and names & set(HIGHER):
+    if names & set(LOWER) and names & {*HIGHER, SAMPLED}:
         yield Problem(
             f"metric_for_best_model: {said}: of one more is better, of another less",
             "a sum of losses, or of accuracies",

@@ -18,7 +18,12 @@ from keepstep.output.environment import TOKEN
 from keepstep.policy.selection import WORDS, SelectionError
 from keepstep.preflight.launch import check_launch, launch_of
 from keepstep.preflight.libraries import check_libraries
-from keepstep.preflight.metric import check_metric, check_own_metrics, check_sets
+from keepstep.preflight.metric import (
+    check_metric,
+    check_own_metrics,
+    check_samples,
+    check_sets,
+)
 from keepstep.preflight.numbers import check_numbers
 from keepstep.preflight.saving import check_saving
 from keepstep.publish.card import fault_of
@@ -311,15 +316,6 @@ def _versions(recipe: Recipe) -> Iterator[Problem]:
 # What a recipe names; and the rest.
 NAMED = (_model, _data, check_sets)
 CHECKS = (
-    *(
-        _run_folder,
-        _stream,
-        check_numbers,
-        _saving,
-        check_metric,
-        check_own_metrics,
-        _batch,
-        _launch,
-    ),
-    *(check_libraries, _secrets, _hub, _versions),
+    *(_run_folder, _stream, check_numbers, _saving, check_metric, check_own_metrics),
+    *(check_samples, _batch, _launch, check_libraries, _secrets, _hub, _versions),
 )

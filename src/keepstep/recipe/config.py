@@ -65,6 +65,21 @@ class KeepstepConfig(CheckpointArguments, KernelArguments, SFTConfig):
             "`{name: (sum, count)}`, becomes `eval_name`, the sum over the count of all batches."
         },
     )
+    sample_prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": "A file of prompts that every evaluation writes completions of, into "
+            "`samples.jsonl` of the run folder: `.txt`, one a line, or `.jsonl`, rows as those of "
+            "the data. Those with a reference give `eval_sample_exact_match`."
+        },
+    )
+    sample_max_new_tokens: int = field(
+        default=64, metadata={"help": "Tokens of a completion, at most."}
+    )
+    sample_temperature: float = field(
+        default=0.0,
+        metadata={"help": "Completions are drawn at this temperature; 0: the likeliest token."},
+    )
 
 
 @dataclass

@@ -66,6 +66,7 @@ HARMLESS = frozenset(
         # What else an evaluation gives, and how much memory it takes.
         *("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object"),
         *("eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics", "metrics"),
+        *("sample_prompts", "sample_max_new_tokens", "sample_temperature"),
         # Which machine computes, and how its processes share out state and gradients.
         *("use_cpu", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
         *("ddp_static_graph", "ddp_backend", "ddp_timeout", "local_rank", "fsdp", "fsdp_config"),

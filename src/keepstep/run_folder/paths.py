@@ -23,6 +23,7 @@ class RunPaths:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.private = self.path / PRIVATE
+        self.samples_file = self.path / "samples.jsonl"  # for people, too
         self.staging = self.private / "staging"
         self.trash = self.private / "trash"
         self.quarantine = self.private / "quarantine"

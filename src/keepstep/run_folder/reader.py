@@ -13,6 +13,8 @@ from keepstep.policy.lineage import Attempt, Node, abandoned_steps, fruitless_re
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.policy.metric import value_of
 from keepstep.policy.retention import Decision, Policy, Record, best_step, plan_retention
+from keepstep.policy.samples import Sample
+from keepstep.policy.samples import read_lines as read_samples
 from keepstep.policy.selection import (
     PATIENCE,
     WORDS,
@@ -33,8 +35,11 @@ from keepstep.run_folder.evaluations import EVALUATIONS_NAME
 from keepstep.run_folder.events import as_asked_now, attempts_of, believed
 from keepstep.run_folder.paths import PRIVATE, RunPaths
 from keepstep.run_folder.safe_read import (
+    ABSENT,
+    LONGEST_LOG,
     Journal,
     OddFileError,
+    read_bytes,
     read_object,
 )
 
@@ -315,6 +320,19 @@ class RunFolder(RunPaths):
         there = self.checkpoints()  # killed between a commit and the line about it
         nodes = [Node(c.step, c.manifest.attempt, c.manifest.parent or 0) for c in there]
         return attempts_of(self._events(), nodes)
+
+    def samples(self) -> list[Sample]:
+        """What the model has answered to `sample_prompts`, by step and prompt. Of a step that was
+        done again, the last attempt's answer.
+
+        Raises:
+            OddFileError, OSError: it cannot be read.
+        """
+        try:
+            text = read_bytes(self.samples_file, LONGEST_LOG).decode(errors="replace")
+        except ABSENT:
+            return []
+        return read_samples(text)
 
     def commits(self) -> list[dict[str, Any]]:
         """What events.jsonl says of every save, in their order; also of those that are pruned."""

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from keepstep.policy.manifest import (
     step_of,
 )
 from keepstep.policy.retention import Policy
+from keepstep.policy.samples import Sample, lines_of
 from keepstep.policy.selection import WORDS, Choice, SelectionError, UnreadableError, Verify, choose
 from keepstep.run_folder.contents import sizes_of
-from keepstep.run_folder.keeping import Keeper
+from keepstep.run_folder.keeping import Keeper, now
 from keepstep.run_folder.notes import notes_on
 from keepstep.run_folder.reader import Checkpoint, RunFolder, read_checkpoint
 from keepstep.run_folder.safe_read import OddFileError, read_text
@@ -278,6 +280,12 @@ class RunWriter(Keeper):
         )
         facts = {"step": step, "passed_by": passed_by, "recipe": recipe}
         self.record("resume", request=self.asked, **written, **facts)
+
+    def record_samples(self, samples: Sequence[Sample]) -> None:
+        """Add completions to samples.jsonl. A full disk may cost them, and nothing else."""
+        lines = lines_of(samples, self.attempt, now())
+        with self.setbacks.allowed(f"{self.run.samples_file.name} lacks some samples"):
+            self.storage.append_line(self.run.samples_file, "\n".join(lines))
 
     def record_finish(self, step: int, plan: dict[str, Any]) -> None:
         """Write down that the run is finished: there may be no checkpoint of its last step."""

@@ -8,8 +8,10 @@ from typing import Any
 from transformers import DefaultFlowCallback, Trainer
 
 from keepstep.policy.manifest import finite_metrics
+from keepstep.policy.samples import Sample
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.listed import only_listed
+from keepstep.trainer.reporter import tell_samples
 from keepstep.trainer.restore import restore
 from keepstep.trainer.sft import KeepstepTrainer
 
@@ -80,6 +82,10 @@ class Evaluator(KeepstepTrainer):
 
     def _prepare_saves(self) -> None:
         """There will be none."""
+
+    def keep_samples(self, samples: Sequence[Sample]) -> None:
+        """Nothing is written into a run that may be at work: they are shown."""
+        tell_samples(self, samples)
 
     def check_ranked(self, given: Collection[str]) -> None:
         """Nothing is ranked here: sets and metrics may be others than the run's."""

@@ -69,22 +69,39 @@ class EvaluationMixin(Trainer):
         self._make_up_evaluation()  # of the last step: then there was no epoch to run
         return super()._finalize_training(*args, **kwargs)
 
-    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """The Trainer's; where a sum of several metrics ranks, with that. Ranks: all (collective).
+    def evaluate(
+        self, eval_dataset: Any = None, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> Any:
+        """The Trainer's; with what is measured beside, and, where a sum of several metrics ranks,
+        with that. Ranks: all (collective).
 
-        Of several sets each is logged, and told to callbacks, apart; then so is the sum.
+        Of several sets each is logged, and told to callbacks, apart; then so is what is added.
         """
-        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        metrics = super().evaluate(
+            eval_dataset, *args, metric_key_prefix=metric_key_prefix, **kwargs
+        )
+        if metric_key_prefix != PREFIX[:-1]:
+            return metrics
+        if eval_dataset is None:
+            self._add(metrics, self.measured_beside())
         name = self.manager.policy.metric
         value = value_of(metrics, name)
-        if metric_key_prefix == PREFIX[:-1] and value is not None and name not in metrics:
-            own = {name: value}
+        if value is not None and name not in metrics:
+            self._add(metrics, {name: value})
+        return metrics
+
+    def measured_beside(self) -> dict[str, float]:
+        """Metrics, by their full names, that come from elsewhere than the evaluation's rows.
+        Ranks: all (collective)."""
+        return {}
+
+    def _add(self, metrics: dict[str, float], own: dict[str, float]) -> None:
+        if own:
             self.log(dict(own))
             self.control = self.callback_handler.on_evaluate(
                 self.args, self.state, self.control, own
             )
             metrics |= own
-        return metrics
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -19,6 +20,7 @@ from keepstep.output.units import human_bytes
 from keepstep.policy.batch import Dealt
 from keepstep.policy.completeness import has_weights
 from keepstep.policy.metric import value_of
+from keepstep.policy.samples import Sample
 from keepstep.policy.selection import Choice
 from keepstep.ranks import collectives
 from keepstep.ranks.console import console, say
@@ -34,6 +36,9 @@ from keepstep.trainer.resharded import Resharded
 
 WAIT_WORTH_TELLING = 0.05  # seconds
 ROOM_WORTH_TELLING = 3  # checkpoints
+SAMPLES_SHOWN, SAMPLE_WIDTH = 5, 60  # lines of an evaluation; characters of a prompt, an answer
+# Trackers of transformers (5.23) whose `on_log` takes a text for a text.
+TAKES_TEXTS = ("TensorBoardCallback", "WandbCallback", "TrackioCallback")
 
 
 def show_library_bars() -> None:
@@ -147,6 +152,30 @@ def _told(resharded: Resharded) -> str:
         f"{human_bytes(resharded.bytes)} in {resharded.seconds:.2f} s "
         f"({resharded.gb_per_s:.2f} GB/s)"
     )
+
+
+def tell_samples(trainer: CheckpointedTrainer, samples: Sequence[Sample]) -> None:
+    """Show completions: a line each of the first few, all of them to trackers that take texts.
+    Ranks: all, each its own callbacks."""
+    width = max(len(str(sample.number)) for sample in samples)
+    for sample in samples[:SAMPLES_SHOWN]:
+        mark = (
+            "" if sample.reference is None else "  (matches)" if sample.matches else "  (differs)"
+        )
+        words = f"{_shortened(sample.prompt)} -> {_shortened(sample.completion)}{mark}"
+        say(f"sample {sample.number:>{width}}  {words}")
+    if len(samples) > SAMPLES_SHOWN:
+        rest = len(samples) - SAMPLES_SHOWN
+        say(f"{rest} more: {trainer.manager.run.samples_file}")
+    texts = {f"eval_sample_{s.number}": f"{s.prompt}\n\n---\n\n{s.completion}" for s in samples}
+    for callback in trainer.callback_handler.callbacks:
+        if type(callback).__name__ in TAKES_TEXTS:
+            callback.on_log(trainer.args, trainer.state, trainer.control, logs=dict(texts))
+
+
+def _shortened(text: str) -> str:
+    shown = printable(" ".join(text.split()))
+    return shown if len(shown) <= SAMPLE_WIDTH else f"{shown[: SAMPLE_WIDTH - 1]}…"
 
 
 class RunReporter(TrainerCallback):

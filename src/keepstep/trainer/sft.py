@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
+from transformers import ProcessorMixin
 from trl import SFTTrainer
 
 from keepstep.data.tokenize import Positions, prepare, too_few, too_long
 from keepstep.policy.manifest import finite_metrics
-from keepstep.policy.metric import PREFIX, names_of
+from keepstep.policy.metric import PREFIX, SAMPLED, names_of
+from keepstep.policy.samples import Sample, exact_match
 from keepstep.ranks import collectives
-from keepstep.recipe.problems import ConfigError
+from keepstep.recipe.problems import ConfigError, Problem
 from keepstep.trainer.dealing import IGNORED
 from keepstep.trainer.kernels_mixin import KernelsMixin
 from keepstep.trainer.own_metrics import OwnMetrics
+from keepstep.trainer.reporter import tell_samples
 from keepstep.trainer.restore import random_numbers_apart
+from keepstep.trainer.sampling import Sampler
 from keepstep.trainer.token_counts import TokenCounts
 
 logger = logging.getLogger(__name__)
@@ -35,6 +42,7 @@ class KeepstepTrainer(KernelsMixin, SFTTrainer):
 
     _tokens: TokenCounts | None = None  # of the evaluation that is being made
     _own_metrics: OwnMetrics | None = None
+    sampler: Sampler | None = None
     own_names: frozenset[str] = frozenset()  # that the function was seen to give, in full
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -45,6 +53,20 @@ class KeepstepTrainer(KernelsMixin, SFTTrainer):
             self._own_metrics = collectives.on_all(
                 "looking at metrics", lambda: OwnMetrics(metrics, self.processing_class)
             )
+        self.sampler = self._sampler()
+
+    def _sampler(self) -> Sampler | None:
+        """What writes completions at evaluations, None: nothing is to. Ranks: all (collective).
+
+        Raises:
+            ConfigError: on every rank: it cannot.
+        """
+        if getattr(self.args, "sample_prompts", None) is None:
+            return None
+        if isinstance(self.processing_class, ProcessorMixin):
+            what = "sample_prompts: of a vision-language model no completions are written"
+            raise ConfigError([Problem(what, "leave it out", "samples")])
+        return Sampler(self.args, self.processing_class, self.model)
 
     def _has_metrics_of_its_own(self, given: Mapping[str, Any]) -> bool:
         several = isinstance(given.get("eval_dataset"), Mapping)
@@ -108,10 +130,8 @@ class KeepstepTrainer(KernelsMixin, SFTTrainer):
     def evaluation_loop(
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> Any:
-        self._tokens, told = (
-            TokenCounts(self.accelerator, dataloader, self._own_metrics),
-            self._metrics["eval"],
-        )
+        self._tokens = TokenCounts(self.accelerator, dataloader, self._own_metrics)
+        told = self._metrics["eval"]
         told.clear()  # of one that was broken off
         try:
             output = super().evaluation_loop(
@@ -125,8 +145,35 @@ class KeepstepTrainer(KernelsMixin, SFTTrainer):
         output.metrics.update({f"{metric_key_prefix}_{n}": value for n, value in found.items()})
         return output
 
+    def measured_beside(self) -> dict[str, float]:
+        if self.sampler is None:
+            return {}
+        on_token = partial(self.every_step.on_prediction_step, self.args, self.state, self.control)
+        with self._sampling() as model:
+            samples = self.sampler.complete(model, self.state.global_step, on_token)
+        self.keep_samples(samples)
+        match = exact_match(samples)
+        return {} if match is None else {PREFIX + SAMPLED: match}
+
+    @contextlib.contextmanager
+    def _sampling(self) -> Iterator[Any]:
+        """The model, as evaluations pass it; what is drawn within is of no consequence."""
+        model = self._wrap_model(self.model, training=False)
+        model.eval()
+        with random_numbers_apart(), torch.no_grad(), self.compute_loss_context_manager():
+            yield model
+
+    def keep_samples(self, samples: Sequence[Sample]) -> None:
+        """Write them down, and show them: in the log and to trackers. Ranks: all (collective)."""
+        if self.is_in_train:
+            self.manager.saver.on_main("writing samples", lambda w: w.record_samples(samples))
+        tell_samples(self, samples)
+
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.sampler is not None:
+            with self._sampling() as model:
+                self.sampler.rehearse(model)
         if self._own_metrics is not None:
             with random_numbers_apart():
                 self._rehearse(self._own_metrics)
@@ -155,10 +202,13 @@ class KeepstepTrainer(KernelsMixin, SFTTrainer):
             self._tokens = None
             self._metrics["eval"].clear()
             model.train()
+        if self.sampler is not None and self.sampler.compares:
+            given.add(PREFIX + SAMPLED)
         self.check_ranked(given | names_of(tuple(prefixes)).keys())
 
     def remarks(self) -> Sequence[str]:
         told = [] if self.kernels is None else [f"speed: {self.kernels.line}"]
+        told += [] if self.sampler is None else [self.sampler.told()]
         if self.aux_loss_enabled:
             coefficient = f"{self.router_aux_loss_coef:g}"
             told.append(f"eval_loss holds the router's loss, too: {coefficient} x eval_aux_loss")

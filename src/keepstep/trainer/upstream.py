@@ -229,6 +229,7 @@ HOOKS: list[Hook] = [
             "a batch, to rehearse a user's metrics with",
         ),
         ("_wrap_model", "model training", "the model that evaluations call"),
+        ("compute_loss_context_manager", "", "completions in the precision of evaluations"),
         (
             "save_model",
             "output_dir _internal_call",
