@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from keepstep.run_folder.reader import RunFolder
+from tests.helpers import unreadable
 from tests.helpers.campaigns import cases
 from tests.helpers.ranks import PROGRAMS, Ranks
 from tests.helpers.recipes import argv
@@ -67,6 +68,19 @@ def test_ignored(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
     found = RunFolder(out).choose("auto")
     assert found is not None
     assert found.step == 4
+
+
+def test_stage_3_goes_on_after_a_step_that_it_skips(
+    ranks: Ranks, demo: Path, tmp_path: Path
+) -> None:
+    """DeepSpeed 0.19.8 would end in a "tracing error" before anybody has heard of the NaN."""
+    made = unreadable.make(demo, tmp_path)
+    fields = FIELDS | {"on_nonfinite": "ignore", "max_steps": 12} | made  # an epoch, and more
+    run = ranks.run(argv(demo, tmp_path / "run", **fields), strategy="cpu_zero3")
+    told = events(tmp_path / "run", "nonfinite")[0]
+    assert told["step"] < 12
+    assert unreadable.ROW in told["rows"]
+    assert "Finished: 12 steps" in run.output
 
 
 def test_what_is_saved_is_not_a_copy_from_before(ranks: Ranks, demo: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from keepstep.save.safetensors_format import layout_of
 from keepstep.sharding.deepspeed_engine import SnapshotCheckpointEngine, save_shards
 from keepstep.sharding.flat_buffers import LayoutError, groups, is_stage3, masters
 from keepstep.sharding.hf_weights import CARD, Probe, WeightsFile, ask, captured, trained
+from keepstep.sharding.overflow import gather_after_overflow
 from keepstep.sharding.sources import LAYOUT_FILE, NAMES_FILE, ReshardError
 from keepstep.trainer.protocol import CheckpointedTrainer
 
@@ -67,6 +68,8 @@ class Contents:
         if self.engine is not None:
             self.engine_writer = SnapshotCheckpointEngine(self.engine)
             self.engine.checkpoint_engine = self.engine_writer
+            if is_stage3(self.engine):
+                gather_after_overflow(self.engine.optimizer)
 
     def store(self, part: Part) -> None:
         """Take this rank's share of the checkpoint. Ranks: all (collective)."""

@@ -430,6 +430,11 @@ HOOKS: list[Hook] = [
     ),
     *_hooks(
         ZERO3,
+        "replaced",
+        ("_overflow_clean_up", "prev_scale", "persistent parameters are whole after it, too"),
+    ),
+    *_hooks(
+        ZERO3,
         "read",
         (
             "fp32_partitioned_groups_flat",
