@@ -50,6 +50,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "How checkpoints are written": (
         *("async_save", "save_weights", "save_timeout_seconds", "on_save_error"),
         "on_nonfinite",
+        *("on_spike", "spike_sigma", "spike_window", "max_rewinds"),
         *("max_failed_saves", "last_save_retry_seconds", "min_free_bytes"),
     ),
     "Dead and stuck ranks": ("peer_timeout_seconds", "hang_timeout_seconds", "hang_min_seconds"),

@@ -5,6 +5,7 @@
 # runs it, and ends with the run's own exit status, which launchers hide:
 #   0 finished   75 preempted: run the same command again   2 it would fail again: the recipe   70 failed
 #   76 no progress: nothing is left to go on from
+# A run that goes back (on_nonfinite: rewind) is launched again by itself.
 #
 # Environment: KEEPSTEP_PROCESSES   processes in all (default: this machine's GPUs; 2 on CPU)
 #              KEEPSTEP_CONFIG      accelerate config (default: zero3; zero2 on one GPU; cpu_zero3)
@@ -15,7 +16,7 @@ trap '' PIPE # a terminal or a reader that is gone costs lines: whatever is told
 source "$(dirname "${BASH_SOURCE[0]}")/preflight.sh"
 
 if [[ $# -eq 0 || $1 == -* ]]; then
-  sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 if [[ " $* " == *" --hub_token"* ]]; then
@@ -130,13 +131,12 @@ code, reason = said.get("exit"), said.get("reason") or ""
 is_told = type(code) is int and 0 <= code <= 255 and (code or said.get("outcome") == "finished")
 line = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
 print(code if is_told else "")
+print(said.get("outcome") == "rewound")
 print(line if len(line) <= 300 else line[:299] + "…")
 EOF
 }
 
 mkfifo "$scratch/stderr"
-without_launcher_traceback <"$scratch/stderr" &
-filter=$!
 start_launcher() {
   trap '' USR1 USR2 # it would die of them; the ranks have handlers of their own
   # A session of its own: Ctrl-C reaches this script alone, and the ranks hear of it once.
@@ -146,13 +146,11 @@ start_launcher() {
   fi
   exec "$@"
 }
-start_launcher 2>"$scratch/stderr" &
-launcher=$!
-interrupts=0 asked=''
+launcher='' interrupts=0 asked=''
 stop() {
   asked=1
   : >"$scratch/asked" # else TERM is how the launcher ends ranks whose peer is gone
-  kill -TERM "$launcher" 2>/dev/null || true
+  [[ -z $launcher ]] || kill -TERM "$launcher" 2>/dev/null || true
 }
 interrupt() { # the second means now; a kill costs no more than the steps since the last save
   interrupts=$((interrupts + 1))
@@ -161,35 +159,51 @@ interrupt() { # the second means now; a kill costs no more than the steps since 
     echo "keepstep: stopping after this step and its save; Ctrl-C again ends at once" >&2 || true
   else
     # shellcheck disable=SC2046 # one word each: the ranks are the launcher's children
-    kill -KILL $(cat "/proc/$launcher/task/"*/children) 2>/dev/null || true
+    [[ -z $launcher ]] || kill -KILL $(cat "/proc/$launcher/task/"*/children) 2>/dev/null || true
   fi
 }
-trap stop TERM HUP USR1 USR2
-trap interrupt INT
 
-code=0 # bash's own word about a job that was killed is left out: "line 158: 7226 Killed"
-wait "$launcher" 2>/dev/null || code=$?
-while kill -0 "$launcher" 2>/dev/null; do # a trapped signal ends `wait` early
-  code=0
+attempt() { # launch the run once; set `code`, `said`, `code_told`
+  rm -f "$KEEPSTEP_STATUS_FILE" "$scratch/held"
+  without_launcher_traceback <"$scratch/stderr" &
+  filter=$!
+  start_launcher 2>"$scratch/stderr" &
+  launcher=$! launched=$!
+  trap stop TERM HUP USR1 USR2
+  trap interrupt INT
+  [[ -z $asked ]] || stop # since the attempt before had ended
+  code=0 # bash's own word about a job that was killed is left out: "line 158: 7226 Killed"
   wait "$launcher" 2>/dev/null || code=$?
+  while kill -0 "$launcher" 2>/dev/null; do # a trapped signal ends `wait` early
+    code=0
+    wait "$launcher" 2>/dev/null || code=$?
+  done
+  launcher=''
+  wait "$filter" || true
+  said=()
+  [[ ! -s $KEEPSTEP_STATUS_FILE ]] || mapfile -t said < <(told)
+  code_told=${said[0]:-}
+}
+
+# Of a job the next attempt is the job's: it has another name, and maybe other nodes.
+attempt
+while [[ -z $asked && -z ${KEEPSTEP_EXIT_FILE:-} && $code_told == 75 && ${said[1]:-} == True ]]; do
+  echo "keepstep: going back: the same command again" || true
+  attempt
 done
-wait "$filter" || true
 
 if [[ -n $asked && ! -s $KEEPSTEP_STATUS_FILE ]]; then # no attempt had begun: nothing is lost
   echo "keepstep: stopped before the run began; run the same command again to go on" >&2 || true
   end 75
 fi
 trap '' INT TERM HUP # once more would leave it unsaid how the run has ended
-said=()
-[[ ! -s $KEEPSTEP_STATUS_FILE ]] || mapfile -t said < <(told)
-code_told=${said[0]:-}
 if [[ ! $code_told =~ ^(0|2|75)$ ]]; then
   cat "$scratch/held" >&2 || true
   if [[ $code -eq 137 ]]; then
-    echo "keepstep: the launcher (process $launcher) was ended by signal 9, SIGKILL" >&2 || true
+    echo "keepstep: the launcher (process $launched) was ended by signal 9, SIGKILL" >&2 || true
   fi
   name_culprit || true
-  repeat_reason "${said[1]:-}" || true
+  repeat_reason "${said[2]:-}" || true
 fi
 if [[ -n $code_told ]]; then
   end "$code_told"

@@ -44,7 +44,7 @@ from keepstep.run_folder.ownership import NotOwnerError
 from keepstep.save.resume_checks import DriftError
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer.attempt import CurrentAttempt, StoppedError, stop_asked
-from keepstep.trainer.health import NonFiniteError
+from keepstep.trainer.health import SpoiltError
 from keepstep.trainer.reporter import show_library_bars
 from keepstep.trainer.sft import KeepstepTrainer
 
@@ -106,8 +106,8 @@ def attempt(recipe: Recipe) -> Outcome:
                 trainer = build_trainer(this, inputs)
             trainer.train()
     # A stop before training, a run that has another owner, one that cannot be read now, or that has
-    # nothing left to try, or whose numbers are not finite: the attempt has told of it.
-    except (StoppedError, NoProgressError, NotOwnerError, UnreadableError, NonFiniteError):
+    # nothing left to try, or that a step has spoilt: the attempt has told of it.
+    except (StoppedError, NoProgressError, NotOwnerError, UnreadableError, SpoiltError):
         pass
     except (SelectionError, DriftError, ReshardError) as error:
         raise ConfigError([Problem(str(error), code="resume")]) from error

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from keepstep.run_folder.reader import RunFolder
-from tests.helpers import launchers
+from tests.helpers import launchers, unreadable
 from tests.helpers.launchers import TIMEOUT, end, start, wait_until
 from tests.helpers.ranks import ROOT
 from tests.helpers.recipes import argv
@@ -415,3 +415,44 @@ def test_the_demo(tmp_path: Path) -> None:
     assert "carrying on from checkpoint-" in output
     interrupted = RunFolder(tmp_path / "runs/demo-interrupted").checkpoints()
     assert (interrupted[-1].step, interrupted[-1].manifest.attempt) == (60, 2)
+
+
+@pytest.fixture
+def poisoned(recipe: Path, demo: Path, tmp_path: Path) -> Path:
+    """The same recipe, with a model that cannot read one row."""
+    fields = dict(line.split(": ", 1) for line in recipe.read_text().splitlines())
+    fields |= {name: str(value) for name, value in unreadable.make(demo, tmp_path).items()}
+    fields |= {"on_nonfinite": "rewind"}
+    recipe.write_text("".join(f"{name}: {value}\n" for name, value in fields.items()))
+    return recipe
+
+
+def test_train_sh_goes_back_by_itself(poisoned: Path, tmp_path: Path) -> None:
+    code, output = end(
+        start(["launch/train.sh", str(poisoned)], tmp_path / "log"), tmp_path / "log"
+    )
+    assert code == 0, output
+    assert output.count("keepstep: going back: the same command again") == 1
+    assert "of the training set: left out from here on" in output.split("Going back: ")[1]
+    assert "Run the same command again" not in output
+    assert "Finished: 12 steps." in output
+    run = RunFolder(tmp_path / "run")
+    assert [attempt.outcome for attempt in run.attempts()] == ["rewound", "finished"]
+    assert unreadable.ROW in run.checkpoints()[-1].manifest.dealt["skipped"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("at", ["Going back: the loss", "keepstep: going back: the same command"])
+def test_train_sh_stopped_when_it_goes_back(poisoned: Path, tmp_path: Path, at: str) -> None:
+    """While the attempt ends, or when the next one begins: it is not launched, or stops at once."""
+    log = tmp_path / "log"
+    process = start(["launch/train.sh", str(poisoned)], log)
+    wait_until(log, at, process)
+    process.send_signal(signal.SIGTERM)
+    code, output = end(process, log)
+    assert code == 75, output
+    assert "Traceback" not in output
+    assert "Finished" not in output
+    code, output = end(start(["launch/train.sh", str(poisoned)], log), log)
+    assert code == 0, output
+    assert "Finished: 12 steps." in output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keepstep.policy.batch import Batch, BatchError, Course, Dealt, agree
+from keepstep.policy.strict import TextError
 
 ASKED = Batch(4, 1, 2)
 small = st.integers(1, 6)
@@ -59,6 +61,12 @@ def test_dealt_is_read_back() -> None:
     before = Dealt(ASKED, Batch(8, 1, 1), None)
     assert Dealt.from_json(before.as_json()) == before
     assert Dealt.from_json({}) is None
+    assert "skipped" not in before.as_json(), "an older version reads it"
+    without = Dealt(ASKED, ASKED, 100, skipped=(3, 99))
+    assert Dealt.from_json(json.loads(json.dumps(without.as_json()))) == without
+    for rows, skipped in ((100, (100,)), (100, (-1, 3)), (None, (3,))):
+        with pytest.raises(TextError, match="rows that are none"):
+            Dealt.from_json(Dealt(ASKED, ASKED, rows, skipped=skipped).as_json())
 
 
 def rows_of(course: Course, step: int, shift: int, batch: Batch) -> list[int]:

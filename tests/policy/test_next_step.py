@@ -68,6 +68,7 @@ def said(**fields: Any) -> dict[str, Any]:
         (said(), 143, -1, Ended("finished", "exit status 0", 0, True)),
         (said(outcome="failed", exit=2), 1, -1, Ended("recipe", "exit status 2", 2, True)),
         (said(outcome="preempted", reason="r", exit=75), 1, -1, Ended("preempted", "r", 75, True)),
+        (said(outcome="rewound", reason="r", exit=75), 1, -1, Ended("rewound", "r", 75, True)),
         # Of an earlier attempt, or unreadable.
         (
             said(owner="7.0.0"),

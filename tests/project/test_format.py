@@ -37,6 +37,7 @@ WORDS: dict[Any, str] = {
     bool: "boolean",
     int | None: "integer or null",
     str | None: "string or null",
+    tuple[int, ...]: "list of integers",
     dict[str, Any]: "object",
     dict[str, float]: "object of numbers",
     dict[str, str]: "object of strings",

@@ -1,14 +1,19 @@
 """The main job with a row that spoils what is trained: poisoned.py FOLDER KIND STEP RANK [fields]
 
 The first row of that rank in that step is the one, wherever it is dealt later: its loss is NaN
-(KIND `loss`), or finite with a gradient that is not (`norm`). KIND `stale`: nothing is spoiled, and
-what is saved of the optimizer is always what it was at the first save.
+(KIND `loss`), or finite with a gradient that is not (`norm`), or a thousand times what it is
+(`spike`). KIND `killed`: as `loss`, and the main process is killed when it has written down that
+it goes back. KIND `stale`: nothing is spoiled, and what is saved of the optimizer is always what it
+was at the first save. The rows of every step are written down.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ import torch
 
 from keepstep import train
 from keepstep.ranks import collectives
+from keepstep.run_folder.writer import RunWriter
 from keepstep.trainer.sft import KeepstepTrainer
 
 FOLDER, KIND, STEP, RANK, *ARGV = sys.argv[1:]
@@ -40,6 +46,8 @@ class Poisoned(KeepstepTrainer):
         batches, count = super().get_batch_samples(*args, **kwargs)
         rows = [row for batch in batches for row in digests(batch)]
         step, rank = self.state.global_step + 1, collectives.rank()
+        with open(Path(FOLDER) / f"rows-{self.manager.attempt}-{rank}.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, "rows": rows}) + "\n")
         if step == int(STEP) and rank == int(RANK) and not POISON.exists():
             POISON.write_text(rows[0])
         return batches, count
@@ -51,7 +59,7 @@ class Poisoned(KeepstepTrainer):
             return loss
         if KIND == "norm":
             return loss + torch.sqrt(loss - loss.detach())  # 0, and its gradient is 1 / 0
-        return loss * float("nan")
+        return loss * (1000.0 if KIND == "spike" else float("nan"))
 
 
 def as_it_was(optimizer: torch.optim.AdamW) -> Any:
@@ -61,7 +69,15 @@ def as_it_was(optimizer: torch.optim.AdamW) -> Any:
     return copy.deepcopy(BEFORE[0])
 
 
+def killed(writer: RunWriter, event: str, **facts: Any) -> None:
+    record(writer, event, **facts)
+    if event == "rewind":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 BEFORE: list[Any] = []
+if KIND == "killed":
+    record, RunWriter.record = RunWriter.record, killed  # type: ignore[method-assign]
 if KIND == "stale":  # what is written is a copy from before
     state_dict, torch.optim.AdamW.state_dict = torch.optim.AdamW.state_dict, as_it_was
 Path(FOLDER).mkdir(parents=True, exist_ok=True)

@@ -293,6 +293,18 @@ SETS = {"eval_datasets": '{"math": "x/y"}', "metric_for_best_model": "eval_math_
         (AUTO | {"max_save_overhead": 0}, "max_save_overhead: 0 is not above 0 and below 1"),
         (AUTO | {"save_total_limit": "null"}, "keeps every checkpoint, and may save every 10 s"),
         ({"max_failed_saves": 0}, "max_failed_saves: 0 is not above 0"),
+        ({"spike_sigma": 0}, "spike_sigma: 0 is no number of standard deviations above 0"),
+        ({"spike_window": 4}, "spike_window: 4: the least is 5 steps"),
+        ({"max_rewinds": -1}, "max_rewinds: -1 is below 0"),
+        ({"on_spike": "stop"}, "on_spike: stop: without spike_sigma no spike is looked for"),
+        (
+            {"on_nonfinite": "rewind", "dataset_streaming": True, "max_steps": 900},
+            "on_nonfinite: rewind: rows of a stream have no number",
+        ),
+        (
+            {"on_spike": "rewind", "spike_sigma": 6, "train_sampling_strategy": "batch_rebalance"},
+            "on_spike: rewind: train_sampling_strategy: batch_rebalance deals the rows itself",
+        ),
         ({"last_save_retry_seconds": -1}, "last_save_retry_seconds: -1 is below 0"),
         ({"time_limit": "soon"}, "'soon' is no length of time"),
         ({"ignore_data_skip": True}, "would be given the same rows again"),

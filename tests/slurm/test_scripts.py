@@ -487,6 +487,17 @@ def test_what_the_run_says_counts_not_the_exit_status(tmp_path: Path) -> None:
     assert len(fakes.launches()) == 2
 
 
+def test_a_run_that_goes_back_is_launched_again_at_once(tmp_path: Path) -> None:
+    body = """if ((number == 1)); then exit=75 status rewound "the loss is not finite"; exit 75; fi
+commit 1; status finished null; exit 0"""
+    fakes = Fakes(tmp_path, body)
+    code, output = fakes.runs()
+    assert code == 0, output
+    assert len(fakes.launches()) == 2
+    assert "going back: the loss is not finite" in output
+    assert not [call for call in fakes.calls if "requeue" in call]
+
+
 def test_the_time_limit(tmp_path: Path) -> None:
     body = "while [[ -z ${signalled:-} ]]; do beat; sleep 0.1; done\n"
     body += 'cp $run/.keepstep/stop "$FAKE/asked"; commit 5; status preempted "SIGUSR1 to rank 0"'

@@ -64,6 +64,37 @@ def test_any_number_of_processes_has_the_same_steps() -> None:
             assert [row for turn in turns for rank in ranks for row in rank[turn]] == rows
 
 
+def test_rows_that_are_left_out() -> None:
+    """A step is smaller by them, on any number of processes; the steps around it are the same."""
+    order, skipped = list(epoch_rows(Batch(10, 1, 1), 0)[0]), {4, 5, 6, 7}
+    for batch in (Batch(4, 1, 1), Batch(1, 2, 2), Batch(2, 1, 2), Batch(1, 1, 4)):
+        course = Course(10, batch.rows)
+        plan = RowPlan(course, batch, 7, 0, 0, skipped=frozenset(skipped))
+        dealt: list[list[int]] = [[], [], []]
+        for rank in range(batch.world_size):
+            sampler = StepSampler(course, batch, rank, 7, RandomSampler(range(10)), 0, skipped)
+            sampler.set_epoch(0)
+            micro = list(sampler)
+            assert len(micro) == len(sampler) == 3 * batch.accumulation
+            for step in range(3):
+                of_step = micro[step * batch.accumulation :][: batch.accumulation]
+                weights = plan.weights(step, rank, sampler.order_of)
+                assert [bool(rows) for rows in of_step] == [weight > 0 for weight in weights]
+                dealt[step] += [row for rows in of_step for row in rows]
+        expected = [[r for r in order[at : at + 4] if r not in skipped] for at in (0, 4, 8)]
+        assert [sorted(rows) for rows in dealt] == [sorted(rows) for rows in expected]
+        assert [plan.rows(step, sampler.order_of) for step in range(3)] == expected
+
+
+def test_what_fills_up_is_no_row_that_is_left_out() -> None:
+    rows = list(range(10, 17))
+    loader = DataLoader(rows, batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
+    course, batch = Course(len(rows), 6), Batch(2, 1, 3)
+    sampler = StepSampler(course, batch, 1, 0, SequentialSampler(rows), 0, {0, 1, 6})
+    seen = [ids for micro in step_loader(loader, sampler) for ids in micro["input_ids"].flatten()]
+    assert seen == [13, 12]  # of the second step nothing is left
+
+
 def test_a_rank_without_rows_takes_part_and_learns_nothing() -> None:
     rows = list(range(10, 17))
     loader = DataLoader(rows, batch_size=2, collate_fn=collate)  # type: ignore[arg-type]

@@ -20,12 +20,13 @@ from transformers import (
     DataCollatorWithPadding,
     LlamaConfig,
     LlamaForCausalLM,
+    Trainer,
     TrainingArguments,
     default_data_collator,
 )
 from trl import DPOConfig, SFTConfig
 
-from keepstep import ConfigError, KeepstepConfig, KeepstepError, KeepstepTrainer
+from keepstep import CheckpointMixin, ConfigError, KeepstepConfig, KeepstepError, KeepstepTrainer
 from keepstep.policy.drift import drift
 from keepstep.trainer.given import arguments_of, check_rows, digest_of_rows, recipe_of, settings_of
 from keepstep.trainer.program import known_by
@@ -56,6 +57,18 @@ def test_every_problem_is_told_before_anything_is_loaded() -> None:
     with pytest.raises(ConfigError) as caught:
         KeepstepTrainer(model="no/model", args=args, train_dataset=ROWS, eval_dataset=ROWS)
     assert {"best-is-lost", "number", "token"} <= {p.code for p in caught.value.problems}
+
+
+def test_a_trainer_that_deals_its_rows_itself_cannot_leave_them_out() -> None:
+    class Own(Trainer):
+        def get_train_dataloader(self) -> Any:
+            return super().get_train_dataloader()
+
+    class Combined(CheckpointMixin, Own): ...
+
+    args = KeepstepConfig(**CPU, on_nonfinite="rewind")
+    with pytest.raises(ConfigError, match="on_nonfinite: rewind: Own deals the rows of a step"):
+        Combined(model="no/model", args=args, train_dataset=ROWS, eval_dataset=ROWS)
 
 
 @pytest.mark.parametrize(

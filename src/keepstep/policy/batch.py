@@ -62,6 +62,7 @@ class Dealt:
             Trainer deals it.
         place: what the stream says of itself at that row, as JSON; empty: it cannot tell.
         shards: files (or parts of such) that it has.
+        skipped: rows that are not dealt any more, as positions in the training data: see `Rewind`.
     """
 
     batch: Batch
@@ -72,9 +73,12 @@ class Dealt:
     drawn: int | None = None
     place: str = ""
     shards: int | None = None
+    skipped: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without `skipped`, where there are none: versions that do not know it read the rest."""
+        values = asdict(self)
+        return values if self.skipped else {n: v for n, v in values.items() if n != "skipped"}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Dealt | None:
@@ -96,6 +100,8 @@ class Dealt:
         if min(counts) < 0:
             told = "dealt has {} passes, {} steps, {} rows".format(*counts)
             raise TextError(told)
+        if dealt.skipped and not 0 <= min(dealt.skipped) <= max(dealt.skipped) < (dealt.rows or 0):
+            raise TextError(f"dealt.skipped has rows that are none of {dealt.rows}")
         return dealt
 
 
@@ -187,26 +193,34 @@ class Course:
         Those of a full step lie as in a sampler that deals a micro-batch to each rank in turn; of
         a smaller one every cell gets as many as the next, give or take one, or none.
         """
-        begin, count = max(0, step * self.per_step + shift), self.count(step, shift)
-        cells = batch.accumulation * batch.world_size
-        numbers = [turn * batch.world_size + rank for turn in range(batch.accumulation)]
-        return [
-            range(begin + count * n // cells, begin + count * (n + 1) // cells) for n in numbers
-        ]
+        return share_of(self.places(step, shift), batch, rank)
 
-    def count(self, step: int, shift: int) -> int:
-        """How many rows an epoch's step has."""
+    def places(self, step: int, shift: int) -> range:
+        """An epoch's step's places in the order."""
         begin = max(0, step * self.per_step + shift)
-        return max(0, min(self.rows, (step + 1) * self.per_step + shift) - begin)
+        return range(begin, max(begin, min(self.rows, (step + 1) * self.per_step + shift)))
 
     def weights(self, step: int, shift: int, batch: Batch, rank: int) -> list[float]:
-        """What the mean over each of a rank's micro-batches counts for in the mean over the step's
-        rows: 1 where all have the same number of rows, 0 for one without any."""
-        cells, rows = batch.accumulation * batch.world_size, max(1, self.count(step, shift))
-        return [len(share) * cells / rows for share in self.share(step, shift, batch, rank)]
+        """See `weights_of`."""
+        return weights_of(self.places(step, shift), batch, rank)
 
     def _steps(self, rows: int) -> int:
         return rows // self.per_step if self.drop_last else math.ceil(rows / self.per_step)
+
+
+def share_of(places: Any, batch: Batch, rank: int) -> list[Any]:
+    """A rank's part of a step's places or rows, a slice of them per micro-batch: see
+    `Course.share`."""
+    count, cells = len(places), batch.accumulation * batch.world_size
+    numbers = [turn * batch.world_size + rank for turn in range(batch.accumulation)]
+    return [places[count * n // cells : count * (n + 1) // cells] for n in numbers]
+
+
+def weights_of(places: Sequence[int], batch: Batch, rank: int) -> list[float]:
+    """What the mean over each of a rank's micro-batches counts for in the mean over the step's
+    rows: 1 where all have the same number of rows, 0 for one without any."""
+    cells, rows = batch.accumulation * batch.world_size, max(1, len(places))
+    return [len(share) * cells / rows for share in share_of(places, batch, rank)]
 
 
 def _or(counts: Sequence[int]) -> str:

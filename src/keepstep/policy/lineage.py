@@ -8,6 +8,7 @@ from math import inf
 from typing import Any
 
 from keepstep.policy.parallel_layout import ParallelLayout
+from keepstep.policy.rewind import Rewind
 
 RECIPE = 2  # the exit status of an attempt whose recipe is wrong
 
@@ -69,9 +70,10 @@ class Attempt:
         stop_asked: a signal has asked it to stop.
         save_failed: it came as far as a save, and that failed.
         hang_at: the step at which a bound that was learnt has ended it; None: none has.
+        rewind: it has ended to go back from a step that had spoilt the run; None: it has not.
         recipe: a digest of what was asked for; None: not known.
         finish: it came to the end of the run, or found it there.
-        outcome: finished, preempted, failed, …; None: killed, or still at work.
+        outcome: finished, preempted, rewound, failed, …; None: killed, or still at work.
         exit: its exit status, None unless it said so.
         reached: the step at which it ended, None unless it said so.
         resharded: the processes that wrote what it resumed from, if not the same as its.
@@ -87,6 +89,7 @@ class Attempt:
     stop_asked: bool = False
     save_failed: bool = False
     hang_at: int | None = None
+    rewind: Rewind | None = None
     recipe: str | None = None
     finish: Finish | None = None
     outcome: str | None = None
@@ -141,12 +144,13 @@ def _died_of_it(attempt: Attempt) -> bool:
     """Whether what an attempt resumed from may be what ended it.
 
     Not when it ended before it had begun to load that, was asked to stop, says that the recipe is
-    wrong, or trained as far as a save that failed: a full disk must cost no recovery point. (Nobody
-    can tell a kill by hand from one for lack of memory: that counts.)
+    wrong, goes back from a later step, or trained as far as a save that failed: a full disk must
+    cost no recovery point. (Nobody can tell a kill by hand from one for lack of memory: that
+    counts.)
     """
     if attempt.request is None or not attempt.began_training:
         return False
-    if attempt.stop_asked or attempt.save_failed:
+    if attempt.stop_asked or attempt.save_failed or attempt.rewind is not None:
         return False
     return attempt.outcome is None or (attempt.outcome == "failed" and attempt.exit != RECIPE)
 

@@ -41,7 +41,10 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
 # Of what is free otherwise: what a resume or a model card reckons with.
 INNER: Mapping[str, Mapping[str, Any]] = {
     "settings": {"seed": int, "learning_rate": float | None},
-    "health": {"finite": bool, "loss": float, "grad_norm": float},
+    "health": {
+        **{"finite": bool, "loss": float, "grad_norm": float},
+        "window": tuple[tuple[float, float | None], ...],
+    },
     "about": {
         **{"tokens": int | None, "train_seconds": float, "parameters": int, "trained": int},
         **{"card": dict[str, Any] | None, "base_model": str | None},
@@ -89,7 +92,8 @@ class Manifest:
         adapter: True when only an adapter (LoRA) is stored, not the base model.
         planned_steps: how many optimizer steps the run was to have; 0: not known.
         settings: what determines the trajectory (learning rate, seed, data, …), to find drift.
-        health: `finite`: whether the state is; the last `loss` and `grad_norm` logged.
+        health: `finite`: whether the state is; the last `loss` and `grad_norm` logged; `window`:
+            what a spike is seen by.
         versions: of the main libraries.
         saved_at: UTC, ISO 8601.
         save_seconds: how long training stood still for it.

@@ -8,7 +8,8 @@ import re
 from typing import Any, Mapping, NamedTuple, Sequence  # noqa: UP035  # Python 3.6
 
 FINISHED, PREEMPTED, FAILED, NO_PROGRESS = "finished", "preempted", "failed", "no_progress"
-OUTCOMES = (FINISHED, PREEMPTED, FAILED, NO_PROGRESS)
+REWOUND = "rewound"
+OUTCOMES = (FINISHED, PREEMPTED, REWOUND, FAILED, NO_PROGRESS)
 RECIPE = "recipe"  # failed, as the same command would again: no further attempt can mend it
 WRONG_RECIPE, NOT_PUBLISHED, STOPPED, GIVEN_UP = 2, 70, 75, 76
 ENDED_BY_SLURM = 143
@@ -124,6 +125,8 @@ def after_attempt(ended: Ended, seen: Situation) -> Next:
     asked = when_asked(seen)
     if asked.action:
         return asked
+    if ended.outcome == REWOUND and seen.fruitless < seen.max_attempts:
+        return Next("launch", "going back: " + ended.reason)
     stopped = ended.outcome == PREEMPTED
     if stopped and "deadline" in ended.reason:
         return queue_again("the time is over", seen)
@@ -235,5 +238,6 @@ def advice(outcome: str, exit_status: int) -> str:
     return {
         FINISHED: "nothing: the run is finished",
         PREEMPTED: "launch the same command again, and it carries on",
+        REWOUND: "launch the same command again: it goes on from before the step that spoilt it",
         NO_PROGRESS: "nothing is left to carry on from: see the reason before you launch it again",
     }.get(outcome, "see to the reason, then launch the same command again: it carries on")

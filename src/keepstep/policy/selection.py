@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from keepstep.errors import KeepstepError
 from keepstep.output.printable import first_few, printable
 from keepstep.policy.batch import Batch
+from keepstep.policy.rewind import Rewind
 
 WORDS = ("auto", "latest", "best", "never")
 PATIENCE = 3  # resumes of one checkpoint without progress, unless the recipe says otherwise
@@ -78,6 +79,7 @@ class Choice:
     `invalid` are those whose files are not what was written: they belong in quarantine.
     `under_way`: the request was carried out by an earlier attempt; this one carries on from there.
     `batch`: how the rows of a step are shared out from there on; None: as the recipe says.
+    `rewinds`: that were decided on since that step was saved.
     """
 
     step: int | None
@@ -86,6 +88,7 @@ class Choice:
     under_way: bool = False
     weights_only: bool = False
     batch: Batch | None = None
+    rewinds: tuple[Rewind, ...] = ()
 
 
 def choose(request: str, situation: Situation) -> Choice:

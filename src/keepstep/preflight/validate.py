@@ -16,6 +16,7 @@ from keepstep.data.columns import wrong_names
 from keepstep.data.mixture import STRATEGIES
 from keepstep.output.environment import TOKEN
 from keepstep.policy.selection import WORDS, SelectionError
+from keepstep.preflight.health import check_health
 from keepstep.preflight.launch import check_launch, launch_of
 from keepstep.preflight.libraries import check_libraries
 from keepstep.preflight.metric import (
@@ -316,6 +317,6 @@ def _versions(recipe: Recipe) -> Iterator[Problem]:
 # What a recipe names; and the rest.
 NAMED = (_model, _data, check_sets)
 CHECKS = (
-    *(_run_folder, _stream, check_numbers, _saving, check_metric, check_own_metrics),
-    *(check_samples, _batch, _launch, check_libraries, _secrets, _hub, _versions),
+    *(_run_folder, _stream, check_numbers, check_health, _saving, check_metric),
+    *(check_own_metrics, check_samples, _batch, _launch, check_libraries, _secrets, _hub, _versions),
 )

@@ -11,8 +11,14 @@ from typing import Any, Literal
 
 logger = logging.getLogger(__name__)
 
-Word = Literal["finished", "preempted", "failed", "no_progress"]
-EXIT_STATUS: dict[str, int] = {"finished": 0, "preempted": 75, "failed": 70, "no_progress": 76}
+Word = Literal["finished", "preempted", "rewound", "failed", "no_progress"]
+EXIT_STATUS: dict[str, int] = {
+    "finished": 0,
+    "preempted": 75,
+    "rewound": 75,
+    "failed": 70,
+    "no_progress": 76,
+}
 CONFIG_EXIT_STATUS = 2
 # launch/train.sh names a file here: launchers hide the exit status of their workers.
 STATUS_FILE = "KEEPSTEP_STATUS_FILE"
@@ -23,7 +29,8 @@ class Outcome:
     """How this attempt ended.
 
     Attributes:
-        outcome: finished, preempted (stopped on request, state saved), failed, or no_progress
+        outcome: finished, preempted (stopped on request, state saved), rewound (the next attempt
+            goes on from before a step that had spoilt the run), failed, or no_progress
             (everything there is to resume from was tried: do not launch it again as it is).
         reason: what asked for the stop, or the error; None for finished.
         global_step: optimizer steps completed, None when training did not begin.

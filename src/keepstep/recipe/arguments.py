@@ -235,12 +235,42 @@ class CheckpointArguments(Combined):
             "each; null: it goes on for ever."
         },
     )
-    on_nonfinite: Literal["stop", "ignore"] = field(
+    on_nonfinite: Literal["stop", "rewind", "ignore"] = field(
         default="stop",
         metadata={
             "help": "What follows a loss (of any rank) or a gradient norm that is NaN or infinite: "
             "the run ends, naming step, rank and rows, and nothing of that step is saved (`stop`); "
-            "or it goes on (`ignore`)."
+            "it goes back to the newest checkpoint from before, and leaves those rows out from "
+            "there on (`rewind`); or it goes on (`ignore`)."
+        },
+    )
+    on_spike: Literal["stop", "rewind", "ignore"] = field(
+        default="ignore",
+        metadata={
+            "help": "What follows a spike of the loss or of the gradient norm (see `spike_sigma`), "
+            "in the words of `on_nonfinite`; `ignore` tells of it."
+        },
+    )
+    spike_sigma: float | None = field(
+        default=None,
+        metadata={
+            "help": "A step's loss (the mean over all ranks) or gradient norm is a spike when it "
+            "lies more than so many standard deviations above the mean of the steps before, as in "
+            "6; null: spikes are not looked for."
+        },
+    )
+    spike_window: int = field(
+        default=100,
+        metadata={
+            "help": "Of how many steps that mean is, spikes left out; before there are so many, "
+            "none is seen."
+        },
+    )
+    max_rewinds: int = field(
+        default=3,
+        metadata={
+            "help": "How often a run may go back, in all its attempts together; then it stops, and "
+            "names what was tried."
         },
     )
     last_save_retry_seconds: float = field(

@@ -89,9 +89,11 @@ HARMLESS = frozenset(
         *("save_interval_seconds", "max_save_overhead", "save_min_seconds", "async_save"),
         *("keep_every_n_steps", "keep_total_bytes"),
         *("min_free_bytes", "max_lost_minutes", "on_save_error", "max_failed_saves"),
-        *("last_save_retry_seconds", "on_nonfinite", "time_limit", "deadline"),
+        *("last_save_retry_seconds", "time_limit", "deadline"),
         *("stop_margin_seconds", "peer_timeout_seconds", "hang_timeout_seconds"),
         "hang_min_seconds",
+        # What follows a step that spoils the run: which rows are left out is in the manifest.
+        *("on_nonfinite", "on_spike", "spike_sigma", "spike_window", "max_rewinds"),
         # Where it goes on.
         *("resume_from_checkpoint", "resume_weights_only", "verify_on_resume", "allow_drift"),
         *("allow_batch_change", "max_attempts_without_progress", "ignore_data_skip"),

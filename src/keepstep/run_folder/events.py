@@ -13,6 +13,7 @@ from typing import Any
 from keepstep.policy.lineage import Attempt, Finish, Node
 from keepstep.policy.manifest import BOUNDS
 from keepstep.policy.parallel_layout import ParallelLayout
+from keepstep.policy.rewind import Rewind
 from keepstep.policy.strict import TextError, build, checked
 
 JOB = ("job", "nodes", "restarts")  # what an attempt says of its batch job
@@ -21,6 +22,7 @@ COUNTS = {
     "attempt": "attempt",
     "step": "global_step",
     "parent": "parent",
+    "to": "parent",
 }  # as manifests bound them
 # The kind of each fact that somebody reckons with; of any other any kind.
 FACTS: dict[str, Any] = {
@@ -30,6 +32,10 @@ FACTS: dict[str, Any] = {
     **dict.fromkeys(("request", "path", "nodes"), str | None),
     **dict.fromkeys(("recipe", "signal"), str | None),
     **dict.fromkeys(("exit", "newest"), int | None),
+    **dict.fromkeys(("to", "of"), int),
+    "what": str,
+    "rows": tuple[int, ...],
+    "dataset": str | None,
     "attempt": int,
     "passed_by": dict[str, str],
     "plan": dict[str, Any],
@@ -157,6 +163,11 @@ def _with(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
         return replace(attempt, save_failed=True)
     if kind == "hang":
         return replace(attempt, hang_at=event.get("step"))
+    if kind == "rewind" and {"step", "to", "what", "rows", "of"} <= event.keys():
+        facts = {name: event.get(name) for name in ("step", "to", "what", "rows", "of", "dataset")}
+        return replace(
+            attempt, rewind=Rewind(event["attempt"], **facts | {"rows": tuple(event["rows"])})
+        )
     if kind == "finished" and {"step", "newest", "plan"} <= event.keys():
         return replace(attempt, finish=Finish(event["step"], event["newest"], event["plan"]))
     if kind == "reshard":

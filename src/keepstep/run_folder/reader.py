@@ -13,6 +13,7 @@ from keepstep.policy.lineage import Attempt, Node, abandoned_steps, fruitless_re
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.policy.metric import value_of
 from keepstep.policy.retention import Decision, Policy, Record, best_step, plan_retention
+from keepstep.policy.rewind import Rewind
 from keepstep.policy.samples import Sample
 from keepstep.policy.samples import read_lines as read_samples
 from keepstep.policy.selection import (
@@ -333,6 +334,10 @@ class RunFolder(RunPaths):
         except ABSENT:
             return []
         return read_samples(text)
+
+    def rewinds(self) -> list[Rewind]:
+        """How often the run has gone back from a step that had spoilt it, oldest first."""
+        return [attempt.rewind for attempt in self.attempts() if attempt.rewind is not None]
 
     def commits(self) -> list[dict[str, Any]]:
         """What events.jsonl says of every save, in their order; also of those that are pruned."""

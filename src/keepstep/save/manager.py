@@ -18,6 +18,7 @@ from keepstep.policy.drift import drift
 from keepstep.policy.lineage import Finish, last_finish, newest_hang
 from keepstep.policy.manifest import ManifestError
 from keepstep.policy.retention import Policy
+from keepstep.policy.rewind import decided_since
 from keepstep.policy.selection import Choice, SelectionError, UnreadableError
 from keepstep.policy.standstill import Bound
 from keepstep.ranks import collectives
@@ -283,13 +284,21 @@ class CheckpointManager:
                 step=chosen.step,
                 path=chosen.path,
             )
-        choice = replace(choice, weights_only=weights_only)
+        of_this_run = self._start_of(chosen, weights_only)
+        rewinds = decided_since(self.run.rewinds(), of_this_run)
+        choice = replace(choice, weights_only=weights_only, rewinds=rewinds)
         self.writer.record_resume(
             resume.request, resume.weights_only, chosen, choice, resume.recipe
         )
         if weights_only or not self._goes_on(finish, chosen, resume.request, choice):
             finish = None
         return chosen, choice, finish
+
+    def _start_of(self, chosen: Checkpoint | None, weights_only: bool) -> int | None:
+        """The attempt that wrote what is gone on from; None: it is no state of this run."""
+        if chosen is None or weights_only or chosen.path.parent != self.run.path:
+            return None
+        return chosen.manifest.attempt
 
     def _goes_on(
         self, finish: Finish | None, chosen: Checkpoint | None, request: str, choice: Choice

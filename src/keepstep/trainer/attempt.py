@@ -30,7 +30,7 @@ from keepstep.save.manager import CheckpointManager
 from keepstep.save.resume_checks import DriftError, Resume
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer import about
-from keepstep.trainer.health import NonFiniteError
+from keepstep.trainer.health import RewindError, SpoiltError
 from keepstep.trainer.publish_callback import Publishing
 from keepstep.trainer.reporter import farewell
 
@@ -184,7 +184,9 @@ class CurrentAttempt:
             self.outcome = ended("failed", reason=str(error))
         elif isinstance(error, (ConfigError, SelectionError, DriftError, ReshardError)):
             self.outcome = Outcome("failed", str(error), exit=CONFIG_EXIT_STATUS)
-        elif isinstance(error, NonFiniteError):  # the same rows would do the same again
+        elif isinstance(error, RewindError):
+            self.outcome = ended("rewound", reason=str(error), global_step=self.trained_to)
+        elif isinstance(error, SpoiltError):  # the same rows would do the same again
             step = self.trained_to
             self.outcome = Outcome("failed", str(error), step, exit=CONFIG_EXIT_STATUS)
         elif isinstance(error, Exception):
@@ -196,7 +198,7 @@ class CurrentAttempt:
         self.watchdog.stop(missed=isinstance(error, ConfigError))
         self.hub.close()
         self.manager.end(self.outcome)
-        if isinstance(error, (NoProgressError, NotOwnerError, UnreadableError, NonFiniteError)):
+        if isinstance(error, (NoProgressError, NotOwnerError, UnreadableError, SpoiltError)):
             farewell(self.manager, self.outcome)
 
     def _give_up(self, reason: str) -> None:

@@ -63,6 +63,8 @@ class AttemptMixin(Trainer):
                 the run is finished and has saved nothing that could be loaded.
             DriftError: settings have changed since the checkpoint was made; it lists them.
             NotOwnerError: another attempt is at work in this run folder.
+            SpoiltError: a loss was not finite, or a spike, and the run stops for it; or it goes
+                back (`on_nonfinite: rewind`): the same command again goes on from before.
             NoProgressError: all that there is to carry on from has been tried, and failed.
         """
         request = request_of(resume_from_checkpoint, self.attempt.recipe.training)
@@ -125,7 +127,8 @@ class AttemptMixin(Trainer):
                 self.take_weights(shown)
         manifest = self.start.manifest if self.start else None
         kernels = self.take_kernels(manifest.settings if manifest else None)
-        self.rows = self.plan(manifest)
+        of_data = attempt.settings.get("dataset")
+        self.rows = self.plan(manifest, attempt.choice.rewinds, of_data)
         config = getattr(self.model, "config", None)
         computed = {ATTENTION: getattr(config, "_attn_implementation", None)}
         computed |= kernels.settings if kernels else {}

@@ -8,14 +8,14 @@ what a step consists of then depends on who computes it. Here a step's rows are 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 from trl.trainer.utils import RepeatSampler
 
-from keepstep.policy.batch import Batch, Course
+from keepstep.policy.batch import Batch, Course, share_of
 from keepstep.trainer.workers import WithoutSignals, workers_of
 
 IGNORED = -100  # the label of a token that is not trained on, by torch's convention
@@ -28,7 +28,14 @@ class StepSampler(BatchSampler):
     """
 
     def __init__(
-        self, course: Course, batch: Batch, rank: int, seed: int, order: Sampler[int], samples: int
+        self,
+        course: Course,
+        batch: Batch,
+        rank: int,
+        seed: int,
+        order: Sampler[int],
+        samples: int,
+        skipped: Collection[int] = (),
     ) -> None:
         """
         Args:
@@ -38,8 +45,10 @@ class StepSampler(BatchSampler):
             seed: of the epochs' orders.
             order: of single rows; seeded anew for each epoch, if it is random.
             samples: drawn before this attempt.
+            skipped: rows that are left out: a step that would have them is smaller by those.
         """
         self.course, self.batch, self.rank, self.seed = course, batch, rank, seed
+        self.skipped = frozenset(skipped)
         self._order = order
         self._start = course.start(samples)
         self._epoch = self._start[0]
@@ -65,8 +74,9 @@ class StepSampler(BatchSampler):
         first, _, shift = self._start
         shift = shift if self._epoch == first else 0
         for step in range(self.course.steps_per_epoch):
-            for places in self.course.share(step, shift, self.batch, self.rank):
-                yield [order[place] for place in places]
+            rows = [order[place] for place in self.course.places(step, shift)]
+            rows = [row for row in rows if row not in self.skipped]
+            yield from share_of(rows, self.batch, self.rank)
 
 
 class RowLoader(DataLoader[Any]):
@@ -151,10 +161,12 @@ def step_loader(
     loader: DataLoader[Any], sampler: StepSampler, sums_labels: bool = True
 ) -> RowLoader:
     """`loader` (a map-style one) with its rows dealt by `sampler`. Ranks: any, each its own."""
+    dealt = (row for row in itertools.count() if row not in sampler.skipped)
+    filler = loader.dataset[next(dealt)]
     return RowLoader(
         loader.dataset,
         batch_sampler=sampler,
-        collate_fn=Collate(loader.collate_fn, loader.dataset[0], sums_labels),
+        collate_fn=Collate(loader.collate_fn, filler, sums_labels),
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
         worker_init_fn=loader.worker_init_fn,

@@ -86,4 +86,4 @@ class DescriptionMixin(Trainer):
 
     def _health(self) -> dict[str, Any]:
         """Whether the state is finite, and what was logged last."""
-        return {"finite": self.every_step.health.is_finite, **finite_metrics(self._logged)}
+        return {**self.every_step.health.described(), **finite_metrics(self._logged)}

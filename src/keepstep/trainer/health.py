@@ -1,8 +1,10 @@
-"""Whether every rank's losses and gradient norms are finite: looked at with nobody waiting.
+"""Whether every rank's losses and gradient norms are finite, and no spikes: looked at with nobody
+waiting.
 
 A step's numbers are copied to the host while training goes on. What they say goes around with the
 next step's question (see `pacing`), so a step is judged one step later, on a GPU two; and before
-a checkpoint is made, all that are still on their way. So nothing that is not finite is committed.
+a checkpoint is made, all that are still on their way. So nothing of a step that is not finite, or a
+spike that is not ignored, is committed.
 """
 
 from __future__ import annotations
@@ -10,101 +12,44 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from keepstep.errors import KeepstepError
-from keepstep.policy.health import Action, Offence, What, stopped
+from keepstep.policy.health import Offence, What, goes_back, stopped
+from keepstep.policy.rewind import why_not
+from keepstep.policy.spikes import Spike, SpikeWatch
 from keepstep.ranks import collectives
 from keepstep.run_folder.writer import RunWriter
 from keepstep.trainer.protocol import CheckpointedTrainer
+from keepstep.trainer.step_numbers import Ended, Numbers
 
 logger = logging.getLogger(__name__)
 
+NOTHING = -1.0  # in the place of a norm that is not known
 
-class NonFiniteError(KeepstepError, ArithmeticError):
-    """A loss, a gradient norm or the weights are not finite, and `on_nonfinite` says to stop.
+
+class SpoiltError(KeepstepError, ArithmeticError):
+    """A step has spoilt the run, which ends for it.
 
     Attributes:
-        step: in which that was.
+        step: which.
         ranks: whose loss it was; empty: nobody's in particular.
     """
 
 
-class Numbers:
-    """What a step is judged by, on its way to the host."""
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        """
-        Args:
-            size: losses that are expected; more are taken, too.
-        """
-        self.pinned = device.type != "cpu"
-        self.count, self.grad_norm = 0, False
-        self._event: Any = None
-        self._device = device
-        self._make(size + 1)
-
-    def _make(self, size: int) -> None:
-        if self.pinned:
-            self._tensor = torch.empty(size, pin_memory=True)
-            self._seen = self._tensor.numpy()
-        else:
-            self._seen = np.empty(size, dtype=np.float32)
-            self._tensor = torch.from_numpy(self._seen)
-
-    def clear(self) -> None:
-        self.count, self.grad_norm = 0, False
-
-    def add_loss(self, loss: torch.Tensor) -> None:
-        """Of one micro-batch. Ranks: any."""
-        if self.count + 1 >= len(self._tensor):
-            self.wait()
-            before = self._seen[1 : self.count + 1].copy()
-            self._make(2 * len(self._tensor))
-            self._seen[1 : self.count + 1] = before
-        self.count += 1
-        self._tensor[self.count].copy_(loss.detach(), non_blocking=True)
-
-    def set_grad_norm(self, norm: Any) -> None:
-        self.grad_norm = norm is not None
-        if isinstance(norm, torch.Tensor):
-            self._tensor[0].copy_(norm.detach(), non_blocking=True)
-        elif norm is not None:
-            self._seen[0] = norm
-
-    def ended(self) -> None:
-        """Nothing is added any more."""
-        if self.pinned:
-            self._event = torch.Event(self._device)
-            self._event.record()
-
-    def wait(self) -> None:
-        """Until all of it is on the host."""
-        if self.pinned:
-            if self._event is None:
-                self.ended()
-            self._event.synchronize()
-            self._event = None
-
-    @property
-    def losses(self) -> list[float]:
-        return [float(loss) for loss in self._seen[1 : self.count + 1]]
-
-    @property
-    def norm(self) -> float | None:
-        return float(self._seen[0]) if self.grad_norm else None
+class NonFiniteError(SpoiltError):
+    """A loss, a gradient norm or the weights are not finite, and the run is to stop for it."""
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A step that is over, and to be judged."""
+class SpikeError(SpoiltError):
+    """A loss or a gradient norm is a spike, and the run is to stop for it."""
 
-    step: int
-    numbers: Numbers
+
+class RewindError(SpoiltError):
+    """The run goes back: the next attempt goes on from before this step. The model in memory is
+    spoilt."""
 
 
 class Health:
@@ -121,16 +66,26 @@ class Health:
         self._ended: deque[Ended] = deque()
         self._free: list[Numbers] = []
         self._asked: Ended | None = None
+        self._spikes: SpikeWatch | None = None
         self._trusts_steps = True  # all of them were finite, their gradient norms, too
+        self._doubtful: int | None = None  # the step judged last, if its gradient is not known
         self._ignored = False  # the step that was judged last had to be
 
     def begin(self) -> None:
         """Set memory aside, before the first step. Ranks: any."""
         self._trainer.saving.note_steps()
         self._free = [self._made() for _ in range(3)]
-        start = self._trainer.start
-        if start is not None:
-            self._trusts_steps = bool(start.manifest.health.get("finite", True))
+        start, args = self._trainer.start, self._trainer.args
+        known = {} if start is None else start.manifest.health
+        self._trusts_steps = bool(known.get("finite", True))
+        if args.spike_sigma is not None:
+            window = known.get("window") or ()
+            self._spikes = SpikeWatch(args.spike_sigma, args.spike_window, window)
+
+    def described(self) -> dict[str, Any]:
+        """What a manifest holds of it. Ranks: any; the same everywhere."""
+        window = {} if self._spikes is None else {"window": self._spikes.window}
+        return {"finite": self.is_finite, **window}
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Of a micro-batch: it stays on the device. Ranks: any."""
@@ -148,12 +103,13 @@ class Health:
         """Its numbers are to be judged. Ranks: any."""
         if self._now is not None:
             self._now.ended()
-            self._ended.append(Ended(step, self._now))
+            self._ended.append(Ended(step, self._now, self._trainer.is_without_rows))
             self._now = None
 
-    def tell(self, all_of_it: bool = False) -> tuple[bool, bool]:
+    def tell(self, all_of_it: bool = False) -> tuple[list[bool], list[float]]:
         """What this rank says in the next question: whether a loss is not finite, and whether the
-        gradient norm. Nothing, if no step is over. Ranks: any; `hear` follows.
+        gradient norm; where spikes are looked for, its share of the step's loss and norm, too, to
+        be added up. Nothing, if no step is over. Ranks: any; `hear` follows.
 
         Args:
             all_of_it: also of the newest step, whose numbers a GPU may still be computing.
@@ -161,47 +117,62 @@ class Health:
         behind = len(self._ended) > (1 if self._ended and self._ended[0].numbers.pinned else 0)
         self._asked = self._ended.popleft() if behind or (all_of_it and self._ended) else None
         if self._asked is None:
-            return False, False
+            return [False, False], [] if self._spikes is None else [0.0, 0.0]
         numbers = self._asked.numbers
         numbers.wait()  # for what came before the step under way: its end is over on the device
-        return not all(map(math.isfinite, numbers.losses)), not self._norm_is_finite(numbers)
+        loss, norm = numbers.loss, numbers.norm
+        flags = [not math.isfinite(loss), not self._norm_is_finite(norm)]
+        if self._spikes is None:
+            return flags, []
+        if norm is None or not math.isfinite(norm):
+            norm = NOTHING
+        mean = 0.0 if flags[0] else loss / collectives.world_size()
+        return flags, [mean, norm if collectives.is_main() else 0.0]
 
-    def hear(self, loss: bool, norm: bool) -> None:
-        """What came of it, on all ranks. Ranks: all (collective where something is not finite).
+    def hear(self, loss: bool, norm: bool, *told: float) -> None:
+        """What came of it, on all ranks. Ranks: all (collective where a step spoils the run).
 
         Raises:
-            NonFiniteError: on every rank: it is not, and the run is to stop.
+            SpoiltError: on every rank: what was asked about ends the run.
         """
         asked, self._asked = self._asked, None
         if asked is None:
             return
         numbers, ignored, self._ignored = asked.numbers, self._ignored, loss or norm
-        self._trusts_steps &= not (loss or norm) and (numbers.norm is not None or self._is_scaled)
+        known = numbers.norm is not None or self._is_scaled
+        self._trusts_steps &= not (loss or norm) and known
+        doubtful, self._doubtful = self._doubtful, None if known else asked.step
+        offence = None
         if loss or norm:
             offence = self._offence(asked.step, "loss" if loss else "gradient norm", numbers)
-            if self._stops(offence, tell=not ignored):
-                raise self._error(offence)
+            offence = self._of_step_before(offence, doubtful, numbers)
+        elif (spike := self._spike_of(asked, told)) is not None:
+            self._ignored = True
+            rows = self._trainer.rows_of(asked.step, None)
+            offence = Offence(asked.step, spike.what, rows=tuple(rows), spike=spike)
+        if offence is not None:
+            self._follow(offence, tell=not ignored)
         self._free.append(numbers)
 
     def settle(self) -> None:
         """Judge every step up to this one, and the state if need be. Ranks: all (collective).
 
         Raises:
-            NonFiniteError: see `hear`; or the weights are not finite.
+            SpoiltError: see `hear`; or the weights are not finite.
         """
         if self._asked is not None:  # its answer has not been fetched yet: it is asked again
             self._ended.appendleft(self._asked)
         while self._ended:
-            self.hear(*collectives.any_of(*self.tell(all_of_it=True)))
-        self.is_finite = True
+            flags, totals = self.tell(all_of_it=True)
+            self.hear(*collectives.ask(*flags, totals=totals)())
+        self.is_finite, self._doubtful = True, None
         if self._trusts_steps:
             return
         (bad,) = collectives.any_of(not weights_are_finite(self._trainer.model))
         self.is_finite = not bad
         if bad and not self._ignored:
-            offence = self._offence(self._trainer.state.global_step, "weights", None)
-            if self._stops(offence, tell=True):
-                raise self._error(offence)
+            step = self._trainer.state.global_step
+            self._follow(self._offence(step, "weights", None), tell=True)
             self._ignored = True
 
     @property
@@ -209,12 +180,19 @@ class Health:
         """Whether a gradient may be infinite: its step is skipped then (a loss scaler's way)."""
         return bool(self._trainer.args.fp16)
 
-    def _norm_is_finite(self, numbers: Numbers) -> bool:
-        return self._is_scaled or numbers.norm is None or math.isfinite(numbers.norm)
+    def _norm_is_finite(self, norm: float | None) -> bool:
+        return self._is_scaled or norm is None or math.isfinite(norm)
 
     def _made(self) -> Numbers:
         args = self._trainer.args
         return Numbers(args.gradient_accumulation_steps, args.device)
+
+    def _spike_of(self, asked: Ended, told: tuple[float, ...]) -> Spike | None:
+        """Ranks: any; the same everywhere: so is `told`."""
+        if self._spikes is None or asked.is_without_rows:
+            return None
+        loss, norm = told
+        return self._spikes.judge(loss, None if norm == NOTHING else norm)
 
     def _offence(self, step: int, what: What, numbers: Numbers | None) -> Offence:
         """Whose it was, and which rows. Ranks: all (collective)."""
@@ -230,35 +208,87 @@ class Health:
         rows = self._trainer.rows_of(step, cells or None)
         return Offence(step, what, tuple(sorted(cells)), tuple(rows), values)
 
-    def _stops(self, offence: Offence, tell: bool) -> bool:
-        """Write it down; returns whether the run ends for it. Ranks: all (collective)."""
-        action = self._trainer.args.on_nonfinite
-        if action == "ignore" and not tell:
-            return False  # a step of a series: its first was told
-        self._trainer.manager.saver.on_main("recording", lambda w: _record(w, offence, action))
-        if action == "ignore" and collectives.is_main():
-            logger.warning("%s\n    on_nonfinite: ignore: training goes on.", offence)
-        return bool(action == "stop")
+    def _of_step_before(self, offence: Offence, before: int | None, numbers: Numbers) -> Offence:
+        """Where a gradient's norm is not known (DeepSpeed's stage 0), a bad one is seen by what
+        comes of it: no loss of the next step is finite. Ranks: any; the same everywhere.
 
-    def _error(self, offence: Offence) -> NonFiniteError:
-        """Ranks: all (collective): a save that is on its way arrives first."""
-        self._trainer.hear()
-        latest = collectives.on_main(
-            "looking up the newest checkpoint", lambda: self._trainer.manager.run.latest()
-        )
-        text = stopped(offence, None if latest is None else latest.step)
-        return NonFiniteError(text, step=offence.step, ranks=offence.ranks)
+        Args:
+            before: the step before, if that was not known of it.
+        """
+        if before is None or offence.what != "loss":
+            return offence
+        everybody = len(offence.ranks) == collectives.world_size()
+        if not everybody or offence.rows != tuple(self._trainer.rows_of(offence.step, None)):
+            return offence
+        rows = self._trainer.rows_of(before, None)
+        if collectives.world_size() == numbers.count == 1:  # it may as well be this step's own
+            rows = sorted({*rows, *offence.rows})
+        return Offence(before, "weights", rows=tuple(rows), values=offence.values)
+
+    def _follow(self, offence: Offence, tell: bool) -> None:
+        """Do what the recipe says. Ranks: all (collective).
+
+        Raises:
+            SpoiltError: the run ends for it.
+        """
+        args, on_main = self._trainer.args, self._trainer.manager.saver.on_main
+        action = args.on_nonfinite if offence.spike is None else args.on_spike
+        if action == "ignore":
+            if tell:  # of a series of steps the first
+                on_main("recording", lambda writer: _record(writer, offence, action))
+                if collectives.is_main():
+                    logger.warning("%s\n    %s: ignore: training goes on.", offence, offence.option)
+            return
+        self._trainer.hear()  # a save that is on its way arrives first
+        kind = NonFiniteError if offence.spike is None else SpikeError
+        why, text = on_main("going back", lambda writer: self._decide(writer, offence, action))
+        if action == "rewind" and why is None:
+            raise RewindError(text, step=offence.step, ranks=offence.ranks)
+        raise kind(text, step=offence.step, ranks=offence.ranks)
+
+    def _decide(self, writer: RunWriter, offence: Offence, action: str) -> tuple[str | None, str]:
+        """Main process: write down what follows; why the run does not go back (None: it does, or
+        was not to), and what is said."""
+        step = self._newest_saved()
+        if action == "stop":
+            _record(writer, offence, action)
+            return None, stopped(offence, step)
+        trainer, tried = self._trainer, writer.run.rewinds()
+        course, most = trainer.rows.course, trainer.args.max_rewinds
+        left = 0 if course is None else course.rows - len(trainer.rows.skipped)
+        why = why_not(tried, most, offence.rows, left)
+        if why is None:
+            assert course is not None
+            writer.record(
+                "rewind",
+                step=offence.step,
+                to=step or 0,
+                what=offence.fault,
+                rows=list(offence.rows),
+                of=course.rows,
+                dataset=trainer.settings.get("dataset"),
+            )
+            if len(writer.run.rewinds()) == len(tried):  # the next attempt would not know of it
+                why = "that could not be written down"
+        _record(writer, offence, "rewind" if why is None else "stop")
+        if why is not None:
+            return why, stopped(offence, step, why)
+        return None, goes_back(offence, step or 0, len(tried) + 1, most)
+
+    def _newest_saved(self) -> int | None:
+        """The newest step of this branch that has a checkpoint. Ranks: any; the same everywhere."""
+        saved, start = self._trainer.last_saved, self._trainer.start
+        if saved is not None:
+            return saved.checkpoint.step
+        return None if start is None else start.step
 
 
-def _record(writer: RunWriter, offence: Offence, action: Action) -> None:
-    writer.record(
-        "nonfinite",
-        step=offence.step,
-        what=offence.what,
-        ranks=list(offence.ranks),
-        rows=list(offence.rows),
-        action=action,
-    )
+def _record(writer: RunWriter, offence: Offence, action: str) -> None:
+    facts = {"step": offence.step, "what": offence.what, "rows": list(offence.rows)}
+    if offence.spike is None:
+        writer.record("nonfinite", ranks=list(offence.ranks), action=action, **facts)
+    else:
+        writer.record("spike", value=offence.spike.value, action=action, **facts)
 
 
 def weights_are_finite(model: Any) -> bool:

@@ -23,6 +23,7 @@ from transformers import PrinterCallback
 from keepstep.data.rows import Count
 from keepstep.policy.batch import Batch
 from keepstep.preflight.agreement import agree
+from keepstep.preflight.health import check_dealer
 from keepstep.preflight.validate import validate_given
 from keepstep.ranks import collectives
 from keepstep.ranks.start_up import own_start
@@ -90,8 +91,8 @@ class CheckpointMixin(
        asked to, and writes down how the attempt ended: `outcome`.
 
     Attributes:
-        outcome: how `train()` ended: finished, preempted, failed or no_progress, with the `exit`
-            status that belongs to it; None before.
+        outcome: how `train()` ended: finished, preempted, rewound, failed or no_progress, with the
+            `exit` status that belongs to it; None before.
         manager: its checkpoints; `manager.run` lists them.
         start: the checkpoint whose state training goes on with, None for the beginning.
         asked: how the config shares out the rows of a step; `args.batch` is how it is done.
@@ -184,6 +185,7 @@ class CheckpointMixin(
                 *validate_given(recipe, own_metrics),
                 *check_restorable(asked, name, given.get("model")),
                 *check_rows(given, recipe.training),
+                *check_dealer(self.dealer, recipe),
             ],
         )
         agree(problems)

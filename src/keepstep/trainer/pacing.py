@@ -47,7 +47,7 @@ class EveryStep(TrainerCallback):
         self.watchdog: Watchdog | None = None
         self.health = Health(trainer)
         self._told_lost = False
-        self._answer: Callable[[], list[bool]] | None = None  # to what has been asked
+        self._answer: Callable[[], list[Any]] | None = None  # to what has been asked
         self._reason: Reason | None = None  # the main process's
         self._began_at: int | None = None  # steps completed when the newest micro-batch began
         self._evaluating = False  # the Trainer does; it bears to be broken off
@@ -169,23 +169,24 @@ class EveryStep(TrainerCallback):
         saver, close = self.trainer.manager.saver, False
         if self.pacer is not None:
             self._reason, close = self.pacer.look_ahead(saver.in_flight)
-        self._answer = collectives.ask(
+        flags, totals = self.health.tell()
+        own = (
             saver.has_news(),
             self._is_to_stop(),
             self._reason is not None,
             self._has_lost(),
             close,
-            *self.health.tell(),
         )
+        self._answer = collectives.ask(*own, *flags, totals=totals)
 
     def _hear(self) -> list[bool]:
         """What was asked, for all ranks; raises as `Health.hear` does. Ranks: all (collective)."""
         self._ask()
         assert self._answer is not None
         answer, self._answer = self._answer, None
-        *told, loss, norm = answer()
-        self.health.hear(loss, norm)
-        return told
+        told = answer()
+        self.health.hear(*told[5:])
+        return told[:5]
 
     def _is_to_stop(self) -> bool:
         """Ranks: any; the main process decides on more than signals."""

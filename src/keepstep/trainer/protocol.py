@@ -21,6 +21,7 @@ from keepstep.run_folder.writer import Saved
 from keepstep.save.manager import CheckpointManager
 from keepstep.save.rank_part import Part
 from keepstep.trainer.resharded import Resharded
+from keepstep.trainer.row_plan import RowPlan
 
 
 class CheckpointContents(Protocol):
@@ -53,7 +54,7 @@ class StepTimes(Protocol):
 
 
 class StepHealth(Protocol):
-    """Whether all steps so far were finite (`health.Health`)."""
+    """Whether all steps so far were finite, and no spikes (`health.Health`)."""
 
     def settle(self) -> None: ...
 
@@ -88,6 +89,9 @@ class CheckpointedTrainer(Protocol):
         preempted: why training stopped before its end, None when it did not.
         sources, renamed, counts: `training` and `evaluation`: where the rows come from, how columns
             of other names were understood, and what became of them when they were made into tokens.
+        rows: which rows the steps have.
+        settings: what a resume compares.
+        is_without_rows: all rows of the step that is computed are left out.
     """
 
     # Of transformers.
@@ -134,6 +138,9 @@ class CheckpointedTrainer(Protocol):
     sources: Mapping[str, str]
     renamed: Mapping[str, str]
     counts: Mapping[str, Count]
+    rows: RowPlan
+    settings: Mapping[str, Any]
+    is_without_rows: bool
 
     @property
     def contents(self) -> CheckpointContents: ...

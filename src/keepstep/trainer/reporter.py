@@ -20,11 +20,12 @@ from keepstep.output.units import human_bytes
 from keepstep.policy.batch import Dealt
 from keepstep.policy.completeness import has_weights
 from keepstep.policy.metric import value_of
+from keepstep.policy.rewind import told
 from keepstep.policy.samples import Sample
 from keepstep.policy.selection import Choice
 from keepstep.ranks import collectives
 from keepstep.ranks.console import console, say
-from keepstep.ranks.outcome import Outcome
+from keepstep.ranks.outcome import STATUS_FILE, Outcome
 from keepstep.ranks.start_up import own_start
 from keepstep.recipe.config import Recipe
 from keepstep.run_folder.ownership import VARIABLE
@@ -68,6 +69,8 @@ def introduce(
         kept = before.batch.rows == args.batch.rows
         reason = "as many rows as before" if kept else f"not {before.batch.rows}, as before"
         say(f"(the recipe says {trainer.asked}; {reason})")
+    if trainer.rows.skipped:
+        say(f"{told(sorted(trainer.rows.skipped))} of the training set: left out from here on")
     for step, why in choice.passed_by.items():
         say(f"checkpoint-{step} is passed by: {printable(why)}")
     if choice.under_way:
@@ -115,6 +118,12 @@ def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
     if outcome.outcome == "failed":
         where = "" if outcome.global_step is None else f" at step {outcome.global_step}"
         say(f"Failed{where}: {outcome.reason}")
+        return
+    if outcome.outcome == "rewound":
+        # launch/train.sh, or a job, does so by itself.
+        waits = STATUS_FILE not in os.environ and VARIABLE not in os.environ
+        then = "\nRun the same command again to go on." if waits else ""
+        say(f"Going back: {outcome.reason}{then}")
         return
     if outcome.outcome == "preempted":
         then = "" if VARIABLE in os.environ else " Run the same command again to go on."  # or a job

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +11,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
 from keepstep.data.stream import BEGINNING, Place, fits, shards_of
-from keepstep.policy.batch import Batch, Course, Dealt
+from keepstep.policy.batch import Batch, Course, Dealt, weights_of
 from keepstep.policy.manifest import Manifest
+from keepstep.policy.rewind import Rewind, left_out
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer.dealing import StepSampler, step_loader
 
@@ -36,6 +37,7 @@ class RowPlan:
         own: whether the run deals a stream's rows; else the Trainer does, as it did when the
             checkpoint was made.
         told: what there is to say of it.
+        skipped: rows that are not dealt any more.
     """
 
     course: Course | None
@@ -48,6 +50,7 @@ class RowPlan:
     place: Place = BEGINNING
     own: bool = False
     told: str = ""
+    skipped: frozenset[int] = frozenset()
 
     @property
     def lead(self) -> int:
@@ -64,19 +67,31 @@ class RowPlan:
             return self.samples + (step - self.step) * self.batch.rows
         return self.course.after(self.samples, step - self.step)
 
-    def shares(self, step: int) -> tuple[int, dict[int, Sequence[range]]]:
-        """The epoch of a step, counted from 1, and each rank's places in its order, micro-batch by
-        micro-batch. Only where rows are dealt by a course."""
-        assert self.course is not None
-        epoch, done, shift = self.course.start(self.samples_at(step - 1))
-        ranks = range(self.batch.world_size)
-        return epoch, {rank: self.course.share(done, shift, self.batch, rank) for rank in ranks}
+    def rows(self, step: int, order_of: Callable[[int], Sequence[int]]) -> list[int]:
+        """The rows of the step that follows `step` steps, as they are dealt: positions in the
+        training set. Only where rows are dealt by a course.
 
-    def weights(self, step: int, rank: int) -> list[float]:
+        Args:
+            order_of: epoch → its rows, in order.
+        """
+        assert self.course is not None
+        epoch, done, shift = self.course.start(self.samples_at(step))
+        places, order = self.course.places(done, shift), order_of(epoch)
+        return [order[place] for place in places if order[place] not in self.skipped]
+
+    def weights(
+        self, step: int, rank: int, order_of: Callable[[int], Sequence[int]] | None = None
+    ) -> list[float]:
         """What the losses of a rank's micro-batches count for, after `step` steps: see
-        `Course.weights`. Empty: all the same."""
+        `weights_of`. Empty: all the same.
+
+        Args:
+            order_of: as of `rows`; needed where rows are left out.
+        """
         if self.course is None:
             return []
+        if self.skipped and order_of is not None:
+            return weights_of(self.rows(step, order_of), self.batch, rank)
         _, done, shift = self.course.start(self.samples_at(step))
         return self.course.weights(done, shift, self.batch, rank)
 
@@ -92,11 +107,20 @@ class RowPlan:
             return loader
         if isinstance(order, LengthGroupedSampler):
             order.batch_size = self.batch.rows  # it orders by a step's rows, whoever has them
-        sampler = StepSampler(self.course, self.batch, rank, self.seed, order, self.samples)
+        sampler = StepSampler(
+            *(self.course, self.batch, rank, self.seed, order, self.samples, self.skipped)
+        )
         return step_loader(loader, sampler, sums_labels)
 
 
-def plan_rows(rows: Any, args: Any, start: Manifest | None, dealer: str | None = None) -> RowPlan:
+def plan_rows(
+    rows: Any,
+    args: Any,
+    start: Manifest | None,
+    dealer: str | None = None,
+    rewinds: Sequence[Rewind] = (),
+    dataset: str | None = None,
+) -> RowPlan:
     """The plan of an attempt.
 
     Args:
@@ -104,6 +128,8 @@ def plan_rows(rows: Any, args: Any, start: Manifest | None, dealer: str | None =
         args: with `CheckpointArguments`.
         start: of the checkpoint that the attempt goes on from.
         dealer: the Trainer that deals the rows itself, None of one that leaves it to this plan.
+        rewinds: that were decided on since `start` was made: their rows are left out.
+        dataset: the fingerprint of the data.
 
     Raises:
         ReshardError: the rows of a step cannot be those that they would have been.
@@ -129,7 +155,14 @@ def plan_rows(rows: Any, args: Any, start: Manifest | None, dealer: str | None =
             samples = start.samples
     if samples is None:
         samples = course.after(0, step) if course else step * args.batch.rows
-    plan = RowPlan(course, args.batch, seed, step, samples, streamed, own=own)
+    skipped: frozenset[int] = frozenset()
+    if course is not None:
+        same = start is not None and start.settings.get("dataset") == dataset
+        skipped = left_out(before, rewinds, course.rows, dataset, same)
+    plan = RowPlan(course, args.batch, seed, step, samples, streamed, own=own, skipped=skipped)
+    if not skipped and (rewinds or (before is not None and before.skipped)):
+        told = "rows that an earlier attempt has left out are dealt again: the data is another"
+        plan = replace(plan, told=told)
     if own and before is not None:
         return replace(plan, **own_place(rows, before, args.allow_drift))
     if streamed and start is not None:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from transformers import Trainer
 
 from keepstep.data.stream import BEGINNING, shards_of
 from keepstep.data.stream_steps import exact
-from keepstep.policy.batch import Course, Dealt
+from keepstep.policy.batch import Course, Dealt, share_of
 from keepstep.policy.manifest import Manifest
+from keepstep.policy.rewind import Rewind
 from keepstep.ranks import collectives
 from keepstep.trainer.dealing import Fetched, settle_loader, tell_epoch
 from keepstep.trainer.row_plan import RowPlan, plan_rows
@@ -33,6 +35,7 @@ class RowsMixin(Trainer):
     _place = BEGINNING  # in a stream, behind the step that is computed
     _step_rows = 0  # of it
     _streamed_rows = 0  # of all steps of this attempt
+    is_without_rows = False  # all rows of the step that is computed are left out
 
     def get_train_dataloader(self) -> Any:
         loader, order = super().get_train_dataloader(), self._get_train_sampler()
@@ -57,24 +60,34 @@ class RowsMixin(Trainer):
         """
         if self._order is None:
             return []
-        epoch, shares = self.rows.shares(step)
-        chosen = shares if cells is None else {r: [shares[r][m] for m in cells[r]] for r in cells}
-        order = self._order(epoch)
-        return sorted(order[place] for of in chosen.values() for share in of for place in share)
+        rows = self.rows.rows(step - 1, self._order)
+        if cells is None:
+            return sorted(rows)
+        shares = {rank: share_of(rows, self.rows.batch, rank) for rank in cells}
+        return sorted(row for rank in cells for turn in cells[rank] for row in shares[rank][turn])
 
-    def plan(self, start: Manifest | None) -> RowPlan:
+    @property
+    def dealer(self) -> str | None:
+        """The Trainer that deals the rows itself; None: they are dealt by `self.rows`."""
+        below = type(self).__mro__[type(self).__mro__.index(RowsMixin) + 1 :]
+        dealer = next(kind for kind in below if "get_train_dataloader" in vars(kind))
+        return None if dealer is Trainer else dealer.__name__
+
+    def plan(
+        self, start: Manifest | None, rewinds: Sequence[Rewind] = (), dataset: str | None = None
+    ) -> RowPlan:
         """Which rows the steps of an attempt have. Ranks: any; the same everywhere.
 
         Args:
             start: of the checkpoint that it goes on from; None for the beginning.
+            rewinds: that were decided on since.
+            dataset: the fingerprint of the data.
 
         Raises:
             ReshardError: see `plan_rows`.
         """
-        below = type(self).__mro__[type(self).__mro__.index(RowsMixin) + 1 :]
-        dealer = next(kind for kind in below if "get_train_dataloader" in vars(kind))
-        own = None if dealer is Trainer else dealer.__name__
-        return plan_rows(exact(self.train_dataset), self.args, start, own)
+        rows = exact(self.train_dataset)
+        return plan_rows(rows, self.args, start, self.dealer, rewinds, dataset)
 
     @property
     def _sums_labels(self) -> bool:
@@ -92,7 +105,16 @@ class RowsMixin(Trainer):
         samples = super().get_batch_samples(Fetched(epoch_iterator, self._taken), *args, **kwargs)
         self._streamed_rows += self._step_rows
         self._weights = iter(self._weights_of_step())
-        return samples
+        return self._with_items(*samples)
+
+    def _with_items(self, batches: Any, items: Any) -> tuple[Any, Any]:
+        """A step without rows has no labels: its loss would be their sum, 0, over none."""
+        self.is_without_rows = False
+        if self.rows.skipped and self._order is not None:
+            self.is_without_rows = not self.rows.rows(self.state.global_step, self._order)
+        if items is not None and self.is_without_rows:
+            items = torch.ones_like(items) if isinstance(items, torch.Tensor) else 1
+        return batches, items
 
     def _taken(self, batch: Any) -> Any:
         """A micro-batch's inputs. Each is progress: of ranks that wait for each other, one waits
@@ -107,7 +129,7 @@ class RowsMixin(Trainer):
 
     def _weights_of_step(self) -> list[float]:
         if not self.rows.own:
-            return self.rows.weights(self.state.global_step, collectives.rank())
+            return self.rows.weights(self.state.global_step, collectives.rank(), self._order)
         if not self._step_rows:
             return []
         course = Course(self._step_rows, self.rows.batch.rows)
@@ -166,7 +188,8 @@ class RowsMixin(Trainer):
         """How the rows of the steps have been shared out so far. Ranks: any."""
         course, batch = self.rows.course, self.args.batch
         if not self.rows.streamed:
-            return Dealt(batch, self.asked, course.rows if course else None)
+            rows, skipped = course.rows if course else None, tuple(sorted(self.rows.skipped))
+            return Dealt(batch, self.asked, rows, skipped=skipped)
         passes, began = self._pass
         dealt = Dealt(batch, self.asked, None, passes, self.state.global_step - began)
         if not self.rows.own:

@@ -1,0 +1,143 @@
+"""A run that goes back from a step that spoils it: its rows are left out, all others stay."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from keepstep.run_folder.reader import RunFolder
+from tests.helpers.campaigns import cases
+from tests.helpers.ranks import PROGRAMS, Ranks, Run
+from tests.helpers.recipes import argv
+
+SCRIPT = PROGRAMS / "poisoned.py"
+ROWS, PER_STEP, STEPS = 64, 12, 16  # an epoch has 6 steps, the last one of 4 rows
+FIELDS = {
+    **{"max_steps": STEPS, "save_steps": 2, "save_total_limit": 9, "eval_strategy": "no"},
+    **{"keep_ranking": "recency", "logging_steps": 100, "per_device_train_batch_size": 3},
+    **{"gradient_accumulation_steps": 2, "on_nonfinite": "rewind"},
+}
+
+
+class Poisoned:
+    """A run with a row that spoils it, launched again and again."""
+
+    def __init__(self, ranks: Ranks, demo: Path, folder: Path, **fields: object) -> None:
+        self.ranks, self.watch, self.out = ranks, folder / "watch", folder / "run"
+        self.fields = argv(demo, self.out, **FIELDS | fields)
+
+    def launch(
+        self, kind: str, step: int, strategy: str = "ddp", processes: int = 2, rank: int = 1
+    ) -> Run:
+        command = [str(self.watch), kind, str(step), str(rank), *self.fields]
+        run = self.ranks.start(command, strategy=strategy, processes=processes, script=SCRIPT)
+        run.codes = run.wait()
+        return run
+
+    def steps(self) -> dict[int, list[str]]:
+        """What each step of the living branch was trained on."""
+        steps: dict[int, list[str]] = {}
+        attempts = RunFolder(self.out).attempts()
+        for attempt in attempts:
+            made: dict[int, list[str]] = {}
+            for file in self.watch.glob(f"rows-{attempt.number}-*.jsonl"):
+                for line in file.read_text().splitlines():
+                    entry = json.loads(line)
+                    made.setdefault(entry["step"], []).extend(entry["rows"])
+            steps = {n: rows for n, rows in steps.items() if n <= attempt.resumed_from} | made
+        return steps
+
+    def goes_on(
+        self, kind: str, strategy: str, processes: int, before: dict[int, list[str]]
+    ) -> list[int]:
+        """From step 8, to the end; all rows but those of the first attempt's `before[9]` that are
+        left out are dealt once in each epoch. Returns these."""
+        (decided,) = self.events("rewind")
+        assert (decided["step"], decided["to"]) == (9, 8)
+        run = self.launch(kind, 9, strategy, processes)
+        assert run.codes == [0] * processes, run.output[-3000:]
+        assert "carrying on from checkpoint-8" in run.output
+        assert "of the training set: left out from here on" in run.output
+        assert len(self.events("rewind")) == 1
+        listed = {step: rows for step, rows in self.skipped().items() if rows}
+        assert listed == dict.fromkeys((10, 12, 14, 16), decided["rows"])
+        after = self.steps()
+        gone = Counter(before[9]) - Counter(after[9])
+        assert sum(gone.values()) == len(decided["rows"])
+        first, second, third = epochs(after)
+        assert sum(first.values()) == ROWS
+        assert (first - second, second - first) == (gone, Counter())
+        assert not third.keys() & gone.keys()
+        assert sum(third.values()) > 0
+        return list(decided["rows"])
+
+    def events(self, name: str) -> list[dict]:
+        lines = (self.out / ".keepstep/events.jsonl").read_text().splitlines()
+        return [event for event in map(json.loads, lines) if event["event"] == name]
+
+    def skipped(self) -> dict[int, list[int]]:
+        """Checkpoint → the rows that its manifest lists as left out."""
+        checkpoints = RunFolder(self.out).checkpoints()
+        return {c.step: list(c.manifest.dealt.get("skipped", ())) for c in checkpoints}
+
+
+def epochs(steps: dict[int, list[str]]) -> list[Counter[str]]:
+    """How often each row was dealt, epoch by epoch."""
+    assert sorted(steps) == list(range(1, STEPS + 1))
+    counts = []
+    for first in range(1, STEPS + 1, 6):
+        rows = [row for step in range(first, first + 6) for row in steps.get(step, [])]
+        counts.append(Counter(rows))
+    return counts
+
+
+CASES = [
+    *[("cpu_zero3", "spike", 12, 2), ("ddp", "spike", 12, 2), ("cpu_zero3", "loss", 3, 2)],
+    *[("cpu_zero0", "norm", 12, 2), ("ddp", "norm", 12, 1), ("cpu_zero2", "norm", 12, 3)],
+    *[("ddp", "loss", 3, 3), ("cpu_zero3", "loss", 3, 1), ("cpu_zero3", "norm", 12, 4)],
+]
+
+
+@pytest.mark.parametrize(("strategy", "kind", "left_out", "then"), cases(CASES, long=CASES[1:]))
+def test_goes_back(
+    ranks: Ranks, demo: Path, tmp_path: Path, strategy: str, kind: str, left_out: int, then: int
+) -> None:
+    """From the second epoch's step 9, which then has fewer rows, or none; on `then` processes."""
+    fields = {"on_spike": "rewind", "spike_sigma": 30, "spike_window": 5} if kind == "spike" else {}
+    poisoned = Poisoned(ranks, demo, tmp_path, **fields)
+    run = poisoned.launch(kind, 9, strategy)
+    assert run.codes == [75, 75], run.output[-3000:]
+    assert "Traceback" not in run.output
+    assert "Run the same command again to go on." in run.output
+    assert [c.step for c in RunFolder(poisoned.out).checkpoints()] == [2, 4, 6, 8]
+    before = poisoned.steps()
+    assert len(poisoned.goes_on(kind, strategy, then, before)) == left_out
+
+
+def test_killed_in_the_moment_of_going_back(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    poisoned = Poisoned(ranks, demo, tmp_path)
+    run = poisoned.launch("killed", 9)
+    assert -9 in run.codes
+    assert not poisoned.events("end")
+    assert len(poisoned.goes_on("loss", "ddp", 2, poisoned.steps())) == 3
+
+
+def test_a_run_goes_back_so_often_and_no_more(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """To its beginning, where nothing was saved."""
+    poisoned = Poisoned(ranks, demo, tmp_path, max_rewinds=2)
+    for step in (1, 5):
+        (poisoned.watch / "poison").unlink(missing_ok=True)
+        assert poisoned.launch("loss", step).codes == [75, 75]
+    assert [e["to"] for e in poisoned.events("rewind")] == [0, 4]
+    (poisoned.watch / "poison").unlink()
+    run = poisoned.launch("loss", 9)
+    assert run.codes == [2, 2]
+    status = json.loads((poisoned.out / ".keepstep/status.json").read_text())
+    assert status["outcome"] == "failed"
+    for told in ("max_rewinds: 2", "from step 1 to the beginning", "from step 5 to checkpoint-4"):
+        assert told in status["reason"]
+    assert [len(rows) for rows in poisoned.skipped().values()] == [3, 3, 6, 6]
+    assert poisoned.events("nonfinite")[-1]["action"] == "stop"
