@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from keepstep.run_folder.reader import RunFolder
+from tests.helpers import unreadable
 from tests.helpers.campaigns import cases
 from tests.helpers.ranks import PROGRAMS, Ranks, Run
 from tests.helpers.recipes import argv
@@ -141,3 +144,52 @@ def test_a_run_goes_back_so_often_and_no_more(ranks: Ranks, demo: Path, tmp_path
         assert told in status["reason"]
     assert [len(rows) for rows in poisoned.skipped().values()] == [3, 3, 6, 6]
     assert poisoned.events("nonfinite")[-1]["action"] == "stop"
+
+
+def test_what_cannot_be_written_down_is_not_done(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """The next attempt would not know of it, and go back once more, for ever."""
+    poisoned = Poisoned(ranks, demo, tmp_path)
+    run = poisoned.launch("full", 9)
+    assert run.codes == [2, 2], run.output[-3000:]
+    status = json.loads((poisoned.out / ".keepstep/status.json").read_text())
+    assert (
+        "It does not go back (on_nonfinite: rewind): that could not be written down"
+        in (status["reason"])
+    )
+    assert poisoned.events("rewind") == []
+
+
+@pytest.mark.long
+def test_whatever_happens_then_the_rows_stay_out(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """The next attempt is killed before it has saved; the newest checkpoint is lost; the run is
+    told to start again; a row is mended."""
+    poisoned = Poisoned(ranks, demo, tmp_path)
+    assert poisoned.launch("loss", 9).codes == [75, 75]
+    (decided,) = poisoned.events("rewind")
+    again = [str(poisoned.watch), "loss", "9", "1", *poisoned.fields]
+    run = ranks.start(again, strategy="ddp", script=SCRIPT)
+    run.wait_for("carrying on from checkpoint-8")
+    run.kill(signal.SIGKILL)
+    run.wait()
+    shutil.rmtree(poisoned.out / "checkpoint-8")
+    assert poisoned.launch("loss", 9, processes=1).codes == [0]
+    assert poisoned.skipped()[16] == decided["rows"]
+    assert poisoned.skipped()[4] == []
+    poisoned.fields += ["--resume_from_checkpoint", "never"]
+    assert poisoned.launch("loss", 9).codes == [0, 0]
+    assert set(map(tuple, poisoned.skipped().values())) == {tuple(decided["rows"])}
+    assert len(poisoned.events("rewind")) == 1
+
+
+@pytest.mark.long
+def test_a_row_that_is_mended_is_dealt_again(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    made = unreadable.make(demo, tmp_path)
+    fields = FIELDS | {"save_steps": 1} | made
+    command = argv(demo, tmp_path / "run", **fields)
+    run = ranks.start(command, strategy="cpu_zero2")
+    assert run.wait() == [75, 75]
+    data = Path(str(made["dataset_name"]))
+    data.write_text(data.read_text().replace(unreadable.SIGN, ""))
+    run = ranks.run([*command, "--allow_drift", "dataset"], strategy="cpu_zero2")
+    assert "rows that an earlier attempt has left out are dealt again" in run.output
+    assert "skipped" not in RunFolder(tmp_path / "run").checkpoints()[-1].manifest.dealt

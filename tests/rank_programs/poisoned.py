@@ -3,8 +3,9 @@
 The first row of that rank in that step is the one, wherever it is dealt later: its loss is NaN
 (KIND `loss`), or finite with a gradient that is not (`norm`), or a thousand times what it is
 (`spike`). KIND `killed`: as `loss`, and the main process is killed when it has written down that
-it goes back. KIND `stale`: nothing is spoiled, and what is saved of the optimizer is always what it
-was at the first save. The rows of every step are written down.
+it goes back; `full`: the disk is, when that is to be written down. KIND `stale`: nothing is
+spoiled, and what is saved of the optimizer is always what it was at the first save. The rows of
+every step are written down.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import copy
 import hashlib
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -70,13 +72,15 @@ def as_it_was(optimizer: torch.optim.AdamW) -> Any:
 
 
 def killed(writer: RunWriter, event: str, **facts: Any) -> None:
+    if event == "rewind" and KIND == "full":  # no file of this process may grow beyond this one
+        resource.setrlimit(resource.RLIMIT_FSIZE, (writer.run.events.stat().st_size,) * 2)
     record(writer, event, **facts)
-    if event == "rewind":
+    if event == "rewind" and KIND == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 BEFORE: list[Any] = []
-if KIND == "killed":
+if KIND in ("killed", "full"):
     record, RunWriter.record = RunWriter.record, killed  # type: ignore[method-assign]
 if KIND == "stale":  # what is written is a copy from before
     state_dict, torch.optim.AdamW.state_dict = torch.optim.AdamW.state_dict, as_it_was

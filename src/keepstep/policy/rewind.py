@@ -38,10 +38,10 @@ class Rewind:
 
     def __str__(self) -> str:
         where = f"checkpoint-{self.to}" if self.to else "the beginning"
-        return f"from step {self.step} to {where}, without {told(self.rows)} ({self.what})"
+        return f"from step {self.step} to {where}, without {named(self.rows)} ({self.what})"
 
 
-def told(rows: Sequence[int]) -> str:
+def named(rows: Sequence[int]) -> str:
     """Rows, by their positions."""
     listed = first_few([str(row) for row in rows], ", ")
     return f"row {listed}" if len(rows) == 1 else f"rows {listed}"

@@ -318,5 +318,14 @@ def _versions(recipe: Recipe) -> Iterator[Problem]:
 NAMED = (_model, _data, check_sets)
 CHECKS = (
     *(_run_folder, _stream, check_numbers, check_health, _saving, check_metric),
-    *(check_own_metrics, check_samples, _batch, _launch, check_libraries, _secrets, _hub, _versions),
+    *(
+        check_own_metrics,
+        check_samples,
+        _batch,
+        _launch,
+        check_libraries,
+        _secrets,
+        _hub,
+        _versions,
+    ),
 )

@@ -20,7 +20,7 @@ from keepstep.output.units import human_bytes
 from keepstep.policy.batch import Dealt
 from keepstep.policy.completeness import has_weights
 from keepstep.policy.metric import value_of
-from keepstep.policy.rewind import told
+from keepstep.policy.rewind import named
 from keepstep.policy.samples import Sample
 from keepstep.policy.selection import Choice
 from keepstep.ranks import collectives
@@ -70,7 +70,7 @@ def introduce(
         reason = "as many rows as before" if kept else f"not {before.batch.rows}, as before"
         say(f"(the recipe says {trainer.asked}; {reason})")
     if trainer.rows.skipped:
-        say(f"{told(sorted(trainer.rows.skipped))} of the training set: left out from here on")
+        say(f"{named(sorted(trainer.rows.skipped))} of the training set: left out from here on")
     for step, why in choice.passed_by.items():
         say(f"checkpoint-{step} is passed by: {printable(why)}")
     if choice.under_way:
