@@ -9,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from keepstep.cli import rows
+from keepstep.cli.samples import SampleRow
 from keepstep.cli.status import RunStatus
 from keepstep.recipe.problems import Problem
 from tests.helpers.ranks import ROOT
@@ -20,10 +21,11 @@ COMMANDS: dict[str, tuple[str, type]] = {
     "which": ("keepstep which RUN --json", rows.ResumeAnswer),
     "status": ("keepstep status RUN --json", RunStatus),
     "verify": ("keepstep verify RUN --json", rows.VerifyReport),
+    "samples": ("keepstep samples RUN --json", SampleRow),
     "check": ("keepstep check RECIPE --json", rows.CheckReport),
     "estimate": ("keepstep estimate RECIPE --json", rows.Estimate),
 }
-ARRAYS = {"ls", "which"}
+ARRAYS = {"ls", "which", "samples"}
 INNER = {Problem: "check", rows.EstimateRow: "estimate"}
 TYPES = {int: "integer", float: "number", str: "string", bool: "true or false"}
 HEAD = """# What `--json` prints

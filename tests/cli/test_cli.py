@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 from keepstep.cli.main import app
 from keepstep.policy.batch import Batch, Dealt
 from keepstep.policy.retention import Record
+from keepstep.policy.samples import Sample, lines_of
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import commit, identify
 
@@ -373,3 +375,32 @@ def test_ls_verbose_suggests_an_interval(run: Path) -> None:
     assert "a failure loses up to 5 steps (150 s)" in told, "as the newest attempt saves"
     log.write_text("")
     assert "too few saves" in runner.invoke(app, ["ls", str(run), "--verbose"]).stdout
+
+
+def test_samples(tmp_path: Path) -> None:
+    """Those of the newest evaluation; of a prompt from step to step; nothing in them steers."""
+    answers = [
+        Sample(step, number, f"ask\n{number}", f"told {step}\x1b[2J", "told 4\x1b[2J")
+        for step in (2, 4)
+        for number in (1, 2)
+    ]
+    run = identify(tmp_path / "run")
+    assert "no completions yet" in runner.invoke(app, ["samples", str(run)]).stdout
+    (run / "samples.jsonl").write_text("\n".join(lines_of(answers, 1, "now")) + "\ntorn")
+    told = runner.invoke(app, ["samples", str(run)]).stdout
+    assert told.startswith(
+        "step 4, prompt 1, matches\n< ask\n< 1\n> told 4\\x1b[2J\nstep 4, prompt 2"
+    )
+    told = runner.invoke(app, ["samples", str(run), "--number", "2"]).stdout
+    assert re.findall(r"^step .+$", told, re.M) == [
+        "step 2, prompt 2, differs",
+        "step 4, prompt 2, matches",
+    ]
+    assert (
+        "of that step or prompt" in runner.invoke(app, ["samples", str(run), "--step", "3"]).stdout
+    )
+    (run / "samples.jsonl").unlink()
+    (run / "samples.jsonl").mkdir()
+    answer = runner.invoke(app, ["samples", str(run)])
+    assert answer.exit_code == 2
+    assert "samples.jsonl cannot be read: it is a folder, no file" in answer.stdout

@@ -19,8 +19,10 @@ from keepstep.cli.rows import (
     JsonObject,
     ResumeAnswer,
 )
+from keepstep.cli.samples import SampleRow
 from keepstep.cli.status import RunStatus
 from keepstep.policy.batch import Batch, Dealt
+from keepstep.policy.samples import Sample, lines_of
 from keepstep.policy.strict import build
 from tests.cli.json_page import COMMANDS, INNER, PAGE, page
 from tests.helpers.folders import commit, identify
@@ -48,6 +50,8 @@ def run(tmp_path: Path) -> Path:
         {**facts, "attempt": 2, "event": "resume", "request": "10", "step": 10},
         {**facts, "attempt": 2, "event": "reshard", "from_processes": 2, "from_stage": 3},
     ]
+    answers = [Sample(20, 1, "2+2?", "4", "4"), Sample(20, 2, "say\nit", "caf\u00e9")]
+    (run / "samples.jsonl").write_text("\n".join(lines_of(answers, 1, "now")))
     (run / ".keepstep/events.jsonl").write_text("".join(json.dumps(li) + "\n" for li in lines))
     return run
 
@@ -75,6 +79,7 @@ ANSWERS: dict[str, tuple[str, Any]] = {
     "ls": ("ls RUN", tuple[CheckpointRow, ...]),
     "status": ("status RUN", RunStatus),
     "verify": ("verify RUN --deep", dict[str, tuple[str, ...]]),
+    "samples": ("samples RUN", tuple[SampleRow, ...]),
     "which": ("which RUN --num_processes 3", tuple[ResumeAnswer, ...]),
     "which-step": ("which RUN 30", tuple[ResumeAnswer, ...]),
     "check": ("check RECIPE --walltime 60", CheckReport),
