@@ -23,17 +23,25 @@ def test_what_is_written_is_read(prompt: str, completion: str, reference: str | 
     assert read_lines("\n".join(lines_of(samples, 1, "now"))) == samples
 
 
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=1, max_size=6))
-def test_a_step_that_was_done_again_has_the_last_answer(attempts: list[tuple[int, int]]) -> None:
-    """Each attempt goes on from a step that was reached, and evaluates each of its own steps."""
+BEGINNING = st.tuples(st.integers(1, 6), st.integers(1, 6), st.booleans())
+
+
+@given(st.lists(BEGINNING, min_size=1, max_size=6))
+def test_a_step_that_was_done_again_has_the_last_answer(
+    beginnings: list[tuple[int, int, bool]],
+) -> None:
+    """An attempt, or one that goes back, goes on from a step that was reached, and evaluates each
+    of its steps."""
     lines: list[str] = []
     expected: dict[int, int] = {}
-    for number, (back, steps) in enumerate(attempts, 1):
+    attempt = 0
+    for number, (back, steps, same_attempt) in enumerate(beginnings, 1):
+        attempt += not same_attempt or not attempt
         start = max(0, max(expected, default=0) - back)
         expected = {step: a for step, a in expected.items() if step <= start}
         for step in range(start + 1, start + steps + 1):
             expected[step] = number
-            lines += lines_of(of_step(step, number), number, "now")
+            lines += lines_of(of_step(step, number), attempt, "now")
     found = read_lines("\n".join(lines))
     assert [(s.step, s.completion) for s in found] == [
         (step, str(expected[step])) for step in sorted(expected) for _ in range(PROMPTS)

@@ -51,11 +51,11 @@ def lines_of(samples: Sequence[Sample], attempt: int, time: str) -> list[str]:
 def read_lines(text: str) -> list[Sample]:
     """Those that count, in the order of steps and prompts.
 
-    What an attempt has written drops what others had written of the same steps and later ones: it
-    has gone on from before them.
+    A run that goes back, in another attempt or in the same one, makes its later steps again: what
+    was written of them before counts no more.
     """
     found: dict[int, dict[int, Sample]] = {}
-    last = None
+    last = (0, 0)  # attempt, step
     for line in text.split("\n"):
         try:
             values, has_check = checked(line)
@@ -66,8 +66,8 @@ def read_lines(text: str) -> list[Sample]:
             sample = build(Sample, values, "sample")
         except (TextError, ValueError):
             continue
-        if attempt != last:
+        if attempt != last[0] or sample.step < last[1]:
             found = {step: those for step, those in found.items() if step < sample.step}
-            last = attempt
+        last = attempt, sample.step
         found.setdefault(sample.step, {})[sample.number] = sample
     return [those[number] for _, those in sorted(found.items()) for number in sorted(those)]

@@ -16,6 +16,7 @@ from transformers.trainer_utils import has_length
 from trl import ModelConfig
 
 from keepstep.data import dataset
+from keepstep.policy.metric import PREFIX, SAMPLED
 from keepstep.ranks.console import say
 from keepstep.recipe import model as recipe_model
 from keepstep.recipe.arguments import CheckpointArguments
@@ -126,6 +127,7 @@ def check_rows(given: Mapping[str, Any], training: Any) -> Iterator[Problem]:
             yield Problem(f"{name} has no rows", code="data")
     metric = training.ranking_metric
     own = tuple(f"eval_{name}_" for name in several)
+    own += (PREFIX + SAMPLED,) if own else ()
     if own and metric and not all(part.strip().startswith(own) for part in metric.split("+")):
         would_do = ", ".join(f"eval_{name}_loss" for name in several)
         yield Problem(

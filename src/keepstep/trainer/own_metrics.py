@@ -62,7 +62,9 @@ class OwnMetrics:
         """
         given = self._given(arguments, outputs)
         if set(DEAR) & set(self._asked):
-            given |= _passed_again(model, arguments, given["labels"].shape[1])
+            given["logits"] = _passed_again(model, arguments, given["labels"].shape[1])
+        if "predictions" in self._asked:
+            given["predictions"] = given["logits"].argmax(-1)
         wanted = {name: given[name][real] for name in self._asked if name in given}
         # What the loss is made of stays as it is, whatever the function does with what it gets.
         wanted = {name: part if name in DEAR else part.clone() for name, part in wanted.items()}
@@ -110,15 +112,12 @@ class OwnMetrics:
         return ConfigError([Problem(f"metrics: {self.name}: {what}", hint, "metrics")])
 
 
-def _passed_again(
-    model: Callable[..., Any], arguments: Mapping[str, Any], length: int
-) -> dict[str, Any]:
-    """What TRL's head never has: a batch's logits. Ranks: all (collective where passes are)."""
+def _passed_again(model: Callable[..., Any], arguments: Mapping[str, Any], length: int) -> Any:
+    """A batch's logits, which TRL's head never has. Ranks: all (collective where passes are)."""
     left_out = ("labels", "fused_lm_head")
     with torch.no_grad():
         outputs = model(**{n: value for n, value in arguments.items() if n not in left_out})
-    logits = outputs.logits[:, :-1][:, -length:]
-    return {"logits": logits, "predictions": logits.argmax(-1)}
+    return outputs.logits[:, :-1][:, -length:]
 
 
 def _told(error: Exception) -> str:
