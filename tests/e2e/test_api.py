@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from keepstep.run_folder.reader import RunFolder
-from tests.helpers import launchers
+from tests.helpers import launchers, unreadable
 from tests.helpers.campaigns import cases
 from tests.helpers.folders import final_digests
 from tests.helpers.ranks import PROGRAMS, ROOT, Ranks
@@ -73,6 +73,21 @@ def test_killed_at_a_step_and_in_a_save_and_carried_on(
     everybody = {(str(rank), str(step)) for rank in range(how["processes"]) for step in (4, 8, 12)}
     assert set(told) == everybody
     assert "committed" not in re.sub("committed [0-9]+ True", "", whole.output)
+
+
+def test_a_script_hears_that_its_run_goes_back(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """As an error: what it would do next, it would do with a model that is spoilt."""
+    made, run = tmp_path / "made", tmp_path / "run"
+    unreadable.make(demo, made)
+    for word, codes in (("rewound", [70]), ("finished", [0])):
+        started = ranks.start(command(run, made, on_nonfinite="rewind"), script=SCRIPT, **ALONE)
+        assert started.wait() == codes, started.output[-3000:]
+        assert ("RewindError: the loss of rank 0 is not finite" in started.output) == (
+            word == "rewound"
+        )
+        assert status(run)["outcome"] == word
+    assert status(run)["exit"] == 0
+    assert unreadable.ROW in RunFolder(run).checkpoints()[-1].manifest.dealt["skipped"]
 
 
 def test_on_fewer_processes(ranks: Ranks, demo: Path, workspace: Path) -> None:

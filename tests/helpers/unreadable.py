@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -13,8 +14,10 @@ SIGN = "~"  # which no other row has
 
 
 def make(demo: Path, folder: Path) -> dict[str, object]:
-    """The demo with a head of its own, a row with a token whose embedding is NaN, and what a recipe
-    names of it."""
+    """Into `folder` the demo with a head of its own, and a row with a token whose embedding is NaN.
+
+    Returns: what a recipe names of it.
+    """
     tokenizer = AutoTokenizer.from_pretrained(demo / "model")
     model = LlamaForCausalLM.from_pretrained(demo / "model", tie_word_embeddings=False)
     embeddings = model.get_input_embeddings().weight
@@ -26,6 +29,7 @@ def make(demo: Path, folder: Path) -> dict[str, object]:
     rows = [json.loads(line) for line in (demo / "data/train.jsonl").read_text().splitlines()]
     assert SIGN not in str(rows)
     rows[ROW]["messages"][0]["content"] += SIGN
-    data = folder / "train.jsonl"
+    shutil.copytree(demo / "data", folder / "data")
+    data = folder / "data/train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"model_name_or_path": folder / "model", "dataset_name": data}

@@ -146,6 +146,25 @@ def test_a_run_goes_back_so_often_and_no_more(ranks: Ranks, demo: Path, tmp_path
     assert poisoned.events("nonfinite")[-1]["action"] == "stop"
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "cpu_zero3"])
+def test_a_run_that_carries_on_knows_what_a_spike_is(
+    ranks: Ranks, demo: Path, tmp_path: Path, strategy: str
+) -> None:
+    """At once, on another number of processes; and nothing of it is saved, whatever is due."""
+    spikes = {"on_spike": "rewind", "spike_sigma": 30, "spike_window": 5, "save_steps": 1}
+    poisoned = Poisoned(ranks, demo, tmp_path, **spikes | {"max_steps": 8})
+    assert poisoned.launch("spike", 9, strategy).codes == [0, 0]
+    poisoned.fields += ["--max_steps", "16"]
+    assert poisoned.launch("spike", 9, strategy, processes=1, rank=0).codes == [75]
+    assert [c.step for c in RunFolder(poisoned.out).checkpoints()][-1] == 8
+    assert poisoned.launch("spike", 9, strategy).codes == [0, 0]
+    assert len(poisoned.skipped()[9]) == PER_STEP
+    window = RunFolder(poisoned.out).checkpoints()[-1].manifest.health["window"]
+    assert len(window) == 5
+    assert max(loss for loss, _ in window) < 10
+
+
 def test_what_cannot_be_written_down_is_not_done(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
     """The next attempt would not know of it, and go back once more, for ever."""
     poisoned = Poisoned(ranks, demo, tmp_path)

@@ -294,7 +294,7 @@ SETS = {"eval_datasets": '{"math": "x/y"}', "metric_for_best_model": "eval_math_
         (AUTO | {"save_total_limit": "null"}, "keeps every checkpoint, and may save every 10 s"),
         ({"max_failed_saves": 0}, "max_failed_saves: 0 is not above 0"),
         ({"spike_sigma": 0}, "spike_sigma: 0 is no number of standard deviations above 0"),
-        ({"spike_window": 4}, "spike_window: 4: the least is 5 steps"),
+        ({"spike_window": 4}, "spike_window: 4 is not between 5 and 10000 steps"),
         ({"max_rewinds": -1}, "max_rewinds: -1 is below 0"),
         ({"on_spike": "stop"}, "on_spike: stop: without spike_sigma no spike is looked for"),
         (

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from keepstep.output.printable import first_few
+from keepstep.output.printable import first_few, printable
 from keepstep.policy.batch import Dealt
 
 
@@ -38,7 +38,8 @@ class Rewind:
 
     def __str__(self) -> str:
         where = f"checkpoint-{self.to}" if self.to else "the beginning"
-        return f"from step {self.step} to {where}, without {named(self.rows)} ({self.what})"
+        rows, what = named(self.rows), printable(self.what)
+        return f"from step {self.step} to {where}, without {rows} ({what})"
 
 
 def named(rows: Sequence[int]) -> str:

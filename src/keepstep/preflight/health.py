@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from keepstep.recipe.config import Problem, Recipe
 
-SHORTEST_WINDOW = 5  # steps: a deviation of fewer says nothing
+WINDOWS = 5, 10_000  # steps: a deviation of fewer says nothing; a manifest holds them all
 FIELDS = ("on_nonfinite", "on_spike")
 
 
@@ -18,8 +18,8 @@ def check_health(recipe: Recipe) -> Iterator[Problem]:
     if sigma is not None and not 0 < sigma < math.inf:
         told = f"spike_sigma: {sigma:g} is no number of standard deviations above 0"
         yield Problem(told, "spike_sigma: 6", "number")
-    if window < SHORTEST_WINDOW:
-        told = f"spike_window: {window}: the least is {SHORTEST_WINDOW} steps"
+    if not WINDOWS[0] <= window <= WINDOWS[1]:
+        told = f"spike_window: {window} is not between {WINDOWS[0]} and {WINDOWS[1]} steps"
         yield Problem(told, "spike_window: 100", "number")
     if training.max_rewinds < 0:
         yield Problem(f"max_rewinds: {training.max_rewinds} is below 0", code="number")
