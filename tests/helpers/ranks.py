@@ -32,7 +32,8 @@ def forget_shared_memory(port: int) -> None:
 
 def strategy_file(strategy: str, folder: Path) -> Path:
     """The accelerate config of that name, or at that path. `-offload` at the end: the optimizer
-    on the host; `-ungathered`: DeepSpeed is not asked to gather weights for a save;
+    on the host; `-ungathered`: DeepSpeed is not asked to gather weights for a save; `-sp2`: two
+    processes share out each row's tokens;
     `cpu_zero0`: DeepSpeed, and nothing is shared out."""
     if strategy.endswith(".yaml"):
         return Path(strategy)
@@ -41,11 +42,13 @@ def strategy_file(strategy: str, folder: Path) -> Path:
         text = (ROOT / "accelerate_configs/cpu_zero2.yaml").read_text()
         path.write_text(text.replace("zero_stage: 2", "zero_stage: 0"))
         return path
-    plain = strategy.removesuffix("-offload").removesuffix("-ungathered")
+    plain = strategy.removesuffix("-offload").removesuffix("-ungathered").removesuffix("-sp2")
     path = ROOT / f"accelerate_configs/{plain}.yaml"
     if plain != strategy:
         text = path.read_text()
-        if strategy.endswith("-offload"):
+        if strategy.endswith("-sp2"):
+            text += "parallelism_config:\n  parallelism_config_sp_size: 2\n"
+        elif strategy.endswith("-offload"):
             text = text.replace("config:\n", "config:\n  offload_optimizer_device: cpu\n")
         else:
             text = text.replace("zero3_save_16bit_model: true", "zero3_save_16bit_model: false")

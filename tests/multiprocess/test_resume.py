@@ -25,6 +25,7 @@ CASES = {
     "ddp": ("ddp", {}),
     "zero0": ("cpu_zero0", {}),
     "zero0-lora": ("cpu_zero0", LORA),
+    "sequences": ("cpu_zero3-sp2", {}),
     "compiled": ("cpu_zero2", {"torch_compile": True, "torch_compile_backend": "aot_eager"}),
 }
 

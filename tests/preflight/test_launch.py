@@ -66,7 +66,6 @@ def test_configs_that_come_with_trl_and_keepstep(path: Path, recipe: Recipe) -> 
             for name, told in (
                 ("tp_size", "tensor parallelism"),
                 ("cp_size", "context parallelism"),
-                ("sp_size", "sequence parallelism"),
                 ("dp_shard_size", "FSDP"),
             )
         ),
@@ -78,6 +77,53 @@ def test_what_shares_out_in_another_way_is_refused(
     _, (problem,) = found(config, recipe, tmp_path)
     assert problem.startswith(f"{expected}")
     assert problem.endswith("is not supported [launch]")
+
+
+SHARED = {
+    "distributed_type": "DEEPSPEED",
+    "deepspeed_config": {"zero_stage": 3},
+    "parallelism_config": {"parallelism_config_sp_size": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"attn_implementation": "sdpa"}, None),
+        ({"packing": True}, "does not go with packing"),
+        ({"eval_packing": True}, "does not go with eval_packing"),
+        ({"padding_free": True}, "does not go with padding_free"),
+        (
+            {"train_sampling_strategy": "batch_rebalance"},
+            "does not go with train_sampling_strategy",
+        ),
+        (
+            {"attn_implementation": "flash_attention_2"},
+            "is launched with sp_attn_implementation: sdpa",
+        ),
+    ],
+)
+def test_sequences_that_are_shared(
+    fields: dict[str, Any], expected: str | None, tmp_path: Path
+) -> None:
+    launch, problems = found(SHARED, parse_recipe(flags(**fields)), tmp_path)
+    assert launch.sequences == 4
+    assert [str(expected) in problem for problem in problems] == (
+        [] if expected is None else [True]
+    )
+
+
+def test_sequences_are_shared_by_deepspeed_alone(recipe: Recipe, tmp_path: Path) -> None:
+    for other in ({"distributed_type": "MULTI_GPU"}, {"deepspeed_config": {"zero_stage": 0}}):
+        _, (problem,) = found(SHARED | other, recipe, tmp_path)
+        assert problem.startswith("sequence parallelism (sp_size: 4) needs DeepSpeed")
+    groups = SHARED["parallelism_config"] | {"parallelism_config_dp_shard_size": 2}
+    assert found(SHARED | {"parallelism_config": groups}, recipe, tmp_path)[1] == []
+    flash = {"parallelism_config_sp_attn_implementation": "flash_attention_2"}
+    config = SHARED | {"parallelism_config": SHARED["parallelism_config"] | flash}
+    named = parse_recipe(flags(attn_implementation="flash_attention_2"))
+    assert found(config, named, tmp_path)[1] == []
 
 
 @pytest.mark.parametrize(

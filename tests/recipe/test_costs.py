@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from keepstep.preflight import estimate
+from keepstep.preflight.launch import launch_in
 from keepstep.preflight.shapes import shapes_of, step_of, strategy_of
 from keepstep.recipe.parse import parse_recipe
 from tests.helpers.ranks import ROOT
@@ -71,8 +72,10 @@ def estimated(cost: Cost, folder: Path) -> tuple[float, float, float]:
     recipe = parse_recipe(argv, launched=False)
     shapes = shapes_of(recipe)
     assert shapes is not None
-    offered = estimate.alternatives(strategy_of(recipe, cost.processes))
-    strategy = {s.name: s for s in offered}[cost.config]
+    sequences = launch_in(ROOT / f"accelerate_configs/{cost.config}.yaml", recipe).sequences
+    asked = replace(strategy_of(recipe, cost.processes), sequences=sequences)
+    named = cost.config.removesuffix(f"_sp{sequences}")
+    strategy = {s.name: s for s in estimate.alternatives(asked)}[named]
     device = estimate.device_bytes(shapes, strategy, step_of(recipe))
     checkpoint = estimate.checkpoint_bytes(shapes, strategy)
     return device / 1e9, estimate.host_bytes(shapes, strategy) / 1e9, checkpoint / 1e9

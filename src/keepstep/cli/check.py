@@ -119,17 +119,20 @@ def estimate(
     context: typer.Context,
     recipe: RecipeArgument,
     num_processes: Processes = 1,
+    config_file: ConfigFile = None,
     as_json: JsonOption = False,
 ) -> None:
     """Estimate memory for each device, and what checkpoints take, under every strategy."""
     log_filters.silence()
     from keepstep.preflight import estimate as sizes
+    from keepstep.preflight.launch import launch_in
     from keepstep.preflight.probes import disk_speed
     from keepstep.preflight.shapes import shapes_of, step_of, strategy_of
     from keepstep.recipe.config import ConfigError
 
     try:
         parsed = parse(recipe, context.args)
+        sequences = launch_in(config_file, parsed).sequences if config_file else 1
     except ConfigError as error:
         fail(*error.report().removeprefix("keepstep: ").split("\n"))
     shapes = shapes_of(parsed)
@@ -139,7 +142,8 @@ def estimate(
     weights, limit = training.save_weights != "never", training.policy().limit
     speed, step = disk_speed(Path(str(training.output_dir or "."))), step_of(parsed)
     rows = []
-    for strategy in sizes.alternatives(strategy_of(parsed, num_processes)):
+    asked = replace(strategy_of(parsed, num_processes), sequences=sequences)
+    for strategy in sizes.alternatives(asked):
         size = sizes.checkpoint_bytes(shapes, strategy, weights)
         rows.append(
             EstimateRow(
@@ -156,11 +160,13 @@ def estimate(
         typer.echo(json.dumps(told.as_dict(), indent=1))
         return
     console.table(_table(rows, limit))
+    shared = f", shared by {sequences} (evaluations: whole rows)" if sequences > 1 else ""
     console.tell(
         f"{shapes.total:,} parameters, {shapes.trained:,} trained; {num_processes} processes, "
-        f"{step.rows} x {step.length} tokens each. The disk writes {human_bytes(speed)} a second "
-        "now; training stops for a part of a save only. Memory is a rough figure: activations "
-        "depend on the model, and Python and the libraries take 0.6 GB a process of host memory.",
+        f"{step.rows} x {step.length} tokens each{shared}. The disk writes {human_bytes(speed)} a "
+        "second now; training stops for a part of a save only. Memory is a rough figure: "
+        "activations depend on the model, and Python and the libraries take 0.6 GB a process of "
+        "host memory.",
     )
 
 
@@ -248,6 +254,7 @@ def _sizes(recipe: Recipe, processes: int, launch: Launch | None, seen: Seen) ->
             stage=launch.stage,
             offload_optimizer=launch.offloaded("optimizer") != "none",
             offload_parameters=launch.offloaded("param") != "none",
+            sequences=launch.sequences,
         )
     yield from check_model(recipe, shapes, strategy)
     seen.looked_at.append("disk and memory of this machine, for the model's shapes")

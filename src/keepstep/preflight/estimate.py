@@ -60,6 +60,7 @@ class Strategy:
         processes: in all.
         half: whether it computes in 16 bit.
         offload_optimizer, offload_parameters: kept in host memory.
+        sequences: how many of them share out each row's tokens (not those of an evaluation).
     """
 
     stage: int
@@ -67,6 +68,7 @@ class Strategy:
     half: bool = False
     offload_optimizer: bool = False
     offload_parameters: bool = False
+    sequences: int = 1
 
     @property
     def name(self) -> str:
@@ -138,7 +140,7 @@ def host_bytes(shapes: Shapes, strategy: Strategy) -> int:
 
 def activation_bytes(shapes: Shapes, strategy: Strategy, step: Step) -> int:
     """Of one micro-batch; the logits are in 32 bit, twice."""
-    tokens, wide = step.rows * step.length, 1 if strategy.half else 2
+    tokens, wide = step.rows * -(-step.length // strategy.sequences), 1 if strategy.half else 2
     layer = ACTIVATION_BYTES * wide * tokens * shapes.hidden
     if step.checkpointing:
         kept = 2 * wide * tokens * shapes.hidden * shapes.layers + layer

@@ -18,6 +18,9 @@ from accelerate.utils import HfDeepSpeedConfig
 
 from keepstep.recipe.config import ConfigError, Problem, Recipe
 
+SEQUENCES = "sp_size"
+GROUPS = ("dp_replicate_size", "dp_shard_size")  # beside it: how many groups share rows, no more
+ATTENTION = "sp_attn_implementation"
 KINDS = {
     "FSDP": "FSDP (fully sharded data parallelism)",
     "MEGATRON_LM": "Megatron-LM",
@@ -50,6 +53,7 @@ class Launch:
         precision: its `mixed_precision`.
         deepspeed: DeepSpeed's settings, under their names in its JSON; None without it.
         cpu: its processes use no GPU.
+        sequence_attention: the attention that sequence parallelism is made for.
     """
 
     kind: str = "NO"
@@ -57,6 +61,12 @@ class Launch:
     precision: str = "no"
     deepspeed: Mapping[str, Any] | None = None
     cpu: bool = False
+    sequence_attention: str = "sdpa"  # Accelerate's default
+
+    @property
+    def sequences(self) -> int:
+        """How many processes share out each row's tokens."""
+        return self.sizes.get(SEQUENCES, 1)
 
     @property
     def stage(self) -> int:
@@ -78,7 +88,9 @@ def check_launch(launch: Launch, recipe: Recipe) -> Iterator[Problem]:
     if kind not in ("NO", "DEEPSPEED") and not kind.startswith("MULTI_"):
         yield _refused(KINDS.get(kind, kind))
     for name, size in launch.sizes.items():
-        if size > 1:
+        if size > 1 and name == SEQUENCES:
+            yield from _sequences(launch, recipe)
+        elif size > 1 and not (name in GROUPS and launch.sequences > 1):
             yield _refused(f"{DIMENSIONS.get(name, name)} (parallelism_config: {name}: {size})")
     if launch.precision not in ("no", "fp16", "bf16"):
         told = f"mixed_precision: {launch.precision} is not supported"
@@ -102,6 +114,38 @@ def check_launch(launch: Launch, recipe: Recipe) -> Iterator[Problem]:
     if launch.deepspeed is not None:
         yield from _deepspeed(launch.deepspeed)
         yield from _zero(launch, recipe)
+
+
+def _sequences(launch: Launch, recipe: Recipe) -> Iterator[Problem]:
+    """Sequence parallelism: DeepSpeed's (ALST/Ulysses), of rows that are not packed."""
+    training, told = recipe.training, f"sequence parallelism ({SEQUENCES}: {launch.sequences})"
+    if launch.deepspeed is None or launch.stage == 0:
+        yield Problem(f"{told} needs DeepSpeed, with ZeRO-1, 2 or 3", "zero_stage: 3", "launch")
+    for name, asked in {
+        "packing": getattr(training, "packing", False),
+        "eval_packing": getattr(training, "eval_packing", False),
+        "padding_free": getattr(training, "padding_free", False),
+        "torch_compile": training.torch_compile,
+        "train_sampling_strategy: batch_rebalance": not training.rows_are_dealt,
+    }.items():
+        if asked:  # packed rows would see each other: the mask that keeps them apart is given up
+            yield Problem(f"{told} does not go with {name}", f"leave out {name}", "launch")
+    init = getattr(training, "model_init_kwargs", None) or {}
+    said = init.get("attn_implementation") or recipe.model.attn_implementation
+    if said is not None and said != launch.sequence_attention:
+        yield Problem(
+            f"attn_implementation: {said}, and {told} is launched with "
+            f"sp_attn_implementation: {launch.sequence_attention}",
+            "the same in both",
+            "launch",
+        )
+
+
+def check_whole_rows(training: Any, trainer: str) -> Iterator[Problem]:
+    """Of a Trainer that cannot share out the tokens of a row. Ranks: any."""
+    if training.sequence_size > 1:
+        told = f"sequence parallelism ({SEQUENCES}: {training.sequence_size})"
+        yield Problem(f"{told}: {trainer} gives each process whole rows", INSTEAD, "launch")
 
 
 def _refused(what: str) -> Problem:
@@ -175,6 +219,7 @@ def launch_of(recipe: Recipe) -> Launch:
         sizes=_sizes(parallel if isinstance(parallel, dict) else vars(parallel)),
         precision=training.mixed_precision,
         deepspeed=plugin.deepspeed_config if plugin else None,
+        sequence_attention=os.environ.get(f"{prefix}{ATTENTION}".upper()) or "sdpa",
     )
 
 
@@ -196,15 +241,22 @@ def launch_in(path: Path, recipe: Recipe) -> Launch:
         precision = recipe.training.precision
         launch = Launch(
             kind=kind,
-            sizes=_sizes(getattr(config, "parallelism_config", {})),
+            sizes=_sizes(_named(config)),
             precision=(config.mixed_precision or "no") if precision == "fp32" else precision,
             deepspeed=deepspeed,
             cpu=bool(config.use_cpu),
+            sequence_attention=str(_named(config).get(ATTENTION) or "sdpa"),
         )
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         problem = Problem(f"--config_file {path} cannot be read: {error}", code="launch")
         raise ConfigError([problem]) from error
     return launch
+
+
+def _named(config: Any) -> dict[str, Any]:
+    """An accelerate config's `parallelism_config`, whose keys may have its name before them."""
+    named = getattr(config, "parallelism_config", None) or {}
+    return {name.removeprefix("parallelism_config_"): value for name, value in named.items()}
 
 
 def _settings(named: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -220,6 +272,5 @@ def _settings(named: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _sizes(named: Mapping[str, Any]) -> dict[str, int]:
-    """Of a `parallelism_config`, whose keys may have its name before them."""
-    plain = {name.removeprefix("parallelism_config_"): value for name, value in named.items()}
-    return {name: int(plain[name]) for name in DIMENSIONS if plain.get(name) is not None}
+    """Of a `parallelism_config`."""
+    return {name: int(named[name]) for name in DIMENSIONS if named.get(name) is not None}

@@ -157,6 +157,7 @@ def strategy_of(recipe: Recipe, processes: int | None = None) -> Strategy:
         bool(training.bf16 or training.fp16),
         training.offloaded("optimizer") != "none",
         training.offloaded("param") != "none",
+        training.sequence_size,
     )
 
 

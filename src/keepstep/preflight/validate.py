@@ -225,7 +225,15 @@ def _batch(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _launch(recipe: Recipe) -> Iterator[Problem]:
-    return check_launch(launch_of(recipe), recipe)
+    training = recipe.training
+    if training.world_size % training.sequence_size:
+        yield Problem(
+            f"sequence parallelism (sp_size: {training.sequence_size}) does not divide "
+            f"{training.world_size} processes",
+            f"--num_processes {training.sequence_size}, or a multiple of it",
+            "launch",
+        )
+    yield from check_launch(launch_of(recipe), recipe)
 
 
 def _secrets(recipe: Recipe) -> Iterator[Problem]:

@@ -30,6 +30,14 @@ else:
     Combined = object
 
 
+def sequence_size_of(parallel: Any) -> int:
+    """Accelerate's `sp_size`: of a `parallelism_config`, else of the launch."""
+    named = parallel if isinstance(parallel, dict) else vars(parallel) if parallel else {}
+    launched = os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG") == "true"
+    found = os.environ.get("PARALLELISM_CONFIG_SP_SIZE") if launched else named.get("sp_size")
+    return int(found or 1)
+
+
 @dataclass
 class CheckpointArguments(Combined):
     """keepstep's fields, beside those of any Trainer, and defaults that keep a run safe.
@@ -419,10 +427,16 @@ class CheckpointArguments(Combined):
         return dict(self.card or {})  # type: ignore[arg-type]
 
     @property
+    def sequence_size(self) -> int:
+        """How many processes share out each row's tokens (DeepSpeed ALST/Ulysses)."""
+        return sequence_size_of(self.parallelism_config)
+
+    @property
     def batch(self) -> Batch:
-        """How the rows of one optimizer step are shared out."""
+        """How the rows of one optimizer step are shared out; processes that share sequences count
+        as one."""
         per_device, times = self.per_device_train_batch_size, self.gradient_accumulation_steps
-        return Batch(per_device, times, self.world_size)
+        return Batch(per_device, times, max(1, self.world_size // self.sequence_size))
 
     @property
     def rows_are_dealt(self) -> bool:

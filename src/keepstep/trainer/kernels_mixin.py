@@ -13,10 +13,10 @@ from keepstep.policy.kernels import Kernels, Lacks, choose, lacks, of_all
 from keepstep.preflight.kernels import asked_of, machine_of
 from keepstep.ranks import collectives
 from keepstep.trainer.given import sees_images
-from keepstep.trainer.mixin import CheckpointMixin
+from keepstep.trainer.sequence_mixin import SequenceMixin
 
 
-class KernelsMixin(CheckpointMixin):
+class KernelsMixin(SequenceMixin):
     """Settled when it is known what an attempt goes on from, since a run keeps what it began with.
 
     Overridden (trl 1.16): `get_train_dataloader`: batches without padding, where that is chosen.
@@ -40,6 +40,8 @@ class KernelsMixin(CheckpointMixin):
         known: dict[str, Any] = {}
         if not isinstance(self.data_collator, DataCollatorForLanguageModeling):
             known["text"] = False
+        if self.sequences is not None:  # attention is what Ulysses exchanges the heads of
+            known |= {"text": False, "attention": self.sequences.sp_handler.sp_attn_implementation}
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         if not self._is_given_attempt and not isinstance(given, str):
             known["attention"] = base.config._attn_implementation  # whoever built it has chosen

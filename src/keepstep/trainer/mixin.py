@@ -24,6 +24,7 @@ from keepstep.data.rows import Count
 from keepstep.policy.batch import Batch
 from keepstep.preflight.agreement import agree
 from keepstep.preflight.health import check_dealer
+from keepstep.preflight.launch import check_whole_rows
 from keepstep.preflight.validate import validate_given
 from keepstep.ranks import collectives
 from keepstep.ranks.start_up import own_start
@@ -108,6 +109,8 @@ class CheckpointMixin(
             what became of them when they were made into tokens.
     """
 
+    shares_sequences = False  # whether processes may share out each row's tokens
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Whether the Trainer that is extended, and all else of other libraries, is as known."""
         super().__init_subclass__(**kwargs)
@@ -184,6 +187,7 @@ class CheckpointMixin(
             lambda: [
                 *validate_given(recipe, own_metrics),
                 *check_restorable(asked, name, given.get("model")),
+                *(check_whole_rows(asked, name) if not self.shares_sequences else ()),
                 *check_rows(given, recipe.training),
                 *check_dealer(self.dealer, recipe),
             ],

@@ -43,13 +43,18 @@ class RowsMixin(Trainer):
         if self.rows.own:
             plan, last = self.rows, self.args.dataloader_drop_last
             rows = StreamRows(
-                *(exact(self.train_dataset), plan.batch, collectives.rank(), last),
+                *(exact(self.train_dataset), plan.batch, self.row_rank, last),
                 *(plan.passes, plan.place),
             )
             return stream_loader(loader, rows, self._sums_labels)
-        dealt = self.rows.dealing(loader, order, collectives.rank(), self._sums_labels)
+        dealt = self.rows.dealing(loader, order, self.row_rank, self._sums_labels)
         self._order = getattr(dealt.batch_sampler, "order_of", None) if self.rows.course else None
         return dealt
+
+    @property
+    def row_rank(self) -> int:
+        """Which of those that are given rows: processes that share sequences are one."""
+        return collectives.rank() // int(self.args.sequence_size)
 
     def rows_of(self, step: int, cells: Mapping[int, Sequence[int]] | None) -> list[int]:
         """Positions in the training set of the rows of a step (counted from 1) that this attempt
@@ -63,8 +68,11 @@ class RowsMixin(Trainer):
         rows = self.rows.rows(step - 1, self._order)
         if cells is None:
             return sorted(rows)
-        shares = {rank: share_of(rows, self.rows.batch, rank) for rank in cells}
-        return sorted(row for rank in cells for turn in cells[rank] for row in shares[rank][turn])
+        size, turns = int(self.args.sequence_size), dict[int, set[int]]()
+        for rank, of in cells.items():  # those that share rows may each tell of them
+            turns.setdefault(rank // size, set()).update(of)
+        shares = {number: share_of(rows, self.rows.batch, number) for number in turns}
+        return sorted(row for n, of in turns.items() for turn in of for row in shares[n][turn])
 
     @property
     def dealer(self) -> str | None:
@@ -129,11 +137,11 @@ class RowsMixin(Trainer):
 
     def _weights_of_step(self) -> list[float]:
         if not self.rows.own:
-            return self.rows.weights(self.state.global_step, collectives.rank(), self._order)
+            return self.rows.weights(self.state.global_step, self.row_rank, self._order)
         if not self._step_rows:
             return []
         course = Course(self._step_rows, self.rows.batch.rows)
-        return course.weights(0, 0, self.rows.batch, collectives.rank())
+        return course.weights(0, 0, self.rows.batch, self.row_rank)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         self._weight = next(self._weights, 1.0)

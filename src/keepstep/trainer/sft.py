@@ -209,6 +209,11 @@ class KeepstepTrainer(KernelsMixin, SFTTrainer):
     def remarks(self) -> Sequence[str]:
         told = [] if self.kernels is None else [f"speed: {self.kernels.line}"]
         told += [] if self.sampler is None else [self.sampler.told()]
+        if self.sequences is not None:
+            told.append(
+                f"each row's tokens are shared out among {self.args.sequence_size} processes "
+                "(DeepSpeed ALST/Ulysses); evaluations have whole rows"
+            )
         if self.aux_loss_enabled:
             coefficient = f"{self.router_aux_loss_coef:g}"
             told.append(f"eval_loss holds the router's loss, too: {coefficient} x eval_aux_loss")

@@ -269,6 +269,30 @@ HOOKS: list[Hook] = [
         ),
     ),
     *_hooks(
+        "accelerate.Accelerator",
+        "replaced",
+        (
+            "deepspeed_ulysses_dl_adapter",
+            "dl model",
+            "processes that share rows are given them, and exchange none",
+        ),
+    ),
+    *_hooks(
+        "accelerate.state.AcceleratorState",
+        "replaced",
+        ("parallelism_config", "", "sequences are shared where the engine is built alone"),
+    ),
+    *_hooks(
+        ZERO12,
+        "replaced",
+        ("sequence_parallel_size", "", "what gradients are multiplied by"),
+    ),
+    *_hooks(
+        ZERO3,
+        "replaced",
+        ("sequence_parallel_size", "", "what gradients are multiplied by"),
+    ),
+    *_hooks(
         "transformers.PreTrainedConfig",
         "read",
         ("_attn_implementation", "", "the attention that a model computes with"),
