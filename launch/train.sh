@@ -147,6 +147,7 @@ start_launcher() {
   exec "$@"
 }
 launcher='' interrupts=0 asked=''
+read -r began _ </proc/uptime || began=''
 stop() {
   asked=1
   : >"$scratch/asked" # else TERM is how the launcher ends ranks whose peer is gone
@@ -189,6 +190,7 @@ attempt() { # launch the run once; set `code`, `said`, `code_told`
 attempt
 while [[ -z $asked && -z ${KEEPSTEP_EXIT_FILE:-} && $code_told == 75 && ${said[1]:-} == True ]]; do
   echo "keepstep: going back: the same command again" || true
+  export KEEPSTEP_BEGAN=$began # time_limit is meant for all of it
   attempt
 done
 

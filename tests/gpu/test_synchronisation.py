@@ -12,7 +12,7 @@ from benchmarks.gpu.launches import Budget
 from benchmarks.gpu.speed import measure
 
 from keepstep.save.snapshot_memory import Arena
-from keepstep.trainer.health import Numbers
+from keepstep.trainer.step_numbers import Numbers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

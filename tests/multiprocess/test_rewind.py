@@ -147,6 +147,21 @@ def test_a_run_goes_back_so_often_and_no_more(ranks: Ranks, demo: Path, tmp_path
 
 
 @pytest.mark.long
+def test_a_run_that_is_to_stop_is_not_launched_again_by_itself(
+    ranks: Ranks, demo: Path, tmp_path: Path
+) -> None:
+    """It goes back when somebody launches it again."""
+    poisoned = Poisoned(ranks, demo, tmp_path)
+    run = poisoned.launch("asked", 9)
+    assert run.codes == [75, 75], run.output[-3000:]
+    status = json.loads((poisoned.out / ".keepstep/status.json").read_text())
+    assert status["outcome"] == "preempted"
+    assert status["reason"].startswith("SIGTERM to rank 1; the loss of rank 1 is not finite")
+    assert "Run the same command again to go on." in run.output
+    assert len(poisoned.goes_on("loss", "ddp", 2, poisoned.steps())) == 3
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["ddp", "cpu_zero3"])
 def test_a_run_that_carries_on_knows_what_a_spike_is(
     ranks: Ranks, demo: Path, tmp_path: Path, strategy: str

@@ -157,3 +157,13 @@ def test_heard_for_a_while() -> None:
         *("second None SIGINT False", "['SIGINT'] None True"),
         *("interrupted", "beside True"),
     ], done.stderr
+
+
+def test_attempts_of_one_launch_have_one_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`time_limit` counts from it; a moment stays the moment that it is."""
+    wall, steady = signals.started()
+    monkeypatch.setenv(signals.BEGAN, str(steady - 100))
+    assert signals.started() == pytest.approx((wall - 100, steady - 100))
+    for nonsense in ("", "soon", str(steady + 100)):
+        monkeypatch.setenv(signals.BEGAN, nonsense)
+        assert signals.started() == (wall, steady)

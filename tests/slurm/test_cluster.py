@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from keepstep.run_folder.reader import RunFolder
+from tests.helpers import unreadable
 from tests.helpers.folders import final_digests
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import argv
@@ -252,6 +253,19 @@ def test_a_run_that_always_dies_comes_to_an_end(job: Job) -> None:
     assert told["Restarts"] == "0"
     assert [e["outcome"] for e in job.events("launch")] == ["failed", "no_progress"]
     assert RunFolder(job.run.path).attempts()[-1].outcome == "no_progress"
+
+
+@pytest.mark.long
+def test_a_run_that_goes_back_does_so_within_its_job(job: Job, demo: Path, tmp_path: Path) -> None:
+    made = {name: str(value) for name, value in unreadable.make(demo, tmp_path / "made").items()}
+    job.submit("--nodes", "2", fields={"on_nonfinite": "rewind", **made})
+    job.says(r"going back: the loss of rank \d is not finite", timeout=180)
+    told = job.ends("COMPLETED")
+    assert told["Restarts"] == "0"
+    assert [e["outcome"] for e in job.events("launch")] == ["rewound", "finished"]
+    newest = job.run.checkpoints()[-1]
+    assert newest.step == 40
+    assert unreadable.ROW in newest.manifest.dealt["skipped"]
 
 
 def test_stopped_by_its_user_and_not_allowed_to_requeue(job: Job) -> None:

@@ -24,6 +24,7 @@ def steady() -> float:
 # Ctrl-C reaches a rank from the terminal and again from its launcher: that is one request.
 ONE_REQUEST_SECONDS = 2.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+BEGAN = "KEEPSTEP_BEGAN"  # seconds since the machine's start, by launch/train.sh
 ENOUGH = 0  # in the place of a signal's number: nothing more is told
 
 _started = time.time(), steady()
@@ -104,8 +105,14 @@ def die_with_parent(number: int) -> None:
 
 
 def started() -> tuple[float, float]:
-    """When this process began its work: in seconds since the epoch, and on the steady clock."""
-    return _started
+    """When this process began its work: in seconds since the epoch, and on the steady clock. Where
+    launch/train.sh has launched the run again by itself, when its first attempt began."""
+    wall, now = _started
+    try:
+        since = max(0.0, now - float(os.environ[BEGAN]))
+    except (KeyError, ValueError):
+        return _started
+    return wall - since, now - since
 
 
 def requested() -> str | None:

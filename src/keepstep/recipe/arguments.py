@@ -170,8 +170,9 @@ class CheckpointArguments(Combined):
     time_limit: str | None = field(
         default=None,
         metadata={
-            "help": "How long an attempt may take, as in `3h30m`; it saves and stops in time, as "
-            "preempted. In a Slurm job the job's end (SLURM_JOB_END_TIME) is known without it."
+            "help": "How long an attempt may take, as in `3h30m` (where a run goes back, all "
+            "attempts of one launch together); it saves and stops in time, as preempted. In a "
+            "Slurm job the job's end (SLURM_JOB_END_TIME) is known without it."
         },
     )
     deadline: str | None = field(

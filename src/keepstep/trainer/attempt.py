@@ -184,6 +184,8 @@ class CurrentAttempt:
             self.outcome = ended("failed", reason=str(error))
         elif isinstance(error, (ConfigError, SelectionError, DriftError, ReshardError)):
             self.outcome = Outcome("failed", str(error), exit=CONFIG_EXIT_STATUS)
+        elif isinstance(error, RewindError) and error.asked:  # nobody is to launch it by himself
+            self.outcome = ended("preempted", reason=f"{error.asked}; {error}")
         elif isinstance(error, RewindError):
             self.outcome = ended("rewound", reason=str(error), global_step=self.trained_to)
         elif isinstance(error, SpoiltError):  # the same rows would do the same again

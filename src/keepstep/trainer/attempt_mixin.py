@@ -23,6 +23,7 @@ from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.listed import only_listed
 from keepstep.trainer.attempt import CurrentAttempt, StoppedError, stop_if_asked
 from keepstep.trainer.given import settings_of
+from keepstep.trainer.health import RewindError
 from keepstep.trainer.reporter import introduce
 from keepstep.trainer.request import check_unchanged, request_of
 from keepstep.trainer.row_plan import WORKERS
@@ -215,6 +216,9 @@ class AttemptMixin(Trainer):
                 self._seen = self._shown.enter_context(only_listed(self.start))
             try:
                 return super().train(str(self._seen.path) if self._seen else None, *args, **kwargs)
+            except RewindError as error:
+                error.asked = self.every_step.asked_to_stop()
+                raise
             finally:
                 self.attempt.trained_to = self.state.global_step or None
 

@@ -49,7 +49,13 @@ class SpikeError(SpoiltError):
 
 class RewindError(SpoiltError):
     """The run goes back: the next attempt goes on from before this step. The model in memory is
-    spoilt."""
+    spoilt.
+
+    Attributes:
+        asked: who has asked for a stop meanwhile; empty: nobody.
+    """
+
+    asked = ""
 
 
 class Health:

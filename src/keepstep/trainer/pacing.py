@@ -284,16 +284,20 @@ class EveryStep(TrainerCallback):
         """Steps between two saves; infinite where steps do not decide."""
         return float(state.save_steps) if args.save_strategy == "steps" else float("inf")
 
-    def _stop(self, control: Any) -> None:
-        """Agree on why, then save and stop. Ranks: all (collective)."""
-        if self.pacer is not None:
-            self.pacer.reason = self._reason
+    def asked_to_stop(self) -> str:
+        """Who asks for a stop, as far as it was seen; empty: nobody. Ranks: all (collective)."""
         told = [SPOKEN.get(self._reason or ""), signals.requested()]
-        self.trainer.preempted = ", ".join(
+        return ", ".join(
             text
             for rank, (general, signal) in enumerate(collectives.gather(told))
             for text in (general, f"{signal} to rank {rank}" if signal else None)
             if text
         )
+
+    def _stop(self, control: Any) -> None:
+        """Agree on why, then save and stop. Ranks: all (collective)."""
+        if self.pacer is not None:
+            self.pacer.reason = self._reason
+        self.trainer.preempted = self.asked_to_stop()
         control.should_save = control.should_training_stop = True
         control.should_evaluate = False
