@@ -73,7 +73,11 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
 
 # (Of the two ways to say it, this one is spared the imports of Accelerate's other commands.)
 program=(-m keepstep.train) # or, by `keepstep evaluate`, of a run or checkpoint that is there:
-[[ -z ${KEEPSTEP_EVALUATE:-} ]] || program=(-m keepstep.evaluate "$KEEPSTEP_EVALUATE")
+saves='after this step and its save'
+if [[ -n ${KEEPSTEP_EVALUATE:-} ]]; then
+  program=(-m keepstep.evaluate "$KEEPSTEP_EVALUATE")
+  saves='now: what was measured stands'
+fi
 command=(accelerate-launch --config_file "$config" --num_processes "$processes"
   "${launch_args[@]}" "${program[@]}" --config "$recipe" "$@")
 { printf '+' && printf ' %q' "${command[@]}" && printf '\n'; } || true
@@ -157,7 +161,7 @@ interrupt() { # the second means now; a kill costs no more than the steps since 
   interrupts=$((interrupts + 1))
   if [[ $interrupts -eq 1 ]]; then
     stop
-    echo "keepstep: stopping after this step and its save; Ctrl-C again ends at once" >&2 || true
+    echo "keepstep: stopping $saves; Ctrl-C again ends at once" >&2 || true
   else
     # shellcheck disable=SC2046 # one word each: the ranks are the launcher's children
     [[ -z $launcher ]] || kill -KILL $(cat "/proc/$launcher/task/"*/children) 2>/dev/null || true

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import keepstep
 from keepstep.run_folder.evaluations import EVALUATIONS_NAME
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.campaigns import cases
-from tests.helpers.ranks import Ranks
+from tests.helpers.ranks import Ranks, Run
 from tests.helpers.recipes import LORA, argv
 
 PROGRAM = Path(keepstep.__file__).parent / "evaluate.py"
@@ -64,13 +65,13 @@ def test_a_new_set_ranks(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
     other.write_text("".join((demo / "data/train.jsonl").read_text().splitlines(True)[:5]))
     words = argv(demo, run, **SHORT)
     ranks.run(words, strategy="ddp")
-    path = run / "checkpoint-2"
-    told = ranks.start(
-        [str(path), *words, "--eval_dataset_name", str(other)], script=PROGRAM, strategy="ddp"
-    )
+    # All of them have a loss by now, of other rows.
+    words_of_other = [str(run), *words, "--eval_dataset_name", str(other)]
+    told = ranks.start(words_of_other, script=PROGRAM, strategy="ddp")
     assert told.wait() == [2, 2]
-    assert "these are other rows than checkpoint-2 was evaluated on" in told.output
-    assert not (path / EVALUATIONS_NAME).exists()
+    steps = "checkpoint-2, checkpoint-4"
+    assert f"these are other rows than {steps} was evaluated on (eval_dataset)" in told.output
+    assert not list(run.glob(f"*/{EVALUATIONS_NAME}"))
     sets = ["--eval_datasets", json.dumps({"other": str(other)})]
     at = words.index("--eval_dataset_name")
     ranks.run([str(run), *words[:at], *words[at + 2 :], *sets], script=PROGRAM, strategy="ddp")
@@ -81,3 +82,59 @@ def test_a_new_set_ranks(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
     for c in folder.checkpoints():
         assert records[c.step] == pytest.approx(c.metrics["eval_loss"] + losses[c.step] / 2)
         assert folder.faults(c, deep=True) == []
+
+
+def without_eval_rows(words: list[str]) -> list[str]:
+    at = words.index("--eval_dataset_name")
+    return [*words[:at], *words[at + 2 :]]
+
+
+def test_one_name_is_one_set_of_rows_and_a_damaged_checkpoint_costs_no_other(
+    ranks: Ranks, demo: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = without_eval_rows(argv(demo, run, **SHORT, save_only_model=True))
+    eval_rows = ["--eval_dataset_name", str(demo / "data/eval.jsonl")]
+    ranks.run([*words, *eval_rows], strategy="cpu_zero2")
+
+    def measure(rows: str, strategy: str = "ddp") -> Run:
+        sets = ["--eval_datasets", json.dumps({"other": str(demo / rows)})]
+        sets += ["--output_dir", str(tmp_path / "elsewhere")]
+        return ranks.start([str(run), *words, *sets], script=PROGRAM, strategy=strategy)
+
+    sharded = measure("data/eval.jsonl", "cpu_zero2")
+    assert sharded.wait() == [2, 2]
+    assert "KEEPSTEP_CONFIG=ddp" in sharded.output  # weights alone
+    with (run / "checkpoint-2/config.json").open("a") as file:
+        file.write(" ")
+    told = measure("data/eval.jsonl")
+    assert told.wait() == [70, 70]
+    assert "not evaluated: checkpoint-2 is damaged: config.json" in told.output
+    four = RunFolder(run).checkpoint(4)
+    assert measured(four.path)["eval_other_loss"] == pytest.approx(four.metrics["eval_loss"], 1e-3)
+    mixed = measure("data/train.jsonl")
+    assert mixed.wait() == [2, 2]
+    assert "other rows than checkpoint-4 was evaluated on (other)" in mixed.output
+    assert not (tmp_path / "elsewhere").exists(), "the run has a folder"
+
+
+@pytest.mark.parametrize("number", cases([signal.SIGINT, signal.SIGSTOP], long=[signal.SIGSTOP]))
+def test_stopped_or_frozen_it_ends_and_says_so(
+    ranks: Ranks, demo: Path, tmp_path: Path, number: int
+) -> None:
+    run, many = tmp_path / "run", tmp_path / "many.jsonl"
+    words = argv(demo, run, **SHORT, peer_timeout_seconds=5)
+    ranks.run(words, strategy="ddp")
+    many.write_text((demo / "data/train.jsonl").read_text() * 50)
+    sets = ["--eval_datasets", json.dumps({"many": str(many)})]
+    told = ranks.start([str(run), *without_eval_rows(words), *sets], script=PROGRAM, strategy="ddp")
+    told.wait_for("checkpoint-2: eval_many_loss", timeout=120)
+    if number == signal.SIGSTOP:
+        told.kill(number, ranks=[1])
+        told.wait_for("rank 1 on .* gave no sign of life for 5 s")
+        told.kill(signal.SIGKILL)
+        return
+    told.kill(number)
+    assert told.wait() == [75, 75]
+    assert "What was measured stands" in told.output
+    assert [c.step for c in RunFolder(run).checkpoints() if c.evaluated] == [2]

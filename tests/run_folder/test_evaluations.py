@@ -11,7 +11,7 @@ from keepstep.policy.manifest import MANIFEST_NAME
 from keepstep.policy.strict import with_check
 from keepstep.publish.bundle import freeze
 from keepstep.run_folder.checkpoint import Checkpoint
-from keepstep.run_folder.evaluations import EVALUATIONS_NAME, add_evaluation
+from keepstep.run_folder.evaluations import EVALUATIONS_NAME, add_evaluation, rows_evaluated
 from keepstep.run_folder.keeping import Keeper
 from keepstep.run_folder.notes import notes_on
 from keepstep.run_folder.reader import RunFolder
@@ -20,7 +20,7 @@ from tests.helpers.attempts import METRIC, Launch
 
 
 def add(checkpoint: Checkpoint, **metrics: float) -> None:
-    add_evaluation(Storage(), checkpoint.path, checkpoint.manifest, metrics)
+    add_evaluation(Storage(), checkpoint.path, checkpoint.manifest, metrics, {"": "5 rows"})
 
 
 @pytest.fixture
@@ -51,6 +51,16 @@ def test_the_manifest_counts_before_it_and_what_is_newer_before_the_older(run: R
     add(run.checkpoint(2), eval_third_loss=4.0, eval_other_loss=2.0)
     expected = {"eval_loss": 1.0, "eval_other_loss": 2.0, "eval_third_loss": 4.0}
     assert run.checkpoint(2).metrics == expected
+
+
+def test_each_set_keeps_the_digest_of_its_rows(run: RunFolder) -> None:
+    four = run.checkpoint(4)
+    assert rows_evaluated(four.path, four.manifest) == {}
+    add(four, eval_loss=0.5)
+    more = {"law": "7 rows, ab"}
+    add_evaluation(Storage(), four.path, four.manifest, {"eval_law_loss": 1.0}, more)
+    assert rows_evaluated(four.path, four.manifest) == {"": "5 rows", **more}
+    assert rows_evaluated(four.path, run.checkpoint(2).manifest) == {}, "of another checkpoint"
 
 
 @pytest.mark.parametrize("damage", ["torn", "changed", "of another", "no metrics", "a folder"])

@@ -22,18 +22,33 @@ def read_evaluations(folder: Path, manifest: Manifest) -> dict[str, float]:
     """What was measured of the checkpoint in `folder` afterwards; empty: nothing that can be
     believed (it is no part of the checkpoint, which is none the worse)."""
     try:
-        values = read_object(folder / EVALUATIONS_NAME)
-        metrics = build(dict[str, float], values.pop("metrics", None), "metrics")
+        values, metrics, _ = _read(folder)
     except (OSError, OddFileError, TextError):
         return {}
     return finite_metrics(metrics) if values == _whose(manifest) else {}
 
 
+def rows_evaluated(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """Digests of the rows that it was measured on, by the names of their sets; a single one has
+    the name "". Empty where the file cannot be believed, or does not say."""
+    try:
+        values, _, rows = _read(folder)
+    except (OSError, OddFileError, TextError):
+        return {}
+    return rows if values == _whose(manifest) else {}
+
+
+def _read(folder: Path) -> tuple[dict[str, object], dict[str, float], dict[str, str]]:
+    """Whose the file is, its metrics, and digests of the rows they are of."""
+    values = read_object(folder / EVALUATIONS_NAME)
+    metrics = build(dict[str, float], values.pop("metrics", None), "metrics")
+    return values, metrics, build(dict[str, str], values.pop("rows", {}), "rows")
+
+
 def fault_of_evaluations(folder: Path, manifest: Manifest) -> str | None:
     """Why the file is passed by; None: it is not, or is not there."""
     try:
-        values = read_object(folder / EVALUATIONS_NAME)
-        build(dict[str, float], values.pop("metrics", None), "metrics")
+        values = _read(folder)[0]
     except ABSENT:
         return None
     except (OSError, OddFileError, TextError) as error:
@@ -42,11 +57,18 @@ def fault_of_evaluations(folder: Path, manifest: Manifest) -> str | None:
 
 
 def add_evaluation(
-    storage: Storage, folder: Path, manifest: Manifest, metrics: Mapping[str, float]
+    storage: Storage,
+    folder: Path,
+    manifest: Manifest,
+    metrics: Mapping[str, float],
+    rows: Mapping[str, str],
 ) -> dict[str, float]:
     """Write down what was measured, beside what was before; of one name the newer value.
 
     A reader sees the old file or the new one, also when this process is killed.
+
+    Args:
+        rows: digests of what it was measured on, by the names of the sets ("" for a single one).
 
     Returns:
         All that the file says now.
@@ -55,7 +77,8 @@ def add_evaluation(
         OSError: of the disk; FileNotFoundError: the checkpoint was pruned meanwhile.
     """
     known = read_evaluations(folder, manifest) | finite_metrics(metrics)
-    text = with_check(json.dumps({**_whose(manifest), "metrics": known}))
+    digests = rows_evaluated(folder, manifest) | dict(rows)
+    text = with_check(json.dumps({**_whose(manifest), "metrics": known, "rows": digests}))
     storage.replace(folder / EVALUATIONS_NAME, text.encode() + b"\n")
     return known
 

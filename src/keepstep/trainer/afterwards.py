@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from transformers import DefaultFlowCallback, Trainer
+from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 
+from keepstep.policy.completeness import missing_state
 from keepstep.policy.manifest import finite_metrics
 from keepstep.policy.samples import Sample
+from keepstep.ranks import collectives
+from keepstep.ranks.console import say
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.listed import only_listed
 from keepstep.trainer.reporter import tell_samples
@@ -33,6 +36,7 @@ class Evaluator(KeepstepTrainer):
         for callback in list(self.callback_handler.callbacks):
             if not isinstance(callback, DefaultFlowCallback):
                 self.remove_callback(callback)
+        self.add_callback(_Progress(self))
         self._wanted: Sequence[Checkpoint] = ()
         self._names: Collection[str] | None = None
         self._tell: Callable[[Checkpoint, dict[str, float]], None] = lambda checkpoint, metrics: (
@@ -65,6 +69,10 @@ class Evaluator(KeepstepTrainer):
         for checkpoint in self._wanted:
             if self._names is not None and self._has_all(checkpoint, self._names):
                 continue
+            self.every_step.progress("start")
+            if not collectives.on_main("looking for it", checkpoint.path.is_dir):
+                say(f"{checkpoint.path.name}: the run has pruned it meanwhile")
+                continue
             with only_listed(checkpoint) as shown:
                 self._take_state(shown)
             self.state.global_step, self.state.epoch = checkpoint.step, checkpoint.manifest.epoch
@@ -75,7 +83,8 @@ class Evaluator(KeepstepTrainer):
         return {*names, *self.own_names} <= checkpoint.metrics.keys()
 
     def _take_state(self, checkpoint: Checkpoint) -> None:
-        if self.is_deepspeed_enabled or checkpoint.manifest.parallel_layout.is_sharded:
+        sharded = checkpoint.manifest.parallel_layout.is_sharded
+        if self.is_deepspeed_enabled or (sharded and not missing_state(checkpoint.manifest)):
             restore(self, checkpoint)
         else:
             self.load_weights_as_stock(str(checkpoint.path))
@@ -89,3 +98,13 @@ class Evaluator(KeepstepTrainer):
 
     def check_ranked(self, given: Collection[str]) -> None:
         """Nothing is ranked here: sets and metrics may be others than the run's."""
+
+
+class _Progress(TrainerCallback):
+    """Tells the watchdog of each batch."""
+
+    def __init__(self, trainer: Evaluator) -> None:
+        self.trainer = trainer
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.every_step.progress("evaluation")
