@@ -74,6 +74,9 @@ def test_tools_and_lines(tmp_path: Path) -> None:
     given = {"messages": [ASK], "tools": TOOLS, "chat_template_kwargs": {"thinking": False}}
     assert read(tmp_path, given).options == {"tools": TOOLS, "thinking": False}
     assert read(tmp_path, {"messages": [ASK], "tools": json.dumps(TOOLS)}).options["tools"] == TOOLS
+    assert read(tmp_path, "a\u2028b").text == "a\u2028b", "it ends no line"
+    (tmp_path / "q.jsonl").write_text('{"prompt": "a\u2028b"}\r\n', encoding="utf-8", newline="")
+    assert [p.text for p in read_prompts(tmp_path / "q.jsonl")] == ["a\u2028b"]
     file = tmp_path / "p.txt"
     file.write_bytes("\ufeff one\r\n\r\n  two\n".encode())
     assert [(p.text, p.is_said) for p in read_prompts(file)] == [("one", True), ("two", True)]
@@ -88,6 +91,8 @@ def test_tools_and_lines(tmp_path: Path) -> None:
         ('\n{"prompt": "a"}\n3', "p.jsonl, line 3: it is neither a row nor a text"),
         ('{"question": "a"}', "no prompt is in it, but question"),
         ("{}", "no prompt is in it, but nothing"),
+        ('" "', "it is neither a row nor a text"),
+        ("[" * 100000, "line 1: "),
         ('{"prompt": 3}', "line 1: prompt is 3, not text"),
         ('{"prompt": " "}', "it is empty"),
         ('{"prompt": "a", "reference": 4}', "reference is no text"),

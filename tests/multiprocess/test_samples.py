@@ -20,7 +20,7 @@ from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
 
 EVALUATE = Path(keepstep.__file__).parent / "evaluate.py"
-SHORT = {"max_steps": 4, "eval_steps": 2, "save_steps": 2, "sample_max_new_tokens": 12}
+SHORT = {"max_steps": 2, "eval_steps": 1, "save_steps": 1, "sample_max_new_tokens": 8}
 CASES: dict[str, tuple[str, dict[str, object]]] = {
     "zero3-lora": ("cpu_zero3", LORA),
     "ddp": ("ddp", {"gradient_checkpointing": True}),
@@ -58,7 +58,7 @@ def generated(checkpoint: Path, prompts: Path, adapter: bool) -> list[str]:
             )["input_ids"]
         with torch.no_grad():
             out = model.eval().generate(
-                input_ids=ids, do_sample=False, max_new_tokens=12, pad_token_id=0
+                input_ids=ids, do_sample=False, max_new_tokens=8, pad_token_id=0
             )
         texts.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
     return texts
@@ -75,12 +75,12 @@ def test_written_and_nothing_else_changes(
         words = argv(demo, tmp_path / name, **SHORT, **fields, **more)
         told.append(ranks.run(words, strategy=strategy).output)
         runs.append(RunFolder(tmp_path / name))
-    assert final_digests(runs[0].path, 4) == final_digests(runs[1].path, 4)
+    assert final_digests(runs[0].path, 2) == final_digests(runs[1].path, 2)
     for before, after in zip(*(run.checkpoints() for run in runs), strict=True):
         assert before.metrics["eval_loss"] == after.metrics["eval_loss"]
         assert before.manifest.health == after.manifest.health
     samples = runs[1].samples()
-    assert [(s.step, s.number) for s in samples] == [(2, 1), (2, 2), (2, 3), (4, 1), (4, 2), (4, 3)]
+    assert [(s.step, s.number) for s in samples] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
     assert [s.reference is None for s in samples[:3]] == [False, True, True]
     if not fields.get("bf16"):
         for checkpoint in runs[1].checkpoints():
@@ -88,11 +88,11 @@ def test_written_and_nothing_else_changes(
             assert [s.completion for s in samples if s.step == checkpoint.step] == wanted
     match = [c.metrics["eval_sample_exact_match"] for c in runs[1].checkpoints()]
     assert match == [float(samples[0].matches), float(samples[3].matches)]
-    assert "prompts.jsonl: 2 in the chat template, 1 as they are; at most 12 new tokens" in told[1]
+    assert "prompts.jsonl: 2 in the chat template, 1 as they are; at most 8 new tokens" in told[1]
     assert len(re.findall(r"^sample [123]  .+ -> ", told[1], re.M)) == 6
     if case == "ddp":
         (log,) = (runs[1].path / "runs").rglob("events.out.*")
-        assert log.read_bytes().count(b"eval/sample_") == 6
+        assert len(re.findall(rb"eval/sample_\d", log.read_bytes())) == 6
         shown = ranks.run(
             [str(runs[1].path / "checkpoint-2"), *words], script=EVALUATE, processes=1
         )
@@ -112,13 +112,13 @@ def test_a_stop_does_not_wait(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
     ranks.run(argv(demo, tmp_path / "straight", **fields), strategy="cpu_zero3")
     words = argv(demo, tmp_path / "run", **fields)
     run = ranks.start([*words, "--sample_prompts", str(many)], strategy="cpu_zero3")
-    run.wait_for(r"step 2/4  eval_loss")
+    run.wait_for(r"step 1/2  eval_loss")
     run.kill(signal.SIGTERM, ranks=[1])
     assert run.wait() == [75, 75], run.output
     folder = RunFolder(tmp_path / "run")
-    assert [c.step for c in folder.checkpoints()] == [2]
+    assert [c.step for c in folder.checkpoints()] == [1]
     assert folder.samples() == []
     told = ranks.run([*words, "--sample_prompts", str(few)], strategy="cpu_zero3").output
-    assert "step 2 was not evaluated to the end: that is made up now" in told
-    assert [(s.step, s.number) for s in folder.samples()] == [(2, 1), (4, 1)]
-    assert final_digests(folder.path, 4) == final_digests(tmp_path / "straight", 4)
+    assert "step 1 was not evaluated to the end: that is made up now" in told
+    assert [(s.step, s.number) for s in folder.samples()] == [(1, 1), (2, 1)]
+    assert final_digests(folder.path, 2) == final_digests(tmp_path / "straight", 2)

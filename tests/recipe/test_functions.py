@@ -29,6 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "beside.py").write_text("ONE = 1\n")
     (tmp_path / "own_one.py").write_text(TEXT)
     (tmp_path / "raises.py").write_text("1 / 0\n")
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
     yield tmp_path
@@ -59,6 +60,7 @@ def test_a_module_and_a_file(folder: Path) -> None:
         ("not_there:mine", "cannot be imported: ModuleNotFoundError"),
         ("not_there.py:mine", "cannot be imported: FileNotFoundError: there is no such file"),
         ("raises.py:mine", "cannot be imported: ZeroDivisionError"),
+        ("ends.py:mine", "cannot be imported: SystemExit"),
         ("raises:mine", "cannot be imported: ZeroDivisionError"),
     ],
 )

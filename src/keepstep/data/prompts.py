@@ -63,7 +63,7 @@ def read_prompts(path: Path, text_field: str = "text") -> list[Prompt]:
     if path.suffix not in KINDS:
         raise ValueError(f"{path.name} is neither of {' and '.join(KINDS)}")
     try:
-        lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
+        lines = path.expanduser().read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as error:
         raise ValueError(f"there is no {path}") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -73,7 +73,7 @@ def read_prompts(path: Path, text_field: str = "text") -> list[Prompt]:
         if line.strip():
             try:
                 found.append(_said(line) if path.suffix == ".txt" else _of_json(line, text_field))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path.name}, line {number}: {error}") from error
     if not found:
         raise ValueError(f"{path.name} has no prompt")
@@ -86,7 +86,7 @@ def _said(line: str) -> Prompt:
 
 def _of_json(line: str, text_field: str) -> Prompt:
     row = json.loads(line)
-    if isinstance(row, str):
+    if isinstance(row, str) and row.strip():
         return _said(row)
     if not isinstance(row, dict):
         raise ValueError("it is neither a row nor a text")

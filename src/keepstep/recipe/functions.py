@@ -26,7 +26,7 @@ def named(text: str) -> Callable[..., Any]:
         raise ValueError("it is neither module:function nor path/to/file.py:function")
     try:
         found: Any = _file(Path(place)) if place.endswith(".py") else _module(place)
-    except Exception as error:  # whatever the module's code raises
+    except (Exception, SystemExit) as error:  # whatever the module's code raises
         raise ValueError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
     for part in name.split("."):
         if not hasattr(found, part):

@@ -36,7 +36,7 @@ class Sampler:
 
         Ranks: all (collective).
         """
-        self._tokenizer, self._seed = tokenizer, args.seed
+        self._tokenizer, self._seed, self._device = tokenizer, args.seed, args.device
         self._most, self._temperature = args.sample_max_new_tokens, args.sample_temperature
         self.name = str(args.sample_prompts)
         field = args.dataset_text_field
@@ -118,21 +118,22 @@ class Sampler:
         self, model: Any, number: int, got_on: Callable[[], None], at_most: int | None = None
     ) -> str:
         """This rank's completion; as many passes as that of the rank whose is longest."""
-        device = next(model.parameters()).device
+        device = self._device
         given = torch.tensor([self._tokens[number]], device=device)
         generator = torch.Generator(device).manual_seed(self._seed + number)
         keeps, is_over = _keeps(model), False
-        cache: dict[str, Any] = {}
+        cache: dict[str, Any] = {"use_cache": True} if keeps else {}
         written: list[int] = []
         for _ in range(at_most or self._most):
-            outputs = model(input_ids=given, use_cache=keeps, **cache)
+            outputs = model(input_ids=given, **cache)
             token = self._next(outputs.logits[0, -1].float(), generator)
             is_over |= token is None
             if token is not None and not is_over:
                 written.append(token)
             new = torch.tensor([[token or 0]], device=device)
             kept = getattr(outputs, "past_key_values", None) if keeps else None
-            cache = {} if kept is None else {"past_key_values": kept}
+            if kept is not None:
+                cache["past_key_values"] = kept
             given = torch.cat([given, new], dim=1) if kept is None else new
             got_on()
             if not any(collectives.any_of(not is_over)):
@@ -144,7 +145,7 @@ class Sampler:
         if not bool(scores.isfinite().any()) or bool(scores.isnan().any()):
             return None
         if self._temperature:
-            odds = (scores / self._temperature).softmax(-1)
+            odds = ((scores - scores.max()) / self._temperature).softmax(-1)
             token = int(torch.multinomial(odds, 1, generator=generator))
         else:
             token = int(scores.argmax())
