@@ -12,18 +12,18 @@ AT_LEAST_ONE = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
     *("eval_accumulation_steps", "dataloader_prefetch_factor", "dataset_num_proc", "max_length"),
     *("ddp_timeout", "ddp_bucket_cap_mb", "pad_to_multiple_of", "early_stopping_patience"),
-    *("save_total_limit", "keep_every_n_steps", "max_failed_saves"),
+    *("save_total_limit", "keep_every_n_steps", "max_failed_saves", "mirror_total_limit"),
     *("max_attempts_without_progress", "torch_empty_cache_steps", "sample_max_new_tokens"),
 )
 ABOVE_ZERO = (
     *("save_interval_seconds", "peer_timeout_seconds", "hang_timeout_seconds"),
-    *("hang_min_seconds", "publish_timeout_seconds"),
+    *("hang_min_seconds", "publish_timeout_seconds", "mirror_timeout_seconds"),
 )
 NOT_BELOW_ZERO = (
     *("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"),
     *("eval_delay", "dataloader_num_workers", "neftune_noise_alpha", "router_aux_loss_coef"),
     *("stop_margin_seconds", "publish_min_seconds", "max_lost_minutes", "last_save_retry_seconds"),
-    *("save_min_seconds", "sample_temperature"),
+    *("save_min_seconds", "mirror_min_seconds", "sample_temperature"),
     *("seed", "data_seed"),
 )
 SHARES = ("adam_beta1", "adam_beta2", "label_smoothing_factor")  # from 0 to below 1

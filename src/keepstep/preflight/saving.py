@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import fields
 
 from keepstep.output.units import parse_bytes
 from keepstep.policy.auto_interval import AUTO
+from keepstep.policy.mirror import VARIABLE, address_fault
 from keepstep.policy.schedule import left
 from keepstep.ranks import signals
 from keepstep.recipe.arguments import CheckpointArguments
@@ -20,16 +22,23 @@ OF_AUTO = ("max_save_overhead", "save_min_seconds")  # what only `save_interval_
 
 def check_saving(training: KeepstepConfig) -> Iterator[Problem]:
     """Every problem of the fields about checkpoints (see `check_numbers`, too). Ranks: any."""
-    for check in (_sizes, _ranking, _recovery_points, _weights_only, _auto, _times):
+    for check in (_sizes, _mirror, _ranking, _recovery_points, _weights_only, _auto, _times):
         yield from check(training)
 
 
 def _sizes(training: KeepstepConfig) -> Iterator[Problem]:
-    for name in ("keep_total_bytes", "min_free_bytes"):
+    for name in ("keep_total_bytes", "min_free_bytes", "mirror_bytes_per_second"):
         try:
             parse_bytes(getattr(training, name) or 0)
         except ValueError as error:
             yield Problem(f"{name}: {error}", code="size")
+
+
+def _mirror(training: KeepstepConfig) -> Iterator[Problem]:
+    asked = training.mirror or os.environ.get(VARIABLE)
+    fault = address_fault(asked) if asked else None
+    if fault is not None:
+        yield Problem(f"mirror: {fault}", code="mirror")
 
 
 def _ranking(training: KeepstepConfig) -> Iterator[Problem]:

@@ -15,12 +15,13 @@ from typing import Any
 
 from keepstep.convert.companions import write_companions
 from keepstep.policy.completeness import has_weights
-from keepstep.policy.manifest import MANIFEST_NAME, Manifest
+from keepstep.policy.manifest import Manifest
 from keepstep.policy.metric import value_of
 from keepstep.policy.retention import Policy
 from keepstep.publish import card
 from keepstep.publish.best import BEST_FILE, Best
-from keepstep.run_folder.contents import digest_of, sizes_of
+from keepstep.run_folder import freezing
+from keepstep.run_folder.contents import digest_of
 from keepstep.run_folder.reader import Checkpoint, read_checkpoint
 from keepstep.run_folder.storage import Storage
 
@@ -41,19 +42,8 @@ def freeze(
     """
     manifest = checkpoint.manifest
     left_out = (".pt", ".pth") if has_weights(manifest) else ".pth"  # else the shards are needed
-    wanted = {name: e for name, e in manifest.files.items() if not name.endswith(left_out)}
-    sizes = sizes_of(checkpoint.path, wanted)
-    for name in sizes:
-        if sizes[name] is None:
-            raise OSError(f"{name} of step {checkpoint.step} is no regular file")
-    if folder.exists():
-        storage.remove(folder)
-    for name in wanted:
-        storage.make_folder((folder / name).parent)
-        storage.link(checkpoint.path / name, folder / name, or_copy=copy)
-    frozen = replace(manifest, files=wanted, metrics=checkpoint.metrics)
-    storage.write(folder / MANIFEST_NAME, frozen.to_json().encode())
-    return Checkpoint(folder, frozen)
+    wanted = [name for name in manifest.files if not name.endswith(left_out)]
+    return freezing.freeze(checkpoint, folder, storage, wanted, copy)
 
 
 def make_bundle(

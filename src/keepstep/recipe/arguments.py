@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,6 +13,8 @@ from keepstep.output.units import parse_bytes, parse_duration, parse_moment
 from keepstep.policy.auto_interval import AUTO, AutoInterval
 from keepstep.policy.batch import Batch
 from keepstep.policy.metric import greater_is_better, in_full
+from keepstep.policy.mirror import VARIABLE as MIRROR
+from keepstep.policy.mirror import url_of
 from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.retention import Policy
 from keepstep.policy.schedule import Schedule
@@ -200,6 +202,33 @@ class CheckpointArguments(Combined):
             "help": "Metadata of the model card: `license`, `base_model`, `datasets`, `language`, "
             "…; what is not given is inherited, or left out."
         },
+    )
+    mirror: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where checkpoints are copied to, and carried on from when the disk is gone: "
+            "`s3://bucket/prefix`, `gs://…`, `az://…`, `file:///other/disk`; the run lies there "
+            "below its folder's name. Else the environment's `KEEPSTEP_MIRROR`."
+        },
+    )
+    mirror_min_seconds: float = field(
+        default=0.0,
+        metadata={"help": "From the beginning of one copy to the next one's, at least."},
+    )
+    mirror_timeout_seconds: float = field(
+        default=3600.0,
+        metadata={"help": "A copy that takes longer is ended; the last one is waited for so long."},
+    )
+    mirror_total_limit: int | None = field(
+        default=None,
+        metadata={
+            "help": "How many checkpoints stay on the mirror, chosen as `save_total_limit` says; "
+            "null: as many as in the run folder."
+        },
+    )
+    mirror_bytes_per_second: str | None = field(
+        default=None,
+        metadata={"help": "What copies may take of the network, as in `50MB`; null: no bound."},
     )
     peer_timeout_seconds: float = field(
         default=25.0,
@@ -389,6 +418,22 @@ class CheckpointArguments(Combined):
             every_n_steps=self.keep_every_n_steps,
             total_bytes=parse_bytes(self.keep_total_bytes) if self.keep_total_bytes else None,
         )
+
+    @property
+    def mirror_url(self) -> str | None:
+        """Where this run is mirrored, None: nowhere."""
+        asked = self.mirror or os.environ.get(MIRROR)
+        return url_of(asked, self.output_dir) if asked else None
+
+    def mirror_policy(self) -> Policy:
+        """What retention is asked to do on the mirror."""
+        policy = self.policy()
+        return replace(policy, limit=self.mirror_total_limit or policy.limit)
+
+    @property
+    def mirror_rate(self) -> int:
+        """`mirror_bytes_per_second` as a number; 0: no bound."""
+        return parse_bytes(self.mirror_bytes_per_second or 0)
 
     @property
     def min_free(self) -> int:

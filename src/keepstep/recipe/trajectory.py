@@ -102,6 +102,9 @@ HARMLESS = frozenset(
         *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy"),
         *("hub_always_push", "hub_revision", "hub_require", "publish_min_seconds"),
         *("publish_timeout_seconds", "card"),
+        # The mirror.
+        *("mirror", "mirror_min_seconds", "mirror_timeout_seconds", "mirror_total_limit"),
+        "mirror_bytes_per_second",
         # Not used: `keepstep.train` always trains and evaluates; a leave to run code is no code.
         *("do_train", "do_eval", "do_predict", "trust_remote_code", "ignore_bias_buffers"),
     }

@@ -30,6 +30,7 @@ class RunPaths:
         self.pins = self.private / "pins"
         self.pinned_aside = self.private / "pinned"  # pinned, and their steps saved again
         self.publishing = self.private / "publish"
+        self.mirroring = self.private / "mirror"
         self.target = self.publishing / "target.json"
         self.events = self.private / "events.jsonl"
         self.identity = self.private / "run.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -233,6 +233,12 @@ class RunFolder(RunPaths):
             pinned = self.pinned()
         except OSError:  # nobody knows which: nothing is pruned meanwhile
             pinned = {c.step for c in checkpoints}
+        return self.records_of(checkpoints, pinned, metric)
+
+    def records_of(
+        self, checkpoints: Sequence[Checkpoint], pinned: Collection[int], metric: str | None
+    ) -> list[Record]:
+        """The same of checkpoints of this run wherever they lie, by its history."""
         nodes = [Node(c.step, c.manifest.attempt, c.manifest.parent or 0) for c in checkpoints]
         attempts = self.attempts()
         abandoned, newest = abandoned_steps(nodes, attempts), attempts[-1:]

@@ -7,7 +7,7 @@ decides or changes in the run folder, the main process does (`RunWriter`) and th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -74,16 +74,22 @@ class CheckpointManager:
         self._lookout: Lookout | None = None
         self._beats = 0
 
-    def start(self) -> None:
+    def start(self, bring: Callable[[RunFolder, Storage, str], None] | None = None) -> None:
         """Begin an attempt, as the owner of the run. Ranks: all (collective).
 
+        Args:
+            bring: what lies elsewhere into the run folder, on the main process, once the folder is
+                its owner's, whose token it is given.
+
         Raises:
-            NotOwnerError: another attempt has the run.
+            NotOwnerError: another attempt has the run; and whatever `bring` raises.
         """
 
         def begin() -> tuple[str, int]:
             owner = claim(self.run, self.storage)
             self.storage.guard(owner.check)
+            if bring is not None:
+                bring(self.run, self.storage, owner.token)
             self._writer = RunWriter(self.run, self.policy, self.storage, owner.token)
             self._writer.min_free = self.min_free
             self._writer.start(**job_facts())

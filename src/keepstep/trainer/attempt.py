@@ -31,6 +31,7 @@ from keepstep.save.resume_checks import DriftError, Resume
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer import about
 from keepstep.trainer.health import RewindError, SpoiltError
+from keepstep.trainer.mirror_callback import Mirrored
 from keepstep.trainer.publish_callback import Publishing
 from keepstep.trainer.reporter import farewell
 
@@ -74,6 +75,7 @@ class CurrentAttempt:
             min_free=training.min_free,
         )
         self.hub = Publishing(recipe)
+        self.mirror = Mirrored(recipe)
         standstills = Standstills(training.hang_min_seconds, training.hang_timeout_seconds)
         self.watchdog = Watchdog(training.peer_timeout_seconds, standstills, self._give_up)
         self.checkpoint: Checkpoint | None = None
@@ -111,7 +113,7 @@ class CurrentAttempt:
             return
         self._begun = True
         tell_shell_of_beginning()
-        self.manager.start()
+        self.manager.start(self.mirror.bring)
         self._signals.callback(signals.tell_at_once(self.manager.stop_asked))
         stop_if_asked()
 
@@ -170,6 +172,7 @@ class CurrentAttempt:
         assert self.outcome is not None  # the trainer has set it
         self.watchdog.stop()
         # The main process alone: the others do not wait.
+        self.outcome = self.mirror.finish(self.outcome, self.manager)
         self.outcome = self.hub.finish(self.outcome, self.manager)
         self.manager.end(self.outcome)
         farewell(self.manager, self.outcome)
@@ -199,6 +202,7 @@ class CurrentAttempt:
         # Other ranks may wait for this one: they hear why, or miss it.
         self.watchdog.stop(missed=isinstance(error, ConfigError))
         self.hub.close()
+        self.mirror.close()
         self.manager.end(self.outcome)
         if isinstance(error, (NoProgressError, NotOwnerError, UnreadableError, SpoiltError)):
             farewell(self.manager, self.outcome)

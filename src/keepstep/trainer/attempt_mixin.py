@@ -105,6 +105,7 @@ class AttemptMixin(Trainer):
         self._take_up()
         stop_if_asked()
         attempt.hub.start(self)
+        attempt.mirror.start(self)
         self.manager.begin_training()
         introduce(self, attempt.recipe, attempt.checkpoint, attempt.choice)
         result, attempt.outcome = self._carry_on(args, kwargs)

@@ -1,0 +1,153 @@
+"""Brings a checkpoint from a mirror: every byte is compared with its digest before it is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from xxhash import xxh3_128_hexdigest
+
+from keepstep.mirror.listing import checkpoints_on, manifest_of
+from keepstep.mirror.store import Store, StoreError
+from keepstep.mirror.upload import AT_ONCE
+from keepstep.policy.manifest import MANIFEST_NAME, folder_name
+from keepstep.policy.mirror import HISTORY, Copied, Part, copied, read_receipt, what_is_missing
+from keepstep.policy.strict import TextError
+from keepstep.run_folder.checkpoint import Checkpoint, faults_of
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import Storage
+
+HISTORY_FILES = ("run.json", "events.jsonl")
+
+
+class OtherRunError(StoreError):
+    """The mirror holds another run than the folder."""
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What came from a mirror.
+
+    Attributes:
+        checkpoint: in the run folder now.
+        passed_by: newer ones that are not what was written: name → why.
+    """
+
+    checkpoint: Checkpoint
+    passed_by: dict[str, str]
+
+
+def bring(run: RunFolder, storage: Storage, store: Store, staging: Path) -> Brought | None:
+    """The newest checkpoint of a mirror into the run folder, if it is newer than what is there; and
+    the run's history, into an unused one.
+
+    Args:
+        staging: a folder of the run that a later attempt sweeps.
+
+    Returns:
+        None: nothing newer is there.
+
+    Raises:
+        StoreError: the mirror cannot be read, or what it holds is nothing to go on from.
+        OSError: of the disk.
+    """
+    names = store.names()
+    there = {one.step: one for one in copied(names)}
+    found, unreadable = checkpoints_on(store, names)
+    if not there:
+        return None
+    _same_run(run, found, store)
+    _take_history(run, storage, store, sorted(names))
+    records = run.records_of(list(found.values()), (), None)
+    local = max((c.step for c in run.checkpoints()), default=-1)
+    newer = sorted((r.step for r in records if not r.abandoned and r.step > local), reverse=True)
+    passed_by = dict(unreadable)
+    for step in newer:
+        try:
+            fetched = fetch(store, there[step], staging / folder_name(step), storage)
+        except (StoreError, TextError) as error:
+            if isinstance(error, StoreError) and error.fatal:
+                raise
+            passed_by[there[step].folder] = str(error)
+            continue
+        storage.rename(fetched.path, run.path / fetched.path.name)
+        return Brought(Checkpoint(run.path / fetched.path.name, fetched.manifest), passed_by)
+    if local < 0:
+        told = "; ".join(f"{name}: {why}" for name, why in passed_by.items())
+        raise StoreError(f"{store.url}: none of its checkpoints can be had: {told}", fatal=False)
+    return None
+
+
+def fetch(store: Store, one: Copied, folder: Path, storage: Storage) -> Checkpoint:
+    """One checkpoint into a new folder, where it is durable then.
+
+    Raises:
+        StoreError, TextError: it is not what was written there.
+        OSError: of the disk.
+    """
+    if folder.exists():
+        storage.remove(folder)
+    manifest = manifest_of(store, one)
+    parts = read_receipt(store.get(f"{one.folder}/receipt-0.json"))
+    missing = what_is_missing(manifest, parts)
+    odd = [
+        p.file for p in parts if p.file not in manifest.files or ".." in PurePosixPath(p.name).parts
+    ]
+    if missing or odd:
+        raise StoreError(f"{one.folder}: its receipt and its manifest differ", fatal=False)
+    for name, entry in manifest.files.items():
+        storage.make_folder((folder / name).parent)
+        with storage.create(folder / name) as file:
+            file.write(b"")
+        os.truncate(folder / name, entry.bytes)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for future in [pool.submit(_fetch_part, store, one, part, folder) for part in parts]:
+            future.result()
+    for name in manifest.files:
+        storage.sync(folder / name)
+    storage.write(folder / MANIFEST_NAME, store.get(f"{one.folder}/{MANIFEST_NAME}"))
+    found = Checkpoint(folder, manifest)
+    faults = faults_of(found, deep=True)
+    if faults:
+        raise StoreError(f"{one.folder}: {faults[0]}", fatal=False)
+    return found
+
+
+def _fetch_part(store: Store, one: Copied, part: Part, folder: Path) -> None:
+    try:
+        content = store.get(f"{one.folder}/{part.name}")
+    except FileNotFoundError as error:
+        raise StoreError(f"{one.folder}: {part.name} is not there", fatal=False) from error
+    if len(content) != part.bytes or xxh3_128_hexdigest(content) != part.xxh3_128:
+        raise StoreError(f"{one.folder}: {part.name} is not what was written", fatal=False)
+    with open(folder / part.file, "r+b") as file:
+        os.pwrite(file.fileno(), content, part.begin)
+
+
+def _same_run(run: RunFolder, found: Mapping[int, Checkpoint], store: Store) -> None:
+    """
+    Raises:
+        OtherRunError: the folder is another run's.
+    """
+    own, there = run.run_id(), {c.manifest.run_id for c in found.values()}
+    if own is not None and there - {own}:
+        raise OtherRunError(
+            f"{store.url} holds run {', '.join(sorted(there - {own}))}, {run.path} is run {own}\n"
+            "    Hint: another output_dir or another mirror; or move the folder away, to carry on "
+            "from the mirror",
+            fatal=True,
+        )
+
+
+def _take_history(run: RunFolder, storage: Storage, store: Store, names: Sequence[str]) -> None:
+    """Into a folder that has none of its own."""
+    if run.run_id() is not None:
+        return
+    folders = {name.rpartition("/")[0] for name in names if name.startswith(f"{HISTORY}/")}
+    for folder in sorted(folders, reverse=True)[:1]:
+        for name in reversed(HISTORY_FILES):  # run.json last: with it the folder is the run's
+            if f"{folder}/{name}" in names:
+                storage.replace(run.private / name, store.get(f"{folder}/{name}"))

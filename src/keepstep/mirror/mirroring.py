@@ -1,0 +1,163 @@
+"""Copies checkpoints to a mirror while a run goes on, and at its end. The main process's alone.
+
+One copy is under way at a time; while it is, or too soon after one, the newest waits its turn.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from keepstep.mirror.upload import Owner
+from keepstep.policy.retention import Policy
+from keepstep.run_folder.background import BackgroundJob
+from keepstep.run_folder.freezing import freeze
+from keepstep.run_folder.reader import Checkpoint, RunFolder
+from keepstep.run_folder.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+
+class Mirroring:
+    """
+    Attributes:
+        news: what came of copies, until somebody takes it.
+        deposed: another machine has the run.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        url: str,
+        owner: Owner | None,
+        policy: Policy,
+        storage: Storage,
+        *,
+        pause: float,
+        timeout: float,
+        rate: float,
+    ) -> None:
+        """
+        Args:
+            owner: who this attempt is there; None: the first copy finds out.
+            policy: what is kept there.
+            storage: changes the disk, while the run is this attempt's.
+            pause: seconds from the beginning of a copy to the next one's, at least.
+            timeout: seconds that a copy may take.
+            rate: bytes a second at most; 0: as fast as it goes.
+        """
+        self.run, self.url, self.owner = run, url, owner
+        self.news: list[dict[str, Any]] = []
+        self.deposed = False
+        self._policy, self._storage = policy, storage
+        self._pause, self._timeout, self._rate = pause, timeout, rate
+        self._job: BackgroundJob | None = None
+        self._step = -1  # that is under way
+        self._began = float("-inf")
+        self._done: dict[int, dict[str, Any]] = {}  # step → what came of it
+        self._safely(self._sweep)
+
+    def offer(self, newest: Checkpoint | None, best: Checkpoint | None) -> None:
+        """The newest and the best checkpoint now; each is copied in its time."""
+        self._safely(self._hear)
+        waited = time.monotonic() - self._began >= self._pause
+        if self._job is None and waited and not self.deposed:
+            wanted = next((c for c in (newest, best) if c is not None and self._owes(c)), None)
+            if wanted is not None:
+                self._safely(lambda: self._start(wanted, self._timeout))
+
+    def finish(
+        self,
+        newest: Checkpoint | None,
+        best: Checkpoint | None,
+        seconds: float,
+        stop: Callable[[], str | None],
+    ) -> list[str]:
+        """Copy the newest and the best, and wait for both, for so long, or until `stop` says why
+        not to. Returns why one is not there."""
+        end, faults = time.monotonic() + seconds, []
+        for wanted in (newest, best):
+            self._wait(end, stop)
+            if wanted is None or not self._owes(wanted) or self.deposed:
+                continue
+            left = end - time.monotonic()
+            if left > 0 and not stop():
+                self._safely(lambda c=wanted, left=left: self._start(c, left))  # type: ignore[misc]
+                self._wait(end, stop)
+            if self._owes(wanted):
+                told = self._done.get(wanted.step, {}).get("error", "there was no time for it")
+                faults.append(f"{wanted.path.name} is not on the mirror: {told}")
+        return faults
+
+    def owes(self, checkpoint: Checkpoint | None) -> bool:
+        """Whether it is on its way, or still to be copied."""
+        self._safely(self._hear)
+        return checkpoint is not None and self._owes(checkpoint)
+
+    def abandon(self) -> None:
+        """End the copy under way: another attempt finds what is there of it."""
+        if self._job is not None:
+            self._job.stop()
+            self._job = None
+            self._safely(self._sweep)
+
+    def _owes(self, checkpoint: Checkpoint) -> bool:
+        return "error" in self._done.get(checkpoint.step, {"error": "not tried"})
+
+    def _wait(self, end: float, stop: Callable[[], str | None]) -> None:
+        if self._job is not None:
+            over = lambda: "its time was over" if time.monotonic() > end else stop()  # noqa: E731
+            self._job.wait(over)
+            self._safely(self._hear)
+
+    def _safely(self, action: Callable[[], None]) -> None:
+        """A mirror ends no training: a full disk, a process that cannot be started."""
+        try:
+            action()
+        except Exception as error:
+            logger.warning("mirror: %s: %s", type(error).__name__, error)
+
+    def _start(self, checkpoint: Checkpoint, timeout: float) -> None:
+        frozen = self.run.mirroring / checkpoint.path.name
+        self._began = time.monotonic()
+        try:
+            freeze(checkpoint, frozen, self._storage, list(checkpoint.manifest.files), copy=True)
+        except FileNotFoundError:
+            return  # it was pruned this very moment: a newer one has come
+        job = {
+            "url": self.url,
+            "owner": asdict(self.owner) if self.owner else None,
+            "token": self.run.owner(),
+            "run": str(self.run.path),
+            "frozen": str(frozen),
+            "policy": asdict(self._policy),
+            "pinned": sorted(self.run.pinned()),
+            "rate": self._rate,
+        }
+        self._step = checkpoint.step
+        told: Any = {"who": "the mirror", "what": "the copy", "log": self.run.mirroring / "log"}
+        self._job = BackgroundJob("keepstep.mirror.job", job, timeout, **told)
+
+    def _hear(self) -> None:
+        """Take in what came of the copy, if it has ended."""
+        answer = self._job.poll() if self._job else None
+        if answer is None:
+            return
+        self._job = None
+        self._done[self._step] = answer
+        if "owner" in answer:
+            self.owner = Owner(**answer.pop("owner"))
+        self.deposed = self.deposed or bool(answer.get("deposed"))
+        seconds = round(time.monotonic() - self._began, 1)
+        self.news.append({"step": self._step, **answer, "seconds": seconds})
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Frozen files of copies that are over would keep pruned bytes on the disk."""
+        self._storage.make_folder(self.run.mirroring)
+        for folder in self.run.mirroring.iterdir():
+            if folder.is_dir():
+                self._storage.remove(folder)

@@ -1,0 +1,181 @@
+"""Copies a checkpoint to a mirror: its objects, a receipt of them, its manifest last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from xxhash import xxh3_128, xxh3_128_hexdigest
+
+from keepstep.mirror.store import Entry, Store, StoreError
+from keepstep.policy.manifest import MANIFEST_NAME
+from keepstep.policy.mirror import (
+    HISTORY,
+    PART_BYTES,
+    Copied,
+    Part,
+    copied,
+    folder_of,
+    newest_owner,
+    parts_of,
+    read_receipt,
+    receipt_of,
+    what_is_missing,
+)
+from keepstep.run_folder.checkpoint import Checkpoint
+
+AT_ONCE = 4  # objects under way; each is held in memory
+
+
+class DeposedError(StoreError):
+    """Another machine has taken the run on this mirror: this one writes nothing more there."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who writes to a run's mirror: the newest of those that said so there."""
+
+    number: int
+    token: str
+
+    @property
+    def name(self) -> str:
+        return f"owners/{self.number:06d}.json"
+
+
+@dataclass
+class Sent:
+    """What an upload was.
+
+    Attributes:
+        bytes: that were sent.
+        copied: that the store copied from an earlier checkpoint, since they are the same.
+        found: that were there from an earlier try.
+    """
+
+    bytes: int = 0
+    copied: int = 0
+    found: int = 0
+
+
+def claim(store: Store, token: str) -> Owner:
+    """Become the newest owner: of several at once, one after the other."""
+    while True:
+        number = newest_owner(store.names("owners")) + 1
+        owner = Owner(number, token)
+        if store.create(owner.name, f'{{"token": "{token}"}}\n'.encode()):
+            return owner
+
+
+def check(store: Store, owner: Owner) -> None:
+    """
+    Raises:
+        DeposedError: there is a newer owner.
+    """
+    newest = newest_owner(store.names("owners"))
+    if newest > owner.number:
+        told = f"{store.url}: the run belongs to another machine there (owner {newest})"
+        raise DeposedError(told, fatal=True)
+
+
+class Upload:
+    """One checkpoint on its way.
+
+    Attributes:
+        sent: so far.
+    """
+
+    def __init__(self, store: Store, owner: Owner, frozen: Checkpoint, rate: float = 0.0) -> None:
+        """
+        Args:
+            frozen: with all its files, which nobody changes or removes meanwhile.
+            rate: bytes a second at most; 0: as fast as it goes.
+        """
+        self.sent = Sent()
+        self._store, self._owner, self._frozen, self._rate = store, owner, frozen, rate
+        self._folder = folder_of(frozen.step, owner.number, owner.token)
+        self._began = time.monotonic()
+
+    def run(self, history: Mapping[str, bytes]) -> None:
+        """
+        Args:
+            history: files of the run that a new machine needs beside the checkpoint.
+
+        Raises:
+            StoreError, DeposedError: it is not there, and nobody takes it for being there.
+            OSError: its files cannot be read, or are not what was written.
+        """
+        names = self._store.names()
+        if f"{self._folder}/{MANIFEST_NAME}" not in names:
+            known = self._known(copied(names))
+            parts = self._send(names, known)
+            missing = what_is_missing(self._frozen.manifest, parts)
+            if missing:
+                raise StoreError(f"{self._folder}: {missing[0]} has changed size", fatal=False)
+            self._store.put(f"{self._folder}/receipt-0.json", receipt_of(parts))
+            check(self._store, self._owner)
+            text = (self._frozen.path / MANIFEST_NAME).read_bytes()
+            self._store.put(f"{self._folder}/{MANIFEST_NAME}", text)
+        for name, content in history.items():
+            self._store.put(f"{HISTORY}/{self._owner.number:06d}/{name}", content)
+
+    def _known(self, there: list[Copied]) -> dict[tuple[str, int], str]:
+        """Objects of the newest checkpoint there: digest and size → name."""
+        if not there:
+            return {}
+        folder = there[-1].folder
+        parts = read_receipt(self._store.get(f"{folder}/receipt-0.json"))
+        return {(part.xxh3_128, part.bytes): f"{folder}/{part.name}" for part in parts}
+
+    def _send(self, names: Mapping[str, Entry], known: Mapping[tuple[str, int], str]) -> list[Part]:
+        files = {name: entry.bytes for name, entry in self._frozen.manifest.files.items()}
+        done: list[Part] = []
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            ahead: list[Future[Part]] = []
+            try:
+                for part, content in self._read(files):
+                    ahead.append(pool.submit(self._put, part, content, names, known))
+                    if len(ahead) >= AT_ONCE:
+                        done.append(ahead.pop(0).result())
+                done += [future.result() for future in ahead]
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return done
+
+    def _read(self, files: Mapping[str, int]) -> Iterator[tuple[Part, bytes]]:
+        """All parts, in order, with their content; a file is compared with its digest."""
+        for name, size in files.items():
+            digest = xxh3_128()
+            with open(self._frozen.path / name, "rb") as file:
+                for part in parts_of({name: size}, PART_BYTES):
+                    content = file.read(part.bytes)
+                    digest.update(content)
+                    yield replace(part, xxh3_128=xxh3_128_hexdigest(content)), content
+                rest = file.read(1)
+            wanted = self._frozen.manifest.files[name].xxh3_128
+            if rest or digest.hexdigest() != wanted:
+                raise OSError(f"{self._frozen.path.name}: {name} is not what was written")
+
+    def _put(
+        self,
+        part: Part,
+        content: bytes,
+        names: Mapping[str, Entry],
+        known: Mapping[tuple[str, int], str],
+    ) -> Part:
+        target = f"{self._folder}/{part.name}"
+        source = known.get((part.xxh3_128, part.bytes))
+        if self._store.holds(names.get(target), content):
+            self.sent.found += part.bytes
+        elif source is not None and self._store.holds(names.get(source), content):
+            self._store.copy(source, target)
+            self.sent.copied += part.bytes
+        else:
+            self._store.put(target, content)
+            self.sent.bytes += part.bytes
+            if self._rate:
+                time.sleep(max(0.0, self._began + self.sent.bytes / self._rate - time.monotonic()))
+        return part

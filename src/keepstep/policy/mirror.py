@@ -1,0 +1,161 @@
+"""How a checkpoint lies on an object store, where nothing is renamed, and when it is there. Pure.
+
+    checkpoint-40/000002-9f2c1ae07b31/model.safetensors        objects that never change: a file,
+    checkpoint-40/000002-9f2c1ae07b31/optim.pt.part-00000      or the parts of a large one
+    checkpoint-40/000002-9f2c1ae07b31/receipt-0.json           what was uploaded, with digests
+    checkpoint-40/000002-9f2c1ae07b31/manifest.json            written last: it is there now
+
+The middle name is the owner's that wrote it: its number, and its token. Who begins an upload again
+finds what is there already; who dies in one leaves objects that nobody counts, and that the next
+upload removes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from urllib.parse import quote, urlsplit
+
+from keepstep.policy.manifest import MANIFEST_NAME, Manifest, folder_name
+from keepstep.policy.strict import TextError, build, parse
+
+# A file is uploaded whole up to this size, and in parts of it beyond. There are no multipart
+# uploads, of which a killed process would leave paid for halves: what is lost of an upload that
+# fails is one part, several are sent at once, and each is an object with a digest of its own.
+PART_BYTES = 64 * 2**20
+RECEIPT = re.compile(r"receipt-(0|[1-9][0-9]*)\.json")
+FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]*)/([0-9]{6})-([0-9a-f]+)")
+OWNER = re.compile(r"owners/([0-9]{6})\.json")
+VARIABLE = "KEEPSTEP_MIRROR"  # of the environment, where the recipe names no mirror
+SCHEMES = ("s3", "gs", "az", "file")
+HISTORY = "history"  # of the run: what run.json and events.jsonl held at the last upload
+
+
+@dataclass(frozen=True)
+class Part:
+    """One object: a file, or a part of one.
+
+    Attributes:
+        name: of the object, below the checkpoint's folder.
+        file: of the checkpoint.
+        begin: where in the file it begins, in bytes.
+        bytes: how many they are.
+        xxh3_128: their digest; empty where it is not known yet.
+    """
+
+    name: str
+    file: str
+    begin: int
+    bytes: int
+    xxh3_128: str = ""
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A checkpoint on a mirror.
+
+    Attributes:
+        step: optimizer steps completed.
+        owner: number of the owner that wrote it.
+        folder: its name, below the run's prefix.
+    """
+
+    step: int
+    owner: int
+    folder: str
+
+
+def address_fault(mirror: str) -> str | None:
+    """Why that is no address of a mirror; None: it is one."""
+    parts = urlsplit(mirror)
+    if parts.scheme not in SCHEMES:
+        known = ", ".join(f"{name}://…" for name in SCHEMES)
+        return f"{mirror}: a mirror is one of {known}"
+    if parts.scheme == "file" and (parts.netloc or not parts.path.strip("/")):
+        return f"{mirror}: a folder's address has three slashes, as in file:///mnt/mirror"
+    if parts.scheme != "file" and not parts.netloc:
+        return f"{mirror}: it names no bucket"
+    return None
+
+
+def url_of(mirror: str, output_dir: str | None) -> str:
+    """Where a run is mirrored: below the address that is asked for, by its folder's name."""
+    return f"{mirror.rstrip('/')}/{quote(os.path.basename(os.path.abspath(output_dir or '')))}"
+
+
+def folder_of(step: int, owner: int, token: str) -> str:
+    """Where an owner puts the checkpoint of a step."""
+    return f"{folder_name(step)}/{owner:06d}-{token}"
+
+
+def parts_of(files: Mapping[str, int], size: int = PART_BYTES) -> Iterator[Part]:
+    """The objects that files (name → bytes) become."""
+    for name, total in files.items():
+        if total <= size:
+            yield Part(name, name, 0, total)
+            continue
+        for number, begin in enumerate(range(0, total, size)):
+            bytes_ = min(size, total - begin)
+            yield Part(f"{name}.part-{number:05d}", name, begin, bytes_)
+
+
+def receipt_of(parts: Sequence[Part]) -> bytes:
+    """What a machine says that it has uploaded."""
+    return json.dumps({"parts": [asdict(part) for part in parts]}).encode()
+
+
+def read_receipt(text: bytes) -> list[Part]:
+    """
+    Raises:
+        TextError: it is none.
+    """
+    told = parse(text.decode(errors="replace"))
+    if not isinstance(told, dict) or not isinstance(told.get("parts"), list):
+        raise TextError("it is no receipt of an upload")
+    return [build(Part, part) for part in told["parts"]]
+
+
+def what_is_missing(manifest: Manifest, parts: Iterable[Part]) -> list[str]:
+    """Files of a checkpoint that these objects are not: its uploads are not all done."""
+    reached = dict.fromkeys(manifest.files, 0)
+    for part in sorted(parts, key=lambda part: part.begin):
+        if reached.get(part.file) == part.begin:
+            reached[part.file] += part.bytes
+    return [name for name, entry in manifest.files.items() if reached[name] != entry.bytes]
+
+
+def copied(names: Iterable[str]) -> list[Copied]:
+    """The checkpoints that are there, by the names of all objects below the run's prefix: of a step
+    the newest owner's. The oldest step first."""
+    found: dict[int, Copied] = {}
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        match = FOLDER.fullmatch(folder)
+        if match is None or file != MANIFEST_NAME:
+            continue
+        step, owner = int(match[1]), int(match[2])
+        if step not in found or owner > found[step].owner:
+            found[step] = Copied(step, owner, folder)
+    return [found[step] for step in sorted(found)]
+
+
+def left_behind(names: Iterable[str], owner: int) -> list[str]:
+    """Objects of uploads that were never ended, of earlier owners; or of checkpoints whose manifest
+    was taken away first, so that they are there no more."""
+    names = list(names)
+    whole = {name.rpartition("/")[0] for name in names if name.endswith(f"/{MANIFEST_NAME}")}
+    behind = []
+    for name in names:
+        match = FOLDER.match(name)
+        if match is not None and match[0] not in whole and int(match[2]) < owner:
+            behind.append(name)
+    return behind
+
+
+def newest_owner(names: Iterable[str]) -> int:
+    """The number of the newest owner, by the names of all objects; 0: there is none."""
+    matches = (OWNER.fullmatch(name) for name in names)
+    return max((int(match[1]) for match in matches if match), default=0)

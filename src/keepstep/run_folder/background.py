@@ -1,0 +1,101 @@
+"""A process beside training that sends what a run has saved: given a job, ended at its deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from keepstep.run_folder.files import no_link
+
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # they are for the training
+
+
+class BackgroundJob:
+    """One such process. It reads a job on stdin, and says on its last line what came of it.
+
+    Attributes:
+        deadline: on the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        job: Mapping[str, Any],
+        timeout: float,
+        *,
+        who: str,
+        what: str,
+        log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            module: that is run.
+            job: JSON; with `timeout`, and `until` on the clock that all processes share.
+            timeout: seconds that it may take.
+            who: answers it (`the Hub`), as people are told.
+            what: it is, likewise (`the push`).
+            log: where its stderr goes.
+            environment: beside this process's own.
+        """
+        self.deadline = time.monotonic() + timeout
+        self._timeout, self._who, self._what = timeout, who, what
+        self._answer: dict[str, Any] | None = None
+        with open(log or os.devnull, "ab", opener=no_link) as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module],
+                env={**os.environ, **NO_GPU, **(environment or {})},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,  # Ctrl-C is for the training
+            )
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            bounds = {"timeout": timeout, "until": self.deadline}
+            stdin.write(json.dumps({**job, **bounds}).encode())
+
+    def poll(self) -> dict[str, Any] | None:
+        """What came of it; None while it is at work. `error`: why there is nothing."""
+        if self._answer is None:
+            late = time.monotonic() > self.deadline
+            if self._process.poll() is None and not late:
+                return None
+            self._answer = self._collect(late)
+        return self._answer
+
+    def wait(self, stop: Callable[[], str | None] = lambda: None) -> dict[str, Any]:
+        """The same, once it has ended, its time is over, or `stop` says why not to wait."""
+        while (answer := self.poll()) is None:
+            if (reason := stop()) is not None:
+                self.stop()
+                self._answer = answer = {"error": reason}
+                return answer
+            time.sleep(0.1)
+        return answer
+
+    def stop(self) -> None:
+        """End it, at any moment: what it sends is there whole, or not at all."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _collect(self, late: bool) -> dict[str, Any]:
+        self.stop()
+        assert self._process.stdout is not None
+        lines = self._process.stdout.read().decode(errors="replace").splitlines()
+        with contextlib.suppress(ValueError, IndexError):
+            answer: dict[str, Any] = json.loads(lines[-1])
+            return answer
+        if late:
+            told = f"{self._who} did not answer to the end within {self._timeout:.0f} s"
+            return {"error": told, "fatal": False}
+        return {"error": f"{self._what} ended with exit status {self._process.returncode}"}

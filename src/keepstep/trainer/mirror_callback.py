@@ -1,0 +1,161 @@
+"""The mirror as a run uses it: brought from at the start, offered at every save, waited for at the
+end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from transformers import TrainerCallback
+
+from keepstep.mirror import download, upload
+from keepstep.mirror.mirroring import Mirroring
+from keepstep.mirror.store import Store, StoreError
+from keepstep.output.units import human_bytes
+from keepstep.policy.schedule import left
+from keepstep.policy.selection import SelectionError, UnreadableError
+from keepstep.ranks import collectives, signals
+from keepstep.ranks.console import say
+from keepstep.ranks.outcome import EXIT_STATUS, Outcome
+from keepstep.recipe.config import Recipe
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import Storage
+from keepstep.save.manager import CheckpointManager
+from keepstep.trainer.protocol import CheckpointedTrainer
+
+
+class Mirrored(TrainerCallback):
+    """A run's mirror. Nothing without one, and on other ranks than the main one."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._args = recipe.training
+        self._url = self._args.mirror_url
+        self._owner: upload.Owner | None = None
+        self._trainer: CheckpointedTrainer | None = None
+        self._mirroring: Mirroring | None = None
+
+    def bring(self, run: RunFolder, storage: Storage, token: str) -> None:
+        """Become the run's owner on the mirror; the newest checkpoint into the run folder, if it is
+        newer than what is there. Ranks: the main process.
+
+        Raises:
+            SelectionError: there is no such mirror, or it is another run's.
+            UnreadableError: it cannot be read now, and nothing else is there to go on from.
+            OSError: of the disk.
+        """
+        if self._url is None:
+            return
+        try:
+            store = Store(self._url)
+            self._owner = upload.claim(store, token)
+            found = download.bring(run, storage, store, run.staging / token)
+        except StoreError as error:
+            if error.fatal:
+                raise SelectionError(f"mirror: {error}") from error
+            if not run.is_used():
+                told = f"mirror: {error}\n    Whether it holds a checkpoint of the run is not known."
+                raise UnreadableError(told) from error
+            say(f"mirror: {error}\n    The run goes on from its folder; a later save is copied.")
+            return
+        if found is None:
+            return
+        for name, why in found.passed_by.items():
+            say(f"mirror: {name} is passed by: {why}")
+        size = human_bytes(found.checkpoint.manifest.total_bytes)
+        say(f"mirror: {found.checkpoint.path.name} brought from {self._url}: {size}")
+
+    def start(self, trainer: CheckpointedTrainer) -> None:
+        """Once the attempt has begun. Ranks: all."""
+        self._trainer = trainer
+        trainer.add_callback(self)
+        if self._url is not None and collectives.is_main():
+            args = self._args
+            self._mirroring = Mirroring(
+                trainer.manager.run,
+                self._url,
+                self._owner,
+                args.mirror_policy(),
+                trainer.manager.storage,
+                pause=args.mirror_min_seconds,
+                timeout=args.mirror_timeout_seconds,
+                rate=args.mirror_rate,
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._offer()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._offer()
+
+    def _offer(self) -> None:
+        if self._mirroring is None or self._trainer is None:
+            return
+        saved = self._trainer.last_saved
+        if saved is not None:
+            self._mirroring.offer(saved.checkpoint, saved.best)
+            self._tell(self._mirroring, self._trainer.manager)
+
+    def finish(self, outcome: Outcome, manager: CheckpointManager) -> Outcome:
+        """Copy what an attempt leaves, if that has not been done. Ranks: any.
+
+        A run that has finished with its newest or its best checkpoint missing there has not ended
+        well: a machine that is taken away now takes it along.
+        """
+        mirroring = self._mirroring
+        if mirroring is None:
+            return outcome
+        newest, best = manager.run.latest(), manager.run.best(manager.policy)
+        if mirroring.owes(newest) or mirroring.owes(best):
+            say(f"The newest checkpoint is on its way to {self._url}: Ctrl-C ends this wait alone")
+        seconds = self._args.mirror_timeout_seconds
+        faults = mirroring.finish(newest, best, seconds, self._why_stop(manager, outcome))
+        self._tell(mirroring, manager)
+        for fault in faults:
+            say(f"Not mirrored: {fault}")
+        if not faults or outcome.outcome != "finished":
+            return outcome
+        return replace(outcome, reason="; ".join(faults), exit=EXIT_STATUS["failed"])
+
+    def close(self) -> None:
+        """An attempt that failed copies nothing more. Ranks: any."""
+        if self._mirroring is not None:
+            self._mirroring.abandon()
+
+    def _why_stop(self, manager: CheckpointManager, outcome: Outcome) -> Callable[[], str | None]:
+        """A scheduler that wants the machine back does not wait for a mirror. (One that has said so
+        already has waited for the save, and for this copy as long as its time lasts.)"""
+        asked_before = signals.requested()
+
+        def why() -> str | None:
+            manager.beat()
+            if manager.lookout().lost:
+                return "the run belongs to a newer attempt"
+            if signals.requested() != asked_before:
+                return f"the wait was ended on request ({signals.requested()})"
+            seconds = left(self._args.schedule(), signals.steady(), time.time())
+            spare = self._args.stop_margin_seconds if outcome.outcome == "finished" else 5.0
+            return "the job's time is over" if seconds < spare else None
+
+        return why
+
+    def _tell(self, mirroring: Mirroring, manager: CheckpointManager) -> None:
+        """What came of copies, to people and to the log; a run that is another machine's ends."""
+        news, mirroring.news = mirroring.news, []
+        for one in news:
+            manager.writer.record("mirror", url=mirroring.url, **one)
+            say(told(one))
+        if mirroring.deposed:
+            manager.lookout().lost = True
+
+
+def told(news: dict[str, Any]) -> str:
+    """What came of a copy, as a line for people."""
+    if "error" in news:
+        return f"Not mirrored: checkpoint-{news['step']}: {news['error']}"
+    there = news["copied"] + news["found"]
+    known = f", {human_bytes(there)} were there" if there else ""
+    gone = f"; pruned there {', '.join(map(str, news['pruned']))}" if news["pruned"] else ""
+    sent = f"{human_bytes(news['bytes'])} in {news['seconds']:g} s"
+    return f"mirrored checkpoint-{news['step']}: {sent}{known}{gone}"
