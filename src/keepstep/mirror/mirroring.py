@@ -25,7 +25,7 @@ class Mirroring:
     """
     Attributes:
         news: what came of copies, until somebody takes it.
-        deposed: another machine has the run.
+        deposed: another machine has the run: what is said of that; empty: none has.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Mirroring:
         """
         self.run, self.url, self.owner = run, url, owner
         self.news: list[dict[str, Any]] = []
-        self.deposed = False
+        self.deposed = ""
         self._policy, self._storage = policy, storage
         self._pause, self._timeout, self._rate = pause, timeout, rate
         self._job: BackgroundJob | None = None
@@ -150,7 +150,7 @@ class Mirroring:
         self._done[self._step] = answer
         if "owner" in answer:
             self.owner = Owner(**answer.pop("owner"))
-        self.deposed = self.deposed or bool(answer.get("deposed"))
+        self.deposed = answer["error"] if answer.get("deposed") else self.deposed
         seconds = round(time.monotonic() - self._began, 1)
         self.news.append({"step": self._step, **answer, "seconds": seconds})
         self._sweep()

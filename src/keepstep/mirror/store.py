@@ -29,6 +29,8 @@ from keepstep.policy.mirror import address_fault
 RETRIES: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=120)}
 TIMEOUTS: Any = {"connect_timeout": "20s", "timeout": "300s"}
 MD5 = re.compile(r'"([0-9a-f]{32})"')  # what S3 answers for an object that was put at once
+STATUS = re.compile(r"status code: (\d{3}) ([A-Za-z ]*[A-Za-z])")
+NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
 # Tried again these are the same.
 FATAL = (
     *(exceptions.PermissionDeniedError, exceptions.UnauthenticatedError),
@@ -163,15 +165,17 @@ class Store:
             yield
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
             raise FileExistsError(str(error)) from error
-        except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error):
+        except (exceptions.BaseError, OSError) as error:
+            answer = STATUS.search(str(error))  # of a listing, obstore has no class for it
+            code = int(answer[1]) if answer else 0
+            if NO_BUCKET.search(str(error)) or (code == 404 and what.startswith("listing")):
                 told = f"{self.url}: there is no such bucket, and none is made"
                 raise StoreError(told, fatal=True) from error
-            raise
-        except (exceptions.BaseError, OSError) as error:
-            cause = str(error).split("\n")[0]
-            told = f"{self.url}: {what}: {cause}"
-            raise StoreError(told, fatal=isinstance(error, FATAL)) from error
+            if isinstance(error, FileNotFoundError):
+                raise
+            cause = f"{code} {answer[2]}" if answer else str(error).split("\n")[0]
+            fatal = isinstance(error, FATAL) or code in (401, 403)
+            raise StoreError(f"{self.url}: {what}: {cause}", fatal=fatal) from error
 
 
 def _md5(content: bytes) -> str:

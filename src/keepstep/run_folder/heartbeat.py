@@ -31,6 +31,7 @@ class Lookout:
 
     Attributes:
         lost: whether another attempt owned the run at the last look.
+        given_up: whether it was lost to another machine, which this folder does not tell.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Lookout:
         Args:
             beats: how often the attempt has got on so far.
         """
-        self.run, self.lost = run, False
+        self.run, self.lost, self.given_up = run, False, False
         self._storage, self._owner, self._beats = storage, owner, beats
         self._shown = 0
         self._seen: dict[str, bool] = {}
@@ -98,7 +99,7 @@ class Lookout:
         self._taken_up.difference_update(removed)  # a file that is there now asks anew
         with self._trying("looking for the owner"):
             self._owner.check()
-            self.lost = False
+            self.lost = self.given_up
         with self._trying("writing the heartbeat"):
             self._beat()
         self._look_began = None

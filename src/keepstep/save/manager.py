@@ -73,6 +73,7 @@ class CheckpointManager:
         self._writer: RunWriter | None = None
         self._lookout: Lookout | None = None
         self._beats = 0
+        self._given_up: str | None = None
 
     def start(self, bring: Callable[[RunFolder, Storage, str], None] | None = None) -> None:
         """Begin an attempt, as the owner of the run. Ranks: all (collective).
@@ -118,7 +119,14 @@ class CheckpointManager:
         """
         collectives.on_main("looking up the owner", self._check)
 
+    def give_up(self, reason: str) -> None:
+        """The run is another machine's: every rank ends as soon as it hears. Main process."""
+        self._given_up = reason
+        self.lookout().given_up = True
+
     def _check(self) -> None:
+        if self._given_up is not None:
+            raise NotOwnerError(self._given_up, path=self.run.path)
         if self._owner is not None:
             self._owner.check()
 

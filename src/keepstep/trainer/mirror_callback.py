@@ -147,7 +147,7 @@ class Mirrored(TrainerCallback):
             manager.writer.record("mirror", url=mirroring.url, **one)
             say(told(one))
         if mirroring.deposed:
-            manager.lookout().lost = True
+            manager.give_up(mirroring.deposed)
 
 
 def told(news: dict[str, Any]) -> str:

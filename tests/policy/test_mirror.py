@@ -1,0 +1,76 @@
+"""How a checkpoint lies on a mirror, and when it is there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keepstep.policy.manifest import FileEntry
+from keepstep.policy.mirror import (
+    Copied,
+    address_fault,
+    copied,
+    folder_of,
+    left_behind,
+    newest_owner,
+    parts_of,
+    read_receipt,
+    receipt_of,
+    url_of,
+    what_is_missing,
+)
+from keepstep.policy.strict import TextError
+from tests.helpers.folders import manifest
+
+sizes = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 1000), max_size=8)
+
+
+@given(sizes, st.integers(1, 300), st.data())
+def test_parts_are_the_files(files: dict[str, int], size: int, data: st.DataObject) -> None:
+    """All of them, in any order; and with one left out something is missing."""
+    parts = list(parts_of(files, size))
+    assert len({part.name for part in parts}) == len(parts)
+    assert all(part.bytes <= size or part.bytes == files[part.file] for part in parts)
+    whole = manifest(4, files={n: FileEntry(0, size, "0" * 32) for n, size in files.items()})
+    mixed = data.draw(st.permutations(parts))
+    assert what_is_missing(whole, mixed) == []
+    assert what_is_missing(whole, read_receipt(receipt_of(mixed))) == []
+    there = [part for part in mixed if part.bytes]
+    if there:
+        lost = data.draw(st.sampled_from(there))
+        assert what_is_missing(whole, [p for p in mixed if p != lost]) == [lost.file]
+        short = [replace(p, bytes=p.bytes - 1) if p == lost else p for p in mixed]
+        assert what_is_missing(whole, short) == [lost.file]
+
+
+def test_a_checkpoint_is_there_with_its_manifest() -> None:
+    old, new = folder_of(4, 2, "aa"), folder_of(4, 3, "bb")
+    names = [f"{old}/model", f"{old}/manifest.json", f"{new}/model", "latest", "x/manifest.json"]
+    assert copied(names) == [Copied(4, 2, old)]
+    assert left_behind(names, 3) == []
+    assert left_behind(names, 4) == [f"{new}/model"]
+    assert copied([*names, f"{new}/manifest.json"]) == [Copied(4, 3, new)]
+    ten = folder_of(10, 1, "cc")
+    assert [c.step for c in copied([*names, f"{ten}/manifest.json"])] == [4, 10]
+
+
+def test_owners() -> None:
+    assert newest_owner([]) == 0
+    assert newest_owner(["owners/000002.json", "owners/000010.json", "owners/x.json"]) == 10
+
+
+def test_addresses() -> None:
+    assert url_of("s3://bucket/a/", "runs/my run") == "s3://bucket/a/my%20run"
+    for good in ("s3://b", "gs://b/p", "az://container/p", "file:///mnt/disk"):
+        assert address_fault(good) is None
+    for bad in ("b/p", "s3:///p", "file://mnt/disk", "file:///", "ftp://x/y"):
+        assert address_fault(bad)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"parts": 3}', b'{"parts": [{}]}', b"\xff"])
+def test_what_is_no_receipt(text: bytes) -> None:
+    with pytest.raises(TextError):
+        read_receipt(text)
