@@ -20,7 +20,11 @@ from keepstep.run_folder.checkpoint import Checkpoint, faults_of
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 
-HISTORY_FILES = ("run.json", "events.jsonl")
+
+def history_of(run: RunFolder) -> dict[str, Path]:
+    """The files of a run that a new machine needs beside a checkpoint. run.json is the last: with
+    it a folder is the run's."""
+    return {"samples.jsonl": run.samples_file, "events.jsonl": run.events, "run.json": run.identity}
 
 
 class OtherRunError(StoreError):
@@ -148,6 +152,6 @@ def _take_history(run: RunFolder, storage: Storage, store: Store, names: Sequenc
         return
     folders = {name.rpartition("/")[0] for name in names if name.startswith(f"{HISTORY}/")}
     for folder in sorted(folders, reverse=True)[:1]:
-        for name in reversed(HISTORY_FILES):  # run.json last: with it the folder is the run's
+        for name, path in history_of(run).items():
             if f"{folder}/{name}" in names:
-                storage.replace(run.private / name, store.get(f"{folder}/{name}"))
+                storage.replace(path, store.get(f"{folder}/{name}"))

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from keepstep.mirror.download import HISTORY_FILES
+from keepstep.mirror.download import history_of
 from keepstep.mirror.listing import prune
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.upload import DeposedError, Owner, Upload, claim
@@ -53,7 +53,8 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
     store, run = Store(job["url"]), RunFolder(job["run"])
     owner = Owner(**job["owner"]) if job["owner"] else claim(store, job["token"])
     upload = Upload(store, owner, read_checkpoint(Path(job["frozen"])), job["rate"])
-    upload.run({name: (run.private / name).read_bytes() for name in HISTORY_FILES})
+    history = {name: path.read_bytes() for name, path in history_of(run).items() if path.exists()}
+    upload.run(history)
     gone = prune(store, owner, run, Policy(**job["policy"]), job["pinned"])
     return {**asdict(upload.sent), "pruned": gone, "owner": asdict(owner)}
 

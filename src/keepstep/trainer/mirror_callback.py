@@ -55,7 +55,9 @@ class Mirrored(TrainerCallback):
             if error.fatal:
                 raise SelectionError(f"mirror: {error}") from error
             if not run.is_used():
-                told = f"mirror: {error}\n    Whether it holds a checkpoint of the run is not known."
+                told = (
+                    f"mirror: {error}\n    Whether it holds a checkpoint of the run is not known."
+                )
                 raise UnreadableError(told) from error
             say(f"mirror: {error}\n    The run goes on from its folder; a later save is copied.")
             return
