@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from keepstep import __version__
-from keepstep.cli import check, convert, evaluate, mirror, preview, samples, start, status  # noqa: F401, E501  # these register their commands
+from keepstep.cli import check, convert, evaluate, mirror, preview, samples, start, status  # noqa: F401  # these register their commands
 from keepstep.cli.common import (
     JsonOption,
     RunArgument,

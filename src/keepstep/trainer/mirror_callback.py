@@ -25,6 +25,10 @@ from keepstep.run_folder.storage import Storage
 from keepstep.save.manager import CheckpointManager
 from keepstep.trainer.protocol import CheckpointedTrainer
 
+# That a stop waits for a copy where nobody has said how long there is: clouds that take a machine
+# back leave it half a minute to two minutes.
+STOP_SECONDS = 60.0
+
 
 class Mirrored(TrainerCallback):
     """A run's mirror. Nothing without one, and on other ranks than the main one."""
@@ -112,6 +116,8 @@ class Mirrored(TrainerCallback):
         if mirroring.owes(newest) or mirroring.owes(best):
             say(f"The newest checkpoint is on its way to {self._url}: Ctrl-C ends this wait alone")
         seconds = self._args.mirror_timeout_seconds
+        if outcome.outcome != "finished" and self._left() == float("inf"):
+            seconds = min(seconds, STOP_SECONDS)
         faults = mirroring.finish(newest, best, seconds, self._why_stop(manager, outcome))
         self._tell(mirroring, manager)
         for fault in faults:
@@ -136,11 +142,15 @@ class Mirrored(TrainerCallback):
                 return "the run belongs to a newer attempt"
             if signals.requested() != asked_before:
                 return f"the wait was ended on request ({signals.requested()})"
-            seconds = left(self._args.schedule(), signals.steady(), time.time())
+            seconds = self._left()
             spare = self._args.stop_margin_seconds if outcome.outcome == "finished" else 5.0
             return "the job's time is over" if seconds < spare else None
 
         return why
+
+    def _left(self) -> float:
+        """Seconds of the job's time."""
+        return left(self._args.schedule(), signals.steady(), time.time())
 
     def _tell(self, mirroring: Mirroring, manager: CheckpointManager) -> None:
         """What came of copies, to people and to the log; a run that is another machine's ends."""
