@@ -74,7 +74,8 @@ def test_lost_with_its_disk(
     assert final_digests(broken, 12) == final_digests(straight, 12)
     if kind == "s3":
         there = {name.split("/")[2] for name in s3.names("runs/broken/checkpoint-")}
-        assert there == {"checkpoint-8", "checkpoint-12"}
+        assert there >= {"checkpoint-12"}
+        assert len(there) <= 2
 
 
 @pytest.mark.long
@@ -124,10 +125,7 @@ def test_a_mirror_that_is_away(ranks: Ranks, demo: Path, tmp_path: Path, s3: S3S
     assert "there is no such bucket, and none is made" in run.output
     ranks.run(argv(demo, folder, max_steps=4), **how)
     ranks.run(command, env=s3.environment(), **how)
-    assert {n.split("/")[2] for n in s3.names("runs/run/checkpoint-")} == {
-        "checkpoint-8",
-        "checkpoint-12",
-    }
+    assert "checkpoint-12" in {n.split("/")[2] for n in s3.names("runs/run/checkpoint-")}
 
 
 def test_two_machines_on_one_mirror(ranks: Ranks, demo: Path, tmp_path: Path, s3: S3Server) -> None:

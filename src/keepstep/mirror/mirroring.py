@@ -79,6 +79,8 @@ class Mirroring:
         """Copy the newest and the best, and wait for both, for so long, or until `stop` says why
         not to. Returns why one is not there."""
         end, faults = time.monotonic() + seconds, []
+        if self._step not in [c.step for c in (newest, best) if c is not None]:
+            self.abandon()
         for wanted in (newest, best):
             self._wait(end, stop)
             if wanted is None or not self._owes(wanted) or self.deposed:
