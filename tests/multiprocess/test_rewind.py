@@ -20,7 +20,7 @@ SCRIPT = PROGRAMS / "poisoned.py"
 ROWS, PER_STEP, STEPS = 64, 12, 16  # an epoch has 6 steps, the last one of 4 rows
 FIELDS = {
     **{"max_steps": STEPS, "save_steps": 2, "save_total_limit": 9, "eval_strategy": "no"},
-    **{"keep_ranking": "recency", "logging_steps": 100, "per_device_train_batch_size": 3},
+    **{"keep_ranking": "recency", "logging_steps": 1, "per_device_train_batch_size": 3},
     **{"gradient_accumulation_steps": 2, "on_nonfinite": "rewind"},
 }
 
@@ -75,6 +75,11 @@ class Poisoned:
         assert (first - second, second - first) == (gone, Counter())
         assert not third.keys() & gone.keys()
         assert sum(third.values()) > 0
+        if not after[9]:  # a step without rows
+            state = RunFolder(self.out).checkpoints()[-1].path / "trainer_state.json"
+            history = json.loads(state.read_text())["log_history"]
+            (logged,) = (entry for entry in history if entry["step"] == 9)
+            assert (logged["loss"], logged.get("grad_norm") or 0) == (0, 0)
         return list(decided["rows"])
 
     def events(self, name: str) -> list[dict]:
@@ -227,3 +232,15 @@ def test_a_row_that_is_mended_is_dealt_again(ranks: Ranks, demo: Path, tmp_path:
     run = ranks.run([*command, "--allow_drift", "dataset"], strategy="cpu_zero2")
     assert "rows that an earlier attempt has left out are dealt again" in run.output
     assert "skipped" not in RunFolder(tmp_path / "run").checkpoints()[-1].manifest.dealt
+
+
+@pytest.mark.long
+def test_processes_that_share_sequences(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    made, run = unreadable.make(demo, tmp_path), tmp_path / "run"
+    command = argv(demo, run, on_nonfinite="rewind", gradient_accumulation_steps=2, **made)
+    first = ranks.start(command, strategy="cpu_zero3-sp2")
+    assert first.wait() == [75, 75], first.output[-3000:]
+    ranks.run(command, strategy="cpu_zero3-sp2", processes=4)
+    rows = RunFolder(run).checkpoints()[-1].manifest.dealt["skipped"]
+    assert unreadable.ROW in rows
+    assert len(rows) == 4

@@ -17,6 +17,7 @@ from keepstep.policy.next_step import (
     Ended,
     Next,
     Situation,
+    advice,
     after_attempt,
     for_nodes,
     fruitless_after,
@@ -186,6 +187,17 @@ def test_only_the_word_finished_is_a_success(said: dict[str, Any], exit_status: 
 )
 def test_after_an_attempt(ended: Ended, seen: Situation, expected: Next) -> None:
     assert after_attempt(ended, seen) == expected
+
+
+def test_a_run_that_goes_back_is_launched_at_once() -> None:
+    """Unless somebody has asked for something else, or nothing comes of it."""
+    rewound = Ended("rewound", "the loss is not finite", 75, True)
+    told = "going back: the loss is not finite"
+    assert after_attempt(rewound, Situation(fruitless=9)) == Next("launch", told)
+    assert after_attempt(rewound, Situation(stop="time")).action == "requeue"
+    assert after_attempt(rewound, Situation(stop_requested=True)).action == "stop"
+    assert after_attempt(rewound, Situation(fruitless=10, preempted="no")).action == "give-up"
+    assert "from before the step" in advice("rewound", 75)
 
 
 def test_the_budget_ends_requeues_and_attempts_alike() -> None:
