@@ -114,3 +114,13 @@ def test_quantized_weights(demo: Path, fields: dict[str, str], each: float | Non
     strategy = Strategy(0, 1, half=True)
     spared = device_bytes(plain, strategy, STEP) - device_bytes(shapes, strategy, STEP)
     assert spared == shapes.quantized * shapes.element - shapes.quantized_bytes
+
+
+def test_shared_sequences_share_activations() -> None:
+    """And no other strategy than ZeRO's is offered for them."""
+    alone = Strategy(3, 8, half=True)
+    shared = replace(alone, sequences=8)
+    eighth = activation_bytes(SEVEN, alone, STEP) / 8
+    assert activation_bytes(SEVEN, shared, STEP) == pytest.approx(eighth)
+    assert checkpoint_bytes(SEVEN, shared) == checkpoint_bytes(SEVEN, alone)
+    assert [s.stage for s in alternatives(shared)] == [1, 2, 3, 3]

@@ -114,6 +114,25 @@ def test_sequences_that_are_shared(
     )
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (2, None),
+        (4, "the model has 4 attention heads and 2 key and value heads"),
+        (3, "the model has 4 attention heads and 2 key and value heads"),
+    ],
+)
+def test_sequences_are_shared_by_heads(
+    demo: Path, tmp_path: Path, size: int, expected: str | None
+) -> None:
+    recipe = parse_recipe(flags(model_name_or_path=demo / "model"))
+    config = SHARED | {"parallelism_config": {"sp_size": size}}
+    problems = found(config, recipe, tmp_path)[1]
+    assert [str(expected) in problem for problem in problems] == (
+        [] if expected is None else [True]
+    )
+
+
 def test_sequences_are_shared_by_deepspeed_alone(recipe: Recipe, tmp_path: Path) -> None:
     for other in ({"distributed_type": "MULTI_GPU"}, {"deepspeed_config": {"zero_stage": 0}}):
         _, (problem,) = found(SHARED | other, recipe, tmp_path)

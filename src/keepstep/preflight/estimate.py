@@ -152,5 +152,6 @@ def activation_bytes(shapes: Shapes, strategy: Strategy, step: Step) -> int:
 def alternatives(strategy: Strategy) -> list[Strategy]:
     """The same processes under every accelerate config, the fastest first."""
     plain = replace(strategy, offload_optimizer=False, offload_parameters=False)
-    stages = [replace(plain, stage=stage) for stage in (0, 1, 2, 3)]
+    whole = (0,) if strategy.sequences == 1 else ()  # only DeepSpeed's ZeRO shares sequences
+    stages = [replace(plain, stage=stage) for stage in (*whole, 1, 2, 3)]
     return [*stages, replace(stages[-1], offload_optimizer=True, offload_parameters=True)]

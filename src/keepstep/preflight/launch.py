@@ -6,6 +6,8 @@ A launch is read from an accelerate config (`keepstep check`), or from the envir
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import HfDeepSpeedConfig
 
+from keepstep.preflight.shapes import configuration_of
 from keepstep.recipe.config import ConfigError, Problem, Recipe
 
 SEQUENCES = "sp_size"
@@ -130,6 +133,8 @@ def _sequences(launch: Launch, recipe: Recipe) -> Iterator[Problem]:
     }.items():
         if asked:  # packed rows would see each other: the mask that keeps them apart is given up
             yield Problem(f"{told} does not go with {name}", f"leave out {name}", "launch")
+    with contextlib.suppress(OSError, ValueError, TypeError):  # loading it will say why
+        yield from check_heads(configuration_of(recipe), launch.sequences)
     init = getattr(training, "model_init_kwargs", None) or {}
     said = init.get("attn_implementation") or recipe.model.attn_implementation
     if said is not None and said != launch.sequence_attention:
@@ -137,6 +142,26 @@ def _sequences(launch: Launch, recipe: Recipe) -> Iterator[Problem]:
             f"attn_implementation: {said}, and {told} is launched with "
             f"sp_attn_implementation: {launch.sequence_attention}",
             "the same in both",
+            "launch",
+        )
+
+
+def check_heads(config: Any, sequences: int) -> Iterator[Problem]:
+    """Whether attention can be shared out: heads are what it is divided by. Ranks: any.
+
+    Args:
+        config: the model's.
+        sequences: how many processes share each row's tokens.
+    """
+    text = config.get_text_config()
+    heads = int(getattr(text, "num_attention_heads", None) or 1)
+    shared = int(getattr(text, "num_key_value_heads", None) or heads)
+    # Of fewer key and value heads DeepSpeed (0.19.8) makes copies, and evaluations then fail.
+    if sequences > 1 and (heads % sequences or shared % sequences):
+        yield Problem(
+            f"sequence parallelism ({SEQUENCES}: {sequences}): the model has {heads} attention "
+            f"heads and {shared} key and value heads",
+            f"a divisor of both: {SEQUENCES}: {math.gcd(heads, shared)}, at most",
             "launch",
         )
 

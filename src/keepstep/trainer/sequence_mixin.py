@@ -11,6 +11,7 @@ import deepspeed
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from keepstep.preflight.launch import check_heads
 from keepstep.ranks import collectives
 from keepstep.recipe.problems import ConfigError, Problem
 from keepstep.trainer.dealing import IGNORED
@@ -46,6 +47,8 @@ class SequenceMixin(CheckpointMixin):
             raise ConfigError([_refused(what)])
         if self.aux_loss_enabled:
             raise ConfigError([_refused("a router's loss (router_aux_loss_coef)")])
+        if faults := list(check_heads(self.model.config, self.args.sequence_size)):
+            raise ConfigError(faults)
         state = self.accelerator.state
         self.sequences, state.parallelism_config = state.parallelism_config, None
         # Which Accelerate counts a step's rows by: else somebody would have to write it down.
