@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen3Config
 from typer.testing import CliRunner
 
 from keepstep.cli.main import app
 from keepstep.preflight.launch import Launch, check_launch, launch_in
+from keepstep.preflight.sequences import check_attention
 from keepstep.preflight.validate import validate
 from keepstep.recipe.config import ConfigError, Recipe
 from keepstep.recipe.parse import parse_recipe
@@ -131,6 +133,23 @@ def test_sequences_are_shared_by_heads(
     assert [str(expected) in problem for problem in problems] == (
         [] if expected is None else [True]
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        (LlamaConfig(), False),
+        (Qwen3Config(), False),
+        (Qwen3Config(use_sliding_window=True, sliding_window=8, max_window_layers=2), True),
+        (MistralConfig(), True),
+        (MistralConfig(sliding_window=None), False),
+        (Gemma3TextConfig(), True),
+    ],
+)
+def test_ulysses_keeps_no_mask_but_the_causal_one(config: Any, refused: bool) -> None:
+    found = [p.what for p in check_attention(config, 2) if "window" in p.what]
+    assert bool(found) == refused
+    assert list(check_attention(config, 1)) == []
 
 
 def test_sequences_are_shared_by_deepspeed_alone(recipe: Recipe, tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ A launch is read from an accelerate config (`keepstep check`), or from the envir
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,10 +16,10 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import HfDeepSpeedConfig
 
-from keepstep.preflight.shapes import configuration_of
+from keepstep.preflight.sequences import SEQUENCES, check_sequences
 from keepstep.recipe.config import ConfigError, Problem, Recipe
 
-SEQUENCES = "sp_size"
+INSTEAD = "ZeRO-3 shares out as much: --config_file accelerate_configs/zero3.yaml"
 GROUPS = ("dp_replicate_size", "dp_shard_size")  # beside it: how many groups share rows, no more
 ATTENTION = "sp_attn_implementation"
 KINDS = {
@@ -38,7 +36,6 @@ DIMENSIONS = {
 }
 # Of `model_init_kwargs`: transformers 5.23 shares the model out while it loads it.
 SHARDED_LOADING = ("tp_plan", "tp_size", "device_mesh", "distributed_config")
-INSTEAD = "ZeRO-3 shares out as much: --config_file accelerate_configs/zero3.yaml"
 ENVIRONMENT = {  # of `accelerate launch`
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "MEGATRON_LM",
@@ -92,7 +89,8 @@ def check_launch(launch: Launch, recipe: Recipe) -> Iterator[Problem]:
         yield _refused(KINDS.get(kind, kind))
     for name, size in launch.sizes.items():
         if size > 1 and name == SEQUENCES:
-            yield from _sequences(launch, recipe)
+            stage = launch.stage if launch.deepspeed is not None else 0
+            yield from check_sequences(size, stage, launch.sequence_attention, recipe)
         elif size > 1 and not (name in GROUPS and launch.sequences > 1):
             yield _refused(f"{DIMENSIONS.get(name, name)} (parallelism_config: {name}: {size})")
     if launch.precision not in ("no", "fp16", "bf16"):
@@ -117,60 +115,6 @@ def check_launch(launch: Launch, recipe: Recipe) -> Iterator[Problem]:
     if launch.deepspeed is not None:
         yield from _deepspeed(launch.deepspeed)
         yield from _zero(launch, recipe)
-
-
-def _sequences(launch: Launch, recipe: Recipe) -> Iterator[Problem]:
-    """Sequence parallelism: DeepSpeed's (ALST/Ulysses), of rows that are not packed."""
-    training, told = recipe.training, f"sequence parallelism ({SEQUENCES}: {launch.sequences})"
-    if launch.deepspeed is None or launch.stage == 0:
-        yield Problem(f"{told} needs DeepSpeed, with ZeRO-1, 2 or 3", "zero_stage: 3", "launch")
-    for name, asked in {
-        "packing": getattr(training, "packing", False),
-        "eval_packing": getattr(training, "eval_packing", False),
-        "padding_free": getattr(training, "padding_free", False),
-        "torch_compile": training.torch_compile,
-        "train_sampling_strategy: batch_rebalance": not training.rows_are_dealt,
-    }.items():
-        if asked:  # packed rows would see each other: the mask that keeps them apart is given up
-            yield Problem(f"{told} does not go with {name}", f"leave out {name}", "launch")
-    with contextlib.suppress(OSError, ValueError, TypeError):  # loading it will say why
-        yield from check_heads(configuration_of(recipe), launch.sequences)
-    init = getattr(training, "model_init_kwargs", None) or {}
-    said = init.get("attn_implementation") or recipe.model.attn_implementation
-    if said is not None and said != launch.sequence_attention:
-        yield Problem(
-            f"attn_implementation: {said}, and {told} is launched with "
-            f"sp_attn_implementation: {launch.sequence_attention}",
-            "the same in both",
-            "launch",
-        )
-
-
-def check_heads(config: Any, sequences: int) -> Iterator[Problem]:
-    """Whether attention can be shared out: heads are what it is divided by. Ranks: any.
-
-    Args:
-        config: the model's.
-        sequences: how many processes share each row's tokens.
-    """
-    text = config.get_text_config()
-    heads = int(getattr(text, "num_attention_heads", None) or 1)
-    shared = int(getattr(text, "num_key_value_heads", None) or heads)
-    # Of fewer key and value heads DeepSpeed (0.19.8) makes copies, and evaluations then fail.
-    if sequences > 1 and (heads % sequences or shared % sequences):
-        yield Problem(
-            f"sequence parallelism ({SEQUENCES}: {sequences}): the model has {heads} attention "
-            f"heads and {shared} key and value heads",
-            f"a divisor of both: {SEQUENCES}: {math.gcd(heads, shared)}, at most",
-            "launch",
-        )
-
-
-def check_whole_rows(training: Any, trainer: str) -> Iterator[Problem]:
-    """Of a Trainer that cannot share out the tokens of a row. Ranks: any."""
-    if training.sequence_size > 1:
-        told = f"sequence parallelism ({SEQUENCES}: {training.sequence_size})"
-        yield Problem(f"{told}: {trainer} gives each process whole rows", INSTEAD, "launch")
 
 
 def _refused(what: str) -> Problem:

@@ -24,7 +24,7 @@ from keepstep.data.rows import Count
 from keepstep.policy.batch import Batch
 from keepstep.preflight.agreement import agree
 from keepstep.preflight.health import check_dealer
-from keepstep.preflight.launch import check_whole_rows
+from keepstep.preflight.sequences import check_whole_rows
 from keepstep.preflight.validate import validate_given
 from keepstep.ranks import collectives
 from keepstep.ranks.start_up import own_start

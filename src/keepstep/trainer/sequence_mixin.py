@@ -11,7 +11,7 @@ import deepspeed
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from keepstep.preflight.launch import check_heads
+from keepstep.preflight.sequences import check_attention
 from keepstep.ranks import collectives
 from keepstep.recipe.problems import ConfigError, Problem
 from keepstep.trainer.dealing import IGNORED
@@ -47,10 +47,12 @@ class SequenceMixin(CheckpointMixin):
             raise ConfigError([_refused(what)])
         if self.aux_loss_enabled:
             raise ConfigError([_refused("a router's loss (router_aux_loss_coef)")])
-        if faults := list(check_heads(self.model.config, self.args.sequence_size)):
+        if faults := list(check_attention(self.model.config, self.args.sequence_size)):
             raise ConfigError(faults)
         state = self.accelerator.state
         self.sequences, state.parallelism_config = state.parallelism_config, None
+        if self.sequences is None:
+            raise ConfigError([_refused("a second trainer in one process")])
         # Which Accelerate counts a step's rows by: else somebody would have to write it down.
         self.sequences.dp_shard_size = 1
         self.sequences.dp_replicate_size = self.args.world_size // self.args.sequence_size
