@@ -40,7 +40,7 @@ def saves(run: Path) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("strategy", "fields"),
     [
-        ("cpu_zero3", {}),
+        pytest.param("cpu_zero3", {}, marks=pytest.mark.long),
         pytest.param("cpu_zero2", {}, marks=pytest.mark.long),
         pytest.param("ddp", LORA, marks=pytest.mark.long),
         ("ddp", {"optim": "adafactor"}),

@@ -59,7 +59,7 @@ def differences(a: Any, b: Any, where: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "case", cases(CASES, long=["zero3", "zero2", "zero2-frozen", "zero2-lora"])
+    "case", cases(CASES, long=["zero3", "zero2", "zero2-frozen", "zero2-lora", "zero2-three-ranks"])
 )
 def test_every_tensor_and_object_is_as_the_stock_trainer_stores_it(
     ranks: Ranks, demo: Path, tmp_path: Path, case: str

@@ -55,7 +55,7 @@ def test_a_save_is_skipped_and_the_next_one_arrives(
     assert "Finished: 20 steps." in made.output
 
 
-@pytest.mark.parametrize("mode", cases(["lazy", "off"], long=["off"]))
+@pytest.mark.parametrize("mode", cases(["lazy", "off"], long=["lazy", "off"]))
 def test_what_may_be_pruned_goes_first(
     ranks: Ranks, demo: Path, small_disk: Path, mode: str
 ) -> None:

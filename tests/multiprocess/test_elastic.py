@@ -98,7 +98,11 @@ def compare(chain: Chain, straight: Chain, rounding: float = ROUNDING) -> None:
     ("strategy", "kind"),
     cases(
         itertools.product(("zero1", "cpu_zero2", "cpu_zero3"), ("full", "lora")),
-        long=[("zero1", "full"), *((s, "lora") for s in ("zero1", "cpu_zero2", "cpu_zero3"))],
+        long=[
+            ("zero1", "full"),
+            ("cpu_zero2", "full"),
+            *((s, "lora") for s in ("zero1", "cpu_zero2", "cpu_zero3")),
+        ],
     ),
 )
 def test_two_one_two_three(
@@ -299,7 +303,8 @@ ADOPTED = {
 
 
 @pytest.mark.parametrize(
-    "case", cases(ADOPTED, long=["stock-zero2", "stock-zero0", "stock-universal-zero2"])
+    "case",
+    cases(ADOPTED, long=["stock-ddp", "stock-zero2", "stock-zero0", "stock-universal-zero2"]),
 )
 def test_adopted_checkpoints_go_on(
     ranks: Ranks, still_demo: Path, tmp_path: Path, straight: dict, case: str

@@ -35,7 +35,7 @@ def start(ranks: Ranks, demo: Path, run: Path, still: str, **fields: Any) -> Run
 
 
 EVERY = [(where, victim) for where in WHERE for victim in (0, 1)]
-FEW = [("forward", 1), ("evaluation", 0), ("save", 1)]
+FEW = [("forward", 1), ("save", 1)]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_saves_by_the_clock_and_on_request(
     assert "its last attempt has ended" in ended.stdout
 
 
-@pytest.mark.parametrize("fault", cases(["none", "slow"], long=["none"]))
+@pytest.mark.parametrize("fault", cases(["none", "slow"], long=["slow"]))
 def test_a_deadline_is_kept(ranks: Ranks, demo: Path, tmp_path: Path, fault: str) -> None:
     """As long as saves were seen to last: the shim makes every part take two seconds."""
     run = tmp_path / "run"
@@ -149,6 +149,7 @@ def test_requests_in_the_last_steps_evaluation(ranks: Ranks, demo: Path, tmp_pat
     assert RunFolder(run).requests() == ()
 
 
+@pytest.mark.long
 def test_a_run_folder_that_fails_or_does_not_answer(
     ranks: Ranks, demo: Path, tmp_path: Path
 ) -> None:

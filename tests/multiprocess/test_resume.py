@@ -38,7 +38,17 @@ def loss_curve(output_dir: Path) -> dict[int, float]:
 @pytest.mark.parametrize(
     "case",
     cases(
-        CASES, long=["zero2", "zero2-offload", "zero3-offload", "zero0", "zero0-lora", "compiled"]
+        CASES,
+        long=[
+            "ddp",
+            "lora",
+            "zero2",
+            "zero2-offload",
+            "zero3-offload",
+            "zero0",
+            "zero0-lora",
+            "compiled",
+        ],
     ),
 )
 def test_interrupted_equals_uninterrupted(

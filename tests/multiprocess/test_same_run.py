@@ -53,7 +53,8 @@ def undisturbed(ranks: Ranks, demo: Path, workspace: Path) -> Path:
 @pytest.mark.parametrize(
     ("phase", "stops_at", "last"),
     [
-        ("forward", 5, 8),  # an evaluation that is due is cancelled
+        # an evaluation that is due is cancelled
+        pytest.param("forward", 5, 8, marks=pytest.mark.long),
         ("evaluation", 4, 4),  # … is broken off, the last one of the run
         pytest.param("evaluation", 4, 8, marks=pytest.mark.long),
     ],

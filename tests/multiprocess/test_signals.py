@@ -217,6 +217,7 @@ def test_a_frozen_rank_is_named(ranks: Ranks, demo: Path, tmp_path: Path, victim
         assert "rank 1 on" in reason
 
 
+@pytest.mark.long
 def test_a_rank_that_freezes_before_the_first_step(
     ranks: Ranks, demo: Path, tmp_path: Path
 ) -> None:

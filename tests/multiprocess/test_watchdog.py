@@ -48,6 +48,7 @@ def test_the_rank_that_is_behind_it_is_named_alone(ranks: Ranks, fate: str) -> N
             assert "," not in reason.partition(":")[0], "nobody else"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seconds", [6])
 def test_all_ranks_are_stopped_and_go_on(ranks: Ranks, seconds: float) -> None:
     """docker pause, Slurm's suspend: longer than a silent rank is borne."""
