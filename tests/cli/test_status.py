@@ -196,10 +196,10 @@ def test_a_new_run(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_person_may_do(run: Path, outcome: str, exit_status: int, words: str) -> None:
-    told(run, outcome=outcome, exit=exit_status, reason="because\x1b[2J")
+    told(run, outcome=outcome, exit=exit_status, reason="because\x1b[2J\n    Hint: none")
     done = runner.invoke(app, ["status", str(run)])
     assert words in done.stdout
-    assert r"because\x1b[2J" in done.stdout
+    assert r"because\x1b[2J Hint: none" in done.stdout
 
 
 def test_it_imports_no_torch(run: Path) -> None:

@@ -58,9 +58,13 @@ def test_ignored(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
     """What is saved then is never gone on from by itself, and never all that is kept."""
     out = tmp_path / "run"
     fields = FIELDS | {"on_nonfinite": "ignore", "save_total_limit": 1}
+    fields |= {"logging_steps": 2}
     command = [str(tmp_path / "watch"), "loss", "5", "1", *argv(demo, out, **fields)]
     run = ranks.run(command, strategy="ddp", script=SCRIPT)
-    assert run.output.count("is not finite") == 1
+    assert run.output.count("the loss of rank 1 is not finite") == 1
+    assert "warning: checkpoint-10 is not finite" in run.output
+    assert "loss nan" in run.output
+    assert "loss 0.0000" not in run.output
     assert [(c.step, c.manifest.is_finite) for c in RunFolder(out).checkpoints()] == [
         (4, True),
         (10, False),

@@ -68,7 +68,8 @@ def test_a_deadline_is_kept(ranks: Ranks, demo: Path, tmp_path: Path, fault: str
     fields = LONG | {"save_steps": 90_000, "deadline": moment, "stop_margin_seconds": 2}
     started = ranks.start([fault, *argv(demo, run, **fields)], script=SHIM)
     assert started.wait(seconds + 20) == [75, 75]
-    assert "Stopped on request (the deadline)" in started.output
+    told = "Stopped in time for the deadline (deadline, time_limit, or the job's end) after step"
+    assert told in started.output
     last = RunFolder(run).checkpoints()[-1]
     assert last.step == status(run)["global_step"] > 8
     committed = (last.path / "manifest.json").stat().st_mtime

@@ -251,7 +251,8 @@ def _tell(run: Path, found: RunStatus) -> None:
     }[found.state]
     if found.state == "ended":
         said += f" (attempt {found.attempt}, exit status {found.exit})"
-    lines = {"": f"{run}: {said}", "reason": found.reason}
+    reason = " ".join((found.reason or "").split())
+    lines: dict[str, str | None] = {"": f"{run}: {said}", "reason": reason}
     checkpoints = [f"{found.checkpoints} committed"]
     checkpoints += [] if found.newest is None else [f"newest checkpoint-{found.newest}"]
     checkpoints += [] if found.best is None else [f"best checkpoint-{found.best}"]

@@ -76,6 +76,7 @@ class Health:
         self._trusts_steps = True  # all of them were finite, their gradient norms, too
         self._doubtful: int | None = None  # the step judged last, if its gradient is not known
         self._ignored = False  # the step that was judged last had to be
+        self._bad_losses = 0  # of steps that were judged
 
     def begin(self) -> None:
         """Set memory aside, before the first step. Ranks: any."""
@@ -112,6 +113,13 @@ class Health:
             self._ended.append(Ended(step, self._now, self._trainer.is_without_rows))
             self._now = None
 
+    def bad_losses(self) -> int:
+        """How many steps of this attempt had a loss that is not finite: of those that are still to
+        be judged, on this rank. Waits for the device. Ranks: any."""
+        for ended in self._ended:
+            ended.numbers.wait()
+        return self._bad_losses + sum(not math.isfinite(e.numbers.loss) for e in self._ended)
+
     def tell(self, all_of_it: bool = False) -> tuple[list[bool], list[float]]:
         """What this rank says in the next question: whether a loss is not finite, and whether the
         gradient norm; where spikes are looked for, its share of the step's loss and norm, too, to
@@ -145,6 +153,7 @@ class Health:
         if asked is None:
             return
         numbers, ignored, self._ignored = asked.numbers, self._ignored, loss or norm
+        self._bad_losses += loss
         known = numbers.norm is not None or self._is_scaled
         self._trusts_steps &= not (loss or norm) and known
         doubtful, self._doubtful = self._doubtful, None if known else asked.step

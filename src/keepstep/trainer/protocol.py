@@ -58,6 +58,8 @@ class StepHealth(Protocol):
 
     def settle(self) -> None: ...
 
+    def bad_losses(self) -> int: ...
+
 
 class StepHook(Protocol):
     """What happens at every step's end (`pacing.EveryStep`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -129,9 +130,13 @@ def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
         then = "" if VARIABLE in os.environ else " Run the same command again to go on."  # or a job
         step = outcome.global_step
         saved = "." if step is None else f" after step {step}; the state is saved."
-        say(f"Stopped on request ({outcome.reason}){saved}{then}")
+        say(f"{_stopped(outcome.reason or '')}{saved}{then}")
         return
-    say(f"Finished: {outcome.global_step} steps{_but(outcome)}.")
+    steps = "1 step" if outcome.global_step == 1 else f"{outcome.global_step} steps"
+    say(f"Finished: {steps}{_but(outcome)}.")
+    newest = manager.run.latest()
+    if newest is not None and not newest.manifest.is_finite:
+        say(f"warning: {newest.path.name} is not finite: it ranks nothing, and is not published")
     if best is not None and metric:
         say(f"Best:        {best.path} ({metric} {value_of(best.metrics, metric):.4f})")
     if best is not None and not has_weights(best.manifest):
@@ -139,6 +144,15 @@ def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
     elif best is not None:
         say(f"Use it:      {_loaded_by(best)}'{folder}/best')")
     say(f"Checkpoints: keepstep ls {folder}")
+
+
+def _stopped(reason: str) -> str:
+    """By whom, or for what: the time is nobody's request."""
+    time = "the deadline"
+    if not reason.startswith(time):
+        return f"Stopped on request ({reason})"
+    asked = f", and on request ({reason[len(time) + 2 :]})" if reason != time else ""
+    return f"Stopped in time for the deadline (deadline, time_limit, or the job's end){asked}"
 
 
 def _loaded_by(best: Checkpoint) -> str:
@@ -195,10 +209,12 @@ class RunReporter(TrainerCallback):
         self.progress: Progress | None = None
         self.told: Saved | None = None
         self.task = TaskID(0)
+        self._logged = 0, 0  # steps, and those whose loss was not finite
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.resharded is not None:
             say(_told(self.trainer.resharded))
+        self._logged = state.global_step, 0
         if not console.is_terminal or not collectives.is_main():
             return
         self.progress = console.bar(
@@ -221,7 +237,7 @@ class RunReporter(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
-        text = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}"
+        text = f"loss {self._loss(logs['loss'], state.global_step)}  lr {logs['learning_rate']:.2e}"
         if self.progress:
             self.progress.update(self.task, description=text)
         else:
@@ -265,8 +281,20 @@ class RunReporter(TrainerCallback):
             self.progress.stop()
             self.progress = None
 
+    def _loss(self, logged: float, step: int) -> str:
+        """The Trainer leaves steps out of its mean whose loss is not finite, and says 0 where all
+        are left out (transformers 5.23)."""
+        (before, bad_before), bad = self._logged, self.trainer.every_step.health.bad_losses()
+        self._logged = step, bad
+        steps, bad = step - before, bad - bad_before
+        if not bad:
+            return f"{logged:.4f}"
+        return "nan" if bad >= steps else f"{logged:.4f} (not finite in {bad} of {steps} steps)"
+
     def _best_so_far(self, value: float) -> str:
         """Compares with the evaluations before this one: Trainer updates its best afterwards."""
+        if not math.isfinite(value):
+            return "  (not finite: it ranks nothing)"
         if not self.trainer.is_in_train:
             return ""
         best, greater = self.trainer.state.best_metric, self.trainer.args.greater_is_better
