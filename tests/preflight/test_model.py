@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from keepstep.cli.main import app
 from keepstep.preflight.model import check_model_of
 from keepstep.recipe.parse import parse_recipe
+from tests.helpers.vision import make_vision
 
 
 def found(demo: Path, **fields: object) -> list[str]:
@@ -53,6 +54,13 @@ def test_what_the_model_has_not(demo: Path, fields: dict[str, object], expected:
             "Hint: its modules: embed_tokens, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
             "down_proj, input_layernorm, post_attention_layernorm, norm, lm_head"
         )
+
+
+def test_no_completions_of_a_model_that_sees(tmp_path: Path) -> None:
+    vision = make_vision(tmp_path, rows=2)
+    assert found(vision) == []
+    (problem,) = found(vision, sample_prompts="prompts.txt")
+    assert problem.startswith("sample_prompts: of a vision-language model")
 
 
 @pytest.mark.parametrize(

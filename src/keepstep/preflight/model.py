@@ -13,9 +13,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from keepstep.preflight.shapes import adapted, configuration_of, on_meta
 from keepstep.recipe.config import Problem, Recipe
 from keepstep.recipe.data_files import looks_local
+from keepstep.recipe.model import is_vision_language
 
 logger = logging.getLogger(__name__)
 CAUSAL = "CAUSAL_LM"
+NO_COMPLETIONS = "sample_prompts: of a vision-language model no completions are written"
 
 
 def check_model_of(recipe: Recipe) -> list[Problem]:
@@ -28,7 +30,8 @@ def check_model_of(recipe: Recipe) -> list[Problem]:
     except Exception as error:  # of libraries: another auto class may know the model
         logger.info("the model cannot be built without its weights: %s", error)
         return list(_configuration(recipe, error))
-    return [*_attention(recipe), *_router(recipe, model), *_adapter(recipe, model)]
+    images = _prompts(recipe, model)
+    return [*_attention(recipe), *_router(recipe, model), *_adapter(recipe, model), *images]
 
 
 def _configuration(recipe: Recipe, error: Exception) -> Iterator[Problem]:
@@ -59,6 +62,11 @@ def _router(recipe: Recipe, model: Any) -> Iterator[Problem]:
     if coefficient and not hasattr(model.config.get_text_config(), "output_router_logits"):
         told = f"router_aux_loss_coef: {coefficient}: the model has no experts to route to"
         yield Problem(told, "leave it out", "model")
+
+
+def _prompts(recipe: Recipe, model: Any) -> Iterator[Problem]:
+    if recipe.training.sample_prompts and is_vision_language(model.config):
+        yield Problem(NO_COMPLETIONS, "leave it out", "samples")
 
 
 def _adapter(recipe: Recipe, model: Any) -> Iterator[Problem]:

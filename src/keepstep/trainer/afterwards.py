@@ -66,9 +66,11 @@ class Evaluator(KeepstepTrainer):
         loader = self.get_train_dataloader()
         steps = self.set_initial_training_values(self.args, loader)[-1]
         self._prepare_for_training(steps, loader, None)
-        for checkpoint in self._wanted:
-            if self._names is not None and self._has_all(checkpoint, self._names):
-                continue
+        wanted = [checkpoint for checkpoint in self._wanted if self._lacks_some(checkpoint)]
+        if not wanted:
+            names = ", ".join(sorted({*(self._names or ()), *self.own_names}))
+            say(f"every checkpoint has {names} already: nothing is evaluated")
+        for checkpoint in wanted:
             self.every_step.progress("start")
             if not collectives.on_main("looking for it", checkpoint.path.is_dir):
                 say(f"{checkpoint.path.name}: the run has pruned it meanwhile")
@@ -79,8 +81,10 @@ class Evaluator(KeepstepTrainer):
             self._take_up_counts(checkpoint.manifest.about)
             self._tell(checkpoint, finite_metrics(self.evaluate()))
 
-    def _has_all(self, checkpoint: Checkpoint, names: Collection[str]) -> bool:
-        return {*names, *self.own_names} <= checkpoint.metrics.keys()
+    def _lacks_some(self, checkpoint: Checkpoint) -> bool:
+        if self._names is None:
+            return True
+        return not {*self._names, *self.own_names} <= checkpoint.metrics.keys()
 
     def _take_state(self, checkpoint: Checkpoint) -> None:
         sharded = checkpoint.manifest.parallel_layout.is_sharded

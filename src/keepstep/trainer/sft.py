@@ -16,6 +16,7 @@ from keepstep.data.tokenize import Positions, prepare, too_few, too_long
 from keepstep.policy.manifest import finite_metrics
 from keepstep.policy.metric import PREFIX, SAMPLED, names_of
 from keepstep.policy.samples import Sample, exact_match
+from keepstep.preflight.model import NO_COMPLETIONS
 from keepstep.ranks import collectives
 from keepstep.recipe.problems import ConfigError, Problem
 from keepstep.trainer.dealing import IGNORED
@@ -64,8 +65,7 @@ class KeepstepTrainer(KernelsMixin, SFTTrainer):
         if getattr(self.args, "sample_prompts", None) is None:
             return None
         if isinstance(self.processing_class, ProcessorMixin):
-            what = "sample_prompts: of a vision-language model no completions are written"
-            raise ConfigError([Problem(what, "leave it out", "samples")])
+            raise ConfigError([Problem(NO_COMPLETIONS, "leave it out", "samples")])
         return Sampler(self.args, self.processing_class, self.model)
 
     def _has_metrics_of_its_own(self, given: Mapping[str, Any]) -> bool:
