@@ -35,10 +35,11 @@ RUNS = {
     "save_stall": (["--parameters", "30"], ["--parameters", "1"]),
     "export": (["--parameters", "30"], ["--parameters", "1"]),
     "reshard": (["--parameters", "30"], ["--parameters", "1"]),
+    "mirror": (["--parameters", "30"], ["--parameters", "1", "--steps", "6", "--every", "2"]),
     "carry_on": (["--parameters", "30"], ["--parameters", "1"]),
 }
 REPEATED = RUNS.keys() - {"many_ranks"}
-FOLDERS = {"throughput", "save_stall", "export", "reshard", "carry_on"}
+FOLDERS = {"throughput", "save_stall", "export", "reshard", "mirror", "carry_on"}
 # `name  1.234 s (1.0 to 2.0) …`: a median and its range; `  name: 1,234`: a count below a heading.
 RANGE = re.compile(
     r"^(?P<what>\S.*?) +(?P<value>[\d.,]+) ?(?P<unit>[a-zA-Z/]*) +\((?P<range>.*?)\)(?P<rest>.*)$"

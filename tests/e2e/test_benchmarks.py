@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -60,16 +61,20 @@ def forked(
 ) -> Callable[..., str]:
     """Runs a benchmark here, what it launches in forks, on the smallest model; what it tells."""
 
-    def launch(command: list[str], *_: Any, **__: Any) -> str:
+    def launch(
+        command: list[str], *_: Any, variables: dict[str, str] | None = None, **__: Any
+    ) -> str:
         """In place of `launches.run`."""
         module = command[command.index("-m", 3 if "launch" in command[2] else 1) + 1]
-        script = ROOT / f"{module.replace('.', '/')}.py"
+        folder = ROOT / "src" if module.startswith("keepstep.") else ROOT
+        script = folder / f"{module.replace('.', '/')}.py"
         words = command[command.index(module) + 1 :]
         options = {"strategy": "ddp", "processes": 1}
         if "--config_file" in command:
             options["strategy"] = Path(command[command.index("--config_file") + 1]).stem
             options["processes"] = int(command[command.index("--num_processes") + 1])
-        return ranks.run(words, script=script, **options).output
+        environment = {n: v for n, v in (variables or {}).items() if os.environ.get(n) != v}
+        return ranks.run(words, script=script, env=environment, **options).output
 
     def spawn(what: str, count: int, _: Any, script: str = "") -> list[dict[str, float]]:
         """In place of `reshard.spawn`; the ranks' reports stand in one log, also side by side."""
@@ -197,6 +202,21 @@ def test_all_of_them_as_they_are_started(tmp_path: Path) -> None:
     told = bench("all_on_cpu.py", "--small", "--out", tmp_path / "out", timeout=1800)
     rows = [json.loads(line) for line in (tmp_path / "out/bench.jsonl").read_text().splitlines()]
     assert {row["what"].split(":")[0] for row in rows} == {*all_on_cpu().RUNS}, told
+
+
+def test_mirror(forked: Callable[..., str], tmp_path: Path) -> None:
+    """All saves but the last of each run were copied, or it would say so."""
+    result = tmp_path / "result.jsonl"
+    told = forked("mirror", "--steps", 6, "--every", 2, "--json", result)
+    arms = {
+        "stall": ("without", "with"),
+        "step": ("without", "with"),
+        "upload": ("plain", "keepstep"),
+    }
+    summary = json.loads(result.read_text())
+    for name, pair in arms.items():
+        assert all(summary[f"{name}, {arm}"][0] > 0 for arm in pair)
+        assert f"{name}, ratio" in told
 
 
 def test_reshard(forked: Callable[..., str], tmp_path: Path) -> None:
