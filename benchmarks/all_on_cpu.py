@@ -29,6 +29,7 @@ TIMEOUT = 1800  # seconds of one benchmark
 # Script → what it is run with, and with --small. REPEATED take --rounds, FOLDERS a --folder.
 RUNS = {
     "many_manifests": (["1000"], ["10"]),
+    "streams": (["20000"], ["300"]),
     "control_plane": (["8", "32"], ["2", "3"]),
     "many_ranks": (["64", "512"], ["4", "--rounds", "2"]),  # of saves, of which the last is told
     "throughput": (["--parameters", "30"], ["--parameters", "1", "--steps", "3"]),

@@ -34,6 +34,7 @@ def bench(name: str, *argv: object, folder: Path = ROOT, timeout: float = 240) -
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_help(script: Path, tmp_path: Path) -> None:
     told = bench(script.name, "--help", folder=tmp_path)
@@ -104,6 +105,15 @@ def forked(
 
 def test_many_manifests() -> None:
     assert bench("many_manifests.py", 3, "--rounds", 1).count(" s  (") == 5
+
+
+def test_streams(tmp_path: Path) -> None:
+    result = tmp_path / "result.jsonl"
+    assert "from its place" in bench("streams.py", 300, "--rounds", 1, "--json", result)
+    summary = json.loads(result.read_text())
+    assert all(
+        summary[f"{k}, {w}"][0] > 0 for k in ("jsonl", "parquet") for w in ("place", "again")
+    )
 
 
 def test_make_bench_runs_every_benchmark() -> None:
