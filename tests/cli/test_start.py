@@ -29,7 +29,7 @@ def keepstep(
     )
 
 
-@pytest.mark.parametrize("template", ["lora", "full", "qwen3-8b-lora", "llama-70b-full"])
+@pytest.mark.parametrize("template", ["lora", "full", "qwen3-8b-long", "llama-70b-full"])
 def test_init_writes_a_recipe_and_says_the_next_command(tmp_path: Path, template: str) -> None:
     folder = tmp_path / "my run"
     done = runner.invoke(app, ["init", str(folder), "--template", template])
@@ -65,7 +65,7 @@ def test_config() -> None:
         assert yaml.safe_load(path.read_text())["compute_environment"] == "LOCAL_MACHINE"
     done = runner.invoke(app, ["config", "zero9"])
     assert done.exit_code == 2
-    assert "zero2, zero3, zero3_offload, site.env" in done.stdout + done.stderr
+    assert "zero2, zero3, zero3_offload, zero3_sp8, site.env" in done.stdout + done.stderr
 
 
 def test_nothing_of_a_path_is_printed_where_there_is_none() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from keepstep.cli.start import Template
 from keepstep.preflight import estimate
 from keepstep.preflight.launch import launch_in
 from keepstep.preflight.shapes import shapes_of, step_of, strategy_of
@@ -87,6 +88,12 @@ def test_costs_are_what_is_estimated_and_fit(cost: Cost, tmp_path: Path) -> None
     assert cost.told == pytest.approx(found, rel=0.03, abs=0.06), found
     assert found[0] <= (1 - LEAVE_FREE) * cost.size
     assert (ROOT / f"accelerate_configs/{cost.config}.yaml").is_file()
+
+
+def test_every_recipe_is_a_template() -> None:
+    """But for the two of the example, which have a model of their own."""
+    templates = {template.value for template in Template}
+    assert templates == {recipe.stem for recipe in RECIPES} - {"smollm2-lora", "smollm2-full"}
 
 
 def test_every_recipe_says_what_it_costs() -> None:

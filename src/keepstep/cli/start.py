@@ -39,6 +39,8 @@ class Template(StrEnum):
     LORA_8B = "qwen3-8b-lora"
     QLORA_8B = "qwen3-8b-qlora"
     FULL_8B = "qwen3-8b-full"
+    LONG_8B = "qwen3-8b-long"
+    VISION_3B = "qwen2.5-vl-3b-lora"
     FULL_32B = "qwen3-32b-full"
     FULL_70B = "llama-70b-full"
 
