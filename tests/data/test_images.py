@@ -158,7 +158,16 @@ ASKED = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text":
         ([GOOD], {"padding_free": True}, "padding_free: rows with images are padded"),
         ([GOOD], {"truncation_mode": "keep_end"}, "truncation_mode: keep_end would cut"),
         ([GOOD], {"pad_to_multiple_of": 8}, "pad_to_multiple_of: not for prompts"),
-        ([GOOD], {"max_length": 12}, "max_length: 12 cuts the tokens of an image in 1 of the"),
+        (
+            [GOOD],
+            {"max_length": 12},
+            "max_length: 12 cuts the tokens of an image in 1 of 1 training",
+        ),
+        (
+            [GOOD] * 9 + [GOOD | {"images": ["0.png"] * 8}] + [GOOD] * 9,
+            {"max_length": 128},
+            "max_length: 128 cuts the tokens of an image in 1 of 9 training rows",
+        ),
         ([{"images": ["0.png"], "text": "<image> x"}], {}, "the training data has text and images"),
         ([GOOD, GOOD | {"images": None}], {}, "the training data, row 2: images is null"),
         ([GOOD | {"image": "0.png"}], {}, "the training data has both image and images"),

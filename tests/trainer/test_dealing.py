@@ -23,6 +23,7 @@ from keepstep.policy.batch import Batch, Course, Dealt
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer.dealing import (
     IGNORED,
+    RowError,
     StepSampler,
     settle_loader,
     step_loader,
@@ -84,6 +85,48 @@ def test_rows_that_are_left_out() -> None:
         expected = [[r for r in order[at : at + 4] if r not in skipped] for at in (0, 4, 8)]
         assert [sorted(rows) for rows in dealt] == [sorted(rows) for rows in expected]
         assert [plan.rows(step, sampler.order_of) for step in range(3)] == expected
+
+
+class Unreadable:
+    """Rows of which one cannot be read, and another cannot be collated."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, place: int) -> int:
+        if place == 2:
+            raise OSError("Truncated File Read")
+        return place
+
+
+def only_small(rows: list[int]) -> dict[str, torch.Tensor]:
+    if max(rows) > 5:
+        raise ValueError("too\nlong")
+    return collate(rows)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("row", "left_out", "told"),
+    [
+        (2, {6, 7}, "OSError: Truncated File Read"),
+        (6, {2}, "ValueError: too long"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(
+    row: int, left_out: set[int], told: str, workers: int
+) -> None:
+    """From a worker, too: torch puts its traceback in front."""
+    rows: Any = Unreadable()
+    loader = DataLoader(rows, batch_size=4, collate_fn=only_small, num_workers=workers)
+    order = SequentialSampler(rows)
+    sampler = StepSampler(Course(8, 4), Batch(4, 1, 1), 0, 0, order, 0, left_out)
+    dealt = step_loader(loader, sampler)
+    dealt.set_epoch(0)
+    with pytest.raises(RowError) as raised:
+        list(dealt)
+    said = f"row {row} of the training set, counted from 0, cannot be used: {told}\n    Hint: "
+    assert str(raised.value).startswith(said)
 
 
 def test_what_fills_up_is_no_row_that_is_left_out() -> None:

@@ -31,6 +31,7 @@ class Collated:
         completion_only = training.completion_only_loss
         if completion_only is None:
             completion_only = {"prompt", "completion"} <= first.keys()
+        self.processor = processor
         self._collate = DataCollatorForVisionLanguageModeling(
             processor=processor,
             completion_only_loss=completion_only,

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import datasets
 
+from keepstep.errors import KeepstepError
 from keepstep.recipe.config import Problem
 
 Rows: TypeAlias = Any  # datasets.Dataset, or IterableDataset when streamed
@@ -18,3 +19,11 @@ def is_stream(rows: Rows) -> bool:
 
 def problem(what: str, hint: str = "") -> Problem:
     return Problem(what, hint, "data")
+
+
+class LoaderError(KeepstepError, RuntimeError):
+    """A row cannot be had. From a loader's worker, too, it says what it said there: torch (2.13)
+    raises it again with the worker's traceback in front."""
+
+    def __init__(self, text: str, **facts: Any) -> None:
+        super().__init__(text.rpartition(f"{type(self).__name__}: ")[2], **facts)

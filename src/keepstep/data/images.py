@@ -275,6 +275,18 @@ def token_of(processor: Any) -> tuple[int, str] | None:
     return (number, str(name)) if isinstance(number, int) else None
 
 
+def with_more(rows: Rows, first: int, most: int) -> Rows:
+    """Some rows behind the first ones: those that have more images than each of these."""
+    if is_stream(rows) or len(rows) <= first:
+        return rows.take(0)
+    column = image_column(rows.column_names)
+    counts = itertools.chain.from_iterable(map(_counts, _column(rows, str(column))))
+    known = [count or 0 for count in counts]
+    bound = max(known[:first], default=0)
+    more = [place for place, count in enumerate(known) if count > bound]
+    return rows.select(sorted(more, key=lambda place: -known[place])[:most])
+
+
 def cut_through(
     what: str, rows: Sequence[Mapping[str, Any]], processor: Any, most: int | None
 ) -> list[Problem]:
@@ -293,8 +305,9 @@ def cut_through(
     cut = [length for length in needed if length > most]
     if not cut:
         return []
-    told = f"max_length: {most} cuts the tokens of an image in {len(cut)} of the first {len(rows)} "
-    return [problem(f"{told}{what} rows", f"at least max_length: {max(cut)}, or null")]
+    told = f"max_length: {most} cuts the tokens of an image in {len(cut)} of {len(rows)} {what} "
+    told += "rows: the first, and those with the most images"
+    return [problem(told, f"at least max_length: {max(cut)}, or null")]
 
 
 def _last(tokens: Sequence[int], token: int) -> int:

@@ -11,8 +11,7 @@ from typing import Any
 import datasets
 import torch
 
-from keepstep.data.common import is_stream
-from keepstep.errors import KeepstepError
+from keepstep.data.common import LoaderError, is_stream
 
 OVER = json.dumps("over")
 # Steps of a stream that go on exactly where they were (datasets 5.2).
@@ -28,7 +27,7 @@ EXACT = frozenset(
 LONGEST_STATE = 2**20  # characters of what a stream says of its place: it is kept in a manifest
 
 
-class StreamError(KeepstepError, RuntimeError):
+class StreamError(LoaderError):
     """A row of a stream cannot be read, or cannot be prepared."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -294,10 +294,25 @@ def try_few(
         return 0, told
     problems = none_left(what, found, training) if found.rows < samples[-1] else []
     if name is not None:
-        problems += images.cut_through(what, rows, tokenizer, training.max_length)
+        problems += _cut_images(what, part.rows, rows, preparation, training)
     if positions.learned:  # else it is a warning, which is told when all rows are known
         problems += too_long(what, found.longest, positions)
     return found.rows, problems
+
+
+def _cut_images(
+    what: str, rows: Rows, first: Sequence[Any], preparation: Any, training: KeepstepConfig
+) -> list[Problem]:
+    """Whether `max_length` cuts an image of the first rows, as tokens, or of those with more."""
+    more = images.with_more(rows, len(first), IMAGE_SAMPLES[0])
+    try:
+        tokens = preparation.prepared(more, what)
+    except Exception as error:
+        told = problems_of(what, error)
+        if not told:
+            raise
+        return told
+    return images.cut_through(what, [*first, *tokens], preparation.processor, training.max_length)
 
 
 def _most(part: Part, size: int) -> int:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from trl.trainer.utils import RepeatSampler
 
+from keepstep.data.common import LoaderError
 from keepstep.policy.batch import Batch, Course, share_of
 from keepstep.trainer.workers import WithoutSignals, workers_of
 
@@ -134,6 +135,58 @@ def settle_order(order: RepeatSampler, epoch: int) -> None:
         torch.randperm(order.num_samples, generator=order.generator)
 
 
+class RowError(LoaderError):
+    """A row of the training set cannot be read, or cannot be collated."""
+
+
+class FetchedRows(list[Any]):
+    """The rows of a micro-batch.
+
+    Attributes:
+        places: positions of them in the training set.
+        again: fetches one of them anew, by its position.
+    """
+
+    def __init__(self, rows: Sequence[Any], places: Sequence[int], again: Callable[[int], Any]):
+        super().__init__(rows)
+        self.places, self.again = places, again
+
+    def blame(self, make: Callable[[Any], object]) -> None:
+        """Raise a `RowError` of the first of them of which `make` makes nothing by itself."""
+        for place in self.places:
+            try:
+                make(self.again(place))
+            except Exception as error:  # Pillow's, of a processor, a disk's
+                told = " ".join(str(error).split()) or "no more is known"
+                raise RowError(
+                    f"row {place:,} of the training set, counted from 0, cannot be used: "
+                    f"{type(error).__name__}: {told}\n    Hint: mend that row, and run the same "
+                    "command again (with allow_drift: [dataset], if the report asks for it)"
+                ) from error
+
+
+class TrainingRows(Dataset[Any]):
+    """The training set; of a row that cannot be read it is said which one it is."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> Any:
+        return self._rows[place]
+
+    def __getitems__(self, places: list[int]) -> FetchedRows:
+        several = getattr(self._rows, "__getitems__", None)
+        try:
+            rows = [self._rows[p] for p in places] if several is None else several(places)
+        except Exception:
+            FetchedRows([], places, self._rows.__getitem__).blame(lambda row: None)
+            raise
+        return FetchedRows(rows, places, self._rows.__getitem__)
+
+
 class Collate:
     """Collates a micro-batch; for an empty one, a row that nothing is learned from.
 
@@ -147,7 +200,12 @@ class Collate:
 
     def __call__(self, rows: Sequence[Any]) -> Any:
         if rows:
-            return self._collate(rows)
+            try:
+                return self._collate(rows)
+            except Exception:
+                if isinstance(rows, FetchedRows):
+                    rows.blame(lambda row: self._collate([row]))
+                raise
         # A copy: TRL's collator of images (1.16) changes the rows that it is given.
         filler = dict(self._filler) if isinstance(self._filler, Mapping) else self._filler
         batch = self._collate([filler])
@@ -164,7 +222,7 @@ def step_loader(
     dealt = (row for row in itertools.count() if row not in sampler.skipped)
     filler = loader.dataset[next(dealt)]
     return RowLoader(
-        loader.dataset,
+        TrainingRows(loader.dataset),
         batch_sampler=sampler,
         collate_fn=Collate(loader.collate_fn, filler, sums_labels),
         num_workers=loader.num_workers,
