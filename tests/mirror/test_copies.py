@@ -23,7 +23,7 @@ from keepstep.run_folder.checkpoint import read_checkpoint
 from keepstep.run_folder.contents import digest_of
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
-from tests.helpers.folders import RUN_ID, commit, identify
+from tests.helpers.folders import RUN_ID, STATE, commit, identify
 from tests.mirror.server import BUCKET, S3Server
 
 TOKEN = "0123456789ab"
@@ -97,6 +97,23 @@ def test_there_and_back(store: Store, run: RunFolder, tmp_path: Path) -> None:
     assert bring(back, Storage(), store, back.staging / TOKEN) is None, "nothing newer is there"
 
 
+def test_a_restart_sends_nothing_again_and_leaves_nothing_twice(
+    store: Store, run: RunFolder
+) -> None:
+    send(run, store, 8, claim(store, TOKEN))
+    second = claim(store, "ba9876543210")
+    again = send(run, store, 8, second)
+    assert again.sent.found == read_checkpoint(run.path / "checkpoint-8").manifest.total_bytes
+    assert again.sent.bytes == again.sent.copied == 0
+    shutil.rmtree(run.path / "checkpoint-8")
+    commit(run.path, 8, STATE, parent=4, attempt=2)  # a branch has saved the step again
+    third = claim(store, "cccccccccccc")
+    send(run, store, 8, third)
+    assert prune(store, third, run, Policy(), ()) == []
+    folders = {name.split("/")[1] for name in store.names() if name.startswith("checkpoint-8/")}
+    assert folders == {"000003-cccccccccccc"}
+
+
 def with_tokenizer(run: RunFolder, step: int) -> None:
     """A checkpoint with a file that is the same in each."""
     made = commit(run.path, step)
@@ -116,7 +133,7 @@ def test_what_has_not_changed_is_not_sent_again(s3: S3Server, run: RunFolder) ->
     assert send(run, store, 12, owner).sent.copied == 0
     assert send(run, store, 16, owner).sent.copied == 1000
     sent = send(run, store, 16, owner).sent
-    assert (sent.bytes, sent.copied, sent.found) == (0, 0, 0), "it is there"
+    assert (sent.bytes, sent.copied) == (0, 0), "it is there"
     puts = [r.name for r in s3.log if r.method == "PUT" and "tokenizer" in r.name]
     assert len(puts) == 2 * 4, "four parts, once sent and once copied"
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from keepstep.cli.main import app
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.campaigns import cases
 from tests.helpers.folders import final_digests
@@ -54,10 +56,11 @@ def test_lost_with_its_disk(
     how: dict[str, Any] = {"strategy": strategy, "processes": processes}
     mirror = f"s3://{BUCKET}/runs" if kind == "s3" else (tmp_path / "mirror").as_uri()
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    ranks.run(argv(demo, straight), **how)
-    command = argv(demo, broken, mirror=mirror, save_total_limit=2, keep_ranking="recency")
+    fields = {"max_steps": 40, "save_total_limit": 2, "keep_ranking": "recency"}
+    ranks.run(argv(demo, straight, **fields), **how)
+    command = argv(demo, broken, mirror=mirror, **fields)
     run = ranks.start(command, env=s3.environment(), **how)
-    run.wait_for("mirrored checkpoint-8")
+    run.wait_for("mirrored checkpoint-")
     run.kill(signal.SIGKILL)
     run.wait()
     first = RunFolder(broken).run_id()
@@ -65,16 +68,18 @@ def test_lost_with_its_disk(
     again = ranks.run(command, env=s3.environment(), **how)
     assert re.search(r"mirror: checkpoint-\d+ brought from ", again.output)
     assert "carrying on from checkpoint-" in again.output
-    assert final_digests(broken, 12) == final_digests(straight, 12)
+    assert final_digests(broken, 40) == final_digests(straight, 40)
     assert RunFolder(broken).run_id() == first
     assert [a.number for a in RunFolder(broken).attempts()] == [1, 2]
+    told = CliRunner().invoke(app, ["ls", str(broken)]).stdout
+    assert "valid, mirrored" in told
     is_away(broken)
     once_more = ranks.run(command, env=s3.environment(), **how)
     assert "there is nothing to train" in once_more.output
-    assert final_digests(broken, 12) == final_digests(straight, 12)
+    assert final_digests(broken, 40) == final_digests(straight, 40)
     if kind == "s3":
         there = {name.split("/")[2] for name in s3.names("runs/broken/checkpoint-")}
-        assert there >= {"checkpoint-12"}
+        assert there >= {"checkpoint-40"}
         assert len(there) <= 2
 
 

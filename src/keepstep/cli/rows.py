@@ -52,6 +52,7 @@ class CheckpointRow(JsonObject):
         abandoned: on a branch that a later attempt went back from.
         finite: whether its state is, as far as it is known.
         faults: what differs from the manifest by names and sizes; empty: nothing.
+        mirror: where a copy of it is, as far as the log tells; null: nowhere.
         keep: whether retention keeps it.
         reason: why it does, or does not.
         why: what asked for the save: `steps`, `epoch`, `best` (the strategy), `interval`,
@@ -77,6 +78,7 @@ class CheckpointRow(JsonObject):
     abandoned: bool
     finite: bool
     faults: tuple[str, ...]
+    mirror: str | None
     keep: bool
     reason: str
     why: str | None
@@ -209,10 +211,12 @@ def checkpoint_rows(run: RunFolder) -> list[CheckpointRow]:
     decisions = {decision.step: decision for decision in plan_retention(records, policy)}
     abandoned = {record.step for record in records if record.abandoned}
     attempts = {attempt.number: attempt for attempt in run.attempts()}
+    mirrored = run.mirrored()
 
     def row(c: Checkpoint) -> CheckpointRow:
         attempt, manifest = attempts[c.manifest.attempt], c.manifest
         before = attempt.resharded
+        copied_in, mirror = mirrored.get(c.step, (0, ""))
         return CheckpointRow(
             step=c.step,
             metric=metric,
@@ -230,6 +234,7 @@ def checkpoint_rows(run: RunFolder) -> list[CheckpointRow]:
             abandoned=c.step in abandoned,
             finite=manifest.is_finite,
             faults=tuple(run.state_of(c)),
+            mirror=mirror if copied_in >= manifest.attempt else None,
             keep=decisions[c.step].keep,
             reason=decisions[c.step].reason,
             why=saves.get(c.step, {}).get("why"),

@@ -63,6 +63,7 @@ def checkpoint_table(run: RunFolder, narrow: bool = False) -> Table:
         table.add_column(title, overflow="fold")
     for row in checkpoint_rows(run):
         state = "; ".join(row.faults) or ("valid" if row.finite else "valid, not finite")
+        state += "" if row.mirror is None else ", mirrored"
         layout = ParallelLayout(row.world_size, row.zero_stage, row.deepspeed)
         saved = row.saved_at[: 16 if narrow else 19].replace("T", " ")
         written = [str(layout), saved, _lineage(row)]

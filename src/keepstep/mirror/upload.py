@@ -108,18 +108,26 @@ class Upload:
             OSError: its files cannot be read, or are not what was written.
         """
         names = self._store.names()
-        if f"{self._folder}/{MANIFEST_NAME}" not in names:
-            known = self._known(copied(names))
+        text = (self._frozen.path / MANIFEST_NAME).read_bytes()
+        there = copied(names)
+        if self._is_there(there, text):
+            self.sent.found = self._frozen.manifest.total_bytes
+        else:
+            known = self._known(there)
             parts = self._send(names, known)
             missing = what_is_missing(self._frozen.manifest, parts)
             if missing:
                 raise StoreError(f"{self._folder}: {missing[0]} has changed size", fatal=False)
             self._store.put(f"{self._folder}/receipt-0.json", receipt_of(parts))
             check(self._store, self._owner)
-            text = (self._frozen.path / MANIFEST_NAME).read_bytes()
             self._store.put(f"{self._folder}/{MANIFEST_NAME}", text)
         for name, content in history.items():
             self._store.put(f"{HISTORY}/{self._owner.number:06d}/{name}", content)
+
+    def _is_there(self, there: list[Copied], text: bytes) -> bool:
+        """Whether it is on the mirror already: brought from there, or before a restart."""
+        same = [one for one in there if one.step == self._frozen.step]
+        return bool(same) and self._store.get(f"{same[0].folder}/{MANIFEST_NAME}") == text
 
     def _known(self, there: list[Copied]) -> dict[tuple[str, int], str]:
         """Objects of the newest checkpoint there: digest and size → name."""

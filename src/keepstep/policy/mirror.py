@@ -143,16 +143,16 @@ def copied(names: Iterable[str]) -> list[Copied]:
 
 
 def left_behind(names: Iterable[str], owner: int) -> list[str]:
-    """Objects of uploads that were never ended, of earlier owners; or of checkpoints whose manifest
-    was taken away first, so that they are there no more."""
+    """Of earlier owners: objects of uploads that never ended, of checkpoints whose manifest was taken
+    away first, and of those that a newer owner has replaced. Of a folder its manifest is first."""
     names = list(names)
-    whole = {name.rpartition("/")[0] for name in names if name.endswith(f"/{MANIFEST_NAME}")}
+    whole = {one.folder for one in copied(names)}
     behind = []
     for name in names:
         match = FOLDER.match(name)
         if match is not None and match[0] not in whole and int(match[2]) < owner:
             behind.append(name)
-    return behind
+    return sorted(behind, key=lambda name: (not name.endswith(f"/{MANIFEST_NAME}"), name))
 
 
 def newest_owner(names: Iterable[str]) -> int:

@@ -345,6 +345,17 @@ class RunFolder(RunPaths):
         """How often the run has gone back from a step that had spoilt it, oldest first."""
         return [attempt.rewind for attempt in self.attempts() if attempt.rewind is not None]
 
+    def mirrored(self) -> dict[int, tuple[int, str]]:
+        """Step → the attempt that has copied its checkpoint, and where to, as far as the log tells.
+        (A branch may have saved the step again since.)"""
+        found: dict[int, tuple[int, str]] = {}
+        for event in self._events():
+            if event["event"] == "mirror" and "error" not in event:
+                found[event.get("step", -1)] = event["attempt"], str(event.get("url"))
+                for step in event.get("pruned", ()):
+                    found.pop(step, None)
+        return found
+
     def commits(self) -> list[dict[str, Any]]:
         """What events.jsonl says of every save, in their order; also of those that are pruned."""
         return [e for e in self._events() if e["event"] == "commit" and e.get("step") is not None]
