@@ -143,8 +143,8 @@ def copied(names: Iterable[str]) -> list[Copied]:
 
 
 def left_behind(names: Iterable[str], owner: int) -> list[str]:
-    """Of earlier owners: objects of uploads that never ended, of checkpoints whose manifest was taken
-    away first, and of those that a newer owner has replaced. Of a folder its manifest is first."""
+    """Objects of earlier owners: of uploads that never ended, of checkpoints whose manifest went
+    before them, and of those that a newer owner has replaced. Of a folder its manifest is first."""
     names = list(names)
     whole = {one.folder for one in copied(names)}
     behind = []
