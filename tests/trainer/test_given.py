@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
 from transformers import (
     DataCollatorWithPadding,
     LlamaConfig,
     LlamaForCausalLM,
+    ProcessorMixin,
     Trainer,
     TrainingArguments,
     default_data_collator,
@@ -241,6 +242,26 @@ def test_rows_that_cannot_be_meant_are_told_at_once(rows: dict, fields: dict, to
             model="no/model", args=KeepstepConfig(**CPU, **fields), **{"train_dataset": ROWS} | rows
         )
     assert any(told in str(problem) for problem in caught.value.problems)
+
+
+def test_a_stream_without_rows_is_told() -> None:
+    empty = IterableDataset.from_generator(lambda: iter(()))
+    (told,) = check_rows({"train_dataset": empty}, KeepstepConfig(**CPU))
+    assert told.what == "train_dataset is a stream without rows"
+
+
+@pytest.mark.parametrize(("stage", "processes"), [(3, 2), (0, 2), (3, 1)])
+def test_rows_without_an_image_hang_under_zero(stage: int, processes: int) -> None:
+    """A rank with such rows alone does not enter the vision tower with the others."""
+    rows = Dataset.from_dict({"images": [["a.png"], [], []], "text": ["a", "b", "c"]})
+    training = SimpleNamespace(ranking_metric=None, zero_stage=stage, world_size=processes)
+    processor = ProcessorMixin.__new__(ProcessorMixin)
+    given = {"train_dataset": ROWS, "eval_dataset": {"seen": rows}, "processing_class": processor}
+    told = [problem.what for problem in check_rows(given, training)]
+    expected = "2 of 3 rows of eval_dataset 'seen' have no image: under ZeRO-3 a rank with such "
+    expected += "rows alone leaves the others waiting in the vision tower"
+    assert told == ([expected] if (stage, processes) == (3, 2) else [])
+    assert list(check_rows(given | {"processing_class": object()}, training)) == []
 
 
 def test_one_of_several_sets_ranks() -> None:

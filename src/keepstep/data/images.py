@@ -19,6 +19,7 @@ import xxhash
 from keepstep import __version__
 from keepstep.data.common import STREAM_SAMPLE, Rows, is_stream, problem
 from keepstep.data.rows import Layout
+from keepstep.recipe.arguments import CheckpointArguments
 from keepstep.recipe.config import ConfigError, KeepstepConfig, Problem
 
 COLUMNS = ("image", "images")
@@ -211,10 +212,32 @@ def _refused_rows(
                 told = "places for images in a completion, or beside a user's turn of plain text"
             yield _row_problem(what, number, told, 'a place for each: {"type": "image"}')
             return
+    yield from _some_without(f"{without:,} of {number:,} {what} rows", without, training, processes)
+
+
+def _some_without(
+    told: str, without: int, training: CheckpointArguments, processes: int
+) -> Iterator[Problem]:
     if without and processes > 1 and training.zero_stage:
-        told = f"{without:,} of {number:,} {what} rows have no image: under ZeRO-"
-        told += f"{training.zero_stage} a rank with such rows alone leaves the others waiting in "
-        yield problem(f"{told}the vision tower", "DDP, or rows that all have images")
+        told += f" have no image: under ZeRO-{training.zero_stage} a rank with such rows alone "
+        told += "leaves the others waiting in the vision tower"
+        yield problem(told, "DDP, or rows that all have images")
+
+
+def without_image(name: str, rows: Rows, training: CheckpointArguments) -> Iterator[Problem]:
+    """The same of the rows that a script gives, under their name there.
+
+    Args:
+        name: the argument's.
+        rows: all of them; streamed ones are not looked at.
+        training: the config of the Trainer.
+    """
+    column = image_column(rows.column_names) if isinstance(rows, datasets.Dataset) else None
+    if column is not None and training.zero_stage:
+        counts = list(itertools.chain.from_iterable(map(_counts, _column(rows, column))))
+        without = sum(not count for count in counts)
+        told = f"{without:,} of {len(counts):,} rows of {name}"
+        yield from _some_without(told, without, training, int(training.world_size))
 
 
 def _texts(value: Any) -> bool:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import datasets
 import torch
 import xxhash
 from peft import PeftModel
@@ -15,7 +16,7 @@ from transformers import AutoConfig, ProcessorMixin
 from transformers.trainer_utils import has_length
 from trl import ModelConfig
 
-from keepstep.data import dataset
+from keepstep.data import dataset, images
 from keepstep.policy.metric import PREFIX, SAMPLED
 from keepstep.ranks.console import say
 from keepstep.recipe import model as recipe_model
@@ -125,6 +126,11 @@ def check_rows(given: Mapping[str, Any], training: Any) -> Iterator[Problem]:
     for name, rows in sets.items():
         if rows is not None and has_length(rows) and len(rows) == 0:
             yield Problem(f"{name} has no rows", code="data")
+        if isinstance(rows, datasets.IterableDataset) and next(iter(rows), None) is None:
+            yield Problem(f"{name} is a stream without rows", code="data")
+    blind = [p for name, rows in sets.items() for p in images.without_image(name, rows, training)]
+    if blind and sees_images(given):
+        yield from blind
     metric = training.ranking_metric
     own = tuple(f"eval_{name}_" for name in several)
     own += (PREFIX + SAMPLED,) if own else ()
