@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from keepstep import RunFolder
+from tests.helpers import unreadable
 from tests.helpers.campaigns import cases
 from tests.helpers.folders import final_digests
 from tests.helpers.ranks import PROGRAMS, Ranks, Run
@@ -96,6 +98,25 @@ def test_fewer_processes_go_on_with_the_same_rows(
     assert len(found) == STEPS
     assert found == pytest.approx(expected, rel=2e-3)
     assert at_once == pytest.approx(expected, rel=2e-3), "a step's loss is the mean over its rows"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["trainer", "dpo", "reward"])
+@pytest.mark.parametrize("how", [("ddp", 2), ZERO3])
+def test_any_trainer_goes_back(
+    ranks: Ranks, demo: Path, tmp_path: Path, kind: str, how: tuple[str, int]
+) -> None:
+    """Also one whose loss is a mean over rows: then a step's is one over those that are left."""
+    unreadable.make(demo, tmp_path / "made")
+    run = tmp_path / "run"
+    first = start(ranks, kind, tmp_path / "made", run, how, on_nonfinite="rewind")
+    assert set(first.wait()) == {70}, first.output[-3000:]
+    assert "RewindError: the loss of rank" in first.output
+    finish(start(ranks, kind, tmp_path / "made", run, ONE, on_nonfinite="rewind"))
+    assert unreadable.ROW in RunFolder(run).checkpoints()[-1].manifest.dealt["skipped"]
+    told = [entry["loss"] for entry in losses(run) if "loss" in entry]
+    assert len(told) == STEPS
+    assert all(map(math.isfinite, told))
 
 
 def test_grpo_carries_on_between_two_generations(ranks: Ranks, demo: Path, tmp_path: Path) -> None:

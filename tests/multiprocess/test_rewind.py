@@ -114,7 +114,9 @@ def test_goes_back(
     ranks: Ranks, demo: Path, tmp_path: Path, strategy: str, kind: str, left_out: int, then: int
 ) -> None:
     """From the second epoch's step 9, which then has fewer rows, or none; on `then` processes."""
-    fields = {"on_spike": "rewind", "spike_sigma": 30, "spike_window": 5} if kind == "spike" else {}
+    fields = (
+        {"on_spike": "rewind", "spike_sigma": 100, "spike_window": 5} if kind == "spike" else {}
+    )
     poisoned = Poisoned(ranks, demo, tmp_path, **fields)
     run = poisoned.launch(kind, 9, strategy)
     assert run.codes == [75, 75], run.output[-3000:]
@@ -172,7 +174,7 @@ def test_a_run_that_carries_on_knows_what_a_spike_is(
     ranks: Ranks, demo: Path, tmp_path: Path, strategy: str
 ) -> None:
     """At once, on another number of processes; and nothing of it is saved, whatever is due."""
-    spikes = {"on_spike": "rewind", "spike_sigma": 30, "spike_window": 5, "save_steps": 1}
+    spikes = {"on_spike": "rewind", "spike_sigma": 100, "spike_window": 5, "save_steps": 1}
     poisoned = Poisoned(ranks, demo, tmp_path, **spikes | {"max_steps": 8})
     assert poisoned.launch("spike", 9, strategy).codes == [0, 0]
     poisoned.fields += ["--max_steps", "16"]
