@@ -74,6 +74,19 @@ def test_ignored(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
     assert found.step == 4
 
 
+@pytest.mark.long
+def test_a_spike_that_is_ignored_hides_nothing(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """Of a gradient whose norm nobody knows: its step is a spike, and spoils the weights."""
+    out, spikes = tmp_path / "run", {"spike_sigma": 100, "spike_window": 5}
+    command = [str(tmp_path / "watch"), "both", "8", "1", *argv(demo, out, **FIELDS | spikes)]
+    run = ranks.start(command, strategy="cpu_zero0", script=SCRIPT)
+    assert run.wait() == [2, 2], run.output[-3000:]
+    (spike,), (told,) = events(out, "spike"), events(out, "nonfinite")
+    assert (spike["step"], spike["action"]) == (8, "ignore")
+    assert (told["step"], told["what"], told["action"]) == (8, "weights", "stop")
+    assert "on_spike: ignore: training goes on" in run.output
+
+
 def test_stage_3_goes_on_after_a_step_that_it_skips(
     ranks: Ranks, demo: Path, tmp_path: Path
 ) -> None:

@@ -2,11 +2,10 @@
 
 The first row of that rank in that step is the one, wherever it is dealt later: its loss is NaN
 (KIND `loss`), or finite with a gradient that is not (`norm`), or a thousand times what it is
-(`spike`). KIND `killed`: as `loss`, and the main process is killed when it has written down that
-it goes back; `full`: the disk is, when that is to be written down; `asked`: a rank is asked to stop
-in that step. KIND `stale`: nothing is
-spoiled, and what is saved of the optimizer is always what it was at the first save. The rows of
-every step are written down.
+(`spike`), or the last two (`both`). KIND `killed`: as `loss`, and the main process is killed when
+it has written down that it goes back; `full`: the disk is, when that is to be written down;
+`asked`: a rank is asked to stop in that step. KIND `stale`: nothing is spoiled, and what is saved
+of the optimizer is always what it was at the first save. The rows of every step are written down.
 """
 
 from __future__ import annotations
@@ -62,9 +61,11 @@ class Poisoned(KeepstepTrainer):
             return loss
         if KIND == "asked":
             os.kill(os.getpid(), signal.SIGTERM)
+        if KIND in ("norm", "both"):
+            loss = loss + torch.sqrt(loss - loss.detach())  # 0, and its gradient is 1 / 0
         if KIND == "norm":
-            return loss + torch.sqrt(loss - loss.detach())  # 0, and its gradient is 1 / 0
-        return loss * (1000.0 if KIND == "spike" else float("nan"))
+            return loss
+        return loss * (1000.0 if KIND in ("spike", "both") else float("nan"))
 
 
 def as_it_was(optimizer: torch.optim.AdamW) -> Any:

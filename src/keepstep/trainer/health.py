@@ -76,6 +76,7 @@ class Health:
         self._trusts_steps = True  # all of them were finite, their gradient norms, too
         self._doubtful: int | None = None  # the step judged last, if its gradient is not known
         self._ignored = False  # the step that was judged last had to be
+        self._is_spike = False  # it was one
         self._bad_losses = 0  # of steps that were judged
 
     def begin(self) -> None:
@@ -154,19 +155,18 @@ class Health:
             return
         numbers, ignored, self._ignored = asked.numbers, self._ignored, loss or norm
         self._bad_losses += loss
+        was_spike, self._is_spike = self._is_spike, False
         known = numbers.norm is not None or self._is_scaled
         self._trusts_steps &= not (loss or norm) and known
         doubtful, self._doubtful = self._doubtful, None if known else asked.step
-        offence = None
         if loss or norm:
             offence = self._offence(asked.step, "loss" if loss else "gradient norm", numbers)
-            offence = self._of_step_before(offence, doubtful, numbers)
+            self._follow(self._of_step_before(offence, doubtful, numbers), tell=not ignored)
         elif (spike := self._spike_of(asked, told)) is not None:
-            self._ignored = True
+            self._is_spike = True
             rows = self._trainer.rows_of(asked.step, None)
             offence = Offence(asked.step, spike.what, rows=tuple(rows), spike=spike)
-        if offence is not None:
-            self._follow(offence, tell=not ignored)
+            self._follow(offence, tell=not was_spike)
         self._free.append(numbers)
 
     def settle(self) -> None:
