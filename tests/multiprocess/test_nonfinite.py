@@ -87,6 +87,22 @@ def test_a_spike_that_is_ignored_hides_nothing(ranks: Ranks, demo: Path, tmp_pat
     assert "on_spike: ignore: training goes on" in run.output
 
 
+def test_an_evaluation_that_is_not_finite_is_no_mean_of_what_is(
+    ranks: Ranks, demo: Path, tmp_path: Path
+) -> None:
+    """The Trainer leaves such batches out: a checkpoint that fails at them would rank best."""
+    made = unreadable.make(demo, tmp_path)
+    fields = FIELDS | {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    fields |= {"keep_ranking": "metric"}
+    fields |= {"model_name_or_path": made["model_name_or_path"], "on_nonfinite": "ignore"}
+    fields |= {"eval_dataset_name": made["dataset_name"]}
+    run = ranks.run(argv(demo, tmp_path / "run", **fields), strategy="ddp")
+    assert "eval_loss nan  (not finite: it ranks nothing)" in run.output
+    folder = RunFolder(tmp_path / "run")
+    assert [c.metrics.get("eval_loss") for c in folder.checkpoints()] == [None]
+    assert folder.best() is None
+
+
 def test_stage_3_goes_on_after_a_step_that_it_skips(
     ranks: Ranks, demo: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -139,6 +140,10 @@ class KeepstepTrainer(KernelsMixin, SFTTrainer):
             )
             found = {name: sum(values) / len(values) for name, values in told.items()}
             found |= self._tokens.summed()
+            if (
+                not self._tokens.is_finite
+            ):  # else its batches are left out of the mean of the others
+                found["loss"] = math.nan
         finally:
             self._tokens = None
         told.clear()  # `log` would give them the name of a set without a name

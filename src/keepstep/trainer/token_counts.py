@@ -21,7 +21,11 @@ PROBE = "is_top1"  # an output of TRL's head that the model itself does not have
 
 
 class TokenCounts:
-    """Sums over the tokens of one evaluation that are predicted: on this rank, on its device."""
+    """Sums over the tokens of one evaluation that are predicted: on this rank, on its device.
+
+    Attributes:
+        is_finite: whether the losses of all of them are, on all ranks; once they are summed.
+    """
 
     def __init__(self, accelerator: Any, loader: Any, own: OwnMetrics | None = None) -> None:
         """
@@ -31,6 +35,7 @@ class TokenCounts:
             own: what a user counts.
         """
         self._accelerator, self._loader, self._own = accelerator, loader, own
+        self.is_finite = True
         if own is not None:
             own.begin()
         self._sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
@@ -56,7 +61,9 @@ class TokenCounts:
         real = torch.zeros_like(mask)
         real[part] = True
         mask = mask & real
-        parts = (mask, outputs.is_top1 * mask, -outputs.log_probs * mask, outputs.entropy * mask)
+        # What stands where nothing is predicted may be NaN.
+        loss, entropy = (torch.where(mask, o, 0) for o in (-outputs.log_probs, outputs.entropy))
+        parts = (mask, outputs.is_top1 * mask, loss, entropy)
         self._sums += torch.stack([part.detach().sum(dtype=torch.float64) for part in parts])
 
     def _real(self, labels: Any) -> Any:
@@ -89,10 +96,10 @@ class TokenCounts:
         tokens, right, loss, entropy = self._accelerator.reduce(self._sums).tolist()
         if not tokens:
             return own
-        mean = loss / tokens
+        mean, self.is_finite = loss / tokens, math.isfinite(loss)
         return {
             "mean_token_accuracy": right / tokens,
-            "perplexity": math.exp(mean) if mean < 700 else math.inf,
+            "perplexity": math.inf if mean >= 700 else math.exp(mean),
             "entropy": entropy / tokens,
             **own,
         }
