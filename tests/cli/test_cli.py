@@ -211,6 +211,15 @@ def test_numbers_that_there_cannot_be(run: Path, arguments: list[str]) -> None:
     assert f"Invalid value for '{arguments[2]}'" in told.output
 
 
+def test_an_estimate_without_a_config_says_what_to_do(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model_name_or_path: {tmp_path / 'none'}\noutput_dir: {tmp_path / 'run'}\n")
+    told = runner.invoke(app, ["estimate", str(recipe)])
+    assert told.exit_code == 2
+    assert "cannot be had from its config.json" in told.output.replace("\n", " ")
+    assert "--model_name_or_path FOLDER" in told.output.replace("\n", " ")
+
+
 @pytest.mark.parametrize("command", ["ls", "which", "push", "prune", "pin", "save-now", "stop"])
 def test_a_checkpoint_is_no_run(run: Path, command: str) -> None:
     """Not an empty one: its run is named."""

@@ -228,6 +228,11 @@ def test_a_row_that_cannot_be_read(tmp_path: Path) -> None:
     reader.take(4)
     with pytest.raises(StreamError, match=r"beyond row 10 of pass 1: .*\n    Hint: mend that row"):
         reader.take(8)
+    prepared = datasets.load_dataset("json", data_files=files[:1], split="train", streaming=True)
+    lacking = prepared.map(lambda row: {"length": len(row["messages"])})
+    told = "KeyError: 'messages', a column that is not there, or null"
+    with pytest.raises(StreamError, match=f"beyond row 0 of pass 1: {told}"):
+        StreamReader(lacking, 0, BEGINNING).take(1)
 
 
 @pytest.mark.parametrize("made", INEXACT)

@@ -137,7 +137,11 @@ def estimate(
         fail(*error.report().removeprefix("keepstep: ").split("\n"))
     shapes = shapes_of(parsed)
     if shapes is None:
-        fail(f"the shapes of {parsed.model.model_name_or_path} cannot be had from its config.json")
+        fail(
+            f"the shapes of {parsed.model.model_name_or_path} cannot be had from its config.json",
+            "    Hint: one on the Hub asks for the network, and, if it is gated, for HF_TOKEN; "
+            "offline, put its config.json into a folder: --model_name_or_path FOLDER",
+        )
     training = parsed.training
     weights, limit = training.save_weights != "never", training.policy().limit
     speed, step = disk_speed(Path(str(training.output_dir or "."))), step_of(parsed)

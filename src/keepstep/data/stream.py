@@ -92,6 +92,8 @@ class StreamReader:
             taken.extend(islice(self._iterator, count))
         except Exception as error:  # pyarrow's, of a template, of a tokenizer, a disk's
             told = str(error).strip().split("\n")[0] or "no more is known"
+            if isinstance(error, KeyError):
+                told += ", a column that is not there, or null"
             raise StreamError(
                 f"the stream cannot be read beyond row {self.place.drawn + len(taken):,} of pass "
                 f"{self._number + 1}: {type(error).__name__}: {told}\n"
