@@ -140,9 +140,7 @@ class KeepstepTrainer(KernelsMixin, SFTTrainer):
             )
             found = {name: sum(values) / len(values) for name, values in told.items()}
             found |= self._tokens.summed()
-            if (
-                not self._tokens.is_finite
-            ):  # else its batches are left out of the mean of the others
+            if not self._tokens.is_finite:  # whose batches the mean would leave out
                 found["loss"] = math.nan
         finally:
             self._tokens = None
