@@ -53,7 +53,7 @@ def test_a_checkpoint_is_there_with_its_manifest() -> None:
     assert left_behind(names, 3) == []
     assert left_behind(names, 4) == [f"{new}/model"]
     assert copied([*names, f"{new}/manifest.json"]) == [Copied(4, 3, new)]
-    ten = folder_of(10, 1, "cc")
+    ten = folder_of(10, 1, "9.1.1")  # as a Slurm job names its attempts
     assert [c.step for c in copied([*names, f"{ten}/manifest.json"])] == [4, 10]
 
 

@@ -27,7 +27,7 @@ from keepstep.policy.strict import TextError, build, parse
 # fails is one part, several are sent at once, and each is an object with a digest of its own.
 PART_BYTES = 64 * 2**20
 RECEIPT = re.compile(r"receipt-(0|[1-9][0-9]*)\.json")
-FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]*)/([0-9]{6})-([0-9a-f]+)")
+FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]*)/([0-9]{6})-([^/]+)")
 OWNER = re.compile(r"owners/([0-9]{6})\.json")
 VARIABLE = "KEEPSTEP_MIRROR"  # of the environment, where the recipe names no mirror
 SCHEMES = ("s3", "gs", "az", "file")
