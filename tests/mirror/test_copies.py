@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from keepstep.mirror import upload as upload_module
-from keepstep.mirror.download import OtherRunError, bring
+from keepstep.mirror.download import OtherRunError, bring, check_run
 from keepstep.mirror.listing import prune
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.upload import DeposedError, Owner, Upload, claim
@@ -250,11 +250,13 @@ def test_what_comes_back_is_compared(
 
 def test_another_run_is_not_mixed_in(store: Store, run: RunFolder, tmp_path: Path) -> None:
     send(run, store, 8, claim(store, TOKEN))
+    names = store.names().keys()
     other = RunFolder(identify(tmp_path / "other"))
     other.identity.write_text(json.dumps({"run_id": "ffffffffffff", "policy": {}}))
     with pytest.raises(OtherRunError, match=f"holds run {RUN_ID}, .* is run ffffffffffff") as error:
-        bring(other, Storage(), store, other.staging / TOKEN)
+        check_run(other, store)
     assert error.value.fatal
+    assert store.names().keys() == names, "who has the run there keeps it"
 
 
 def test_a_file_that_is_not_what_was_committed_is_not_copied(store: Store, run: RunFolder) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -63,7 +63,6 @@ def bring(run: RunFolder, storage: Storage, store: Store, staging: Path) -> Brou
     found, unreadable = checkpoints_on(store, names)
     if not there:
         return None
-    _same_run(run, found, store)
     _take_history(run, storage, store, sorted(names))
     records = run.records_of(list(found.values()), (), None)
     local = max((c.step for c in run.checkpoints()), default=-1)
@@ -131,12 +130,16 @@ def _fetch_part(store: Store, one: Copied, part: Part, folder: Path) -> None:
         os.pwrite(file.fileno(), content, part.begin)
 
 
-def _same_run(run: RunFolder, found: Mapping[int, Checkpoint], store: Store) -> None:
-    """
+def check_run(run: RunFolder, store: Store) -> None:
+    """Before anybody takes a mirror from its run's owner.
+
     Raises:
         OtherRunError: the folder is another run's.
+        StoreError: the mirror cannot be read.
     """
-    own, there = run.run_id(), {c.manifest.run_id for c in found.values()}
+    own = run.run_id()
+    found, _ = checkpoints_on(store, store.names()) if own is not None else ({}, {})
+    there = {c.manifest.run_id for c in found.values()}
     if own is not None and there - {own}:
         raise OtherRunError(
             f"{store.url} holds run {', '.join(sorted(there - {own}))}, {run.path} is run {own}\n"

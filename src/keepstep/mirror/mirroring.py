@@ -16,7 +16,7 @@ from keepstep.policy.retention import Policy
 from keepstep.run_folder.background import BackgroundJob
 from keepstep.run_folder.freezing import freeze
 from keepstep.run_folder.reader import Checkpoint, RunFolder
-from keepstep.run_folder.storage import Storage
+from keepstep.run_folder.storage import NO_LINK, Storage
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +126,15 @@ class Mirroring:
         frozen = self.run.mirroring / checkpoint.path.name
         self._began = time.monotonic()
         try:
-            freeze(checkpoint, frozen, self._storage, list(checkpoint.manifest.files), copy=True)
+            freeze(checkpoint, frozen, self._storage, list(checkpoint.manifest.files))
         except FileNotFoundError:
             return  # it was pruned this very moment: a newer one has come
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            # No second names on this file system, and a copy would keep training waiting: if it is
+            # pruned meanwhile, the upload fails, and a newer one is sent.
+            frozen = checkpoint.path
         job = {
             "url": self.url,
             "owner": asdict(self.owner) if self.owner else None,

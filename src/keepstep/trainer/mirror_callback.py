@@ -53,6 +53,7 @@ class Mirrored(TrainerCallback):
             return
         try:
             store = Store(self._url)
+            download.check_run(run, store)
             self._owner = upload.claim(store, token)
             found = download.bring(run, storage, store, run.staging / token)
         except StoreError as error:

@@ -1,0 +1,104 @@
+"""What the main process does for a mirror: one copy at a time, in a process of its own."""
+
+from __future__ import annotations
+
+import errno
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keepstep.mirror.mirroring import Mirroring
+from keepstep.mirror.store import Store
+from keepstep.mirror.upload import claim
+from keepstep.policy.mirror import copied
+from keepstep.policy.retention import Policy
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import Storage
+from tests.mirror.server import BUCKET, S3Server
+
+TOKEN = "1.0.3"  # as a Slurm job names its attempts
+
+
+def mirroring(run: RunFolder, store: Store, **how: Any) -> Mirroring:
+    run.owner_file.write_text(f"{TOKEN}\n")
+    fields: dict[str, Any] = {"pause": 0.0, "timeout": 60.0, "rate": 0.0, **how}
+    return Mirroring(run, store.url, claim(store, TOKEN), Policy(), Storage(), **fields)
+
+
+def until_over(mirror: Mirroring) -> dict[str, Any]:
+    """What came of the copy under way."""
+    deadline = time.monotonic() + 60
+    while not mirror.news:
+        assert time.monotonic() < deadline
+        mirror.offer(None, None)
+        time.sleep(0.02)
+    return mirror.news.pop()
+
+
+def steps(store: Store) -> list[int]:
+    return [one.step for one in copied(store.names())]
+
+
+def test_the_newest_and_then_the_best(store: Store, run: RunFolder) -> None:
+    mirror = mirroring(run, store)
+    newest, best = run.checkpoint(8), run.checkpoint(4)
+    mirror.offer(newest, best)
+    mirror.offer(newest, best)  # one is under way
+    assert until_over(mirror)["step"] == 8
+    assert mirror.owes(best)
+    assert not mirror.owes(newest)
+    assert mirror.finish(newest, best, 60, lambda: None) == []
+    assert steps(store) == [4, 8]
+    assert list(run.mirroring.glob("checkpoint-*")) == []
+
+
+def test_a_disk_without_second_names(
+    store: Store, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is copied on it, which training would wait for."""
+
+    def refused(self: Storage, source: Path, path: Path, or_copy: bool = False) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Storage, "link", refused)
+    mirror = mirroring(run, store)
+    mirror.offer(run.checkpoint(8), None)
+    assert "error" not in until_over(mirror)
+    assert steps(store) == [8]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_store_that_hangs(s3: S3Server, run: RunFolder) -> None:
+    """A copy is ended at its deadline, told, and made good later."""
+    store = Store(f"s3://{BUCKET}/run")
+    mirror = mirroring(run, store, timeout=4.0)
+    s3.fault("hang", method="PUT", path="checkpoint-8", times=-1)
+    mirror.offer(run.checkpoint(8), None)
+    assert until_over(mirror)["error"] == "the mirror did not answer to the end within 4 s"
+    (fault,) = mirror.finish(run.checkpoint(8), None, 3, lambda: None)
+    assert fault.startswith("checkpoint-8 is not on the mirror: ")
+    s3.clear_faults()
+    assert mirror.finish(run.checkpoint(8), None, 60, lambda: None) == []
+    assert steps(store) == [8]
+
+
+def test_the_run_is_another_machines(store: Store, run: RunFolder) -> None:
+    mirror = mirroring(run, store)
+    claim(store, "1.1.1")
+    mirror.offer(run.checkpoint(8), None)
+    until_over(mirror)
+    assert "the run belongs to another machine there" in mirror.deposed
+    mirror.offer(run.checkpoint(4), None)
+    assert steps(store) == []
+
+
+def test_an_owner_who_could_not_say_so_at_the_start(store: Store, run: RunFolder) -> None:
+    mirror = mirroring(run, store)
+    mirror.owner = None
+    mirror.offer(run.checkpoint(8), None)
+    until_over(mirror)
+    assert mirror.owner is not None
+    assert mirror.owner.number == 2
+    assert steps(store) == [8]
