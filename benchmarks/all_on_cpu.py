@@ -46,6 +46,7 @@ RANGE = re.compile(
     r"^(?P<what>\S.*?) +(?P<value>[\d.,]+) ?(?P<unit>[a-zA-Z/]*) +\((?P<range>.*?)\)(?P<rest>.*)$"
 )
 COUNT = re.compile(r"^ +(?P<what>.+): (?P<value>[\d.,]+)(?: (?P<unit>s))?(?P<rest>,? .*)?$")
+OF_A_RUN = re.compile(r"^step +\d+/\d+ ")  # what a run that is measured says of itself
 HEADING = re.compile(r"^\d+ ranks$")
 
 
@@ -110,6 +111,8 @@ def rows_of(name: str, text: str) -> Iterator[Row]:
     for line in text.splitlines():
         if HEADING.match(line):
             heading = f"{line}, "
+            continue
+        if OF_A_RUN.match(line):
             continue
         found = RANGE.match(line.strip())
         if found is None:

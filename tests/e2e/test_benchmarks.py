@@ -122,6 +122,13 @@ def test_make_bench_runs_every_benchmark() -> None:
     assert "benchmarks/all_on_cpu.py" in lines
 
 
+def test_what_a_run_says_of_itself_is_no_row() -> None:
+    said = "step  4/57  saved checkpoint-2: 487 MB in 0.23 s (training stopped for 0.03 s)"
+    measured = "step after plain  0.699  (0.673 to 0.710)"
+    (row,) = all_on_cpu().rows_of("save_stall", f"{said}\n{measured}\n")
+    assert (row.what, row.value) == ("save_stall: step after plain", 0.699)
+
+
 def all_on_cpu() -> ModuleType:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     return importlib.import_module("all_on_cpu")

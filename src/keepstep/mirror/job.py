@@ -8,6 +8,7 @@ Training never waits for it, whatever the store does.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import traceback
@@ -27,6 +28,7 @@ from keepstep.run_folder.reader import RunFolder
 
 
 def main() -> int:
+    os.nice(10)  # training comes first
     for number in signals.SIGNALS:  # to all processes of a job: our parent decides
         signal.signal(number, signal.SIG_IGN)
     job = json.load(sys.stdin)
