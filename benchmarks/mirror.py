@@ -4,8 +4,9 @@
 
 trains a random Llama on 2 processes (ZeRO-3 on CPU), with a mirror and without, each in a launch of
 its own, in turn; the store is an S3 server on the loopback, kept in memory by a process beside,
-which takes its share of the same cores. Then one of the checkpoints is uploaded by a plain client
-(obstore's own multipart upload, nothing compared) and by keepstep, in turn.
+which stands for another machine, and so is given what training leaves of the same cores. Then one
+of the checkpoints is uploaded by a plain client (obstore's own multipart upload, nothing compared)
+and by keepstep, in turn.
 
 `stall`: seconds that training stands still for a save; `step`: seconds of a step between the first
 and the last save, saves included; `upload`: MB a second. Medians, their range, and the ratio.
@@ -36,7 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 900  # seconds of a launch
 ARMS = ("without", "with")
 SERVER = """
-import sys, time
+import os, sys
+os.nice(19)
 from tests.mirror.server import S3Server
 print(S3Server().url, flush=True)
 sys.stdin.read()

@@ -25,6 +25,7 @@ from keepstep.policy.retention import Policy
 from keepstep.ranks import signals
 from keepstep.run_folder.checkpoint import read_checkpoint
 from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import Storage
 
 
 def main() -> int:
@@ -54,9 +55,12 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
     """Copy a frozen checkpoint and the run's history; then remove what is not kept."""
     store, run = Store(job["url"]), RunFolder(job["run"])
     owner = Owner(**job["owner"]) if job["owner"] else claim(store, job["token"])
-    upload = Upload(store, owner, read_checkpoint(Path(job["frozen"])), job["rate"])
+    frozen = Path(job["frozen"])
+    upload = Upload(store, owner, read_checkpoint(frozen), job["rate"])
     history = {name: path.read_bytes() for name, path in history_of(run).items() if path.exists()}
     upload.run(history)
+    if frozen.parent == run.mirroring:  # here, and not by the thread that trains: it takes a while
+        Storage().remove(frozen)
     gone = prune(store, owner, run, Policy(**job["policy"]), job["pinned"])
     return {**asdict(upload.sent), "pruned": gone, "owner": asdict(owner)}
 
