@@ -9,10 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from keepstep.output.terminal import complain
+from keepstep.ranks import signals
 from keepstep.run_folder.files import no_link
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # they are for the training
@@ -99,3 +102,29 @@ class BackgroundJob:
             told = f"{self._who} did not answer to the end within {self._timeout:.0f} s"
             return {"error": told, "fatal": False}
         return {"error": f"{self._what} ended with exit status {self._process.returncode}"}
+
+
+def serve(do: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
+    """The process itself: a job from stdin, done, what came of it to stdout; its exit status.
+
+    Args:
+        do: the job. An error of it is what came of it: `error` and whether it would be so again
+            (`fatal`: the error's own word, else: not one of the disk). What nobody has foreseen
+            goes into the log, too.
+    """
+    for number in signals.SIGNALS:  # to all processes of a job: our parent decides
+        signal.signal(number, signal.SIG_IGN)
+    job = json.load(sys.stdin)
+    # Our parent ends us at the deadline; if it is gone, we end ourselves, with or after it.
+    signal.alarm(int(job["timeout"]) + 5)
+    signals.die_with_parent(signal.SIGKILL)
+    try:
+        answer = do(job)
+    except Exception as error:
+        fatal, of_disk = getattr(error, "fatal", None), isinstance(error, OSError)
+        if fatal is None and not of_disk:
+            complain(traceback.format_exc())
+        told = f"{type(error).__name__}: {error}" if fatal is None else str(error)
+        answer = {"error": told, "fatal": not of_disk if fatal is None else fatal}
+    print(json.dumps(answer), flush=True)
+    return 1 if "error" in answer else 0
