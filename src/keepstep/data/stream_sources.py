@@ -17,6 +17,16 @@ from datasets import iterable_dataset as steps
 DRAWN_AT_ONCE = 1000  # turns
 
 
+def seed_of(generator: np.random.Generator) -> int:
+    """What a step draws its numbers with; the generator stays as it is."""
+    return int(copy.deepcopy(generator).integers(0, 1 << 63))
+
+
+def shifted(generator: np.random.Generator, value: int) -> np.random.Generator:
+    """Another one, of another pass, say: as datasets shifts its own."""
+    return np.random.default_rng(abs(seed_of(generator) - value))
+
+
 class SourcesInTurn(steps._BaseExamplesIterable):  # type: ignore[misc]
     """Rows of several sources.
 
@@ -59,8 +69,7 @@ class SourcesInTurn(steps._BaseExamplesIterable):  # type: ignore[misc]
         """The same with other numbers, in another pass, say."""
         if self._generator is None:
             return self
-        seed = copy.deepcopy(self._generator).integers(0, 1 << 63) - value
-        return self._over(self.ex_iterables, np.random.default_rng(abs(int(seed))))
+        return self._over(self.ex_iterables, shifted(self._generator, value))
 
     def shuffle_data_sources(self, generator: np.random.Generator) -> SourcesInTurn:
         sources = [source.shuffle_data_sources(generator) for source in self.ex_iterables]
@@ -115,7 +124,7 @@ class SourcesInTurn(steps._BaseExamplesIterable):  # type: ignore[misc]
             while True:
                 yield turn % count
                 turn += 1
-        seed = int(copy.deepcopy(self._generator).integers(0, 1 << 63))
+        seed = seed_of(self._generator)
         while True:
             block, begin = divmod(turn, DRAWN_AT_ONCE)
             numbers = np.random.default_rng([seed, block])

@@ -18,7 +18,7 @@ import numpy as np
 from datasets import iterable_dataset as steps
 
 from keepstep.data.common import is_stream
-from keepstep.data.stream_sources import SourcesInTurn
+from keepstep.data.stream_sources import SourcesInTurn, seed_of, shifted
 
 
 def exact(rows: Any) -> Any:
@@ -95,8 +95,7 @@ class ShuffledBlocks(_Step):
 
     def shift_rngs(self, value: int) -> ShuffledBlocks:
         """The same with other numbers, in another pass, say."""
-        seed = copy.deepcopy(self._generator).integers(0, 1 << 63) - value
-        return ShuffledBlocks(self.ex_iterable, self._size, np.random.default_rng(abs(int(seed))))
+        return ShuffledBlocks(self.ex_iterable, self._size, shifted(self._generator, value))
 
     def _init_state_dict(self) -> dict[str, Any]:
         self._state_dict = {
@@ -110,7 +109,7 @@ class ShuffledBlocks(_Step):
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         state: Any = self._state_dict or {"block": 0, "given": 0, "begin": None}
-        seed = int(copy.deepcopy(self._generator).integers(0, 1 << 63))
+        seed = seed_of(self._generator)
         if state["begin"]:
             self.ex_iterable.load_state_dict(state["begin"])
         iterator = iter(self.ex_iterable)

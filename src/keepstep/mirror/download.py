@@ -93,7 +93,7 @@ def fetch(store: Store, one: Copied, folder: Path, storage: Storage) -> Checkpoi
     """
     if folder.exists():
         storage.remove(folder)
-    manifest = manifest_of(store, one)
+    manifest, text = manifest_of(store, one)
     parts = read_receipt(store.get(f"{one.folder}/receipt-0.json"))
     missing = what_is_missing(manifest, parts)
     odd = [
@@ -103,15 +103,15 @@ def fetch(store: Store, one: Copied, folder: Path, storage: Storage) -> Checkpoi
         raise StoreError(f"{one.folder}: its receipt and its manifest differ", fatal=False)
     for name, entry in manifest.files.items():
         storage.make_folder((folder / name).parent)
-        with storage.create(folder / name) as file:
-            file.write(b"")
+        with storage.create(folder / name, sync=False):
+            pass
         os.truncate(folder / name, entry.bytes)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for future in [pool.submit(_fetch_part, store, one, part, folder) for part in parts]:
             future.result()
     for name in manifest.files:
         storage.sync(folder / name)
-    storage.write(folder / MANIFEST_NAME, store.get(f"{one.folder}/{MANIFEST_NAME}"))
+    storage.write(folder / MANIFEST_NAME, text)
     found = Checkpoint(folder, manifest)
     faults = faults_of(found, deep=True)
     if faults:

@@ -26,7 +26,7 @@ def checkpoints_on(
     unreadable: dict[str, str] = {}
     for one in copied(names):
         try:
-            manifest = manifest_of(store, one)
+            manifest, _ = manifest_of(store, one)
         except (ManifestError, FileNotFoundError) as error:  # the newest owner takes it away
             unreadable[one.folder] = str(error)
         else:
@@ -34,16 +34,17 @@ def checkpoints_on(
     return found, unreadable
 
 
-def manifest_of(store: Store, one: Copied) -> Manifest:
-    """
+def manifest_of(store: Store, one: Copied) -> tuple[Manifest, bytes]:
+    """It, and its text.
+
     Raises:
         ManifestError: it is not what was written.
     """
-    text = store.get(f"{one.folder}/{MANIFEST_NAME}").decode(errors="replace")
-    manifest = Manifest.from_json(text)
+    text = store.get(f"{one.folder}/{MANIFEST_NAME}")
+    manifest = Manifest.from_json(text.decode(errors="replace"))
     if manifest.global_step != one.step:
         raise ManifestError(f"{one.folder} is of step {manifest.global_step}")
-    return manifest
+    return manifest, text
 
 
 def prune(
