@@ -9,8 +9,9 @@ import typer
 
 from keepstep.cli.common import app, console, examples, fail
 from keepstep.output.units import human_bytes
-from keepstep.policy.manifest import step_of
-from keepstep.policy.mirror import copied
+from keepstep.policy.manifest import ManifestError, step_of
+from keepstep.policy.mirror import Copied, copied
+from keepstep.policy.strict import TextError
 from keepstep.run_folder.storage import Storage
 
 if TYPE_CHECKING:
@@ -43,43 +44,43 @@ def fetch(
 
     address, _, last = url.rstrip("/").rpartition("/")
     step = step_of(last)
-    store = Store(url if step is None else address)
     try:
+        store = Store(url if step is None else address)
+        there = {one.step: one for one in copied(store.names())}
+        if not there or (step is not None and step not in there):
+            fail(f"{store.url}: no such checkpoint; there: {', '.join(map(str, there)) or 'none'}")
         if to is None:
             _list(store, step)
         else:
-            _bring(store, step, to)
+            _bring(store, there[max(there) if step is None else step], to)
     except StoreError as error:
         fail(str(error), status=2 if error.fatal else 1)
+    except (ManifestError, TextError) as error:
+        fail(f"{url}: {error}", status=1)
 
 
 def _list(store: Store, step: int | None) -> None:
     from keepstep.mirror.listing import checkpoints_on
 
     found, unreadable = checkpoints_on(store, store.names())
-    for number in sorted(found) if step is None else [step] * (step in found):
+    for number in [n for n in sorted(found) if step in (None, n)]:
         manifest = found[number].manifest
         losses = [f", {k} {v:.4f}" for k, v in sorted(manifest.metrics.items()) if "loss" in k]
         size, saved = human_bytes(manifest.total_bytes), manifest.saved_at[:16].replace("T", " ")
         console.tell(f"checkpoint-{number}: {size}, saved {saved} UTC{''.join(losses)}")
     for folder, why in unreadable.items():
         console.tell(f"{folder}: {why}")
-    if not found:
-        fail(f"{store.url}: no checkpoint is there")
+    if unreadable:
+        raise typer.Exit(1)
 
 
-def _bring(store: Store, step: int | None, to: Path) -> None:
+def _bring(store: Store, wanted: Copied, to: Path) -> None:
     from keepstep.mirror.download import fetch as fetch_one
 
-    there = {one.step: one for one in copied(store.names())}
-    if not there or (step is not None and step not in there):
-        known = ", ".join(map(str, there)) or "none"
-        fail(f"{store.url}: no such checkpoint; there: {known}")
     if to.exists():
         fail(f"{to} exists\n    Hint: name a folder that does not")
-    number = max(there) if step is None else step
     storage, partial = Storage(), to.with_name(f"{to.name}.partial")
-    found: Checkpoint = fetch_one(store, there[number], partial, storage)
+    found: Checkpoint = fetch_one(store, wanted, partial, storage)
     storage.rename(partial, to)
     size = human_bytes(found.manifest.total_bytes)
-    console.tell(f"{to}: step {number}, {size}, every byte compared")
+    console.tell(f"{to}: step {wanted.step}, {size}, every byte compared")

@@ -169,7 +169,7 @@ def _mixture(
         hint = "assistant_only_loss: true takes both for turns" if turns else "give them all one"
         raise ConfigError([problem(f"the parts of datasets have different layouts: {told}", hint)])
     strategy = data.mixture_stopping_strategy
-    rows, mix = mixed(data.datasets, _alike(parts), strategy, _seed(training), sample)
+    rows, mix = mixed(data.datasets, _alike(parts), strategy, training.rows_seed, sample)
     renamed = dict.fromkeys(part.renamed for part in parts if part.renamed)
     how = [f"mixture: {mix}"] if mix else []
     how += ["prompts and completions as messages: every answer is trained on"] if joined else []
@@ -253,11 +253,6 @@ def _set_aside(train: Part, data: DataConfig, training: KeepstepConfig) -> tuple
     share = data.eval_split_fraction if data.test_split_size is None else data.test_split_size
     count = share if share >= 1 else share * rows
     count = min(max(1, round(count)), rows - 1)
-    parts = train.rows.train_test_split(test_size=count, seed=_seed(training))
+    parts = train.rows.train_test_split(test_size=count, seed=training.rows_seed)
     aside = replace(train, rows=parts["test"], source=f"{train.source}, set aside")
     return replace(train, rows=parts["train"]), aside
-
-
-def _seed(training: KeepstepConfig) -> int:
-    """What rows are drawn with."""
-    return training.seed if training.data_seed is None else training.data_seed

@@ -420,6 +420,11 @@ class CheckpointArguments(Combined):
         )
 
     @property
+    def rows_seed(self) -> int:
+        """What rows are drawn and ordered with."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    @property
     def mirror_url(self) -> str | None:
         """Where this run is mirrored, None: nowhere."""
         asked = self.mirror or os.environ.get(MIRROR)

@@ -134,7 +134,6 @@ def plan_rows(
     Raises:
         ReshardError: the rows of a step cannot be those that they would have been.
     """
-    seed = args.seed if args.data_seed is None else args.data_seed
     course, step, samples = None, start.global_step if start else 0, None
     before = Dealt.from_json(start.dealt) if start else None
     streamed = not has_length(rows)
@@ -159,7 +158,9 @@ def plan_rows(
     if course is not None:
         same = start is not None and start.settings.get("dataset") == dataset
         skipped = left_out(before, rewinds, course.rows, dataset, same)
-    plan = RowPlan(course, args.batch, seed, step, samples, streamed, own=own, skipped=skipped)
+    plan = RowPlan(
+        course, args.batch, args.rows_seed, step, samples, streamed, own=own, skipped=skipped
+    )
     if not skipped and (rewinds or (before is not None and before.skipped)):
         told = "rows that an earlier attempt has left out are dealt again: the data is another"
         plan = replace(plan, told=told)
