@@ -13,7 +13,7 @@ import pytest
 
 from keepstep.mirror import upload as upload_module
 from keepstep.mirror.download import OtherRunError, bring, check_run
-from keepstep.mirror.listing import prune
+from keepstep.mirror.pruning import prune
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.upload import DeposedError, Owner, Upload, claim
 from keepstep.policy.manifest import MANIFEST_NAME, FileEntry

@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath
 
 from xxhash import xxh3_128_hexdigest
 
-from keepstep.mirror.listing import checkpoints_on, manifest_of
+from keepstep.mirror.listing import checkpoints_on, manifest_of, receipts_of
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.upload import AT_ONCE
 from keepstep.policy.manifest import MANIFEST_NAME, folder_name
-from keepstep.policy.mirror import HISTORY, Copied, Part, copied, read_receipt, what_is_missing
+from keepstep.policy.mirror import HISTORY, Copied, Part, copied, what_is_missing
 from keepstep.policy.strict import TextError
 from keepstep.run_folder.checkpoint import Checkpoint, faults_of
 from keepstep.run_folder.reader import RunFolder
@@ -94,7 +94,7 @@ def fetch(store: Store, one: Copied, folder: Path, storage: Storage) -> Checkpoi
     if folder.exists():
         storage.remove(folder)
     manifest, text = manifest_of(store, one)
-    parts = read_receipt(store.get(f"{one.folder}/receipt-0.json"))
+    parts = receipts_of(store, one.folder, store.names(one.folder))
     missing = what_is_missing(manifest, parts)
     odd = [
         p.file for p in parts if p.file not in manifest.files or ".." in PurePosixPath(p.name).parts

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from keepstep.mirror.download import history_of
-from keepstep.mirror.listing import prune
+from keepstep.mirror.pruning import prune
 from keepstep.mirror.store import Store
 from keepstep.mirror.upload import DeposedError, Owner, Upload, claim
 from keepstep.policy.retention import Policy

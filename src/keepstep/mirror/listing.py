@@ -1,17 +1,14 @@
-"""What a run's mirror holds, and what of it is to go."""
+"""What a run's mirror holds."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from keepstep.mirror.store import Entry, Store
-from keepstep.mirror.upload import Owner, check
 from keepstep.policy.manifest import MANIFEST_NAME, Manifest, ManifestError
-from keepstep.policy.mirror import Copied, copied, left_behind
-from keepstep.policy.retention import Policy, plan_retention
+from keepstep.policy.mirror import RECEIPT, Copied, Part, copied, read_receipt
 from keepstep.run_folder.checkpoint import Checkpoint
-from keepstep.run_folder.reader import RunFolder
 
 
 def checkpoints_on(
@@ -47,28 +44,17 @@ def manifest_of(store: Store, one: Copied) -> tuple[Manifest, bytes]:
     return manifest, text
 
 
-def prune(
-    store: Store, owner: Owner, run: RunFolder, policy: Policy, pinned: Collection[int]
-) -> list[int]:
-    """Remove what the run's retention does not keep, and what uploads of earlier owners left.
+def receipts_of(store: Store, folder: str, names: Iterable[str]) -> list[Part]:
+    """The objects of a checkpoint, as all its receipts tell: each machine that uploaded has one.
 
-    A checkpoint's manifest goes first: from then on it is not there. Nothing goes before what takes
-    its place is whole.
-
-    Returns:
-        The steps that went.
+    Args:
+        folder: of the checkpoint, below the run's prefix.
+        names: of all objects there, or more; the folder's own are looked for.
 
     Raises:
-        StoreError: of the store; DeposedError: another machine has the run.
+        TextError: a receipt is none.
+        FileNotFoundError, StoreError: of the store.
     """
-    names = store.names()
-    found, _ = checkpoints_on(store, names)
-    records = run.records_of(list(found.values()), pinned, policy.metric)
-    gone = [d.step for d in plan_retention(records, policy) if not d.keep]
-    check(store, owner)
-    for step in gone:
-        folder = str(found[step].path)
-        store.delete([f"{folder}/{MANIFEST_NAME}"])
-        store.delete(sorted(name for name in names if name.startswith(f"{folder}/")))
-    store.delete(left_behind(names, owner.number))
-    return gone
+    prefix = f"{folder}/"
+    own = sorted(n for n in names if n.startswith(prefix) and RECEIPT.fullmatch(n[len(prefix) :]))
+    return [part for name in own for part in read_receipt(store.get(name))]

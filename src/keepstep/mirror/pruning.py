@@ -1,0 +1,40 @@
+"""What of a run's mirror is to go."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from keepstep.mirror.listing import checkpoints_on
+from keepstep.mirror.store import Store
+from keepstep.mirror.upload import Owner, check
+from keepstep.policy.manifest import MANIFEST_NAME
+from keepstep.policy.mirror import left_behind
+from keepstep.policy.retention import Policy, plan_retention
+from keepstep.run_folder.reader import RunFolder
+
+
+def prune(
+    store: Store, owner: Owner, run: RunFolder, policy: Policy, pinned: Collection[int]
+) -> list[int]:
+    """Remove what the run's retention does not keep, and what uploads of earlier owners left.
+
+    A checkpoint's manifest goes first: from then on it is not there. Nothing goes before what takes
+    its place is whole.
+
+    Returns:
+        The steps that went.
+
+    Raises:
+        StoreError: of the store; DeposedError: another machine has the run.
+    """
+    names = store.names()
+    found, _ = checkpoints_on(store, names)
+    records = run.records_of(list(found.values()), pinned, policy.metric)
+    gone = [d.step for d in plan_retention(records, policy) if not d.keep]
+    check(store, owner)
+    for step in gone:
+        folder = str(found[step].path)
+        store.delete([f"{folder}/{MANIFEST_NAME}"])
+        store.delete(sorted(name for name in names if name.startswith(f"{folder}/")))
+    store.delete(left_behind(names, owner.number))
+    return gone
