@@ -131,14 +131,14 @@ def uploaded(run: Path, url: str) -> Iterator[tuple[str, float]]:
     """The run's newest checkpoint: (by whom, MB/s)."""
     import obstore
 
-    from keepstep.mirror.store import Store
+    from keepstep.mirror.stores import open_store
     from keepstep.mirror.upload import Upload, claim
     from keepstep.run_folder.reader import RunFolder
 
     newest = RunFolder(run).latest()
     assert newest is not None
     size = newest.manifest.total_bytes / 1e6
-    plain, ours = Store(f"{url}/plain"), Store(f"{url}/keepstep")
+    plain, ours = open_store(f"{url}/plain"), open_store(f"{url}/keepstep")
     began = time.perf_counter()
     for name in newest.manifest.files:
         obstore.put(plain._store, name, newest.path / name)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from keepstep.mirror.store import Store
+from keepstep.mirror.stores import open_store
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import STATE, commit, identify
 from tests.mirror.server import BUCKET, S3Server
@@ -33,9 +34,9 @@ def here(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """A run's prefix, on both kinds."""
     if request.param == "file":
-        return Store((tmp_path / "other disk").as_uri() + "/run")
+        return open_store((tmp_path / "other disk").as_uri() + "/run")
     request.getfixturevalue("here")
-    return Store(f"s3://{BUCKET}/some/prefix/run")
+    return open_store(f"s3://{BUCKET}/some/prefix/run")
 
 
 @pytest.fixture

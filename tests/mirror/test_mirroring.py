@@ -11,6 +11,7 @@ import pytest
 
 from keepstep.mirror.mirroring import Mirroring
 from keepstep.mirror.store import Store
+from keepstep.mirror.stores import open_store
 from keepstep.mirror.upload import claim
 from keepstep.policy.mirror import copied
 from keepstep.policy.retention import Policy
@@ -72,7 +73,7 @@ def test_a_disk_without_second_names(
 @pytest.mark.usefixtures("here")
 def test_a_store_that_hangs(s3: S3Server, run: RunFolder) -> None:
     """A copy is ended at its deadline, told, and made good later."""
-    store = Store(f"s3://{BUCKET}/run")
+    store = open_store(f"s3://{BUCKET}/run")
     mirror = mirroring(run, store, timeout=4.0)
     s3.fault("hang", method="PUT", path="checkpoint-8", times=-1)
     mirror.offer(run.checkpoint(8), None)

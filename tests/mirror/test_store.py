@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from keepstep.mirror import store as store_module
+from keepstep.mirror import object_store
 from keepstep.mirror.store import Store, StoreError
+from keepstep.mirror.stores import open_store
 from keepstep.mirror.upload import claim
 from keepstep.policy.mirror import newest_owner
 from tests.mirror.server import BUCKET, S3Server
@@ -61,7 +62,7 @@ def test_owners_in_a_race(store: Store, racers: int) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_faults_that_pass(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(f"s3://{BUCKET}/run")
+    store = open_store(f"s3://{BUCKET}/run")
     for do, how in (
         ("status", {"status": 500}),
         ("status", {"status": 503}),
@@ -78,8 +79,8 @@ def test_faults_that_pass(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.usefixtures("here")
 def test_faults_that_stay(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "RETRIES", {"max_retries": 2})
-    store = Store(f"s3://{BUCKET}/run")
+    monkeypatch.setattr(object_store, "RETRIES", {"max_retries": 2})
+    store = open_store(f"s3://{BUCKET}/run")
     s3.fault("status", status=503, times=-1)
     with pytest.raises(StoreError, match=r"s3://bucket/run: writing name: .*503") as error:
         store.put("name", b"x")
@@ -90,7 +91,7 @@ def test_faults_that_stay(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None
         store.put("name", b"x")
     assert error.value.fatal
     s3.clear_faults()
-    gone = Store("s3://nobodys/run")
+    gone = open_store("s3://nobodys/run")
     with pytest.raises(StoreError, match="there is no such bucket, and none is made") as error:
         gone.put("name", b"x")
     assert error.value.fatal
@@ -102,7 +103,7 @@ def test_faults_that_stay(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(StoreError) as error:
-        Store(url)
+        open_store(url)
     assert error.value.fatal
     assert str(error.value).startswith(url)
 
@@ -111,4 +112,4 @@ def test_a_disk_that_is_full_or_closed(tmp_path: Path) -> None:
     place = tmp_path / "disk"
     place.write_text("a file")
     with pytest.raises(StoreError):
-        Store(place.as_uri() + "/run").put("name", b"x")
+        open_store(place.as_uri() + "/run").put("name", b"x")

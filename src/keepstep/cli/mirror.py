@@ -40,12 +40,13 @@ def fetch(
     ] = None,
 ) -> None:
     """List the checkpoints of a mirror, or bring one: every byte is compared with its digest."""
-    from keepstep.mirror.store import Store, StoreError
+    from keepstep.mirror.store import StoreError
+    from keepstep.mirror.stores import open_store
 
     address, _, last = url.rstrip("/").rpartition("/")
     step = step_of(last)
     try:
-        store = Store(url if step is None else address)
+        store = open_store(url if step is None else address)
         there = {one.step: one for one in copied(store.names())}
         if not there or (step is not None and step not in there):
             fail(f"{store.url}: no such checkpoint; there: {', '.join(map(str, there)) or 'none'}")

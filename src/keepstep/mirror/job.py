@@ -15,7 +15,7 @@ from typing import Any
 
 from keepstep.mirror.download import history_of
 from keepstep.mirror.pruning import prune
-from keepstep.mirror.store import Store
+from keepstep.mirror.stores import open_store
 from keepstep.mirror.upload import DeposedError, Owner, Upload, claim
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.background import serve
@@ -33,7 +33,7 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _copied(job: dict[str, Any]) -> dict[str, Any]:
-    store, run = Store(job["url"]), RunFolder(job["run"])
+    store, run = open_store(job["url"]), RunFolder(job["run"])
     owner = Owner(**job["owner"]) if job["owner"] else claim(store, job["token"])
     frozen = Path(job["frozen"])
     upload = Upload(store, owner, read_checkpoint(frozen), job["rate"])

@@ -36,5 +36,7 @@ def prune(
         folder = str(found[step].path)
         store.delete([f"{folder}/{MANIFEST_NAME}"])
         store.delete(sorted(name for name in names if name.startswith(f"{folder}/")))
-    store.delete(left_behind(names, owner.number))
+    behind = left_behind(names, owner.number)
+    store.delete(name for name in behind if name.endswith(f"/{MANIFEST_NAME}"))
+    store.delete(name for name in behind if not name.endswith(f"/{MANIFEST_NAME}"))
     return gone

@@ -1,41 +1,13 @@
-"""One run's prefix on an object store: objects that are put, listed, fetched and deleted.
-
-By obstore, which signs, retries with a back-off, and takes its credentials from the environment as
-each store's own tools do (`AWS_…`, `GOOGLE_…`, `AZURE_…`).
-"""
+"""What a mirror asks of a store: one run's prefix, below which objects are put, listed, fetched and
+deleted."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
-
-import obstore
-from obstore import exceptions
-from obstore.store import LocalStore, from_url
-from xxhash import xxh3_128_hexdigest
+from typing import Any, Protocol
 
 from keepstep.errors import KeepstepError
-from keepstep.policy.mirror import address_fault
-
-# Tries of one request, and for how long: beyond that the next checkpoint catches up.
-RETRIES: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=120)}
-TIMEOUTS: Any = {"connect_timeout": "20s", "timeout": "300s"}
-MD5 = re.compile(r'"([0-9a-f]{32})"')  # what S3 answers for an object that was put at once
-STATUS = re.compile(r"status code: (\d{3}) ([A-Za-z ]*[A-Za-z])")
-NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
-# Tried again these are the same.
-FATAL = (
-    *(exceptions.PermissionDeniedError, exceptions.UnauthenticatedError),
-    *(exceptions.NotSupportedError, exceptions.UnknownConfigurationKeyError),
-)
 
 
 class StoreError(KeepstepError, OSError):
@@ -58,131 +30,42 @@ class Entry:
     tag: str
 
 
-class Store:
-    """A run's objects.
+class Store(Protocol):
+    """A run's objects. Each method raises a StoreError when the store has not done what it says.
 
     Attributes:
         url: where they are.
     """
 
-    def __init__(self, url: str) -> None:
-        """
-        Raises:
-            StoreError: the address is none, or of a kind that is not known.
-        """
-        self.url = url.rstrip("/")
-        fault, scheme = address_fault(url), urlsplit(url).scheme
-        if fault is not None:
-            raise StoreError(fault, fatal=True)
-        self._local = Path(unquote(urlsplit(url).path)) if scheme == "file" else None
-        with self._told("opening it"):
-            if self._local is not None:
-                self._store: Any = LocalStore(prefix=self._local, mkdir=True)
-            else:
-                config: Any = {"checksum_algorithm": "sha256"} if scheme == "s3" else None
-                self._store = from_url(
-                    self.url,
-                    config=config,
-                    client_options=TIMEOUTS | {"allow_http": _plain_http()},
-                    retry_config=RETRIES,
-                )
+    url: str
 
     def names(self, below: str = "") -> dict[str, Entry]:
         """All objects, or those of a folder, without what is put there in this moment."""
-        with self._told(f"listing {below or 'it'}"):
-            found = [entry for page in obstore.list(self._store, below or None) for entry in page]
-        return {unquote(e["path"]): Entry(e["size"], e["e_tag"] or "") for e in found}
+        ...
 
     def get(self, name: str) -> bytes:
         """
         Raises:
             FileNotFoundError: it is not there.
         """
-        with self._told(f"reading {name}"):
-            return bytes(obstore.get(self._store, name).bytes())
+        ...
 
     def put(self, name: str, content: bytes) -> None:
         """Write an object, in the place of one that is there, and see that it is what was given."""
-        with self._told(f"writing {name}"):
-            put = obstore.put(self._store, name, content, use_multipart=False)
-            self._sync(name)
-        self._check(name, content, put["e_tag"] or "")
+        ...
 
     def create(self, name: str, content: bytes) -> bool:
         """Write an object that is not there yet; False: it is."""
-        try:
-            with self._told(f"creating {name}"):
-                obstore.put(self._store, name, content, mode="create", use_multipart=False)
-                self._sync(name)
-        except FileExistsError:
-            # The answer of an earlier try may have been lost.
-            return self.get(name) == content
-        return True
+        ...
 
     def copy(self, source: str, target: str) -> None:
         """Make an object of another, without its bytes leaving the store."""
-        with self._told(f"copying {source}"):
-            obstore.copy(self._store, source, target)
-            self._sync(target)
+        ...
 
     def delete(self, names: Iterable[str]) -> None:
-        """Objects that are not there are deleted already."""
-        for name in names:
-            try:
-                with self._told(f"deleting {name}"):
-                    obstore.delete(self._store, name)
-            except FileNotFoundError:
-                pass
+        """Objects that are not there are deleted already. Several go in no particular order."""
+        ...
 
     def holds(self, entry: Entry | None, content: bytes) -> bool:
         """Whether what is listed is this content, as far as the store tells."""
-        known = MD5.fullmatch(entry.tag) if entry else None
-        return bool(known and known[1] == _md5(content))
-
-    def _check(self, name: str, content: bytes, tag: str) -> None:
-        """By the tag, where it is a digest (S3), else by reading it again."""
-        known = MD5.fullmatch(tag)
-        if known and known[1] == _md5(content):
-            return
-        if xxh3_128_hexdigest(self.get(name)) != xxh3_128_hexdigest(content):
-            raise StoreError(f"{self.url}/{name} is not what was written there", fatal=False)
-
-    def _sync(self, name: str) -> None:
-        """A store has it when it answers; a disk, when it was synced."""
-        if self._local is None:
-            return
-        path = self._local / name
-        for place in (path, *(p for p in path.parents if p.is_relative_to(self._local))):
-            descriptor = os.open(place, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-    @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
-            raise FileExistsError(str(error)) from error
-        except (exceptions.BaseError, OSError) as error:
-            answer = STATUS.search(str(error))  # of a listing, obstore has no class for it
-            code = int(answer[1]) if answer else 0
-            if NO_BUCKET.search(str(error)) or (code == 404 and what.startswith("listing")):
-                told = f"{self.url}: there is no such bucket, and none is made"
-                raise StoreError(told, fatal=True) from error
-            if isinstance(error, FileNotFoundError):
-                raise
-            cause = f"{code} {answer[2]}" if answer else str(error).split("\n")[0]
-            fatal = isinstance(error, FATAL) or code in (401, 403)
-            raise StoreError(f"{self.url}: {what}: {cause}", fatal=fatal) from error
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def _plain_http() -> bool:
-    """Whether the environment names a store without TLS, as one in the same room."""
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL")
-    return any(os.environ.get(name, "").startswith("http://") for name in names)
+        ...

@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 
 from keepstep.mirror import download, upload
 from keepstep.mirror.mirroring import Mirroring
-from keepstep.mirror.store import Store, StoreError
+from keepstep.mirror.store import StoreError
+from keepstep.mirror.stores import open_store
 from keepstep.output.units import human_bytes
 from keepstep.policy.schedule import left
 from keepstep.policy.selection import SelectionError, UnreadableError
@@ -52,7 +53,7 @@ class Mirrored(TrainerCallback):
         if self._url is None:
             return
         try:
-            store = Store(self._url)
+            store = open_store(self._url)
             download.check_run(run, store)
             self._owner = upload.claim(store, token)
             found = download.bring(run, storage, store, run.staging / token)

@@ -1,0 +1,19 @@
+"""The kinds of stores, by their addresses."""
+
+from __future__ import annotations
+
+from keepstep.mirror.object_store import ObjectStore
+from keepstep.mirror.store import Store, StoreError
+from keepstep.policy.mirror import address_fault
+
+
+def open_store(url: str) -> Store:
+    """The store of an address.
+
+    Raises:
+        StoreError: the address is none, or of a kind that is not known.
+    """
+    fault = address_fault(url)
+    if fault is not None:
+        raise StoreError(fault, fatal=True)
+    return ObjectStore(url)
