@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from xxhash import xxh3_128_hexdigest
 
-from keepstep.mirror.listing import checkpoints_on, manifest_of, receipts_of
+from keepstep.mirror.listing import checkpoints_on, later_evaluations, manifest_of, receipts_of
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.upload import AT_ONCE
 from keepstep.policy.manifest import MANIFEST_NAME, folder_name
 from keepstep.policy.mirror import HISTORY, Copied, Part, copied, what_is_missing
 from keepstep.policy.strict import TextError
 from keepstep.run_folder.checkpoint import Checkpoint, faults_of
+from keepstep.run_folder.evaluations import EVALUATIONS_NAME, read_evaluations
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 
@@ -77,7 +78,7 @@ def bring(run: RunFolder, storage: Storage, store: Store, staging: Path) -> Brou
             passed_by[there[step].folder] = str(error)
             continue
         storage.rename(fetched.path, run.path / fetched.path.name)
-        return Brought(Checkpoint(run.path / fetched.path.name, fetched.manifest), passed_by)
+        return Brought(replace(fetched, path=run.path / fetched.path.name), passed_by)
     if local < 0:
         told = "; ".join(f"{name}: {why}" for name, why in passed_by.items())
         raise StoreError(f"{store.url}: none of its checkpoints can be had: {told}", fatal=False)
@@ -94,7 +95,8 @@ def fetch(store: Store, one: Copied, folder: Path, storage: Storage) -> Checkpoi
     if folder.exists():
         storage.remove(folder)
     manifest, text = manifest_of(store, one)
-    parts = receipts_of(store, one.folder, store.names(one.folder))
+    names = store.names(one.folder)
+    parts = receipts_of(store, one.folder, names)
     missing = what_is_missing(manifest, parts)
     odd = [
         p.file for p in parts if p.file not in manifest.files or ".." in PurePosixPath(p.name).parts
@@ -111,8 +113,11 @@ def fetch(store: Store, one: Copied, folder: Path, storage: Storage) -> Checkpoi
             future.result()
     for name in manifest.files:
         storage.sync(folder / name)
+    measured = later_evaluations(store, one.folder, names, manifest)
+    if measured is not None:
+        storage.write(folder / EVALUATIONS_NAME, measured)
     storage.write(folder / MANIFEST_NAME, text)
-    found = Checkpoint(folder, manifest)
+    found = Checkpoint(folder, manifest, read_evaluations(folder, manifest))
     faults = faults_of(found, deep=True)
     if faults:
         raise StoreError(f"{one.folder}: {faults[0]}", fatal=False)

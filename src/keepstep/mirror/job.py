@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from keepstep.mirror.download import history_of
+from keepstep.mirror.evaluations import send_evaluations
 from keepstep.mirror.pruning import prune
 from keepstep.mirror.stores import open_store
 from keepstep.mirror.upload import DeposedError, Owner, Upload, claim
@@ -39,6 +40,7 @@ def _copied(job: dict[str, Any]) -> dict[str, Any]:
     upload = Upload(store, owner, read_checkpoint(frozen), job["rate"])
     history = {name: path.read_bytes() for name, path in history_of(run).items() if path.exists()}
     upload.run(history)
+    send_evaluations(store, run)
     if frozen.parent == run.mirroring:  # here, and not by the thread that trains: it takes a while
         Storage().remove(frozen)
     gone = prune(store, owner, run, Policy(**job["policy"]), job["pinned"])

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from keepstep.mirror.store import Entry, Store
-from keepstep.policy.manifest import MANIFEST_NAME, Manifest, ManifestError
-from keepstep.policy.mirror import RECEIPT, Copied, Part, copied, read_receipt
+from keepstep.policy.manifest import MANIFEST_NAME, Manifest, ManifestError, finite_metrics
+from keepstep.policy.mirror import RECEIPT, Copied, Part, copied, evaluations_of, read_receipt
+from keepstep.policy.strict import TextError
 from keepstep.run_folder.checkpoint import Checkpoint
+from keepstep.run_folder.evaluations import evaluations_in
 
 
 def checkpoints_on(
@@ -27,7 +29,8 @@ def checkpoints_on(
         except (ManifestError, FileNotFoundError) as error:  # the newest owner takes it away
             unreadable[one.folder] = str(error)
         else:
-            found[one.step] = Checkpoint(Path(one.folder), manifest)
+            later = later_metrics(store, one.folder, names, manifest)
+            found[one.step] = Checkpoint(Path(one.folder), manifest, later)
     return found, unreadable
 
 
@@ -58,3 +61,33 @@ def receipts_of(store: Store, folder: str, names: Iterable[str]) -> list[Part]:
     prefix = f"{folder}/"
     own = sorted(n for n in names if n.startswith(prefix) and RECEIPT.fullmatch(n[len(prefix) :]))
     return [part for name in own for part in read_receipt(store.get(name))]
+
+
+def later_metrics(
+    store: Store, folder: str, names: Iterable[str], manifest: Manifest
+) -> dict[str, float]:
+    """What was measured of a checkpoint after it had been copied; empty: nothing."""
+    text = later_evaluations(store, folder, names, manifest)
+    return {} if text is None else finite_metrics(evaluations_in(text.decode(), manifest)[0])
+
+
+def later_evaluations(
+    store: Store, folder: str, names: Iterable[str], manifest: Manifest
+) -> bytes | None:
+    """The newest object of that kind that can be believed: it is no part of the checkpoint, which
+    is none the worse without. None: there is none.
+
+    Args:
+        folder, names: as for `receipts_of`.
+
+    Raises:
+        StoreError: of the store.
+    """
+    for name in evaluations_of(folder, names):
+        try:
+            text = store.get(name)
+            evaluations_in(text.decode(errors="replace"), manifest)
+        except (FileNotFoundError, TextError):
+            continue
+        return text
+    return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from keepstep.mirror.upload import Owner
@@ -126,7 +126,9 @@ class Mirroring:
         frozen = self.run.mirroring / checkpoint.path.name
         self._began = time.monotonic()
         try:
-            freeze(checkpoint, frozen, self._storage, list(checkpoint.manifest.files))
+            # Its manifest as it was committed: what is measured later is an object of its own.
+            as_committed = replace(checkpoint, evaluated={})
+            freeze(as_committed, frozen, self._storage, list(checkpoint.manifest.files))
         except FileNotFoundError:
             return  # it was pruned this very moment: a newer one has come
         except OSError as error:

@@ -4,6 +4,8 @@
     checkpoint-40/000002-9f2c1ae07b31/optim.pt.part-00000      or the parts of a large one
     checkpoint-40/000002-9f2c1ae07b31/receipt-0.json           what was uploaded, with digests
     checkpoint-40/000002-9f2c1ae07b31/manifest.json            written last: it is there now
+    checkpoint-40/000002-9f2c1ae07b31/evaluations-000001.json  what was measured of it afterwards;
+                                                               of several the newest is believed
 
 The middle name is the owner's that wrote it: its number, and its token. Who begins an upload again
 finds what is there already; who dies in one leaves objects that nobody counts, and that the next
@@ -28,6 +30,7 @@ from keepstep.policy.strict import TextError, build, parse
 PART_BYTES = 64 * 2**20
 RECEIPT = re.compile(r"receipt-(0|[1-9][0-9]*)\.json")
 FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]*)/([0-9]{6})-([^/]+)")
+EVALUATIONS = re.compile(r"evaluations-([0-9]{6})\.json")
 OWNER = re.compile(r"owners/([0-9]{6})\.json")
 VARIABLE = "KEEPSTEP_MIRROR"  # of the environment, where the recipe names no mirror
 SCHEMES = ("s3", "gs", "az", "file")
@@ -116,6 +119,19 @@ def read_receipt(text: bytes) -> list[Part]:
     if not isinstance(told, dict) or not isinstance(told.get("parts"), list):
         raise TextError("it is no receipt of an upload")
     return [build(Part, part) for part in told["parts"]]
+
+
+def evaluations_of(folder: str, names: Iterable[str]) -> list[str]:
+    """The objects that tell what was measured of a checkpoint afterwards: the newest first."""
+    prefix = f"{folder}/"
+    own = [n for n in names if n.startswith(prefix) and EVALUATIONS.fullmatch(n[len(prefix) :])]
+    return sorted(own, reverse=True)
+
+
+def next_evaluations(folder: str, known: Sequence[str]) -> str:
+    """The name of the object after these (as `evaluations_of` has them)."""
+    match = EVALUATIONS.search(known[0]) if known else None
+    return f"{folder}/evaluations-{int(match[1]) + 1 if match else 1:06d}.json"
 
 
 def what_is_missing(manifest: Manifest, parts: Iterable[Part]) -> list[str]:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from keepstep.policy.manifest import Manifest, finite_metrics
-from keepstep.policy.strict import TextError, build, with_check
-from keepstep.run_folder.safe_read import ABSENT, OddFileError, read_object
+from keepstep.policy.strict import TextError, build, checked, with_check
+from keepstep.run_folder.safe_read import ABSENT, OddFileError, read_text
 from keepstep.run_folder.storage import Storage
 
 EVALUATIONS_NAME = "evaluations.json"
@@ -22,38 +22,61 @@ def read_evaluations(folder: Path, manifest: Manifest) -> dict[str, float]:
     """What was measured of the checkpoint in `folder` afterwards; empty: nothing that can be
     believed (it is no part of the checkpoint, which is none the worse)."""
     try:
-        values, metrics, _ = _read(folder)
+        return finite_metrics(evaluations_in(_read(folder), manifest)[0])
     except (OSError, OddFileError, TextError):
         return {}
-    return finite_metrics(metrics) if values == _whose(manifest) else {}
 
 
 def rows_evaluated(folder: Path, manifest: Manifest) -> dict[str, str]:
     """Digests of the rows that it was measured on, by the names of their sets; a single one has
     the name "". Empty where the file cannot be believed, or does not say."""
     try:
-        values, _, rows = _read(folder)
+        return evaluations_in(_read(folder), manifest)[1]
     except (OSError, OddFileError, TextError):
         return {}
-    return rows if values == _whose(manifest) else {}
 
 
-def _read(folder: Path) -> tuple[dict[str, object], dict[str, float], dict[str, str]]:
-    """Whose the file is, its metrics, and digests of the rows they are of."""
-    values = read_object(folder / EVALUATIONS_NAME)
+def evaluations_in(text: str, manifest: Manifest) -> tuple[dict[str, float], dict[str, str]]:
+    """What such a file says of the checkpoint with this manifest: metrics, and digests of the rows
+    they are of.
+
+    Raises:
+        TextError: it is not what was written, or of another checkpoint.
+    """
+    values = checked(text.strip())[0]
     metrics = build(dict[str, float], values.pop("metrics", None), "metrics")
-    return values, metrics, build(dict[str, str], values.pop("rows", {}), "rows")
+    rows = build(dict[str, str], values.pop("rows", {}), "rows")
+    if values != _whose(manifest):
+        raise TextError("it is of another checkpoint")
+    return metrics, rows
+
+
+def evaluations_text(
+    manifest: Manifest, metrics: Mapping[str, float], rows: Mapping[str, str]
+) -> bytes:
+    """The content of such a file."""
+    told = {**_whose(manifest), "metrics": dict(metrics), "rows": dict(rows)}
+    return with_check(json.dumps(told)).encode() + b"\n"
+
+
+def is_same_checkpoint(one: Manifest, other: Manifest) -> bool:
+    """Whether both are of one checkpoint, whatever has been measured of it since."""
+    return _whose(one) == _whose(other) and one.files == other.files
+
+
+def _read(folder: Path) -> str:
+    return read_text(folder / EVALUATIONS_NAME)
 
 
 def fault_of_evaluations(folder: Path, manifest: Manifest) -> str | None:
     """Why the file is passed by; None: it is not, or is not there."""
     try:
-        values = _read(folder)[0]
+        evaluations_in(_read(folder), manifest)
     except ABSENT:
         return None
     except (OSError, OddFileError, TextError) as error:
         return str(error)
-    return None if values == _whose(manifest) else "it is of another checkpoint"
+    return None
 
 
 def add_evaluation(
@@ -78,8 +101,7 @@ def add_evaluation(
     """
     known = read_evaluations(folder, manifest) | finite_metrics(metrics)
     digests = rows_evaluated(folder, manifest) | dict(rows)
-    text = with_check(json.dumps({**_whose(manifest), "metrics": known, "rows": digests}))
-    storage.replace(folder / EVALUATIONS_NAME, text.encode() + b"\n")
+    storage.replace(folder / EVALUATIONS_NAME, evaluations_text(manifest, known, digests))
     return known
 
 
