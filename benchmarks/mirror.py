@@ -131,8 +131,9 @@ def uploaded(run: Path, url: str) -> Iterator[tuple[str, float]]:
     """The run's newest checkpoint: (by whom, MB/s)."""
     import obstore
 
+    from keepstep.mirror.owners import claim
     from keepstep.mirror.stores import open_store
-    from keepstep.mirror.upload import Upload, claim
+    from keepstep.mirror.upload import Upload
     from keepstep.run_folder.reader import RunFolder
 
     newest = RunFolder(run).latest()

@@ -14,10 +14,11 @@ import pytest
 
 from keepstep.mirror import upload as upload_module
 from keepstep.mirror.download import OtherRunError, bring, check_run
+from keepstep.mirror.owners import DeposedError, Owner, claim
 from keepstep.mirror.pruning import prune
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.stores import open_store
-from keepstep.mirror.upload import DeposedError, Owner, Upload, claim
+from keepstep.mirror.upload import Upload
 from keepstep.policy.manifest import MANIFEST_NAME, FileEntry
 from keepstep.policy.mirror import copied
 from keepstep.policy.retention import Policy

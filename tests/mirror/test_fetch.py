@@ -7,8 +7,9 @@ from pathlib import Path
 from typer.testing import CliRunner, Result
 
 from keepstep.cli.main import app
+from keepstep.mirror.owners import claim
 from keepstep.mirror.store import Store
-from keepstep.mirror.upload import Upload, claim
+from keepstep.mirror.upload import Upload
 from keepstep.run_folder.checkpoint import Checkpoint, read_checkpoint
 from keepstep.run_folder.reader import RunFolder
 

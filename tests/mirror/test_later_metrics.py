@@ -12,9 +12,10 @@ from keepstep.mirror.download import bring
 from keepstep.mirror.evaluations import send_evaluations
 from keepstep.mirror.job import do
 from keepstep.mirror.listing import checkpoints_on
+from keepstep.mirror.owners import claim
 from keepstep.mirror.pruning import prune
 from keepstep.mirror.store import Store
-from keepstep.mirror.upload import Upload, claim
+from keepstep.mirror.upload import Upload
 from keepstep.policy.mirror import evaluations_of, next_evaluations
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.checkpoint import Checkpoint, read_checkpoint

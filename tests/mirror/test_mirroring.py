@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from keepstep.mirror.mirroring import Mirroring
+from keepstep.mirror.owners import claim
 from keepstep.mirror.store import Store
 from keepstep.mirror.stores import open_store
-from keepstep.mirror.upload import claim
 from keepstep.policy.mirror import copied
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.reader import RunFolder

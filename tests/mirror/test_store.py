@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from keepstep.mirror import object_store
+from keepstep.mirror.owners import claim
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.stores import open_store
-from keepstep.mirror.upload import claim
 from keepstep.policy.mirror import newest_owner
 from tests.mirror.server import BUCKET, S3Server
 

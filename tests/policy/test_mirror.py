@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -11,12 +12,17 @@ from hypothesis import strategies as st
 from keepstep.policy.manifest import FileEntry
 from keepstep.policy.mirror import (
     Copied,
+    Found,
     address_fault,
     copied,
     folder_of,
+    found_name,
+    found_of,
     left_behind,
     newest_owner,
+    owners_that_found,
     parts_of,
+    read_found,
     read_receipt,
     receipt_of,
     url_of,
@@ -50,16 +56,52 @@ def test_a_checkpoint_is_there_with_its_manifest() -> None:
     old, new = folder_of(4, 2, "aa"), folder_of(4, 3, "bb")
     names = [f"{old}/model", f"{old}/manifest.json", f"{new}/model", "latest", "x/manifest.json"]
     assert copied(names) == [Copied(4, 2, old)]
-    assert left_behind(names, 3) == []
-    assert left_behind(names, 4) == [f"{new}/model"]
+    assert left_behind(names, 3, copied(names)) == []
+    assert left_behind(names, 4, copied(names)) == [f"{new}/model"]
     assert copied([*names, f"{new}/manifest.json"]) == [Copied(4, 3, new)]
     ten = folder_of(10, 1, "9.1.1")  # as a Slurm job names its attempts
     assert [c.step for c in copied([*names, f"{ten}/manifest.json"])] == [4, 10]
 
 
+folders = st.builds(folder_of, st.integers(0, 5), st.integers(1, 4), st.sampled_from(["aa", "bb"]))
+
+
+@given(st.sets(folders), st.sets(folders), st.integers(1, 4))
+def test_what_a_deposed_owner_adds_does_not_count(
+    before: set[str], later: set[str], owner: int
+) -> None:
+    """Whatever earlier owners write once another has said what it found, what counts of them is as
+    it was, or is replaced by the new one's; and what does not count is removed by it."""
+    found = read_found(owner, found_of(one.folder for one in copied(manifests(before))))
+    whole = copied(manifests(before), found)
+    old = {name for name in later if int(name.split("/")[1][:6]) < owner}
+    assert copied(manifests(before | old), found) == whole
+    new = copied(manifests(before | later), found)
+    assert {one.folder for one in new if one.owner < owner} <= found.folders
+    behind = left_behind(manifests(before | later), owner, new)
+    assert set(behind).isdisjoint(manifests(one.folder for one in new))
+    rest = set(manifests(before | later)) - set(behind)
+    assert copied(rest, found) == new
+    assert {n for n in rest if int(n.split("/")[1][:6]) < owner} <= manifests(found.folders)
+
+
+def manifests(folders: Iterable[str]) -> set[str]:
+    return {f"{folder}/manifest.json" for folder in folders}
+
+
+def test_what_is_not_what_an_owner_found() -> None:
+    for text in (b"", b"[]", b"{}", b'{"found": 3}', b'{"found": [3]}', b"\xff"):
+        with pytest.raises(TextError):
+            read_found(2, text)
+    assert read_found(2, found_of(["a"])) == Found(2, frozenset({"a"}))
+
+
 def test_owners() -> None:
     assert newest_owner([]) == 0
     assert newest_owner(["owners/000002.json", "owners/000010.json", "owners/x.json"]) == 10
+    names = [found_name(2), found_name(10), "owners/000011.json", f"x/{found_name(3)}"]
+    assert owners_that_found(names) == [10, 2]
+    assert newest_owner(names[:2]) == 0
 
 
 def test_addresses() -> None:

@@ -10,7 +10,7 @@ import typer
 from keepstep.cli.common import app, console, examples, fail
 from keepstep.output.units import human_bytes
 from keepstep.policy.manifest import ManifestError, step_of
-from keepstep.policy.mirror import Copied, copied
+from keepstep.policy.mirror import Copied
 from keepstep.policy.strict import TextError
 from keepstep.run_folder.storage import Storage
 
@@ -40,6 +40,7 @@ def fetch(
     ] = None,
 ) -> None:
     """List the checkpoints of a mirror, or bring one: every byte is compared with its digest."""
+    from keepstep.mirror.owners import there as there_on
     from keepstep.mirror.store import StoreError
     from keepstep.mirror.stores import open_store
 
@@ -47,7 +48,7 @@ def fetch(
     step = step_of(last)
     try:
         store = open_store(url if step is None else address)
-        there = {one.step: one for one in copied(store.names())}
+        there = {one.step: one for one in there_on(store, store.names())}
         if not there or (step is not None and step not in there):
             fail(f"{store.url}: no such checkpoint; there: {', '.join(map(str, there)) or 'none'}")
         if to is None:

@@ -11,10 +11,11 @@ from pathlib import Path, PurePosixPath
 from xxhash import xxh3_128_hexdigest
 
 from keepstep.mirror.listing import checkpoints_on, later_evaluations, manifest_of, receipts_of
+from keepstep.mirror.owners import there
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.upload import AT_ONCE
 from keepstep.policy.manifest import MANIFEST_NAME, folder_name
-from keepstep.policy.mirror import HISTORY, Copied, Part, copied, what_is_missing
+from keepstep.policy.mirror import HISTORY, Copied, Part, what_is_missing
 from keepstep.policy.strict import TextError
 from keepstep.run_folder.checkpoint import Checkpoint, faults_of
 from keepstep.run_folder.evaluations import EVALUATIONS_NAME, read_evaluations
@@ -60,9 +61,9 @@ def bring(run: RunFolder, storage: Storage, store: Store, staging: Path) -> Brou
         OSError: of the disk.
     """
     names = store.names()
-    there = {one.step: one for one in copied(names)}
+    counted = {one.step: one for one in there(store, names)}
     found, unreadable = checkpoints_on(store, names)
-    if not there:
+    if not counted:
         return None
     _take_history(run, storage, store, sorted(names))
     records = run.records_of(list(found.values()), (), None)
@@ -71,11 +72,11 @@ def bring(run: RunFolder, storage: Storage, store: Store, staging: Path) -> Brou
     passed_by = dict(unreadable)
     for step in newer:
         try:
-            fetched = fetch(store, there[step], staging / folder_name(step), storage)
+            fetched = fetch(store, counted[step], staging / folder_name(step), storage)
         except (StoreError, TextError) as error:
             if isinstance(error, StoreError) and error.fatal:
                 raise
-            passed_by[there[step].folder] = str(error)
+            passed_by[counted[step].folder] = str(error)
             continue
         storage.rename(fetched.path, run.path / fetched.path.name)
         return Brought(replace(fetched, path=run.path / fetched.path.name), passed_by)

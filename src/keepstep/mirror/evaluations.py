@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from keepstep.mirror.listing import later_evaluations, manifest_of
+from keepstep.mirror.owners import there
 from keepstep.mirror.store import Entry, Store
 from keepstep.policy.manifest import ManifestError
-from keepstep.policy.mirror import Copied, copied, evaluations_of, next_evaluations
+from keepstep.policy.mirror import Copied, evaluations_of, next_evaluations
 from keepstep.policy.strict import TextError
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.evaluations import (
@@ -34,8 +35,8 @@ def send_evaluations(store: Store, run: RunFolder) -> list[int]:
     """
     measured = {c.step: c for c in run.checkpoints() if c.evaluated}
     names = store.names() if measured else {}
-    there = [one for one in copied(names) if one.step in measured]
-    return [one.step for one in there if _send(store, names, one, measured[one.step])]
+    known = [one for one in there(store, names) if one.step in measured]
+    return [one.step for one in known if _send(store, names, one, measured[one.step])]
 
 
 def _send(store: Store, names: Mapping[str, Entry], one: Copied, checkpoint: Checkpoint) -> bool:

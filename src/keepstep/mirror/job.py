@@ -15,9 +15,10 @@ from typing import Any
 
 from keepstep.mirror.download import history_of
 from keepstep.mirror.evaluations import send_evaluations
+from keepstep.mirror.owners import DeposedError, Owner, claim
 from keepstep.mirror.pruning import prune
 from keepstep.mirror.stores import open_store
-from keepstep.mirror.upload import DeposedError, Owner, Upload, claim
+from keepstep.mirror.upload import Upload
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.background import serve
 from keepstep.run_folder.checkpoint import read_checkpoint

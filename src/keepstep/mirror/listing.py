@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from keepstep.mirror.owners import there
 from keepstep.mirror.store import Entry, Store
 from keepstep.policy.manifest import MANIFEST_NAME, Manifest, ManifestError, finite_metrics
-from keepstep.policy.mirror import RECEIPT, Copied, Part, copied, evaluations_of, read_receipt
+from keepstep.policy.mirror import RECEIPT, Copied, Part, evaluations_of, read_receipt
 from keepstep.policy.strict import TextError
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.evaluations import evaluations_in
@@ -23,7 +24,7 @@ def checkpoints_on(
     """
     found: dict[int, Checkpoint] = {}
     unreadable: dict[str, str] = {}
-    for one in copied(names):
+    for one in there(store, names):
         try:
             manifest, _ = manifest_of(store, one)
         except (ManifestError, FileNotFoundError) as error:  # the newest owner takes it away

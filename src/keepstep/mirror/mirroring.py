@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from keepstep.mirror.upload import Owner
+from keepstep.mirror.owners import Owner
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.background import BackgroundJob
 from keepstep.run_folder.freezing import freeze

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from keepstep.mirror.listing import checkpoints_on
+from keepstep.mirror.owners import Owner, check, there
 from keepstep.mirror.store import Store
-from keepstep.mirror.upload import Owner, check
 from keepstep.policy.manifest import MANIFEST_NAME
 from keepstep.policy.mirror import left_behind
 from keepstep.policy.retention import Policy, plan_retention
@@ -36,7 +36,7 @@ def prune(
         folder = str(found[step].path)
         store.delete([f"{folder}/{MANIFEST_NAME}"])
         store.delete(sorted(name for name in names if name.startswith(f"{folder}/")))
-    behind = left_behind(names, owner.number)
+    behind = left_behind(names, owner.number, there(store, names))
     store.delete(name for name in behind if name.endswith(f"/{MANIFEST_NAME}"))
     store.delete(name for name in behind if not name.endswith(f"/{MANIFEST_NAME}"))
     return gone

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
+from keepstep.mirror.owners import DeposedError, Owner, check, there
 from keepstep.mirror.store import Entry, Store, StoreError
 from keepstep.policy.manifest import MANIFEST_NAME
 from keepstep.policy.mirror import (
@@ -16,33 +18,16 @@ from keepstep.policy.mirror import (
     PART_BYTES,
     Copied,
     Part,
-    copied,
     folder_of,
-    newest_owner,
     parts_of,
     read_receipt,
     receipt_of,
     what_is_missing,
 )
+from keepstep.policy.strict import TextError
 from keepstep.run_folder.checkpoint import Checkpoint
 
 AT_ONCE = 4  # objects under way; each is held in memory
-
-
-class DeposedError(StoreError):
-    """Another machine has taken the run on this mirror: this one writes nothing more there."""
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Who writes to a run's mirror: the newest of those that said so there."""
-
-    number: int
-    token: str
-
-    @property
-    def name(self) -> str:
-        return f"owners/{self.number:06d}.json"
 
 
 @dataclass
@@ -58,26 +43,6 @@ class Sent:
     bytes: int = 0
     copied: int = 0
     found: int = 0
-
-
-def claim(store: Store, token: str) -> Owner:
-    """Become the newest owner: of several at once, one after the other."""
-    while True:
-        number = newest_owner(store.names("owners")) + 1
-        owner = Owner(number, token)
-        if store.create(owner.name, f'{{"token": "{token}"}}\n'.encode()):
-            return owner
-
-
-def check(store: Store, owner: Owner) -> None:
-    """
-    Raises:
-        DeposedError: there is a newer owner.
-    """
-    newest = newest_owner(store.names("owners"))
-    if newest > owner.number:
-        told = f"{store.url}: the run belongs to another machine there (owner {newest})"
-        raise DeposedError(told, fatal=True)
 
 
 class Upload:
@@ -109,32 +74,53 @@ class Upload:
         """
         names = self._store.names()
         text = (self._frozen.path / MANIFEST_NAME).read_bytes()
-        there = copied(names)
-        if self._is_there(there, text):
+        counted = there(self._store, names)
+        if self._is_there(counted, text):
             self.sent.found = self._frozen.manifest.total_bytes
         else:
-            known = self._known(there)
-            parts = self._send(names, known)
-            missing = what_is_missing(self._frozen.manifest, parts)
-            if missing:
-                raise StoreError(f"{self._folder}: {missing[0]} has changed size", fatal=False)
-            self._store.put(f"{self._folder}/receipt-0.json", receipt_of(parts))
-            check(self._store, self._owner)
-            self._store.put(f"{self._folder}/{MANIFEST_NAME}", text)
+            try:
+                self._make(names, counted, text)
+            except FileNotFoundError:
+                self._check()  # what it writes is gone again: the owner has removed it
+                raise
         for name, content in history.items():
             self._store.put(f"{HISTORY}/{self._owner.number:06d}/{name}", content)
 
-    def _is_there(self, there: list[Copied], text: bytes) -> bool:
-        """Whether it is on the mirror already: brought from there, or before a restart."""
-        same = [one for one in there if one.step == self._frozen.step]
-        return bool(same) and self._store.get(f"{same[0].folder}/{MANIFEST_NAME}") == text
+    def _make(self, names: Mapping[str, Entry], counted: list[Copied], text: bytes) -> None:
+        parts = self._send(names, self._known(counted))
+        missing = what_is_missing(self._frozen.manifest, parts)
+        if missing:
+            raise StoreError(f"{self._folder}: {missing[0]} has changed size", fatal=False)
+        self._store.put(f"{self._folder}/receipt-0.json", receipt_of(parts))
+        self._check()
+        self._store.put(f"{self._folder}/{MANIFEST_NAME}", text)
 
-    def _known(self, there: list[Copied]) -> dict[tuple[str, int], str]:
+    def _check(self) -> None:
+        """Whoever is not the owner any more takes along what nobody counts."""
+        try:
+            check(self._store, self._owner)
+        except DeposedError:
+            with suppress(StoreError):  # the owner removes it, too
+                self._store.delete(sorted(self._store.names(self._folder)))
+            raise
+
+    def _is_there(self, counted: list[Copied], text: bytes) -> bool:
+        """Whether it is on the mirror already: brought from there, or before a restart."""
+        same = [one for one in counted if one.step == self._frozen.step]
+        try:
+            return bool(same) and self._store.get(f"{same[0].folder}/{MANIFEST_NAME}") == text
+        except FileNotFoundError:
+            return False  # a listing may show what was deleted
+
+    def _known(self, counted: list[Copied]) -> dict[tuple[str, int], str]:
         """Objects of the newest checkpoint there: digest and size → name."""
-        if not there:
+        if not counted:
             return {}
-        folder = there[-1].folder
-        parts = read_receipt(self._store.get(f"{folder}/receipt-0.json"))
+        folder = counted[-1].folder
+        try:
+            parts = read_receipt(self._store.get(f"{folder}/receipt-0.json"))
+        except (FileNotFoundError, TextError):
+            return {}  # damaged there: everything is sent
         return {(part.xxh3_128, part.bytes): f"{folder}/{part.name}" for part in parts}
 
     def _send(self, names: Mapping[str, Entry], known: Mapping[tuple[str, int], str]) -> list[Part]:

@@ -10,6 +10,9 @@
 The middle name is the owner's that wrote it: its number, and its token. Who begins an upload again
 finds what is there already; who dies in one leaves objects that nobody counts, and that the next
 upload removes.
+
+    owners/000002.json          the second owner: the highest number that somebody could create
+    owners/000002.found.json    the checkpoints that it found: of earlier owners no other counts
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ RECEIPT = re.compile(r"receipt-(0|[1-9][0-9]*)\.json")
 FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]*)/([0-9]{6})-([^/]+)")
 EVALUATIONS = re.compile(r"evaluations-([0-9]{6})\.json")
 OWNER = re.compile(r"owners/([0-9]{6})\.json")
+FOUND = re.compile(r"owners/([0-9]{6})\.found\.json")
 VARIABLE = "KEEPSTEP_MIRROR"  # of the environment, where the recipe names no mirror
 SCHEMES = ("s3", "gs", "az", "file")
 HISTORY = "history"  # of the run: what run.json and events.jsonl held at the last upload
@@ -69,6 +73,19 @@ class Copied:
     step: int
     owner: int
     folder: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an owner found when it took over.
+
+    Attributes:
+        owner: its number.
+        folders: the checkpoints that were there.
+    """
+
+    owner: int = 0
+    folders: frozenset[str] = frozenset()
 
 
 def address_fault(mirror: str) -> str | None:
@@ -143,35 +160,80 @@ def what_is_missing(manifest: Manifest, parts: Iterable[Part]) -> list[str]:
     return [name for name, entry in manifest.files.items() if reached[name] != entry.bytes]
 
 
-def copied(names: Iterable[str]) -> list[Copied]:
+def copied(names: Iterable[str], found: Found = Found()) -> list[Copied]:
     """The checkpoints that are there, by the names of all objects below the run's prefix: of a step
-    the newest owner's. The oldest step first."""
-    found: dict[int, Copied] = {}
+    the newest owner's. The oldest step first.
+
+    Args:
+        found: by the newest owner that has said so: of earlier ones nothing else counts, as what
+            one of them has added since.
+    """
+    newest: dict[int, Copied] = {}
     for name in names:
         folder, _, file = name.rpartition("/")
         match = FOLDER.fullmatch(folder)
         if match is None or file != MANIFEST_NAME:
             continue
         step, owner = int(match[1]), int(match[2])
-        if step not in found or owner > found[step].owner:
-            found[step] = Copied(step, owner, folder)
-    return [found[step] for step in sorted(found)]
+        if owner < found.owner and folder not in found.folders:
+            continue
+        known = newest.get(step)
+        if known is None or (owner, folder) > (known.owner, known.folder):
+            newest[step] = Copied(step, owner, folder)
+    return [newest[step] for step in sorted(newest)]
 
 
-def left_behind(names: Iterable[str], owner: int) -> list[str]:
+def left_behind(names: Iterable[str], owner: int, whole: Iterable[Copied]) -> list[str]:
     """Objects of earlier owners: of uploads that never ended, of checkpoints whose manifest went
-    before them, and of those that a newer owner has replaced. Of a folder its manifest is first."""
-    names = list(names)
-    whole = {one.folder for one in copied(names)}
+    before them, of those that a newer owner has replaced, and what came when they were owners no
+    more. Of a folder its manifest is first.
+
+    Args:
+        whole: the checkpoints that count.
+    """
+    counted = {one.folder for one in whole}
     behind = []
     for name in names:
         match = FOLDER.match(name)
-        if match is not None and match[0] not in whole and int(match[2]) < owner:
+        if match is not None and match[0] not in counted and int(match[2]) < owner:
             behind.append(name)
     return sorted(behind, key=lambda name: (not name.endswith(f"/{MANIFEST_NAME}"), name))
+
+
+def owner_name(number: int) -> str:
+    """The object that makes somebody an owner."""
+    return f"owners/{number:06d}.json"
+
+
+def found_name(number: int) -> str:
+    """The object in which an owner says what it found."""
+    return f"owners/{number:06d}.found.json"
+
+
+def found_of(folders: Iterable[str]) -> bytes:
+    """What is in it."""
+    return json.dumps({"found": sorted(folders)}).encode()
+
+
+def read_found(owner: int, text: bytes) -> Found:
+    """
+    Raises:
+        TextError: it is none.
+    """
+    told = parse(text.decode(errors="replace"))
+    folders = told.get("found") if isinstance(told, dict) else None
+    if not isinstance(folders, list) or not all(isinstance(name, str) for name in folders):
+        raise TextError(f"{found_name(owner)} does not say what its owner found")
+    return Found(owner, frozenset(folders))
 
 
 def newest_owner(names: Iterable[str]) -> int:
     """The number of the newest owner, by the names of all objects; 0: there is none."""
     matches = (OWNER.fullmatch(name) for name in names)
     return max((int(match[1]) for match in matches if match), default=0)
+
+
+def owners_that_found(names: Iterable[str]) -> list[int]:
+    """Numbers of the owners that have said what they found, the newest first."""
+    matches = (FOUND.fullmatch(name) for name in names)
+    return sorted((int(match[1]) for match in matches if match), reverse=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from keepstep.mirror import download, upload
+from keepstep.mirror import download, owners
 from keepstep.mirror.mirroring import Mirroring
 from keepstep.mirror.store import StoreError
 from keepstep.mirror.stores import open_store
@@ -37,7 +37,7 @@ class Mirrored(TrainerCallback):
     def __init__(self, recipe: Recipe) -> None:
         self._args = recipe.training
         self._url = self._args.mirror_url
-        self._owner: upload.Owner | None = None
+        self._owner: owners.Owner | None = None
         self._trainer: CheckpointedTrainer | None = None
         self._mirroring: Mirroring | None = None
 
@@ -55,7 +55,7 @@ class Mirrored(TrainerCallback):
         try:
             store = open_store(self._url)
             download.check_run(run, store)
-            self._owner = upload.claim(store, token)
+            self._owner = owners.claim(store, token)
             found = download.bring(run, storage, store, run.staging / token)
         except StoreError as error:
             if error.fatal:
