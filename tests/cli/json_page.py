@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, type]] = {
     "ls": ("keepstep ls RUN --json", rows.CheckpointRow),
     "which": ("keepstep which RUN --json", rows.ResumeAnswer),
     "status": ("keepstep status RUN --json", RunStatus),
+    "goodput": ("keepstep goodput RUN --json", rows.GoodputReport),
     "verify": ("keepstep verify RUN --json", rows.VerifyReport),
     "samples": ("keepstep samples RUN --json", SampleRow),
     "check": ("keepstep check RECIPE --json", rows.CheckReport),

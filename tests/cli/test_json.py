@@ -16,6 +16,7 @@ from keepstep.cli.rows import (
     CheckpointRow,
     CheckReport,
     Estimate,
+    GoodputReport,
     JsonObject,
     ResumeAnswer,
 )
@@ -78,6 +79,7 @@ def recipe(tmp_path: Path) -> Path:
 ANSWERS: dict[str, tuple[str, Any]] = {
     "ls": ("ls RUN", tuple[CheckpointRow, ...]),
     "status": ("status RUN", RunStatus),
+    "goodput": ("goodput RUN", GoodputReport),
     "verify": ("verify RUN --deep", dict[str, tuple[str, ...]]),
     "samples": ("samples RUN", tuple[SampleRow, ...]),
     "which": ("which RUN --num_processes 3", tuple[ResumeAnswer, ...]),

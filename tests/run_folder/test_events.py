@@ -42,7 +42,8 @@ def test_where_nothing_tells_it_an_attempt_did_not_go_back() -> None:
     older = [text for text in LINES if '"resume"' not in text and '"attempt": 2' in text]
     older = [text.replace(', "parent": 30', "").split(', "check"')[0] + "}" for text in older]
     (attempt,) = attempts_of(read_lines("\n".join(older))[0])
-    assert attempt == Attempt(2, None, 0, 1, began=attempt.began, begun_at_known=False)
+    known = {"began": attempt.began, "last": attempt.last, "begun_at_known": False}
+    assert attempt == Attempt(2, None, 0, 1, **known)
     assert abandoned_steps(LEFT, [attempt]) == set()
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from keepstep import __version__
-from keepstep.cli import check, convert, evaluate, mirror, preview, samples, start, status  # noqa: F401  # these register their commands
+from keepstep.cli import check, convert, evaluate, goodput, mirror, preview, samples, start, status  # noqa: F401  # these register their commands
 from keepstep.cli.common import (
     JsonOption,
     RunArgument,
@@ -119,6 +119,7 @@ def _tell_checkpoints(folder: RunFolder, run: Path, verbose: bool, mtbf_hours: f
     total = sum(c.manifest.total_bytes for c in checkpoints)
     plural = "" if len(checkpoints) == 1 else "s"
     console.tell(f"{len(checkpoints)} checkpoint{plural}, {human_bytes(total)}")
+    goodput.tell_short(folder)
     if verbose or any(attempt.job for attempt in folder.attempts()):
         console.table_that_fits(partial(attempt_table, folder))
 

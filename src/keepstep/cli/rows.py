@@ -203,6 +203,24 @@ class VerifyReport(JsonObject):
         return dict(self.faults)
 
 
+@dataclass(frozen=True)
+class GoodputReport(JsonObject):
+    """What a run's wall time went into, as `keepstep goodput` tells it.
+
+    Attributes:
+        attempts: how many there were.
+        wall_seconds: from the first attempt's process to the newest word or sign of life.
+        seconds: of each part: `productive`, `repeated`, `save`, `evaluation`, `startup`, `restore`,
+            `reshard`, `waiting`, `ending`, `unknown`; together `wall_seconds`.
+        percent: the same; together 100, or 0 of a run that has not begun.
+    """
+
+    attempts: int
+    wall_seconds: float
+    seconds: dict[str, float]
+    percent: dict[str, float]
+
+
 def checkpoint_rows(run: RunFolder) -> list[CheckpointRow]:
     """One row per committed checkpoint, oldest step first; sizes in bytes."""
     policy, saves = run.policy(), run.saves()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Any
+from typing import Any, Literal, Self
 
 from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.rewind import Rewind
 
 RECIPE = 2  # the exit status of an attempt whose recipe is wrong
+# What an attempt's time goes into, as it measures that. `step`: what is none of the others, from
+# the first step's begin on; `ending`: from the last one's end on.
+Kind = Literal["startup", "restore", "reshard", "step", "evaluation", "save", "ending"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,19 @@ class Finish:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What an attempt had spent at a moment.
+
+    Attributes:
+        step: the optimizer steps completed then.
+        seconds: of each `Kind`, since its process began.
+    """
+
+    step: int
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One launch of the run, as the events tell it.
 
@@ -79,6 +95,10 @@ class Attempt:
         resharded: the processes that wrote what it resumed from, if not the same as its.
         began: when, as the events tell it (UTC, ISO 8601).
         job: of a batch job: `job` (its id), `nodes`, `restarts`.
+        up: seconds that its process was there when it began.
+        spent: what it had spent, at its saves, its end, and its last sign of life.
+        last: its last word, or sign of life, as the events tell it (UTC, ISO 8601).
+        is_heard: of one that did not tell of its end: its last sign of life is known.
     """
 
     number: int
@@ -100,6 +120,16 @@ class Attempt:
     job: Mapping[str, Any] = field(default_factory=dict)
     begun_at_known: bool = True
     path: str | None = None
+    up: float = 0.0
+    spent: tuple[Spent, ...] = ()
+    last: str | None = None
+    is_heard: bool = False
+
+    def heard_of(self, spent: Spent, at: str | None) -> Self:
+        """The same, with a sign of life that it has given."""
+        moments = [moment for moment in (self.last, at) if moment is not None]
+        last = max(moments, default=None)
+        return replace(self, spent=(*self.spent, spent), last=last, is_heard=True)
 
 
 def abandoned_steps(nodes: Iterable[Node], attempts: Iterable[Attempt] = ()) -> set[int]:

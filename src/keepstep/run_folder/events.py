@@ -10,7 +10,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from keepstep.policy.lineage import Attempt, Finish, Node
+from keepstep.policy.goodput import MOST
+from keepstep.policy.lineage import Attempt, Finish, Node, Spent
 from keepstep.policy.manifest import BOUNDS
 from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.rewind import Rewind
@@ -18,6 +19,11 @@ from keepstep.policy.strict import TextError, build, checked
 
 JOB = ("job", "nodes", "restarts")  # what an attempt says of its batch job
 WITHOUT_ATTEMPT = ("launch",)  # lines of slurm/lib.sh, for people
+# Lines that an attempt itself writes; others may be written by hand, long after it.
+OF_ATTEMPTS = (
+    *("attempt", "resume", "training", "first_step", "reshard", "commit", "save_failed", "hang"),
+    *("nonfinite", "spike", "rewind", "stop_asked", "finished", "end"),
+)
 COUNTS = {
     "attempt": "attempt",
     "step": "global_step",
@@ -37,6 +43,8 @@ FACTS: dict[str, Any] = {
     "rows": tuple[int, ...],
     "dataset": str | None,
     "attempt": int,
+    "spent": dict[str, float],
+    "at": str,
     "passed_by": dict[str, str],
     "plan": dict[str, Any],
 }
@@ -90,7 +98,7 @@ def attempts_of(
     """
     attempts: dict[int, Attempt] = {}
     for event in events:
-        number = event["attempt"]
+        number = event["of"] if event["event"] == "heard" else event["attempt"]
         attempt = attempts.get(number) or Attempt(number, begun_at_known=False)
         attempts[number] = _with(attempt, event)
     for node in committed:
@@ -130,7 +138,15 @@ def _event(line: str) -> dict[str, Any]:
         raise TextError("it names no attempt")
     if "event" not in event or "time" not in event:
         raise TextError("it names no event, or no time")
-    datetime.fromisoformat(event["time"])
+    for moment in (event["time"], event.get("at", event["time"])):
+        datetime.fromisoformat(moment)
+    if not all(0 <= seconds <= MOST for seconds in event.get("spent", {}).values()):
+        raise TextError("no attempt has spent that")
+    if event["event"] == "heard":
+        if not {"of", "at", "step", "spent"} <= event.keys():
+            raise TextError("it does not tell what was heard")
+        if not 0 < event["of"] < event["attempt"]:
+            raise TextError("it is of no earlier attempt")
     for name, of in COUNTS.items():
         low, high = BOUNDS[of]
         if not low <= (event.get(name) or low) <= high:
@@ -142,10 +158,17 @@ def _event(line: str) -> dict[str, Any]:
 
 def _with(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
     """What is known of an attempt after one more event."""
-    kind = event["event"]
+    kind, spent = event["event"], event.get("spent")
+    if kind == "heard":
+        return attempt.heard_of(Spent(event["step"] or 0, event["spent"]), event["at"])
+    if kind in OF_ATTEMPTS:
+        attempt = replace(attempt, last=max(attempt.last or "", event["time"]))
     if kind == "attempt":
         job = {name: event[name] for name in JOB if name in event}
-        return replace(attempt, began=event["time"], job=job)
+        return replace(attempt, began=event["time"], job=job, up=sum((spent or {}).values()))
+    if spent is not None:
+        step = event.get("global_step" if kind == "end" else "step") or 0
+        attempt = replace(attempt, spent=(*attempt.spent, Spent(step, spent)))
     if kind == "resume":
         return replace(
             attempt,

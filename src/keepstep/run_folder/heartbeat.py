@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from keepstep.run_folder.ownership import NotOwnerError, Owner
 from keepstep.run_folder.paths import REQUESTS
+from keepstep.run_folder.progress import Progress
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import is_file
 from keepstep.run_folder.storage import Storage
@@ -35,14 +36,21 @@ class Lookout:
     """
 
     def __init__(
-        self, run: RunFolder, storage: Storage, owner: Owner, beats: Callable[[], int]
+        self,
+        run: RunFolder,
+        storage: Storage,
+        owner: Owner,
+        beats: Callable[[], int],
+        progress: Callable[[], Progress] | None = None,
     ) -> None:
         """
         Args:
             beats: how often the attempt has got on so far.
+            progress: how far; None: that is not shown.
         """
         self.run, self.lost, self.given_up = run, False, False
         self._storage, self._owner, self._beats = storage, owner, beats
+        self._progress = progress
         self._shown = 0
         self._seen: dict[str, bool] = {}
         # Added to by training's thread, taken from by this one.
@@ -113,7 +121,8 @@ class Lookout:
     def _beat(self) -> None:
         beats = self._beats()
         if beats != self._shown:
-            self._storage.note(self.run.heartbeat, f"{self._owner.token} {beats}\n")
+            progress = "" if self._progress is None else f"{self._progress().as_line()}\n"
+            self._storage.note(self.run.heartbeat, f"{self._owner.token} {beats}\n{progress}")
             self._shown = beats
 
     @contextlib.contextmanager

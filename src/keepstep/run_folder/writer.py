@@ -31,6 +31,7 @@ from keepstep.policy.selection import WORDS, Choice, SelectionError, UnreadableE
 from keepstep.run_folder.contents import sizes_of
 from keepstep.run_folder.keeping import Keeper, now
 from keepstep.run_folder.notes import notes_on
+from keepstep.run_folder.progress import unheard
 from keepstep.run_folder.reader import Checkpoint, RunFolder, read_checkpoint
 from keepstep.run_folder.safe_read import OddFileError, read_text
 from keepstep.run_folder.storage import NotOwnerError, Storage
@@ -98,6 +99,9 @@ class RunWriter(Keeper):
                 self.storage.remove(self.run.request(name))
         self.storage.remove(self.run.status)  # it told how the attempt before this one ended
         self.record("attempt", run_id=self.run_id, **facts)
+        heard = unheard(self.run, self.attempt)
+        if heard is not None:
+            self.record("heard", **heard)
         for name, note in notes_on(self.run).items():
             logger.warning("%s: %s", name, note)
         self.point()
@@ -292,9 +296,10 @@ class RunWriter(Keeper):
         alive = [r.step for r in self.run.records(None) if not r.abandoned]
         self.record("finished", step=step, newest=max(alive, default=None), plan=plan)
 
-    def end(self, status: dict[str, Any]) -> None:
-        """Say how this attempt ended: status.json for shells, a line in events.jsonl."""
-        self.record("end", **status)
+    def end(self, status: dict[str, Any], **facts: Any) -> None:
+        """Say how this attempt ended: status.json for shells, a line in events.jsonl, which has
+        the `facts`, too."""
+        self.record("end", **status, **facts)
         text = self._without_paths(json.dumps({**status, "owner": self.owner}, indent=1))
         try:
             self.storage.replace(self.run.status, text.encode() + b"\n")

@@ -23,8 +23,11 @@ from keepstep.policy.selection import Choice, SelectionError, UnreadableError
 from keepstep.policy.standstill import Bound
 from keepstep.ranks import collectives
 from keepstep.ranks.outcome import Outcome, is_persons
+from keepstep.ranks.time_sheet import TimeSheet
 from keepstep.run_folder.heartbeat import Lookout
+from keepstep.run_folder.keeping import now
 from keepstep.run_folder.ownership import NotOwnerError, Owner, claim, job_facts
+from keepstep.run_folder.progress import Progress
 from keepstep.run_folder.reader import Checkpoint, RunFolder, read_checkpoint
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter, Saved
@@ -48,6 +51,7 @@ class CheckpointManager:
         suspect: on the main process: see `Standstills.suspect`.
         finish: how the run was finished that this attempt goes on with; None: it was not.
         training: everything is built, and what follows depends on what the attempt resumes from.
+        time_sheet: what this attempt's time goes into.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class CheckpointManager:
         self._writer: RunWriter | None = None
         self._lookout: Lookout | None = None
         self._beats = 0
+        self.time_sheet = TimeSheet()
         self._given_up: str | None = None
 
     def start(self, bring: Callable[[RunFolder, Storage, str], None] | None = None) -> None:
@@ -90,10 +95,11 @@ class CheckpointManager:
             owner = claim(self.run, self.storage)
             self.storage.guard(owner.check)
             if bring is not None:
-                bring(self.run, self.storage, owner.token)
+                with self.time_sheet.within("restore"):
+                    bring(self.run, self.storage, owner.token)
             self._writer = RunWriter(self.run, self.policy, self.storage, owner.token)
             self._writer.min_free = self.min_free
-            self._writer.start(**job_facts())
+            self._writer.start(**job_facts(), spent=self.time_sheet.told())
             return owner.token, self._writer.attempt
 
         token, self.attempt = collectives.on_main("starting the attempt", begin)
@@ -139,9 +145,15 @@ class CheckpointManager:
         if self._lookout is None:
             if self._owner is None:
                 raise RuntimeError("start() was not called")
-            self._lookout = Lookout(self.run, self.storage, self._owner, lambda: self._beats)
+            self._lookout = Lookout(
+                self.run, self.storage, self._owner, lambda: self._beats, self._progress
+            )
             self._lookout.start()
         return self._lookout
+
+    def _progress(self) -> Progress:
+        step, spent = self.time_sheet.now()
+        return Progress(now(), self.attempt, step, spent)
 
     def choose(self, resume: Resume) -> tuple[Checkpoint | None, Choice]:
         """The checkpoint to resume from, None for the beginning. Ranks: all (collective).
@@ -154,10 +166,13 @@ class CheckpointManager:
             DriftError: the settings have changed; the message lists them.
             UnreadableError: no checkpoint can be read now.
         """
-        chosen, choice, self.finish = collectives.on_main(
-            "choosing the checkpoint", lambda: self._decide(resume)
-        )
-        collectives.on_all("looking at the checkpoint", lambda: check_sight(chosen, resume.verify))
+        with self.time_sheet.within("restore"):
+            chosen, choice, self.finish = collectives.on_main(
+                "choosing the checkpoint", lambda: self._decide(resume)
+            )
+            collectives.on_all(
+                "looking at the checkpoint", lambda: check_sight(chosen, resume.verify)
+            )
         self.chosen = None if choice.weights_only else chosen
         self.saver.parent = self.chosen.step if self.chosen else None
         self.saver.before = self.chosen.manifest if self.chosen else None
@@ -258,7 +273,7 @@ class CheckpointManager:
             self._lookout.stop()
         outcome.tell_shell()
         if self._writer is not None and self.owned():
-            self._writer.end(outcome.as_json())
+            self._writer.end(outcome.as_json(), spent=self.time_sheet.told())
 
     @property
     def writer(self) -> RunWriter:

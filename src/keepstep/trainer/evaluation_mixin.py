@@ -77,13 +77,14 @@ class EvaluationMixin(Trainer):
 
         Of several sets each is logged, and told to callbacks, apart; then so is what is added.
         """
-        metrics = super().evaluate(
-            eval_dataset, *args, metric_key_prefix=metric_key_prefix, **kwargs
-        )
-        if metric_key_prefix != PREFIX[:-1]:
-            return metrics
-        if eval_dataset is None:
-            self._add(metrics, self.measured_beside())
+        with self.manager.time_sheet.within("evaluation"):
+            metrics = super().evaluate(
+                eval_dataset, *args, metric_key_prefix=metric_key_prefix, **kwargs
+            )
+            if metric_key_prefix != PREFIX[:-1]:
+                return metrics
+            if eval_dataset is None:
+                self._add(metrics, self.measured_beside())
         name = self.manager.policy.metric
         value = value_of(metrics, name)
         if value is not None and name not in metrics:

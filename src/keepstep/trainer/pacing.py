@@ -56,6 +56,8 @@ class EveryStep(TrainerCallback):
     def progress(self, at: Phase | None = None) -> None:
         """This rank has got on; `at`: what it is at from here on, None: as before. Ranks: any."""
         self.trainer.manager.beat()
+        if at == "end":
+            self.trainer.manager.time_sheet.at("ending")
         if self.watchdog is not None:
             self.watchdog.progress(at, self.trainer.state.global_step)
 
@@ -83,8 +85,10 @@ class EveryStep(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress("step")
+        self.trainer.manager.time_sheet.at("step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.manager.time_sheet.step_ended(state.global_step)
         self.progress()
         self.health.step_ended(state.global_step)
         if self.pacer is not None:

@@ -30,6 +30,7 @@ from keepstep.ranks.outcome import STATUS_FILE, Outcome
 from keepstep.ranks.start_up import own_start
 from keepstep.recipe.config import Recipe
 from keepstep.run_folder.ownership import VARIABLE
+from keepstep.run_folder.progress import goodput_of
 from keepstep.run_folder.reader import Checkpoint
 from keepstep.run_folder.writer import Saved
 from keepstep.save.manager import CheckpointManager
@@ -107,7 +108,15 @@ def _planned(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> str:
 
 
 def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
-    """How it ended, and what to do next. Ranks: any."""
+    """How it ended, what the time went into, and what to do next. Ranks: any."""
+    _tell_end(manager, outcome)
+    if outcome.outcome in ("finished", "preempted", "failed") and collectives.is_main():
+        spent = goodput_of(manager.run)
+        if spent.wall:
+            say(f"Goodput:     {spent.told()}")
+
+
+def _tell_end(manager: CheckpointManager, outcome: Outcome) -> None:
     folder, metric = manager.run.path, manager.policy.metric
     best = None if outcome.best_step is None else manager.run.checkpoint(outcome.best_step)
     if outcome.outcome == "no_progress":

@@ -142,11 +142,14 @@ class ResumeMixin(Trainer):
         self.contents.attach()
         if self.start is not None:
             assert self._seen is not None  # since train()
-            self.resharded = restore(self, self._seen)
-            self._take_up_counts(self.start.manifest.about)
-            settle_gradients(self, train_dataloader)
+            with self.manager.time_sheet.within("restore"):
+                self.resharded = restore(self, self._seen)
+                self._take_up_counts(self.start.manifest.about)
+                settle_gradients(self, train_dataloader)
+            self.manager.time_sheet.step_ended(self.start.step)
             own_start.ended("restore")
         if self.resharded is not None:
+            self.manager.time_sheet.move(self.resharded.seconds, "restore", "reshard")
             facts = self.resharded.as_json()
             self.manager.saver.on_main(
                 "recording", lambda writer: writer.record("reshard", **facts)

@@ -102,7 +102,8 @@ class Saving:
             why = "stop"
         elif self.error is not None and self.error.step == self.due:
             why = "again"
-        return {"why": why, **pacer.save_begins()}
+        spent = trainer.manager.time_sheet.told()
+        return {"why": why, "spent": spent, **pacer.save_begins()}
 
     def hear(self) -> None:
         """Wait for the save in flight, and for what came of it."""
@@ -117,6 +118,7 @@ class Saving:
             return
         self.last_saved = saved
         self._failed_since.clear()
+        self._trainer.manager.time_sheet.move(saved.facts["hold"], "step", "save")
         pacer = self._trainer.every_step.pacer
         if pacer is not None:
             pacer.save_ended(saved.facts)

@@ -57,7 +57,8 @@ class SavingMixin(Trainer):
         self.current_flos = 0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self.saving.begin()
+        with self.manager.time_sheet.within("save"):
+            self.saving.begin()
 
     def tell_committed(self, checkpoint: Checkpoint) -> None:
         """Call `on_checkpoint_committed` of every callback that has one. Ranks: all; each its own
@@ -70,7 +71,8 @@ class SavingMixin(Trainer):
 
     def hear(self) -> None:
         """Wait for the save in flight, and for what came of it. Ranks: all (collective)."""
-        self.saving.hear()
+        with self.manager.time_sheet.within("save"):
+            self.saving.hear()
 
     @property
     def last_saved(self) -> Saved | None:
@@ -123,7 +125,8 @@ class SavingMixin(Trainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self.every_step.progress("end")
-        self.saving.finish()
+        with self.manager.time_sheet.within("save"):
+            self.saving.finish()
         finished = self.preempted is None and self.saving.complete
         best = self.manager.best() if finished else None
         self.state.best_model_checkpoint = str(best.path) if best else None

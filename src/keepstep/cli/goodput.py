@@ -1,0 +1,54 @@
+"""`keepstep goodput`: what a run's wall time went into."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+from rich.table import Table
+
+from keepstep.cli.common import JsonOption, RunArgument, app, console, examples, run_folder
+from keepstep.cli.rows import GoodputReport
+from keepstep.output.units import human_duration
+from keepstep.policy.goodput import TITLES, Goodput
+from keepstep.run_folder.progress import goodput_of
+from keepstep.run_folder.reader import RunFolder
+
+
+@app.command(epilog=examples("keepstep goodput runs/mine", "keepstep goodput runs/mine --json"))
+def goodput(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Tell what a run's wall time went into: steps, steps made again, saves, waiting, and so on."""
+    folder = run_folder(run)
+    with folder.held():
+        found, attempts = goodput_of(folder), len(folder.attempts())
+    if as_json:
+        typer.echo(json.dumps(report(found, attempts).as_dict(), indent=1))
+    elif not found.wall:
+        console.tell(f"{run}: no attempt has begun")
+    else:
+        plural = "" if attempts == 1 else "s"
+        console.tell(f"{run}: {human_duration(found.wall / 1000)}, {attempts} attempt{plural}")
+        console.table(_table(found))
+
+
+def tell_short(folder: RunFolder) -> None:
+    """The same in a line, of a run that has begun."""
+    found = goodput_of(folder)
+    if found.wall:
+        console.tell(f"goodput: {found.told()}")
+
+
+def report(found: Goodput, attempts: int) -> GoodputReport:
+    seconds = {name: part / 1000 for name, part in found.parts.items()}
+    return GoodputReport(attempts, found.wall / 1000, seconds, found.shares())
+
+
+def _table(found: Goodput) -> Table:
+    table, shares = Table(box=None, pad_edge=False, show_header=False), found.shares()
+    for justify in ("left", "right", "right"):
+        table.add_column(justify=justify)
+    for name, title in TITLES.items():
+        took = human_duration(found.parts[name] / 1000)
+        table.add_row(title, f"{shares[name]:.1f} %", took)
+    table.add_row("together", f"{sum(shares.values()):.1f} %", human_duration(found.wall / 1000))
+    return table
