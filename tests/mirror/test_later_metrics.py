@@ -12,6 +12,7 @@ from keepstep.mirror.download import bring
 from keepstep.mirror.evaluations import send_evaluations
 from keepstep.mirror.job import do
 from keepstep.mirror.listing import checkpoints_on
+from keepstep.mirror.object_store import ObjectStore
 from keepstep.mirror.owners import claim
 from keepstep.mirror.pruning import prune
 from keepstep.mirror.store import Store
@@ -88,7 +89,7 @@ def test_two_at_a_time_lose_nothing(store: Store, run: RunFolder, tmp_path: Path
     measure(run, 4, eval_law_loss=0.5)
     measure(other, 4, eval_med_loss=0.25)
 
-    class Slow(Store):
+    class Slow(ObjectStore):
         """Another process comes between its look and its writing."""
 
         def create(self, name: str, content: bytes) -> bool:

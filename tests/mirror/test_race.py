@@ -100,8 +100,6 @@ def test_a_race(store: Store, run: RunFolder, racers: list[Racer], races: int) -
         assert f"checkpoint-{(8, 12)[winner]}/000002-{TOKENS[winner]}" in counted
         lost = {name.rpartition("/")[0] for name in names if TOKENS[1 - winner] in name}
         assert lost <= counted, "what does not count is gone"
-        if answers[1 - winner]["deposed"]:
-            assert lost == set()
     assert deposed > 0
 
 
