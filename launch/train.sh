@@ -82,6 +82,15 @@ command=(accelerate-launch --config_file "$config" --num_processes "$processes"
   "${launch_args[@]}" "${program[@]}" --config "$recipe" "$@")
 { printf '+' && printf ' %q' "${command[@]}" && printf '\n'; } || true
 
+if [[ -z ${KEEPSTEP_OWNER:-} ]]; then # else a job has told how it was submitted
+  KEEPSTEP_COMMAND=''
+  for name in KEEPSTEP_CONFIG KEEPSTEP_PROCESSES KEEPSTEP_LAUNCH_ARGS; do
+    [[ -z ${!name:-} ]] || KEEPSTEP_COMMAND+="$name=$(printf %q "${!name}") "
+  done
+  KEEPSTEP_COMMAND+=${KEEPSTEP_CALLED_AS:-$(printf %q "$0")}$(printf ' %q' "$recipe" "$@")
+fi
+export KEEPSTEP_COMMAND # for the run folder: the way on
+
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export KEEPSTEP_STATUS_FILE=$scratch/status.json

@@ -9,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from keepstep.cli import rows
+from keepstep.cli.history import AttemptShown, RunShown
 from keepstep.cli.samples import SampleRow
 from keepstep.cli.status import RunStatus
 from keepstep.recipe.problems import Problem
@@ -20,6 +21,7 @@ COMMANDS: dict[str, tuple[str, type]] = {
     "ls": ("keepstep ls RUN --json", rows.CheckpointRow),
     "which": ("keepstep which RUN --json", rows.ResumeAnswer),
     "status": ("keepstep status RUN --json", RunStatus),
+    "show": ("keepstep show RUN --json", RunShown),
     "goodput": ("keepstep goodput RUN --json", rows.GoodputReport),
     "verify": ("keepstep verify RUN --json", rows.VerifyReport),
     "samples": ("keepstep samples RUN --json", SampleRow),
@@ -27,7 +29,7 @@ COMMANDS: dict[str, tuple[str, type]] = {
     "estimate": ("keepstep estimate RECIPE --json", rows.Estimate),
 }
 ARRAYS = {"ls", "which", "samples"}
-INNER = {Problem: "check", rows.EstimateRow: "estimate"}
+INNER = {AttemptShown: "show", Problem: "check", rows.EstimateRow: "estimate"}
 TYPES = {int: "integer", float: "number", str: "string", bool: "true or false"}
 HEAD = """# What `--json` prints
 

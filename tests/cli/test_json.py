@@ -11,6 +11,7 @@ import pytest
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
+from keepstep.cli.history import RunShown
 from keepstep.cli.main import app
 from keepstep.cli.rows import (
     CheckpointRow,
@@ -79,6 +80,7 @@ def recipe(tmp_path: Path) -> Path:
 ANSWERS: dict[str, tuple[str, Any]] = {
     "ls": ("ls RUN", tuple[CheckpointRow, ...]),
     "status": ("status RUN", RunStatus),
+    "show": ("show RUN", RunShown),
     "goodput": ("goodput RUN", GoodputReport),
     "verify": ("verify RUN --deep", dict[str, tuple[str, ...]]),
     "samples": ("samples RUN", tuple[SampleRow, ...]),

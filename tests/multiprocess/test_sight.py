@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
 from pathlib import Path
 
 from typer.testing import CliRunner
 
 from keepstep.cli.main import app
+from keepstep.run_folder.launched import changed, launched_of
 from keepstep.run_folder.progress import goodput_of, progress_of
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import events
@@ -35,7 +37,8 @@ def test_a_run_of_kills(ranks: Ranks, demo: Path, workspace: Path) -> None:
     alone = goodput_of(run)
     assert alone.repeated > 0  # nobody has launched it again: what is not saved is lost
     step = run.checkpoints()[-1].step
-    ranks.run([*command, "--max_steps", str(step + 60)], processes=1)
+    secret = {"HF_TOKEN": "hf_" + "s3cret" * 5, "KEEPSTEP_COMMAND": f"x --hub_token {'a' * 20}"}
+    ranks.run([*command, "--max_steps", str(step + 60)], processes=1, env=secret)
 
     (heard,) = events(run, "heard")
     assert heard["of"] == 1
@@ -49,3 +52,15 @@ def test_a_run_of_kills(ranks: Ranks, demo: Path, workspace: Path) -> None:
     assert round(sum(json.loads(told.stdout)["percent"].values()), 6) == 100
     listed = CliRunner().invoke(app, ["ls", str(run.path)]).stdout
     assert f"goodput: {found.told()}" in listed
+
+    kept = launched_of(run)
+    assert [of.hosts for of in kept.values()] == [{socket.gethostname(): n} for n in (2, 1)]
+    assert kept[2].command == "x --hub_token ***"
+    assert kept[1].data["training"] == str(demo / "data/train.jsonl")
+    assert changed(kept[1].recipe, kept[2].recipe)["max_steps"] == (100_000, step + 60)
+    written = b"".join(p.read_bytes() for p in run.private.rglob("*") if p.is_file())
+    assert b"s3cret" not in written
+    assert b"a" * 20 not in written
+    told = CliRunner().invoke(app, ["show", str(run.path)]).stdout
+    assert f"attempt 1: began {kept[1].time[:10]}" in told
+    assert f"max_steps: 100000 → {step + 60}" in told

@@ -11,10 +11,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from keepstep.output.printable import printable
 from keepstep.output.terminal import Terminal
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.policy.selection import SelectionError
 from keepstep.run_folder.checkpoint import DamagedError
+from keepstep.run_folder.kinds import why_no_run
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 
 INTERRUPTED = 130  # as shells say it of SIGINT
@@ -103,6 +105,15 @@ def run_folder(path: Path) -> RunFolder:
     if step_of(resolved.name) is not None and (resolved / MANIFEST_NAME).is_file():
         fail(f"{path} is a checkpoint: name its run, {resolved.parent}")
     return folder_at(path)
+
+
+def used_run(path: Path) -> RunFolder:
+    """A folder that a run has used; what else it is, is told."""
+    folder = run_folder(path)
+    why = why_no_run(folder)
+    if why is not None:
+        fail(f"{printable(str(path))} {why.what}", f"    Hint: {why.hint}")
+    return folder
 
 
 def folder_at(path: Path) -> RunFolder:

@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 
 from keepstep import __version__
-from keepstep.cli import check, convert, evaluate, goodput, mirror, preview, samples, start, status  # noqa: F401  # these register their commands
+from keepstep.cli import (  # noqa: F401  # these register their commands
+    check,
+    convert,
+    evaluate,
+    goodput,
+    history,
+    mirror,
+    preview,
+    samples,
+    start,
+    status,
+)
 from keepstep.cli.common import (
     JsonOption,
     RunArgument,
@@ -24,9 +35,10 @@ from keepstep.cli.common import (
     examples,
     fail,
     run_folder,
+    used_run,
 )
 from keepstep.cli.rows import VerifyReport, checkpoint_rows, resume_answer
-from keepstep.cli.status import job_of
+from keepstep.cli.status import job_of, tell_without_checkpoints
 from keepstep.cli.tables import (
     attempt_table,
     checkpoint_table,
@@ -91,7 +103,7 @@ def list_checkpoints(
     as_json: JsonOption = False,
 ) -> None:
     """List the checkpoints of a run: step, metric, size, state, and why each is kept."""
-    folder = run_folder(run)
+    folder = used_run(run)
     with folder.held():
         if as_json:
             typer.echo(json.dumps([row.as_dict() for row in checkpoint_rows(folder)], indent=1))
@@ -106,7 +118,7 @@ def _tell_checkpoints(folder: RunFolder, run: Path, verbose: bool, mtbf_hours: f
     for path in sorted(folder.pinned_aside.glob("*/*")):
         console.tell(f"{path}: pinned; a branch has saved its step again")
     if not checkpoints:
-        console.tell(f"{run}: no committed checkpoint yet")
+        tell_without_checkpoints(folder, run)
         return
     console.table_that_fits(partial(checkpoint_table, folder))
     if verbose:
@@ -137,6 +149,8 @@ def verify(
 ) -> None:
     """Compare the files of checkpoints with their manifests; exit status 1 says they differ."""
     folder, checkpoints = checkpoints_at(path)
+    if step_of(path.resolve().name) is None:
+        used_run(path)
     faults = {c.path.name: folder.state_of(c, deep) for c in checkpoints}
     odd = folder.odd()
     if step_of(path.resolve().name) is not None:
@@ -164,7 +178,7 @@ def verify(
         console.tell(f"{name}: {note}")
     if any(faults.values()) or not faults:
         if not faults:
-            console.tell(f"{path}: no committed checkpoint")
+            tell_without_checkpoints(folder, path)
         raise typer.Exit(1)
 
 
@@ -190,7 +204,7 @@ def which(
     as_json: JsonOption = False,
 ) -> None:
     """Tell what a resume would take, what that loses, and why it takes no other checkpoint."""
-    folder = run_folder(run)
+    folder = used_run(run)
     if request not in ("", *WORDS) and not request.isdecimal():
         fail(f"{request!r} is none of {', '.join(WORDS)}, and no step")
     requests = [request] if request else WORDS[:3]

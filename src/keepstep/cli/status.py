@@ -153,6 +153,38 @@ def status_of(run: RunFolder) -> RunStatus:
     )
 
 
+def tell_without_checkpoints(run: RunFolder, path: Path) -> None:
+    """Why no checkpoint of this run is listed.
+
+    Raises:
+        typer.Exit: there were some, and none can be taken.
+    """
+    odd, found = run.odd(), status_of(run)
+    if odd:
+        console.tell(f"{path}: none of {len(odd)} checkpoints can be taken; each says why")
+        raise typer.Exit(1)
+    console.tell(f"{path}: no checkpoint is committed yet: {in_words(found)}")
+    reason = " ".join((found.reason or "").split())
+    if reason:
+        console.tell(f"  reason: {reason}")
+    if found.attempt:
+        console.tell(f"  `keepstep show {path}` tells more")
+
+
+def in_words(found: RunStatus) -> str:
+    """How it stands, in a sentence."""
+    if found.state == "ended":
+        said = f"{found.outcome}" + ("" if found.step is None else f" at step {found.step}")
+        return f"{said} (attempt {found.attempt}, exit status {found.exit})"
+    return {
+        "new": "no attempt has begun",
+        "running": f"attempt {found.attempt} is at work",
+        "killed": f"attempt {found.attempt} was killed: its process is gone, without a word",
+        "unknown": f"attempt {found.attempt} has not told of its end: it is at work elsewhere, or "
+        "was killed",
+    }[found.state]
+
+
 def job_of(run: RunFolder) -> str | None:
     """The batch job that slurm/submit.sh has submitted for the run; None: there is none, or it has
     ended, and not to be queued again."""
@@ -241,18 +273,8 @@ def _text(value: Any) -> str:
 
 
 def _tell(run: Path, found: RunStatus) -> None:
-    said = {
-        "new": "no attempt has begun",
-        "running": f"attempt {found.attempt} is at work",
-        "killed": f"attempt {found.attempt} was killed: its process is gone, without a word",
-        "unknown": f"attempt {found.attempt} has not told of its end: it is at work elsewhere, or "
-        "was killed",
-        "ended": f"{found.outcome}" + ("" if found.step is None else f" at step {found.step}"),
-    }[found.state]
-    if found.state == "ended":
-        said += f" (attempt {found.attempt}, exit status {found.exit})"
     reason = " ".join((found.reason or "").split())
-    lines: dict[str, str | None] = {"": f"{run}: {said}", "reason": reason}
+    lines: dict[str, str | None] = {"": f"{run}: {in_words(found)}", "reason": reason}
     checkpoints = [f"{found.checkpoints} committed"]
     checkpoints += [] if found.newest is None else [f"newest checkpoint-{found.newest}"]
     checkpoints += [] if found.best is None else [f"best checkpoint-{found.best}"]

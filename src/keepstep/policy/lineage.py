@@ -91,6 +91,7 @@ class Attempt:
         finish: it came to the end of the run, or found it there.
         outcome: finished, preempted, rewound, failed, …; None: killed, or still at work.
         exit: its exit status, None unless it said so.
+        reason: what asked for its end, or the error; None: it has not said so, or there is none.
         reached: the step at which it ended, None unless it said so.
         resharded: the processes that wrote what it resumed from, if not the same as its.
         began: when, as the events tell it (UTC, ISO 8601).
@@ -124,6 +125,7 @@ class Attempt:
     spent: tuple[Spent, ...] = ()
     last: str | None = None
     is_heard: bool = False
+    reason: str | None = None
 
     def heard_of(self, spent: Spent, at: str | None) -> Self:
         """The same, with a sign of life that it has given."""

@@ -209,5 +209,12 @@ def _with(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
         )
     if kind == "end":
         outcome, reached = event.get("outcome"), event.get("global_step")
-        return replace(attempt, outcome=outcome, reached=reached, exit=event.get("exit"))
+        reason = event.get("reason")
+        return replace(
+            attempt,
+            outcome=outcome,
+            reached=reached,
+            exit=event.get("exit"),
+            reason=reason if isinstance(reason, str) else None,
+        )
     return attempt

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from keepstep.run_folder.ownership import NotOwnerError, Owner
 from keepstep.run_folder.paths import REQUESTS
-from keepstep.run_folder.progress import Progress
+from keepstep.run_folder.progress import Reached
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import is_file
 from keepstep.run_folder.storage import Storage
@@ -41,7 +41,7 @@ class Lookout:
         storage: Storage,
         owner: Owner,
         beats: Callable[[], int],
-        progress: Callable[[], Progress] | None = None,
+        progress: Callable[[], Reached] | None = None,
     ) -> None:
         """
         Args:

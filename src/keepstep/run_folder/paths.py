@@ -37,6 +37,7 @@ class RunPaths:
         self.status = self.private / "status.json"
         self.owner_file = self.private / "owner"
         self.heartbeat = self.private / "heartbeat"
+        self.launched = self.private / "launched"  # what each attempt was launched as
         self.job = self.private / "job"  # what slurm/submit.sh has put there
 
     def request(self, name: str) -> Path:

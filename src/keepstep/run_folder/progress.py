@@ -20,7 +20,7 @@ SILENT_SECONDS = 300.0  # after which an attempt on another machine is not taken
 
 
 @dataclass(frozen=True)
-class Progress:
+class Reached:
     """How far an attempt had got at a moment.
 
     Attributes:
@@ -39,7 +39,7 @@ class Progress:
         return with_check(json.dumps(asdict(self)))
 
 
-def progress_of(run: RunFolder) -> Progress | None:
+def progress_of(run: RunFolder) -> Reached | None:
     """What the newest heartbeat tells; None: nothing that can be believed. A reader may meet a part
     of it: then its check differs."""
     try:
@@ -47,7 +47,7 @@ def progress_of(run: RunFolder) -> Progress | None:
         if len(lines) < 2:  # an older version's
             return None
         values, _ = checked(lines[1])
-        found: Progress = build(Progress, {f.name: values.get(f.name) for f in fields(Progress)})
+        found: Reached = build(Reached, {f.name: values.get(f.name) for f in fields(Reached)})
         datetime.fromisoformat(found.time)
     except (*ABSENT, OSError, OddFileError, TextError, ValueError):
         return None

@@ -30,6 +30,7 @@ from keepstep.policy.samples import Sample, lines_of
 from keepstep.policy.selection import WORDS, Choice, SelectionError, UnreadableError, Verify, choose
 from keepstep.run_folder.contents import sizes_of
 from keepstep.run_folder.keeping import Keeper, now
+from keepstep.run_folder.launched import Launched, path_of
 from keepstep.run_folder.notes import notes_on
 from keepstep.run_folder.progress import unheard
 from keepstep.run_folder.reader import Checkpoint, RunFolder, read_checkpoint
@@ -105,6 +106,13 @@ class RunWriter(Keeper):
         for name, note in notes_on(self.run).items():
             logger.warning("%s: %s", name, note)
         self.point()
+
+    def keep_launched(self, launched: Launched) -> None:
+        """Write down what this attempt was launched as; a full disk may cost no more than that."""
+        with self.setbacks.allowed("what this attempt was launched as is not written down"):
+            self.storage.make_folder(self.run.launched)
+            path = path_of(self.run, self.attempt)
+            self.storage.replace(path, launched.as_text().encode() + b"\n")
 
     def select(
         self,

@@ -27,7 +27,7 @@ from keepstep.ranks.time_sheet import TimeSheet
 from keepstep.run_folder.heartbeat import Lookout
 from keepstep.run_folder.keeping import now
 from keepstep.run_folder.ownership import NotOwnerError, Owner, claim, job_facts
-from keepstep.run_folder.progress import Progress
+from keepstep.run_folder.progress import Reached
 from keepstep.run_folder.reader import Checkpoint, RunFolder, read_checkpoint
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter, Saved
@@ -151,9 +151,9 @@ class CheckpointManager:
             self._lookout.start()
         return self._lookout
 
-    def _progress(self) -> Progress:
+    def _progress(self) -> Reached:
         step, spent = self.time_sheet.now()
-        return Progress(now(), self.attempt, step, spent)
+        return Reached(now(), self.attempt, step, spent)
 
     def choose(self, resume: Resume) -> tuple[Checkpoint | None, Choice]:
         """The checkpoint to resume from, None for the beginning. Ranks: all (collective).

@@ -24,16 +24,21 @@ def describe(recipe: Recipe, license_there: str | None = None) -> dict[str, Any]
     base, training = recipe.model.model_name_or_path, recipe.training
     names = [recipe.data.dataset_name, *(d.path for d in recipe.data.datasets or [])]
     local = base is not None and looks_local(base)
-    on_gpu = torch.cuda.is_available() and not training.use_cpu
     return {
         "base_model": None if local else base,
         "datasets": [name for name in names if name and not looks_local(name)],
         "license": training.card_data.get("license")
         or (_license_in(Path(str(base)).expanduser()) if local else license_there),
         "precision": training.precision,
-        "hardware": torch.cuda.get_device_name() if on_gpu else "CPU",
+        "hardware": hardware(recipe),
         "card": training.card_data,
     }
+
+
+def hardware(recipe: Recipe) -> str:
+    """What this rank computes on. Ranks: any."""
+    on_gpu = torch.cuda.is_available() and not recipe.training.use_cpu
+    return torch.cuda.get_device_name() if on_gpu else "CPU"
 
 
 def _license_in(folder: Path) -> str | None:

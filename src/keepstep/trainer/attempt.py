@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Mapping
 from dataclasses import replace
 from types import TracebackType
@@ -31,6 +32,7 @@ from keepstep.save.resume_checks import DriftError, Resume
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer import about
 from keepstep.trainer.health import RewindError, SpoiltError
+from keepstep.trainer.launched import launched
 from keepstep.trainer.mirror_callback import Mirrored
 from keepstep.trainer.publish_callback import Publishing
 from keepstep.trainer.reporter import farewell
@@ -114,8 +116,13 @@ class CurrentAttempt:
         self._begun = True
         tell_shell_of_beginning()
         self.manager.start(self.mirror.bring)
+        hosts = collectives.gather(socket.gethostname())
+        collectives.on_main("writing down what is launched", lambda: self._keep_launched(hosts))
         self._signals.callback(signals.tell_at_once(self.manager.stop_asked))
         stop_if_asked()
+
+    def _keep_launched(self, hosts: list[str]) -> None:
+        self.manager.writer.keep_launched(launched(self.recipe, self.manager.attempt, hosts))
 
     def choose(self, settings: Mapping[str, Any], request: str | None = None) -> None:
         """Decide what to carry on from. Ranks: all (collective).

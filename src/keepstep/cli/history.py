@@ -1,0 +1,225 @@
+"""`keepstep show`: what a run was, how each attempt ended, and the way on."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from keepstep.cli.common import JsonOption, RunArgument, app, console, examples, used_run
+from keepstep.cli.rows import JsonObject
+from keepstep.cli.status import RunStatus, in_words, job_of, status_of
+from keepstep.output.printable import first_few
+from keepstep.policy.lineage import Attempt
+from keepstep.run_folder.launched import Launched, changed, launched_of
+from keepstep.run_folder.progress import goodput_of
+from keepstep.run_folder.reader import RunFolder
+
+CUT = 120  # characters of a value, and of a reason in a list
+FOLLOWS = {  # outcome → what it means
+    "finished": "all that was asked for is trained, and its last save is committed",
+    "preempted": "somebody or something asked for a stop; the state is saved",
+    "rewound": "a step had spoilt the run: the next attempt goes on from before it",
+    "failed": "it ended with an error",
+    "no_progress": "every checkpoint that there is has been tried, in vain",
+}
+
+
+@dataclass(frozen=True)
+class AttemptShown(JsonObject):
+    """One attempt.
+
+    Attributes:
+        number: counted from 1.
+        began: when (UTC, ISO 8601); null: the line that told it is lost.
+        last: its last word or sign of life.
+        resumed_from: the step that it began at; null: it had not come so far.
+        reached: the step at which it ended, or gave its last sign of life; null: not known.
+        commits: checkpoints that it committed.
+        outcome: how it ended; null: it has not told.
+        exit: its exit status; null: likewise.
+        reason: what asked for its end, or the error; null: there is none.
+        changed: fields of the recipe that the attempt before had otherwise: name → before, now.
+        launched: what is kept of its launch (docs/format.md); null: an older version's, or lost.
+    """
+
+    number: int
+    began: str | None
+    last: str | None
+    resumed_from: int | None
+    reached: int | None
+    commits: int
+    outcome: str | None
+    exit: int | None
+    reason: str | None
+    changed: dict[str, Any]
+    launched: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class RunShown(JsonObject):
+    """What a run was, and how it stands.
+
+    Attributes:
+        status: as `keepstep status` has it.
+        why: what the outcome, or the state, means.
+        attempts: every one, the oldest first.
+        way_on: the command that carries on, or null: there is nothing to do, or it is not known.
+    """
+
+    status: RunStatus
+    why: str
+    attempts: tuple[AttemptShown, ...]
+    way_on: str | None
+
+
+@app.command(epilog=examples("keepstep show runs/mine", "keepstep show runs/mine --json"))
+def show(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Tell what a run was: its model, data, code and hosts, how each attempt ended, the way on."""
+    folder = used_run(run)
+    with folder.held():
+        found = shown(folder)
+        spent = goodput_of(folder)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1))
+        return
+    _tell(run, found)
+    if spent.wall:
+        console.tell(f"  {'goodput:':<14}{spent.told()}")
+    for attempt in found.attempts:
+        _tell_attempt(attempt)
+    if found.way_on is not None:
+        console.tell("the way on:")
+        console.tell(f"  {found.way_on}")
+
+
+def shown(run: RunFolder) -> RunShown:
+    """What is known of a run."""
+    status, launched = status_of(run), launched_of(run)
+    rows, before = [], None
+    for attempt in run.attempts():
+        now = launched.get(attempt.number)
+        other: dict[str, Any] = changed(before.recipe, now.recipe) if before and now else {}
+        rows.append(_row(attempt, now, {name: list(pair) for name, pair in other.items()}))
+        before = now or before
+    return RunShown(
+        status=status,
+        why=_why(status),
+        attempts=tuple(rows),
+        way_on=_way_on(run, status, list(launched.values())),
+    )
+
+
+def _row(attempt: Attempt, launched: Launched | None, other: dict[str, Any]) -> AttemptShown:
+    last = max((spent.step for spent in attempt.spent), default=None)
+    begun = attempt.request is not None or attempt.commits
+    return AttemptShown(
+        number=attempt.number,
+        began=attempt.began,
+        last=attempt.last,
+        resumed_from=attempt.resumed_from if begun and attempt.begun_at_known else None,
+        reached=last if attempt.reached is None else attempt.reached,
+        commits=attempt.commits,
+        outcome=attempt.outcome,
+        exit=attempt.exit,
+        reason=attempt.reason,
+        changed=other,
+        launched=None if launched is None else vars(launched).copy(),
+    )
+
+
+def _why(status: RunStatus) -> str:
+    if status.outcome is not None:
+        return FOLLOWS[status.outcome]
+    return {
+        "new": "nobody has launched it",
+        "running": "its process is there",
+        "killed": "by SIGKILL, for lack of memory, or with its machine: such an end tells nothing",
+        "unknown": "nothing has been heard of its end",
+        "ended": "",
+    }[status.state]
+
+
+def _way_on(run: RunFolder, status: RunStatus, launched: list[Launched]) -> str | None:
+    """The command that carries on: the newest attempt's own."""
+    done = status.outcome == "finished" and status.exit == 0
+    if done or status.state == "running" or not launched or job_of(run) is not None:
+        return None
+    newest = launched[-1]
+    if newest.command.startswith("cd "):  # a job has told where it was submitted
+        return newest.command
+    return f"cd {shlex.quote(newest.directory)} && {newest.command}"
+
+
+def _tell(run: Path, found: RunShown) -> None:
+    status, of = found.status, found.attempts
+    console.tell(f"{run}: {in_words(status)}")
+    newest = next((a.launched for a in reversed(of) if a.launched is not None), None)
+    checkpoints = [f"{status.checkpoints} committed"]
+    checkpoints += [] if status.newest is None else [f"newest checkpoint-{status.newest}"]
+    checkpoints += [] if status.best is None else [f"best checkpoint-{status.best}"]
+    lines = {
+        "which means": found.why,
+        "reason": " ".join((status.reason or "").split()),
+        "checkpoints": ", ".join(checkpoints),
+        **(_launch(newest) if newest else {}),
+        "next": status.next,
+    }
+    for name, text in lines.items():
+        if text:
+            console.tell(f"  {name + ':':<14}{text}")
+
+
+def _launch(newest: Mapping[str, Any]) -> dict[str, str]:
+    """Where it came from, as the newest attempt was launched."""
+    versions, code, hosts = newest["versions"], newest["code"], newest["hosts"]
+    known = ("keepstep", "torch", "transformers", "trl", "deepspeed")
+    commit = f"commit {code['commit'][:12]}" if "commit" in code else ""
+    if code.get("changed", "0") != "0":
+        commit += f", and {code['changed']} files that differ from it"
+    named = [f"{host} ({count} processes)" for host, count in hosts.items()]
+    return {
+        "model": newest["model"] or "an object of the script",
+        "data": "; ".join(f"{what}: {source}" for what, source in newest["data"].items())
+        or "given by the script",
+        "hosts": f"{first_few(named)}; {newest['hardware']}",
+        "versions": ", ".join(f"{name} {versions[name]}" for name in known if name in versions),
+        "code": commit,
+    }
+
+
+def _tell_attempt(attempt: AttemptShown) -> None:
+    console.tell(f"attempt {attempt.number}: {_story(attempt)}")
+    reason = " ".join((attempt.reason or "").split())
+    if reason:
+        console.tell(f"  {_cut(reason)}")
+    for line in _changes(attempt.changed):
+        console.tell(f"  {line}")
+
+
+def _story(attempt: AttemptShown) -> str:
+    began = "" if attempt.began is None else f"began {attempt.began[:19].replace('T', ' ')}"
+    start = attempt.resumed_from
+    parts = [began, "" if not start else f"from step {start}"]
+    at = "" if attempt.reached is None else f" at step {attempt.reached}"
+    if attempt.outcome is not None:
+        status = "" if attempt.exit in (None, 0) else f" (exit status {attempt.exit})"
+        parts.append(f"{attempt.outcome}{at}{status}")
+    else:
+        parts.append(f"no word of its end; last heard of{at or ' before its first step'}")
+    parts.append(f"{attempt.commits} saved")
+    return ", ".join(part for part in parts if part)
+
+
+def _changes(other: Mapping[str, Any]) -> Iterator[str]:
+    for name, (before, now) in other.items():
+        yield f"{name}: {_cut(json.dumps(before))} → {_cut(json.dumps(now))}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= CUT else f"{text[: CUT - 1]}…"
