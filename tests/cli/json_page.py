@@ -19,6 +19,7 @@ PAGE = ROOT / "docs/json.md"
 # What prints it → the class of what is printed; `[]`: an array of these.
 COMMANDS: dict[str, tuple[str, type]] = {
     "ls": ("keepstep ls RUN --json", rows.CheckpointRow),
+    "ls-runs": ("keepstep ls s3://bucket/prefix --json", rows.MirroredRunRow),
     "which": ("keepstep which RUN --json", rows.ResumeAnswer),
     "status": ("keepstep status RUN --json", RunStatus),
     "show": ("keepstep show RUN --json", RunShown),
@@ -28,7 +29,7 @@ COMMANDS: dict[str, tuple[str, type]] = {
     "check": ("keepstep check RECIPE --json", rows.CheckReport),
     "estimate": ("keepstep estimate RECIPE --json", rows.Estimate),
 }
-ARRAYS = {"ls", "which", "samples"}
+ARRAYS = {"ls", "ls-runs", "which", "samples"}
 INNER = {AttemptShown: "show", Problem: "check", rows.EstimateRow: "estimate"}
 TYPES = {int: "integer", float: "number", str: "string", bool: "true or false"}
 HEAD = """# What `--json` prints

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +81,21 @@ def errors_apart() -> Iterator[None]:
         yield
     finally:
         console.stderr = False
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within, what ends a command leaves its blocks: what they have begun is put away."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def above_zero(value: float | None) -> float | None:

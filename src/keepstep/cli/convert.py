@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from keepstep.cli import on_mirror
 from keepstep.cli.common import (
     INTERRUPTED,
     RunArgument,
     app,
     console,
+    ended_by_signals,
     examples,
     fail,
     folder_at,
@@ -19,6 +21,7 @@ from keepstep.cli.common import (
     run_folder,
     without_links,
 )
+from keepstep.cli.export_from_mirror import export_from_mirror, tell_exported
 from keepstep.output import log_filters
 from keepstep.output.terminal import progress_bar
 from keepstep.output.units import human_bytes
@@ -34,13 +37,16 @@ CARD_HINT = """    Hint: as in --card '{"license": "apache-2.0"}'"""
     epilog=examples(
         "keepstep export runs/mine/best --to out/model",
         "keepstep export runs/mine/checkpoint-500 --to out/merged --merge_adapter --dtype bf16",
+        "keepstep export s3://my-bucket/runs/mine/best --to out/model",
     )
 )
 def export(
     checkpoint: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="CHECKPOINT", help="A checkpoint-N of a run, RUN/best or RUN/latest."
+            metavar="CHECKPOINT|URL",
+            help="A checkpoint-N of a run, RUN/best or RUN/latest; or one of these on a mirror, "
+            "of which what is needed is fetched.",
         ),
     ],
     to: Annotated[
@@ -66,24 +72,23 @@ def export(
     from keepstep.convert.api import export as write_out  # torch: seconds to import
     from keepstep.convert.export import ExportError
 
-    source = one_checkpoint(checkpoint)
     if merge_adapter:
         log_filters.silence()
+    options: dict[str, Any] = {"dtype": dtype, "max_shard_size": max_shard_size}
+    options["merge_adapter"] = merge_adapter
     try:
-        with progress_bar(console, f"exporting {source.path.name}") as progress:
-            made = write_out(
-                source,
-                to,
-                dtype=dtype,  # type: ignore[arg-type]  # it says what there is
-                max_shard_size=max_shard_size,
-                merge_adapter=merge_adapter,
-                progress=progress,
-            )
+        if on_mirror.is_address(checkpoint):
+            export_from_mirror(checkpoint, to, **options)
+            return
+        source = one_checkpoint(Path(checkpoint))
+        with (
+            ended_by_signals(),
+            progress_bar(console, f"exporting {source.path.name}") as progress,
+        ):
+            made = write_out(source, to, **options, progress=progress)
     except ExportError as error:
         fail(str(error))
-    console.tell(
-        f"{to}: {len(made.files)} files, {human_bytes(sum(made.files.values()))}, {made.dtype}",
-    )
+    tell_exported(to, made)
 
 
 @app.command(

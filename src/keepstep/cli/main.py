@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from keepstep.cli import (  # noqa: F401  # these register their commands
     evaluate,
     goodput,
     history,
+    look,
     mirror,
     preview,
     samples,
@@ -28,38 +28,27 @@ from keepstep.cli.common import (
     JsonOption,
     RunArgument,
     StepArgument,
-    above_zero,
     app,
-    checkpoints_at,
     console,
     examples,
     fail,
     run_folder,
     used_run,
 )
-from keepstep.cli.rows import VerifyReport, checkpoint_rows, resume_answer
-from keepstep.cli.status import job_of, tell_without_checkpoints
-from keepstep.cli.tables import (
-    attempt_table,
-    checkpoint_table,
-    pace_hint,
-    save_hint,
-    save_table,
-    tell_answer,
-)
+from keepstep.cli.on_mirror import is_address
+from keepstep.cli.rows import resume_answer
+from keepstep.cli.status import job_of
+from keepstep.cli.tables import tell_answer
 from keepstep.output.environment import without_secrets
 from keepstep.output.printable import printable
 from keepstep.output.terminal import show_as_data
-from keepstep.output.units import human_bytes
-from keepstep.policy.manifest import step_of
 from keepstep.policy.retention import plan_retention
 from keepstep.policy.selection import WORDS
 from keepstep.run_folder.keeping import Keeper
-from keepstep.run_folder.notes import notes_on
-from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 
-UNPICKLING = ("export", "reshard", "adopt")  # DeepSpeed's shards; push has a process for that
+# DeepSpeed's shards; push, and an export from a mirror, have a process for that.
+UNPICKLING = ("export", "reshard", "adopt")
 EXIT_STATUSES = (
     "Exit statuses:",
     "0: it is done.",
@@ -70,7 +59,6 @@ EXIT_STATUSES = (
     "`launch` and `submit` end with the exit status of what they start.",
 )
 LAUNCHING = ("launch", "submit", "evaluate")  # what they start has the environment as it is
-WITHOUT_DIGEST = "its manifest has no digest of its own (an older keepstep)"
 
 
 @app.callback(invoke_without_command=True, epilog="\n\n".join(EXIT_STATUSES))
@@ -81,105 +69,6 @@ def version(
     if show:
         typer.echo(__version__)
         raise typer.Exit
-
-
-@app.command(
-    "ls",
-    epilog=examples("keepstep ls runs/mine", "keepstep ls runs/mine --verbose --mtbf_hours 12"),
-)
-def list_checkpoints(
-    run: RunArgument,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show also what each save cost.")
-    ] = False,
-    mtbf_hours: Annotated[
-        float,
-        typer.Option(
-            "--mtbf_hours",
-            help="The hours between two failures that the hint of --verbose reckons with.",
-            callback=above_zero,
-        ),
-    ] = 24.0,
-    as_json: JsonOption = False,
-) -> None:
-    """List the checkpoints of a run: step, metric, size, state, and why each is kept."""
-    folder = used_run(run)
-    with folder.held():
-        if as_json:
-            typer.echo(json.dumps([row.as_dict() for row in checkpoint_rows(folder)], indent=1))
-        else:
-            _tell_checkpoints(folder, run, verbose, mtbf_hours)
-
-
-def _tell_checkpoints(folder: RunFolder, run: Path, verbose: bool, mtbf_hours: float) -> None:
-    checkpoints = folder.checkpoints()
-    for name, fault in (folder.odd() | notes_on(folder)).items():
-        console.tell(f"{name}: {fault}")
-    for path in sorted(folder.pinned_aside.glob("*/*")):
-        console.tell(f"{path}: pinned; a branch has saved its step again")
-    if not checkpoints:
-        tell_without_checkpoints(folder, run)
-        return
-    console.table_that_fits(partial(checkpoint_table, folder))
-    if verbose:
-        console.tell_lines("\nsaves, in seconds:")
-        console.table_that_fits(partial(save_table, folder))
-        console.tell(save_hint(folder, mtbf_hours))
-        pace = pace_hint(folder, mtbf_hours)
-        if pace is not None:
-            console.tell(pace)
-    total = sum(c.manifest.total_bytes for c in checkpoints)
-    plural = "" if len(checkpoints) == 1 else "s"
-    console.tell(f"{len(checkpoints)} checkpoint{plural}, {human_bytes(total)}")
-    goodput.tell_short(folder)
-    if verbose or any(attempt.job for attempt in folder.attempts()):
-        console.table_that_fits(partial(attempt_table, folder))
-
-
-@app.command(epilog=examples("keepstep verify runs/mine --deep"))
-def verify(
-    path: Annotated[
-        Path,
-        typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or one checkpoint-N of it."),
-    ],
-    deep: Annotated[
-        bool, typer.Option("--deep", help="Read every byte and compare digests.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare the files of checkpoints with their manifests; exit status 1 says they differ."""
-    folder, checkpoints = checkpoints_at(path)
-    if step_of(path.resolve().name) is None:
-        used_run(path)
-    faults = {c.path.name: folder.state_of(c, deep) for c in checkpoints}
-    odd = folder.odd()
-    if step_of(path.resolve().name) is not None:
-        odd = {name: fault for name, fault in odd.items() if name == path.resolve().name}
-    faults.update({name: [fault] for name, fault in odd.items()})
-    if as_json:
-        typer.echo(
-            json.dumps(
-                VerifyReport({n: tuple(found) for n, found in faults.items()}).as_dict(), indent=1
-            )
-        )
-    for checkpoint in [] if as_json else checkpoints:
-        if not faults[checkpoint.path.name]:
-            how = "every byte" if deep else "sizes"
-            manifest = checkpoint.manifest
-            console.tell(
-                f"{checkpoint.path.name}: valid ({len(manifest.files)} files, "
-                f"{human_bytes(manifest.total_bytes)}, {how} compared)"
-                + ("" if manifest.has_digest else f"; {WITHOUT_DIGEST}"),
-            )
-    for name, found in {} if as_json else faults.items():
-        for fault in found:
-            console.tell(f"{name}: {fault}")
-    for name, note in {} if as_json else notes_on(folder).items():
-        console.tell(f"{name}: {note}")
-    if any(faults.values()) or not faults:
-        if not faults:
-            tell_without_checkpoints(folder, path)
-        raise typer.Exit(1)
 
 
 @app.command(
@@ -308,7 +197,7 @@ def leave_secrets() -> None:
 
 def main() -> None:
     """What the console script does."""
-    if sys.argv[1:2] and sys.argv[1] in UNPICKLING:
+    if sys.argv[1:2] and sys.argv[1] in UNPICKLING and not any(map(is_address, sys.argv)):
         leave_secrets()
     if sys.argv[1:2] and sys.argv[1] not in LAUNCHING:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed only unpickles its classes here

@@ -1,28 +1,40 @@
-"""`keepstep fetch`: what a mirror holds, and one checkpoint of it on this disk."""
+"""`keepstep fetch | sync`: a checkpoint of a mirror on this disk; a mirror up to date by hand."""
 
 from __future__ import annotations
 
+import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keepstep.cli.common import app, console, examples, fail
+from keepstep.cli import on_mirror
+from keepstep.cli.common import (
+    RunArgument,
+    app,
+    console,
+    ended_by_signals,
+    examples,
+    fail,
+    run_folder,
+)
+from keepstep.cli.status import status_of
 from keepstep.output.units import human_bytes
-from keepstep.policy.manifest import ManifestError, step_of
-from keepstep.policy.mirror import Copied
-from keepstep.policy.strict import TextError
+from keepstep.policy.manifest import folder_name
+from keepstep.policy.mirror import VARIABLE, address_fault, url_of
+from keepstep.policy.mirrored import runs_in
+from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.storage import Storage
 
 if TYPE_CHECKING:
-    from keepstep.mirror.store import Store
-    from keepstep.run_folder.checkpoint import Checkpoint
+    from keepstep.mirror.sync import Sync
 
 
 @app.command(
     epilog=examples(
-        "keepstep fetch s3://my-bucket/runs/mine",
         "keepstep fetch s3://my-bucket/runs/mine/checkpoint-500 --to weights",
+        "keepstep fetch s3://my-bucket/runs/mine --to newest",
     )
 )
 def fetch(
@@ -30,59 +42,141 @@ def fetch(
         str,
         typer.Argument(
             metavar="URL",
-            help="A run on a mirror (s3://bucket/prefix/NAME), or one checkpoint of it "
-            "(…/checkpoint-500).",
+            help="One checkpoint on a mirror (s3://bucket/prefix/NAME/checkpoint-500, …/best); "
+            "of a run (s3://bucket/prefix/NAME) the newest. `keepstep ls` lists what is there.",
         ),
     ],
     to: Annotated[
-        Path | None,
-        typer.Option(help="A new folder for it. Without this option the checkpoints are listed."),
-    ] = None,
+        Path, typer.Option("--to", metavar="DIR", help="A folder that does not exist yet.")
+    ],
 ) -> None:
-    """List the checkpoints of a mirror, or bring one: every byte is compared with its digest."""
-    from keepstep.mirror.owners import there as there_on
-    from keepstep.mirror.store import StoreError
-    from keepstep.mirror.stores import open_store
-
-    address, _, last = url.rstrip("/").rpartition("/")
-    step = step_of(last)
-    try:
-        store = open_store(url if step is None else address)
-        there = {one.step: one for one in there_on(store, store.names())}
-        if not there or (step is not None and step not in there):
-            fail(f"{store.url}: no such checkpoint; there: {', '.join(map(str, there)) or 'none'}")
-        if to is None:
-            _list(store, step)
-        else:
-            _bring(store, there[max(there) if step is None else step], to)
-    except StoreError as error:
-        fail(str(error), status=2 if error.fatal else 1)
-    except (ManifestError, TextError) as error:
-        fail(f"{url}: {error}", status=1)
-
-
-def _list(store: Store, step: int | None) -> None:
-    from keepstep.mirror.listing import checkpoints_on
-
-    found, unreadable = checkpoints_on(store, store.names())
-    for number in [n for n in sorted(found) if step in (None, n)]:
-        manifest = found[number].manifest
-        losses = [f", {k} {v:.4f}" for k, v in sorted(manifest.metrics.items()) if "loss" in k]
-        size, saved = human_bytes(manifest.total_bytes), manifest.saved_at[:16].replace("T", " ")
-        console.tell(f"checkpoint-{number}: {size}, saved {saved} UTC{''.join(losses)}")
-    for folder, why in unreadable.items():
-        console.tell(f"{folder}: {why}")
-    if unreadable:
-        raise typer.Exit(1)
-
-
-def _bring(store: Store, wanted: Copied, to: Path) -> None:
-    from keepstep.mirror.download import fetch as fetch_one
+    """Bring a checkpoint of a mirror to this disk: every byte is compared with its digest."""
+    from keepstep.mirror.fetching import fetch_whole, room_for, scratch_folder
 
     if to.exists():
-        fail(f"{to} exists\n    Hint: name a folder that does not")
-    storage, partial = Storage(), to.with_name(f"{to.name}.partial")
-    found: Checkpoint = fetch_one(store, wanted, partial, storage)
-    storage.rename(partial, to)
-    size = human_bytes(found.manifest.total_bytes)
-    console.tell(f"{to}: step {wanted.step}, {size}, every byte compared")
+        fail(f"{to} exists", "    Hint: name a folder that does not")
+    with ended_by_signals(), on_mirror.looking(url) as found:
+        run = found.one_run()
+        source = found.checkpoint()
+        size, storage = source.manifest.total_bytes, Storage()
+        with (
+            room_for(size, to),
+            scratch_folder(to.with_name(f".{to.name}.fetched"), storage) as scratch,
+            on_mirror.reading(run, size, "fetching"),
+        ):
+            brought = fetch_whole(run, source.step, scratch / source.path.name, storage)
+            storage.rename(brought.path, to)
+    console.tell(f"{to}: step {source.step}, {human_bytes(size)}, every byte compared")
+
+
+@app.command(
+    epilog=examples(
+        "keepstep sync runs/mine", "keepstep sync runs/mine --mirror s3://my-bucket/runs"
+    )
+)
+def sync(
+    run: RunArgument,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            "--mirror",
+            metavar="URL",
+            help="The recipe's `mirror`, or the run's own address there; without it the one that "
+            "the run was copied to, or KEEPSTEP_MIRROR.",
+        ),
+    ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take_over",
+            help="Send also what only the run's owner there may, though another machine's attempt "
+            "was the last: if that is at work, it ends.",
+        ),
+    ] = False,
+) -> None:
+    """Bring a run's mirror up to date by hand: checkpoints, and metrics that came later."""
+    from keepstep.mirror.owners import DeposedError
+    from keepstep.mirror.store import StoreError
+    from keepstep.mirror.stores import open_store
+    from keepstep.mirror.sync import Sync
+
+    folder = run_folder(run)
+    if not folder.checkpoints():
+        fail(f"{run}: no committed checkpoint")
+    try:
+        url = _mirror_of(folder, mirror)
+        with console.waiting(f"looking at {url} …"):
+            work = Sync(folder, open_store(url))
+            measured = work.send_metrics()
+        for step in measured:
+            console.tell(f"{folder_name(step)}: its newer metrics are on the mirror now")
+        if work.lacking or work.superfluous:
+            _may_send(folder, work, url, take_over)
+            _send(work)
+        else:
+            console.tell(f"{url} is up to date")
+    except DeposedError as error:
+        fail(str(error), status=1)
+    except StoreError as error:
+        fail(str(error), status=2 if error.fatal else 1)
+
+
+def _mirror_of(folder: RunFolder, mirror: str | None) -> str:
+    """The run's own address."""
+    from keepstep.mirror.store import Store
+    from keepstep.mirror.stores import open_store
+
+    asked = mirror or folder.mirror() or os.environ.get(VARIABLE)
+    if not asked:
+        fail("no mirror is known", "    Hint: --mirror s3://bucket/prefix, as the recipe has it")
+    fault = address_fault(asked)
+    if fault is not None:
+        fail(fault)
+    if mirror is None and folder.mirror():
+        return asked
+    own = url_of(asked, str(folder.path))
+    is_own = asked.rstrip("/").rpartition("/")[2] == own.rpartition("/")[2]
+    store: Store = open_store(asked)
+    return asked.rstrip("/") if is_own and "" in runs_in(store.names()) else own
+
+
+def _may_send(folder: RunFolder, work: Sync, url: str, take_over: bool) -> None:
+    """Only the owner writes checkpoints; who is at work is not deposed without a word."""
+    state, lines = status_of(folder).state, []
+    if work.is_this_folders and state == "running":
+        told = f"{folder.path} is at work, and copies its checkpoints itself"
+        fail(told, f"    Hint: keepstep save-now {folder.path}", status=1)
+    if take_over:
+        return
+    if work.is_this_folders and state == "unknown":
+        lines = [f"{folder.path} may be at work on another machine, which copies its checkpoints"]
+    if work.is_another_machines:
+        lines = [f"{url}: the run was last carried on by another machine (owner {work.owner[0]})"]
+    if lines:
+        names = ", ".join(c.path.name for c in work.lacking)
+        lines += [f"    Not sent: {names}"] if names else []
+        fail(*lines, "    Hint: if it is not at work any more, --take_over", status=1)
+
+
+def _send(work: Sync) -> None:
+    failed = False
+
+    def sending(checkpoint: Checkpoint) -> AbstractContextManager[None]:
+        size = human_bytes(checkpoint.manifest.total_bytes)
+        return console.waiting(f"sending {checkpoint.path.name}, {size} …")
+
+    for news in work.send(sending):
+        if "pruned" in news and "step" not in news:
+            for step in news["pruned"]:
+                console.tell(f"{folder_name(step)}: removed from the mirror")
+            continue
+        name = folder_name(news["step"])
+        if "error" in news:
+            failed = True
+            console.tell(f"{name}: not sent: {news['error']}")
+            continue
+        there = news["copied"] + news["found"]
+        known = f", {human_bytes(there)} were there" if there else ""
+        console.tell(f"{name}: {human_bytes(news['bytes'])} sent in {news['seconds']:g} s{known}")
+    if failed:
+        raise typer.Exit(1)

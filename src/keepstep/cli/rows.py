@@ -86,6 +86,23 @@ class CheckpointRow(JsonObject):
 
 
 @dataclass(frozen=True)
+class MirroredRunRow(JsonObject):
+    """A run on a mirror, as `keepstep ls` shows those below an address that is no run's own.
+
+    Attributes:
+        run: its address.
+        checkpoints: the steps of those that are there, the oldest first.
+        bytes: the size of all its objects.
+        saved_at: when the newest of them was saved: UTC, ISO 8601; null: it cannot be read.
+    """
+
+    run: str
+    checkpoints: tuple[int, ...]
+    bytes: int
+    saved_at: str | None
+
+
+@dataclass(frozen=True)
 class ResumeAnswer(JsonObject):
     """What `resume_from_checkpoint: REQUEST` takes, as `keepstep which` tells it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from itertools import pairwise
@@ -10,7 +11,13 @@ from typing import Any
 
 from rich.table import Table
 
-from keepstep.cli.rows import SAVE_FACTS, CheckpointRow, ResumeAnswer, checkpoint_rows
+from keepstep.cli.rows import (
+    SAVE_FACTS,
+    CheckpointRow,
+    MirroredRunRow,
+    ResumeAnswer,
+    checkpoint_rows,
+)
 from keepstep.output.printable import first_few, printable
 from keepstep.output.units import human_bytes
 from keepstep.policy.auto_interval import (
@@ -51,8 +58,11 @@ def cell(value: object) -> str:
     return text if len(text) <= CUT else f"{text[: CUT - 1]}…"
 
 
-def checkpoint_table(run: RunFolder, narrow: bool = False) -> Table:
-    """The same rows, to be read; `narrow`: the columns that 80 characters hold."""
+def checkpoint_table(
+    run: RunFolder, narrow: bool = False, step: int | None = None, copies: bool = True
+) -> Table:
+    """The same rows, to be read; `narrow`: the columns that 80 characters hold; `step`: this one's
+    alone; `copies`: say of which there is a copy on a mirror."""
     table = Table(box=None, pad_edge=False)
     metric = run.policy().metric or "metric"
     for title in ("step", "metric" if narrow and len(metric) > LONGEST else metric, "size"):
@@ -61,9 +71,9 @@ def checkpoint_table(run: RunFolder, narrow: bool = False) -> Table:
         table.add_column(title, no_wrap=True)
     for title in ("state", "kept because"):
         table.add_column(title, overflow="fold")
-    for row in checkpoint_rows(run):
+    for row in [row for row in checkpoint_rows(run) if step in (None, row.step)]:
         state = "; ".join(row.faults) or ("valid" if row.finite else "valid, not finite")
-        state += "" if row.mirror is None else ", mirrored"
+        state += ", mirrored" if copies and row.mirror is not None else ""
         layout = ParallelLayout(row.world_size, row.zero_stage, row.deepspeed)
         saved = row.saved_at[: 16 if narrow else 19].replace("T", " ")
         written = [str(layout), saved, _lineage(row)]
@@ -74,6 +84,25 @@ def checkpoint_table(run: RunFolder, narrow: bool = False) -> Table:
             *([saved] if narrow else written),
             state,
             row.reason if row.keep else f"to be pruned: {row.reason}",
+        )
+    return table
+
+
+def mirrored_run_table(rows: Sequence[MirroredRunRow], narrow: bool = False) -> Table:
+    """Runs on a mirror; `narrow`: what follows the last slash of their addresses."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", overflow="fold")
+    for title in ("checkpoints", "newest", "size"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("saved (UTC)", no_wrap=True)
+    for row in rows:
+        saved = "not known" if row.saved_at is None else row.saved_at[:16].replace("T", " ")
+        table.add_row(
+            row.run.rpartition("/")[2] if narrow else row.run,
+            str(len(row.checkpoints)),
+            str(row.checkpoints[-1]),
+            human_bytes(row.bytes),
+            saved,
         )
     return table
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from keepstep.convert import adopt as adopting
 from keepstep.convert import export as exporting
 from keepstep.convert.adopt import Adopted, AdoptError
-from keepstep.convert.export import PRECISIONS, Exported, ExportError
+from keepstep.convert.export import Exported
 from keepstep.run_folder.checkpoint import Checkpoint
-from keepstep.run_folder.reader import RunFolder, run_that_would_prune
+from keepstep.run_folder.reader import RunFolder
 
 AnyPath = str | os.PathLike[str]
 
@@ -57,17 +57,22 @@ def export(
     Ranks: one process alone. (It is no part of a running attempt.)
     """
     folder = Path(to)
-    if dtype not in (None, *PRECISIONS):
-        raise ExportError(f"dtype: {dtype} is none of {', '.join(PRECISIONS)}")
-    run = run_that_would_prune(folder)
-    if run is not None:
-        raise ExportError(f"{to} would be among the checkpoints of {run}: name another folder")
+    exporting.check_request(folder, dtype, max_shard_size)
     found = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.at(checkpoint)
     found.verify(deep=None)
-    work = exporting.export
+    asked: Any = {"dtype": dtype, "max_shard_size": max_shard_size, "progress": progress}
+    return export_intact(found, folder, merge_adapter, **asked)
+
+
+def export_intact(
+    checkpoint: Checkpoint, folder: Path, merge_adapter: bool, **asked: Any
+) -> Exported:
+    """The same of a checkpoint whose files have been compared; it may be the files alone that an
+    export reads. Raises as `export`."""
+    work: Callable[..., Exported] = exporting.export
     if merge_adapter:
         from keepstep.convert.merge import export_merged as work  # transformers, too
-    return work(found, folder, dtype=dtype, max_shard_size=max_shard_size, progress=progress)
+    return work(checkpoint, folder, **asked)
 
 
 def adopt(path: AnyPath, into: RunFolder | AnyPath) -> Adopted:

@@ -27,13 +27,18 @@ def write_companions(
         storage.write(folder / name, content)
 
 
+def is_companion(name: str) -> bool:
+    """Whether a file of a checkpoint goes along with its weights."""
+    here = "/" not in name or name.startswith("additional_chat_templates/")
+    return here and any(fnmatch.fnmatchcase(name, pattern) for pattern in COMPANIONS)
+
+
 def companions(checkpoint: Checkpoint, dtype: str | None = None) -> dict[str, bytes]:
     """The files that `write_companions` writes: name → content."""
     found = {
         name: (checkpoint.path / name).read_bytes()
         for name in checkpoint.manifest.files
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in COMPANIONS)
-        and ("/" not in name or name.startswith("additional_chat_templates/"))
+        if is_companion(name)
     }
     if dtype and "config.json" in found:
         config = json.loads(found["config.json"])

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from huggingface_hub import split_state_dict_into_shards_factory
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
-from keepstep.convert.companions import write_companions
+from keepstep.convert.companions import is_companion, write_companions
 from keepstep.errors import KeepstepError
-from keepstep.policy.manifest import LONGEST_MANIFEST
+from keepstep.policy.manifest import LONGEST_MANIFEST, FileEntry, Manifest
 from keepstep.policy.strict import TextError, parse
 from keepstep.run_folder.contents import sizes_under
 from keepstep.run_folder.files import CHUNK
 from keepstep.run_folder.listed import only_listed
-from keepstep.run_folder.reader import Checkpoint, RunFolder
+from keepstep.run_folder.reader import Checkpoint, RunFolder, run_that_would_prune
 from keepstep.run_folder.safe_read import OddFileError, read_text
 from keepstep.run_folder.storage import Storage
 from keepstep.save.safetensors_format import DTYPES, Entry, lay_out
@@ -179,12 +179,11 @@ def open_weights(
     Raises:
         ExportError: they are not there, or not understood.
     """
-    names = [n for n in checkpoint.manifest.files if n.endswith(".safetensors") and "/" not in n]
+    names = [name for name in checkpoint.manifest.files if is_weights(name)]
     stored = FileWeights([checkpoint.path / name for name in sorted(names)])
     file_name = "adapter_model.safetensors" if checkpoint.manifest.adapter else "model.safetensors"
     layout = checkpoint.path / LAYOUT_FILE
-    precise = all(e.dtype.itemsize >= 4 for e in stored.entries.values() if _is_float(e))
-    if stored.entries and (precise or dtype != "fp32" or not layout.is_file()):
+    if stored.entries and (_suffice(stored, dtype) or not layout.is_file()):
         return stored, file_name
     if not layout.is_file():
         raise ExportError(
@@ -201,6 +200,68 @@ def open_weights(
             step=checkpoint.step,
             path=checkpoint.path,
         ) from error
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of a checkpoint holds weights as they are exported."""
+    return name.endswith(".safetensors") and "/" not in name
+
+
+def files_for(manifest: Manifest) -> dict[str, FileEntry]:
+    """What an export reads of a checkpoint: with weights files all but the optimizer's state, as
+    long as `shards_are_wanted` does not say otherwise; without, all of it."""
+    if not any(map(is_weights, manifest.files)):
+        return manifest.files
+    return {
+        name: entry
+        for name, entry in manifest.files.items()
+        if is_weights(name) or is_companion(name) or name == LAYOUT_FILE
+    }
+
+
+def shards_are_wanted(checkpoint: Checkpoint, dtype: str | None) -> bool:
+    """Whether its weights files are less precise than what was asked for, and its shards are not.
+
+    Raises:
+        ExportError: they are not understood.
+    """
+    names = [name for name in checkpoint.manifest.files if is_weights(name)]
+    stored = FileWeights([checkpoint.path / name for name in sorted(names)])
+    return not _suffice(stored, dtype) and LAYOUT_FILE in checkpoint.manifest.files
+
+
+def _suffice(stored: FileWeights, dtype: str | None) -> bool:
+    floats = [entry for entry in stored.entries.values() if _is_float(entry)]
+    return dtype != "fp32" or all(entry.dtype.itemsize >= 4 for entry in floats)
+
+
+def check_request(folder: Path, dtype: str | None, max_shard_size: str) -> None:
+    """What can be known before anything is read.
+
+    Raises:
+        ExportError: it cannot be done so.
+    """
+    if dtype not in (None, *PRECISIONS):
+        raise ExportError(f"dtype: {dtype} is none of {', '.join(PRECISIONS)}")
+    run = run_that_would_prune(folder)
+    if run is not None:
+        raise ExportError(f"{folder} would be among the checkpoints of {run}: name another folder")
+    if folder.exists():
+        raise ExportError(f"{folder} exists: name a new folder", path=folder)
+    _split({}, "model.safetensors", max_shard_size)
+
+
+def _split(entries: dict[str, Entry], file_name: str, max_shard_size: int | str) -> StateDictSplit:
+    """Which file each tensor goes to."""
+    try:
+        return split_state_dict_into_shards_factory(
+            entries,
+            get_storage_size=lambda entry: entry.nbytes,
+            filename_pattern=file_name.replace(".safetensors", "{suffix}.safetensors"),
+            max_shard_size=max_shard_size,
+        )
+    except ValueError as error:
+        raise ExportError(f"max_shard_size: {max_shard_size!r} is no size: 5GB, 500MB") from error
 
 
 def _verified_shards(checkpoint: Checkpoint, shown: Checkpoint) -> Source:
@@ -240,15 +301,7 @@ def _write_weights(
     total, done = sum(entry.nbytes for entry in entries.values()), 0
     whole = file_name.startswith("adapter")  # PEFT reads one file
     memory = aligned(CHUNK)
-    try:
-        split = split_state_dict_into_shards_factory(
-            entries,
-            get_storage_size=lambda entry: entry.nbytes,
-            filename_pattern=file_name.replace(".safetensors", "{suffix}.safetensors"),
-            max_shard_size=total + 1 if whole else max_shard_size,
-        )
-    except ValueError as error:
-        raise ExportError(f"max_shard_size: {max_shard_size!r} is no size: 5GB, 500MB") from error
+    split = _split(entries, file_name, total + 1 if whole else max_shard_size)
     for name, members in split.filename_to_tensors.items():
         # By falling element size: every tensor is aligned, as the library does it.
         members = sorted(members, key=lambda member: -entries[member].dtype.itemsize)

@@ -19,6 +19,7 @@ from keepstep.mirror.owners import DeposedError, Owner, claim
 from keepstep.mirror.pruning import prune
 from keepstep.mirror.stores import open_store
 from keepstep.mirror.upload import Upload
+from keepstep.policy.mirrored import RETENTION, retention_text
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.background import serve
 from keepstep.run_folder.checkpoint import read_checkpoint
@@ -40,11 +41,12 @@ def _copied(job: dict[str, Any]) -> dict[str, Any]:
     frozen = Path(job["frozen"])
     upload = Upload(store, owner, read_checkpoint(frozen), job["rate"])
     history = {name: path.read_bytes() for name, path in history_of(run).items() if path.exists()}
-    upload.run(history)
+    policy = Policy(**job["policy"])
+    upload.run({**history, RETENTION: retention_text(policy, job["pinned"])})
     send_evaluations(store, run)
     if frozen.parent == run.mirroring:  # here, and not by the thread that trains: it takes a while
         Storage().remove(frozen)
-    gone = prune(store, owner, run, Policy(**job["policy"]), job["pinned"])
+    gone = prune(store, owner, run, policy, job["pinned"])
     return {**asdict(upload.sent), "pruned": gone, "owner": asdict(owner)}
 
 

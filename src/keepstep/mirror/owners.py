@@ -48,8 +48,19 @@ def claim(store: Store, token: str) -> Owner:
         StoreError: of the store.
     """
     number = newest_owner(store.names("owners")) + 1
-    while not store.create(owner_name(number), f'{{"token": "{token}"}}\n'.encode()):
+    while (owner := claim_as(store, token, number)) is None:
         number += 1  # a listing may lag: what it does not show is there all the same
+    return owner
+
+
+def claim_as(store: Store, token: str, number: int) -> Owner | None:
+    """Become the owner of this number; None: somebody else is.
+
+    Raises:
+        StoreError: of the store.
+    """
+    if not store.create(owner_name(number), f'{{"token": "{token}"}}\n'.encode()):
+        return None
     store.put(found_name(number), found_of(one.folder for one in there(store, store.names())))
     return Owner(number, token)
 

@@ -356,6 +356,11 @@ class RunFolder(RunPaths):
                     found.pop(step, None)
         return found
 
+    def mirror(self) -> str | None:
+        """The address that the run was last copied to, or was to be, as far as the log tells."""
+        urls = [event.get("url") for event in self._events() if event["event"] == "mirror"]
+        return str(urls[-1]) if urls and urls[-1] else None
+
     def commits(self) -> list[dict[str, Any]]:
         """What events.jsonl says of every save, in their order; also of those that are pruned."""
         return [e for e in self._events() if e["event"] == "commit" and e.get("step") is not None]

@@ -1,0 +1,160 @@
+"""A mirror brought up to date by hand: `keepstep sync`.
+
+It becomes the owner there by the number after the one that it has seen, and by no other: whoever
+comes in between keeps the run, and an attempt that begins later takes it, as from an attempt.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from typing import Any
+
+from keepstep.mirror.download import check_run, history_of
+from keepstep.mirror.evaluations import send_evaluations
+from keepstep.mirror.listing import checkpoints_on
+from keepstep.mirror.owners import DeposedError, Owner, claim_as
+from keepstep.mirror.pruning import prune
+from keepstep.mirror.store import Store, StoreError
+from keepstep.mirror.upload import Upload
+from keepstep.policy.mirror import newest_owner, owner_name
+from keepstep.policy.mirrored import (
+    RETENTION,
+    history_in,
+    read_retention,
+    retention_text,
+    what_to_send,
+)
+from keepstep.policy.retention import Policy
+from keepstep.policy.strict import TextError, parse
+from keepstep.run_folder.checkpoint import Checkpoint
+from keepstep.run_folder.evaluations import is_same_checkpoint
+from keepstep.run_folder.keeping import Keeper
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import Storage
+
+BY_HAND = "by-hand-"  # how the names of such owners begin
+Sending = Callable[[Checkpoint], AbstractContextManager[Any]]
+
+
+class Sync:
+    """One run and its mirror, compared.
+
+    Attributes:
+        owner: number and name of the newest owner there; 0 and empty: there was none.
+        lacking: what the mirror's retention keeps and the mirror lacks, the newest first.
+        superfluous: steps of what it keeps no more.
+    """
+
+    def __init__(self, run: RunFolder, store: Store) -> None:
+        """
+        Raises:
+            StoreError: of the store; OtherRunError: it holds another run.
+        """
+        check_run(run, store)
+        self._run, self._store = run, store
+        names = store.names()
+        there, _ = checkpoints_on(store, names)
+        self._pinned = run.pinned()
+        self._policy = self._mirrors_policy(names)
+        here = {c.step: c for c in run.checkpoints()}
+        same = {s for s in here if s in there and _is_same(here[s], there[s])}
+        records = run.records_of(
+            list(({**there, **here}).values()), self._pinned, self._policy.metric
+        )
+        steps, self.superfluous = what_to_send(records, self._policy, set(here) - same, set(there))
+        self.lacking = [here[step] for step in steps]
+        number = newest_owner(names)
+        self.owner = number, self._token(number)
+
+    @property
+    def is_another_machines(self) -> bool:
+        """Whether the newest owner there is no attempt of this run folder, and was not by hand."""
+        number, token = self.owner
+        return number > 0 and token != self._run.owner() and not token.startswith(BY_HAND)
+
+    @property
+    def is_this_folders(self) -> bool:
+        """Whether it is this run folder's newest attempt."""
+        number, token = self.owner
+        return number > 0 and token == self._run.owner()
+
+    def send_metrics(self) -> list[int]:
+        """What was measured of checkpoints that are on both. No owner is asked: nothing is changed.
+
+        Returns:
+            The steps of which something new was told.
+        """
+        return send_evaluations(self._store, self._run)
+
+    def send(self, sending: Sending) -> Iterator[dict[str, Any]]:
+        """Become the owner; send what is lacking, one after the other; remove what is not kept.
+
+        Args:
+            sending: a block that the sending of a checkpoint is in.
+
+        Yields:
+            What came of each, as a run tells it: `step`, `bytes`, `copied`, `found`, `seconds`; or
+            `step` and `error`. At last `pruned`.
+
+        Raises:
+            StoreError: of the store; DeposedError: another machine has the run now.
+        """
+        owner = self._claim()
+        keeper = Keeper(self._run, self._run.policy(), Storage())
+        for checkpoint in self.lacking:
+            began = time.monotonic()
+            try:
+                with sending(checkpoint):
+                    sent = self._send(owner, checkpoint)
+            except StoreError:
+                raise
+            except OSError as error:  # of this disk: damaged, or pruned meanwhile
+                yield {"step": checkpoint.step, "error": str(error)}
+                continue
+            seconds = round(time.monotonic() - began, 1)
+            facts = {"step": checkpoint.step, **sent, "pruned": [], "seconds": seconds}
+            keeper.record("mirror", url=self._store.url, **facts)
+            yield facts
+        self.send_metrics()  # of what has just been sent
+        yield {"pruned": prune(self._store, owner, self._run, self._policy, self._pinned)}
+
+    def _send(self, owner: Owner, checkpoint: Checkpoint) -> dict[str, int]:
+        files = history_of(self._run).items()
+        history = {name: path.read_bytes() for name, path in files if path.exists()}
+        upload = Upload(self._store, owner, checkpoint)
+        upload.run({**history, RETENTION: retention_text(self._policy, self._pinned)})
+        return asdict(upload.sent)
+
+    def _claim(self) -> Owner:
+        token = f"{BY_HAND}{secrets.token_hex(4)}"
+        owner = claim_as(self._store, token, self.owner[0] + 1)
+        if owner is None:
+            told = f"{self._store.url}: another machine has just taken the run there"
+            raise DeposedError(told, fatal=True)
+        return owner
+
+    def _token(self, number: int) -> str:
+        try:
+            told = parse(self._store.get(owner_name(number)).decode(errors="replace"))
+        except (FileNotFoundError, TextError):
+            return ""
+        return str(told.get("token", "")) if isinstance(told, dict) else ""
+
+    def _mirrors_policy(self, names: Any) -> Policy:
+        """The run's, with as many checkpoints as the mirror was last asked to keep."""
+        policy, place = self._run.policy(), history_in(names).get(RETENTION)
+        try:
+            text = self._store.get(place).decode(errors="replace") if place else ""
+            return replace(policy, limit=read_retention(text)[0].limit) if text else policy
+        except (FileNotFoundError, TextError):
+            return policy
+
+
+def _is_same(here: Checkpoint, there: Checkpoint) -> bool:
+    """Whether they are one; or what is there is newer."""
+    newer = there.manifest.attempt > here.manifest.attempt
+    return newer or is_same_checkpoint(here.manifest, there.manifest)

@@ -1,0 +1,249 @@
+"""`keepstep sync`: a mirror up to date by hand, and nobody deposed without a word."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from keepstep.cli.main import app
+from keepstep.mirror import sync as sync_module
+from keepstep.mirror.job import do
+from keepstep.mirror.listing import checkpoints_on
+from keepstep.mirror.owners import DeposedError, claim
+from keepstep.mirror.store import Store
+from keepstep.mirror.sync import Sync
+from keepstep.policy.mirrored import RETENTION, history_in, read_retention, what_to_send
+from keepstep.policy.retention import Policy, Record
+from keepstep.run_folder.evaluations import add_evaluation
+from keepstep.run_folder.ownership import _process
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import Storage
+from tests.helpers.folders import STATE, commit, identify
+
+TOKEN = "0123456789ab"
+POLICY = {"limit": 2, "ranking": "metric", "metric": "eval_loss"}
+
+
+def keepstep(*words: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, words)])
+
+
+def sync(run: RunFolder, store: Store, *flags: str) -> Result:
+    return keepstep("sync", run.path, "--mirror", store.url.rpartition("/")[0], *flags)
+
+
+def steps(store: Store) -> list[int]:
+    return sorted(checkpoints_on(store, store.names())[0])
+
+
+def ended(run: RunFolder) -> None:
+    """Its attempt owned it, and has told of its end."""
+    run.owner_file.write_text(f"{TOKEN} nowhere 17 boot.1\n")
+    run.status.write_text('{"outcome": "finished", "exit": 0, "owner": "0123456789ab"}')
+
+
+def mirrored(run: RunFolder, store: Store, step: int, limit: int = 2) -> None:
+    """As its attempt does it."""
+    job = {"url": store.url, "run": str(run.path), "owner": None, "token": TOKEN, "rate": 0}
+    job |= {"frozen": str(run.path / f"checkpoint-{step}"), "pinned": []}
+    assert "error" not in do({**job, "policy": {**POLICY, "limit": limit}})
+
+
+@pytest.fixture
+def four(run: RunFolder) -> RunFolder:
+    """With checkpoints 4, 8, 12, 16, of which 4 is the worst, and 12 the best."""
+    identify(run.path, **POLICY)
+    commit(run.path, 12, STATE, metrics={"eval_loss": 0.5})
+    commit(run.path, 16, STATE)
+    ended(run)
+    return run
+
+
+def test_all_that_is_kept_there_and_nothing_twice(four: RunFolder, store: Store) -> None:
+    mirrored(four, store, 4)
+    mirrored(four, store, 8)
+    done = sync(four, store)
+    assert done.exit_code == 0, done.output
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        *("checkpoint-16", "checkpoint-12", "checkpoint-4", "checkpoint-8"),
+    ]
+    assert steps(store) == [12, 16]
+    assert keepstep("verify", store.url, "--deep").exit_code == 0
+    before = store.names()
+    again = sync(four, store)
+    assert again.stdout == f"{store.url} is up to date\n"
+    assert store.names() == before
+    told = keepstep("ls", four.path).stdout.splitlines()
+    assert ["mirrored" in line for line in told[1:5]] == [False, False, True, True]
+    assert keepstep("sync", four.path).stdout == again.stdout, "where it was mirrored is known"
+
+
+def test_a_mirror_that_keeps_more_goes_on_doing_so(four: RunFolder, store: Store) -> None:
+    mirrored(four, store, 4, limit=3)
+    assert sync(four, store).exit_code == 0
+    assert steps(store) == [8, 12, 16]
+    names = store.names()
+    policy, _ = read_retention(store.get(history_in(names)[RETENTION]).decode())
+    assert policy.limit == 3
+
+
+def test_metrics_that_came_later(four: RunFolder, store: Store, tmp_path: Path) -> None:
+    """After a loss the best one is the same."""
+    identify(four.path, limit=2, ranking="metric", metric="eval_law_loss")
+    assert sync(four, store).exit_code == 0
+    assert steps(store) == [12, 16]
+    for step, value in ((12, 0.25), (16, 0.5)):
+        found = four.checkpoint(step)
+        add_evaluation(Storage(), found.path, found.manifest, {"eval_law_loss": value}, {})
+    done = sync(four, store)
+    assert done.stdout.splitlines()[0] == "checkpoint-12: its newer metrics are on the mirror now"
+    rows = json.loads(keepstep("ls", store.url, "--json").stdout)
+    assert [(row["step"], row["value"], row["reason"]) for row in rows] == [
+        (12, 0.25, "best"),
+        (16, 0.5, "newest, best 2 of 2"),
+    ]
+    assert keepstep("fetch", f"{store.url}/best", "--to", tmp_path / "best").exit_code == 0
+    assert "eval_law_loss" in (tmp_path / "best/evaluations.json").read_text()
+
+
+def alive(run: RunFolder) -> None:
+    """This process is its attempt."""
+    run.owner_file.write_text(f"{TOKEN} {_process(os.getpid())}\n")
+    run.status.unlink(missing_ok=True)
+    line = {"time": "2026-11-27T00:00:00.000+00:00", "attempt": 1, "event": "attempt"}
+    run.events.write_text(json.dumps(line) + "\n")
+
+
+def test_a_run_at_work_keeps_its_mirror(four: RunFolder, store: Store) -> None:
+    mirrored(four, store, 4)
+    alive(four)
+    found = four.checkpoint(4)
+    add_evaluation(Storage(), found.path, found.manifest, {"eval_law_loss": 0.25}, {})
+    owners = store.names("owners")
+    for flags in ((), ("--take_over",)):
+        refused = sync(four, store, *flags)
+        assert refused.exit_code == 1
+        assert "is at work, and copies its checkpoints itself" in refused.output
+    assert store.names("owners") == owners
+    assert steps(store) == [4]
+    assert "eval_law_loss" in keepstep("ls", store.url, "--json").stdout or "0.25" in str(
+        checkpoints_on(store, store.names())[0][4].evaluated
+    ), "metrics depose nobody"
+    mirrored(four, store, 16)  # it goes on as if nothing had been
+
+
+def test_a_run_at_work_is_copied_to_another_place(four: RunFolder, store: Store) -> None:
+    alive(four)
+    done = sync(four, store)
+    assert done.exit_code == 0, done.output
+    assert steps(store) == [12, 16]
+
+
+def test_another_machines_run_is_not_taken(four: RunFolder, store: Store) -> None:
+    mirrored(four, store, 4)
+    other = claim(store, "ffffffffffff")
+    refused = sync(four, store)
+    assert refused.exit_code == 1
+    assert (
+        f"the run was last carried on by another machine (owner {other.number})" in refused.output
+    )
+    assert "Not sent: checkpoint-16, checkpoint-12" in refused.output
+    assert "--take_over" in refused.output
+    assert steps(store) == [4]
+    assert sync(four, store, "--take_over").exit_code == 0
+    assert steps(store) == [12, 16]
+    assert sync(four, store).exit_code == 0, "it was by hand: nobody is deposed"
+
+
+def test_a_run_that_may_be_at_work_elsewhere(four: RunFolder, store: Store) -> None:
+    mirrored(four, store, 4)
+    alive(four)
+    four.owner_file.write_text(f"{TOKEN} elsewhere 17 boot.1\n")
+    refused = sync(four, store)
+    assert refused.exit_code == 1
+    assert "may be at work on another machine" in refused.output
+    assert sync(four, store, "--take_over").exit_code == 0
+
+
+def test_who_comes_in_between_keeps_the_run(four: RunFolder, store: Store) -> None:
+    """Another machine claims it between the look and the claim; or while it is sent."""
+    mirrored(four, store, 4)
+    work = Sync(four, store)
+    claim(store, "ffffffffffff")
+    with pytest.raises(DeposedError, match="another machine has just taken the run"):
+        list(work.send(lambda checkpoint: _nothing()))
+    assert steps(store) == [4]
+    work = Sync(four, store)
+
+    class Taking:
+        def __enter__(self) -> None:
+            claim(store, "eeeeeeeeeeee")
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    with pytest.raises(DeposedError):
+        list(work.send(lambda checkpoint: Taking()))
+    assert steps(store) == [4]
+
+
+class _nothing:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def test_a_damaged_checkpoint_does_not_keep_the_others(four: RunFolder, store: Store) -> None:
+    (four.path / "checkpoint-16/model.safetensors").write_bytes(b"?" * 560)
+    done = sync(four, store)
+    assert done.exit_code == 1
+    assert "checkpoint-16: not sent: " in done.output
+    assert steps(store) == [12]
+
+
+def test_a_step_that_a_branch_has_saved_again(four: RunFolder, store: Store) -> None:
+    assert sync(four, store).exit_code == 0
+    shutil.rmtree(four.path / "checkpoint-16")
+    commit(four.path, 16, STATE, attempt=2, parent=8)
+    assert sync(four, store).exit_code == 0
+    assert checkpoints_on(store, store.names())[0][16].manifest.attempt == 2
+
+
+def test_what_cannot_be_synced(
+    four: RunFolder, store: Store, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.delenv("KEEPSTEP_MIRROR", raising=False)
+    unknown = keepstep("sync", four.path)
+    assert unknown.exit_code == 2
+    assert "no mirror is known" in unknown.output
+    monkeypatch.setenv("KEEPSTEP_MIRROR", store.url.rpartition("/")[0])
+    assert keepstep("sync", four.path).exit_code == 0
+    own = keepstep("sync", four.path, "--mirror", store.url)
+    assert own.stdout == f"{store.url} is up to date\n", "the run's own address is understood, too"
+    assert keepstep("sync", four.path, "--mirror", "runs").exit_code == 2
+    empty = identify(tmp_path / "empty")
+    assert keepstep("sync", empty).exit_code == 2
+    other = tmp_path / "elsewhere/run"
+    identify(other)
+    (other / ".keepstep/run.json").write_text('{"run_id": "ffffffffffff", "policy": {}}')
+    commit(other, 4, run_id="ffffffffffff")
+    refused = sync(RunFolder(other), store)
+    assert refused.exit_code == 2
+    assert "holds run 0123456789ab" in refused.output
+
+
+def test_what_is_sent_is_what_would_be_kept() -> None:
+    records = [Record(4, 0.1), Record(8, 0.9), Record(12, 0.5), Record(16, 0.8, abandoned=True)]
+    best = Policy(limit=2, ranking="metric", metric="m")
+    assert what_to_send(records, best, {4, 8, 12, 16}, set()) == ([12, 4], [])
+    assert what_to_send(records, best, {12}, {4, 8}) == ([12], [8])
+    assert what_to_send(records, Policy(), {4, 8, 12}, set()) == ([12, 8, 4], [])
+    assert sync_module.BY_HAND
