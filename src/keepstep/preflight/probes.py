@@ -10,6 +10,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from keepstep.preflight.estimate import (
     device_bytes,
     host_bytes,
 )
+from keepstep.preflight.mounts import PROGRAMS, bucket_mount
 from keepstep.preflight.shapes import shapes_of, step_of, strategy_of
 from keepstep.preflight.validate import nearest
 from keepstep.ranks import collectives
@@ -47,10 +49,10 @@ def probe(recipe: Recipe) -> list[Problem]:
 def see_together(folder: Path, patience: float = SEE_SECONDS) -> list[Problem]:
     """Whether the main process can write there, and every node sees it. Ranks: all (collective)."""
     place = nearest(folder) / f".keepstep-probe-{secrets.token_hex(4)}"
-    path, problem = collectives.on_main("probing output_dir", lambda: _write(place))
+    path, found = collectives.on_main("probing output_dir", lambda: _look(folder, place))
     try:
-        if problem is not None:
-            return [problem]
+        if any(problem.severity == "error" for problem in found):
+            return found
         deadline = time.monotonic() + patience
         # An error here (EACCES, ESTALE) is one rank's alone: to it, too, the path is not there.
         while not os.path.exists(path) and time.monotonic() < deadline:
@@ -61,15 +63,49 @@ def see_together(folder: Path, patience: float = SEE_SECONDS) -> list[Problem]:
             shutil.rmtree(path.parent, ignore_errors=True)
     blind = sorted({host for host, sees in seen if not sees})
     if not blind:
-        return []
+        return found
     return [
+        *found,
         Problem(
             f"output_dir: {folder} is not shared: what the main process writes on {seen[0][0]} is "
             f"not seen on {', '.join(blind)}",
             "name a folder on a filesystem that all nodes share",
             "not-shared",
-        )
+        ),
     ]
+
+
+def _look(folder: Path, place: Path) -> tuple[Path, list[Problem]]:
+    """Main process: what `_write` finds, and whether it is a bucket's mount."""
+    path, problem = _write(place)
+    found = [] if problem is None else [problem]
+    try:
+        mounts = Path("/proc/self/mounts").read_text(errors="surrogateescape")
+    except OSError:  # not Linux, or hidden: then nothing is known
+        return path, found
+    bucket = on_bucket(mounts, folder)
+    if bucket is None:
+        return path, found
+    return path, [bucket] if problem is None else [replace(problem, hint=bucket.hint)]
+
+
+def on_bucket(mounts: str, folder: Path) -> Problem | None:
+    """That a run folder lies on a bucket's mount. Pure, but for links.
+
+    A warning: what a rename leaves half done there is found by its manifest, and passed by. But a
+    commit is not one act, and what waits in the mount's cache goes with the machine.
+    """
+    program = bucket_mount(mounts, os.path.realpath(folder))
+    if program is None:
+        return None
+    return Problem(
+        f"output_dir: {folder} is a bucket that {program} shows as a folder: a rename there is a "
+        "copy of each file, not one act, and what was written may be lost with the machine",
+        f"a disk of the machine as output_dir, and `mirror: {PROGRAMS[program]}bucket/prefix` for "
+        "what has to outlive it",
+        "bucket-mount",
+        "warning",
+    )
 
 
 def _write(place: Path) -> tuple[Path, Problem | None]:
