@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from keepstep.cli import rows
 from keepstep.cli.history import AttemptShown, RunShown
+from keepstep.cli.log import LogLine
 from keepstep.cli.samples import SampleRow
 from keepstep.cli.status import RunStatus
 from keepstep.recipe.problems import Problem
@@ -23,6 +24,7 @@ COMMANDS: dict[str, tuple[str, type]] = {
     "which": ("keepstep which RUN --json", rows.ResumeAnswer),
     "status": ("keepstep status RUN --json", RunStatus),
     "show": ("keepstep show RUN --json", RunShown),
+    "log": ("keepstep log RUN --json", LogLine),
     "goodput": ("keepstep goodput RUN --json", rows.GoodputReport),
     "verify": ("keepstep verify RUN --json", rows.VerifyReport),
     "samples": ("keepstep samples RUN --json", SampleRow),
@@ -30,6 +32,7 @@ COMMANDS: dict[str, tuple[str, type]] = {
     "estimate": ("keepstep estimate RECIPE --json", rows.Estimate),
 }
 ARRAYS = {"ls", "ls-runs", "which", "samples"}
+LINES = {"log"}
 INNER = {AttemptShown: "show", Problem: "check", rows.EstimateRow: "estimate"}
 TYPES = {int: "integer", float: "number", str: "string", bool: "true or false"}
 HEAD = """# What `--json` prints
@@ -45,6 +48,7 @@ def page() -> str:
     parts = [HEAD]
     for name, (command, kind) in COMMANDS.items():
         what = "An array of objects. " if name in ARRAYS else ""
+        what = "An object on each line. " if name in LINES else what
         parts.append(f"## `{command}`\n\n{what}{_first_line(kind)}\n\n{_table(kind)}")
         for inner, of in INNER.items():
             if of == name:

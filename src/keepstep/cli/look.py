@@ -22,7 +22,7 @@ from keepstep.cli.common import (
     used_run,
 )
 from keepstep.cli.rows import VerifyReport, checkpoint_rows
-from keepstep.cli.status import tell_without_checkpoints
+from keepstep.cli.status import tell_status, tell_without_checkpoints
 from keepstep.cli.tables import (
     attempt_table,
     checkpoint_table,
@@ -31,6 +31,7 @@ from keepstep.cli.tables import (
     save_hint,
     save_table,
 )
+from keepstep.cli.watch import again_and_again
 from keepstep.output.units import human_bytes
 from keepstep.policy.manifest import folder_name, step_of
 from keepstep.run_folder.notes import notes_on
@@ -69,8 +70,24 @@ def list_checkpoints(
         ),
     ] = 24.0,
     as_json: JsonOption = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Look again every two seconds, until Ctrl-C.")
+    ] = False,
 ) -> None:
     """List the checkpoints of a run: step, metric, size, state, and why each is kept."""
+    if not watch:
+        _list(run, verbose, mtbf_hours, as_json)
+        return
+
+    def look() -> None:
+        if not (as_json or on_mirror.is_address(run)):
+            tell_status(Path(run), used_run(Path(run)))
+        _list(run, verbose, mtbf_hours, as_json)
+
+    again_and_again(look)
+
+
+def _list(run: str, verbose: bool, mtbf_hours: float, as_json: bool) -> None:
     if not on_mirror.is_address(run):
         folder = used_run(Path(run))
         with folder.held():

@@ -17,6 +17,7 @@ from keepstep.cli import (  # noqa: F401  # these register their commands
     evaluate,
     goodput,
     history,
+    log,
     look,
     mirror,
     preview,

@@ -272,6 +272,11 @@ def _text(value: Any) -> str:
     return printable(str(value).lower() if isinstance(value, bool) else str(value))
 
 
+def tell_status(run: Path, folder: RunFolder) -> None:
+    """How it stands, in a few lines."""
+    _tell(run, status_of(folder))
+
+
 def _tell(run: Path, found: RunStatus) -> None:
     reason = " ".join((found.reason or "").split())
     lines: dict[str, str | None] = {"": f"{run}: {in_words(found)}", "reason": reason}

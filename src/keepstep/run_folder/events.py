@@ -57,8 +57,12 @@ FACTS_OF_COMMITS: dict[str, Any] = {
 }
 
 
-def read_lines(text: str) -> tuple[list[dict[str, Any]], int]:
-    """The events on whole lines, and how many lines are not what was written."""
+def read_lines(text: str, of_jobs: bool = False) -> tuple[list[dict[str, Any]], int]:
+    """The events on whole lines, and how many lines are not what was written.
+
+    Args:
+        of_jobs: with lines that jobs write, which are of no attempt.
+    """
     events, damaged = [], 0
     for line in text.split("\n"):
         try:
@@ -66,7 +70,9 @@ def read_lines(text: str) -> tuple[list[dict[str, Any]], int]:
                 events.append(_event(line))
         except (TextError, ValueError):
             damaged += 1
-    return [event for event in events if event["event"] not in WITHOUT_ATTEMPT], damaged
+    if not of_jobs:
+        events = [event for event in events if event["event"] not in WITHOUT_ATTEMPT]
+    return events, damaged
 
 
 def believed(

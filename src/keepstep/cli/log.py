@@ -1,0 +1,99 @@
+"""`keepstep log`: what has happened to a run, a sentence a line."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from keepstep.cli.common import JsonOption, RunArgument, app, console, examples, used_run
+from keepstep.cli.rows import JsonObject
+from keepstep.policy.sentences import sentence
+from keepstep.run_folder.events import read_lines
+from keepstep.run_folder.paths import RunPaths
+from keepstep.run_folder.safe_read import ABSENT, LONGEST_LOG, read_bytes
+
+LOOK_SECONDS = 0.5
+UNTOLD = ("time", "attempt", "event")
+
+
+@dataclass(frozen=True)
+class LogLine(JsonObject):
+    """Something that happened.
+
+    Attributes:
+        time: when it was written down (UTC, ISO 8601).
+        attempt: whose line it is; null: a Slurm job's.
+        event: what kind (docs/format.md has them all).
+        sentence: the same for people.
+        facts: the other fields of the line.
+    """
+
+    time: str
+    attempt: int | None
+    event: str
+    sentence: str
+    facts: dict[str, Any]
+
+
+@app.command(
+    epilog=examples(
+        "keepstep log runs/mine", "keepstep log runs/mine --follow", "keepstep log runs/mine --json"
+    )
+)
+def log(
+    run: RunArgument,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what happens from now on.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what has happened to a run, a sentence a line: starts, saves, errors, ends."""
+    folder = used_run(run)
+    damaged = 0
+    try:
+        for lines, lost in _new_lines(folder, follow):
+            damaged += lost
+            for line in lines:
+                _tell(line, as_json)
+    except KeyboardInterrupt:
+        if not follow:
+            raise
+    if damaged and not as_json:
+        console.tell(f"{damaged} lines are damaged, and passed by")
+
+
+def _new_lines(run: RunPaths, follow: bool) -> Iterator[tuple[list[LogLine], int]]:
+    """The lines that are there, then those that come; each time with how many are damaged."""
+    end = 0
+    while True:
+        try:
+            text = read_bytes(run.events, LONGEST_LOG, end)
+        except ABSENT:
+            text = b""
+        # The last line is being written, or was torn: another follows it on a line of its own.
+        whole = text if not follow else text[: text.rfind(b"\n") + 1]
+        end += len(whole)
+        events, damaged = read_lines(whole.decode(errors="replace"), of_jobs=True)
+        yield [_line(event) for event in events], damaged
+        if not follow:
+            return
+        time.sleep(LOOK_SECONDS)
+
+
+def _line(event: dict[str, Any]) -> LogLine:
+    facts = {name: value for name, value in event.items() if name not in UNTOLD}
+    told = sentence(event)
+    return LogLine(event["time"], event.get("attempt"), event["event"], told, facts)
+
+
+def _tell(line: LogLine, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(line.as_dict()))
+        return
+    who = "job" if line.attempt is None else str(line.attempt)
+    console.tell(f"{line.time[:19].replace('T', ' ')}  {who:>3}  {line.sentence}")

@@ -1,0 +1,28 @@
+"""`--watch`: the same look again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import typer
+
+from keepstep.cli.common import console
+
+LOOK_SECONDS = 2.0
+
+
+def again_and_again(look: Callable[[], None]) -> None:
+    """Look until somebody interrupts it, on a terminal always at the same place."""
+    try:
+        while True:
+            if console.is_terminal:
+                console.clear()
+            with contextlib.suppress(typer.Exit):  # what is not as it should be may be so later
+                look()
+            time.sleep(LOOK_SECONDS)
+            if not console.is_terminal:
+                console.tell("")
+    except KeyboardInterrupt:
+        pass
