@@ -7,7 +7,6 @@ Training never waits for it, whatever the store does.
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -51,5 +50,4 @@ def _copied(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    os.nice(10)  # training comes first
     sys.exit(serve(do))

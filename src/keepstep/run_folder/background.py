@@ -59,7 +59,9 @@ class BackgroundJob:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                start_new_session=True,  # Ctrl-C is for the training
+                # Ctrl-C is for the training. No session of its own: where the kernel shares out the
+                # processor by sessions (autogroups), it would get as much as the training has.
+                process_group=0,
             )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
@@ -114,6 +116,7 @@ def serve(do: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     """
     for number in signals.SIGNALS:  # to all processes of a job: our parent decides
         signal.signal(number, signal.SIG_IGN)
+    _give_way()
     job = json.load(sys.stdin)
     # Our parent ends us at the deadline; if it is gone, we end ourselves, with or after it.
     signal.alarm(int(job["timeout"]) + 5)
@@ -128,3 +131,11 @@ def serve(do: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
         answer = {"error": told, "fatal": not of_disk if fatal is None else fatal}
     print(json.dumps(answer), flush=True)
     return 1 if "error" in answer else 0
+
+
+def _give_way() -> None:
+    """Training comes first: this process has the processor when nobody else wants it."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:  # a container may forbid it
+        os.nice(19)

@@ -1,0 +1,59 @@
+"""A process beside training: it gives way, and is ended with all that it has begun."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from keepstep.run_folder.background import BackgroundJob
+
+PROGRAM = """
+import json, os, sys
+from keepstep.run_folder.background import serve
+
+def do(job):
+    if job["hangs"]:
+        import time
+        time.sleep(600)
+    return {"policy": os.sched_getscheduler(0), "session": os.getsid(0), "group": os.getpgid(0)}
+
+sys.exit(serve(do))
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[[float, bool], BackgroundJob]:
+    (tmp_path / "program_beside.py").write_text(PROGRAM)
+
+    def started(timeout: float, hangs: bool) -> BackgroundJob:
+        return BackgroundJob(
+            "program_beside",
+            {"hangs": hangs},
+            timeout,
+            who="nobody",
+            what="the program",
+            environment={"PYTHONPATH": str(tmp_path)},
+        )
+
+    return started
+
+
+def test_training_comes_first(start: Callable[[float, bool], BackgroundJob]) -> None:
+    """By the scheduler's idle class, and in training's own session: between sessions a kernel may
+    share out the processor whatever their niceness is."""
+    job = start(60, False)
+    answer = job.wait()
+    assert answer["policy"] == os.SCHED_IDLE
+    assert answer["session"] == os.getsid(0)
+    assert answer["group"] != os.getpgid(0), "Ctrl-C is for the training"
+
+
+def test_its_time_is_over(start: Callable[[float, bool], BackgroundJob]) -> None:
+    job = start(1.0, True)
+    assert job.wait() == {
+        "error": "nobody did not answer to the end within 1 s",
+        "fatal": False,
+    }
