@@ -139,8 +139,14 @@ class Ranks:
         processes: int = 2,
         script: Path | None = None,
         env: dict[str, str] | None = None,
+        nodes: int = 1,
+        disks: Path | None = None,
     ) -> Run:
-        """Start the main job (or `script`) on `processes` ranks under an accelerate config."""
+        """Start the main job (or `script`) on `processes` ranks under an accelerate config.
+
+        `nodes`: how many machines they are on, as far as the launcher tells. `disks`: on each of
+        them `disks/here` is `disks/NUMBER`, whatever the others see.
+        """
         log = self.folder / f"run-{len(self._runs)}.log"
         log.unlink(missing_ok=True)
         request = {
@@ -152,6 +158,8 @@ class Ranks:
             "argv": list(argv),
             "script": str(script) if script else None,
             "env": env or {},
+            "nodes": nodes,
+            "disks": str(disks) if disks else None,
         }
         run = Run(self, self.ask(request), log, request["port"])
         self._runs.append(run)

@@ -7,6 +7,7 @@ its other half. Each rank is a real process with the environment that `accelerat
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import gc
 import importlib
@@ -17,6 +18,7 @@ import sys
 import traceback
 from typing import Any
 
+CLONE_NEWNS, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
 IMPORTED_LATER = (
     # Every ZeRO engine imports this optimizer, and with it half of torch's compiler.
     "deepspeed.runtime.zero.muon.muon_optimizer",
@@ -51,17 +53,34 @@ def start(request: dict[str, Any]) -> list[int]:
     processes = request["processes"]
     shared = environment(request["strategy"], processes) if request["strategy"] else {}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(request["port"])} | request["env"]
-    pids = []
+    pids, of_node = [], processes // request["nodes"]
     for rank in range(processes):
         pid = os.fork()
         if pid == 0:
-            numbers = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
-            sizes = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            node, local = divmod(rank, of_node)
+            numbers = {"RANK": rank, "LOCAL_RANK": local, "GROUP_RANK": node}
+            sizes = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": of_node}
             os.environ.update(shared)
             os.environ.update({name: str(n) for name, n in (numbers | sizes).items()})
+            if request["disks"]:
+                own_disk(f"{request['disks']}/{node}", f"{request['disks']}/here")
             _become_rank(request["log"], request["script"], request["argv"])
         pids.append(pid)
     return pids
+
+
+def own_disk(folder: str, here: str) -> None:
+    """Mount `folder` on `here`, for this process alone: a disk that other machines do not see."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags: list[tuple[bytes | None, bytes, int]] = [
+        (None, b"/", MS_REC | MS_PRIVATE),
+        (folder.encode(), here.encode(), MS_BIND),
+    ]
+    if libc.unshare(CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    for source, target, how in flags:
+        if libc.mount(source, target, None, how, None):
+            raise OSError(ctypes.get_errno(), f"mount {target!r}")
 
 
 def _become_rank(log: str, script: str | None, argv: list[str]) -> None:

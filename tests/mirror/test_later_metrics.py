@@ -130,6 +130,7 @@ def test_a_later_copy_of_the_run_brings_them_too(store: Store, run: RunFolder) -
     measure(run, 4, eval_law_loss=0.5)
     job = {"url": store.url, "run": str(run.path), "owner": None, "token": "ba9876543210"}
     job |= {"frozen": str(run.path / "checkpoint-8"), "rate": 0, "policy": {}, "pinned": []}
+    job |= {"node": 0, "nodes": 1}
     assert "error" not in do(job)
     assert there(store)[4].evaluated == {"eval_law_loss": 0.5}
     assert (run.path / "checkpoint-4" / EVALUATIONS_NAME).exists()

@@ -117,8 +117,8 @@ def test_a_save_that_was_said_to_have_failed_is_not_committed_afterwards(
     manager = begin(tmp_path, Disk(), timeout=1.0)
     go_on, gather = threading.Event(), Flight._gather
 
-    def late(flight: Flight) -> list[Report]:
-        reports = gather(flight)
+    def late(flight: Flight, folder: Path) -> list[Report]:
+        reports = gather(flight, folder)
         go_on.wait(20)
         return reports
 

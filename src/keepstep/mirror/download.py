@@ -14,13 +14,15 @@ from keepstep.mirror.listing import checkpoints_on, later_evaluations, manifest_
 from keepstep.mirror.owners import there
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.upload import AT_ONCE
-from keepstep.policy.manifest import MANIFEST_NAME, folder_name
+from keepstep.policy.manifest import MANIFEST_NAME, FileEntry, folder_name
 from keepstep.policy.mirror import HISTORY, Copied, Part, what_is_missing
 from keepstep.policy.strict import TextError
 from keepstep.run_folder.checkpoint import Checkpoint, faults_of
+from keepstep.run_folder.contents import digest_of
 from keepstep.run_folder.evaluations import EVALUATIONS_NAME, read_evaluations
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
+from keepstep.run_folder.writer import RunWriter
 
 
 def history_of(run: RunFolder) -> dict[str, Path]:
@@ -38,23 +40,25 @@ class Brought:
     """What came from a mirror.
 
     Attributes:
-        checkpoint: in the run folder now.
+        checkpoint: in the run folder now; None: nothing newer is there.
         passed_by: newer ones that are not what was written: name → why.
+        there: the steps of all checkpoints that are on the mirror.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
     passed_by: dict[str, str]
+    there: frozenset[int]
 
 
-def bring(run: RunFolder, storage: Storage, store: Store, staging: Path) -> Brought | None:
+def bring(
+    run: RunFolder, storage: Storage, store: Store, staging: Path, apart: bool = False
+) -> Brought:
     """The newest checkpoint of a mirror into the run folder, if it is newer than what is there; and
     the run's history, into an unused one.
 
     Args:
         staging: a folder of the run that a later attempt sweeps.
-
-    Returns:
-        None: nothing newer is there.
+        apart: other machines will fetch the same: what is not on the mirror does not count.
 
     Raises:
         StoreError: the mirror cannot be read, or what it holds is nothing to go on from.
@@ -64,30 +68,64 @@ def bring(run: RunFolder, storage: Storage, store: Store, staging: Path) -> Brou
     counted = {one.step: one for one in there(store, names)}
     found, unreadable = checkpoints_on(store, names)
     if not counted:
-        return None
+        return Brought(None, {}, frozenset())
     _take_history(run, storage, store, sorted(names))
     records = run.records_of(list(found.values()), (), None)
-    local = max((c.step for c in run.checkpoints()), default=-1)
+    here = {c.step: c for c in run.checkpoints()}
+    whole = [s for s in here if not here[s].manifest.is_part and (not apart or s in counted)]
+    local = max(whole, default=-1)
     newer = sorted((r.step for r in records if not r.abandoned and r.step > local), reverse=True)
     passed_by = dict(unreadable)
     for step in newer:
         try:
-            fetched = fetch(store, counted[step], staging / folder_name(step), storage)
+            fetched = fetch(
+                store, counted[step], staging / folder_name(step), storage, here.get(step)
+            )
         except (StoreError, TextError) as error:
             if isinstance(error, StoreError) and error.fatal:
                 raise
             passed_by[counted[step].folder] = str(error)
             continue
-        storage.rename(fetched.path, run.path / fetched.path.name)
-        return Brought(replace(fetched, path=run.path / fetched.path.name), passed_by)
+        target = run.path / fetched.path.name
+        if step in here:  # this machine's part of it
+            storage.rename(target, staging / f"part-of-{target.name}")
+        storage.rename(fetched.path, target)
+        return Brought(replace(fetched, path=target), passed_by, frozenset(counted))
     if local < 0:
         told = "; ".join(f"{name}: {why}" for name, why in passed_by.items())
         raise StoreError(f"{store.url}: none of its checkpoints can be had: {told}", fatal=False)
-    return None
+    return Brought(None, passed_by, frozenset(counted))
 
 
-def fetch(store: Store, one: Copied, folder: Path, storage: Storage) -> Checkpoint:
+def complete(chosen: Checkpoint, writer: RunWriter, store: Store) -> None:
+    """A checkpoint whole into the folder of another machine than that which has chosen it: what is
+    there of it already is not fetched.
+
+    Raises:
+        StoreError, TextError: it is not what was written there, or not the one that was chosen.
+        OSError: of the disk.
+    """
+    text = chosen.manifest.to_json()
+    here = {c.step: c for c in writer.run.checkpoints()}.get(chosen.step)
+    if here and here.manifest.to_json() == text and not faults_of(here, deep=True):
+        return
+    counted = {one.step: one for one in there(store, store.names())}
+    if chosen.step not in counted:
+        raise StoreError(f"{store.url}: {chosen.path.name} is there no more", fatal=False)
+    staged = writer.staging / chosen.path.name
+    fetched = fetch(store, counted[chosen.step], staged, writer.storage, here)
+    if fetched.manifest.to_json() != text:
+        raise StoreError(f"{store.url}: {chosen.path.name} is another one there", fatal=False)
+    writer.put_in_place(fetched)
+
+
+def fetch(
+    store: Store, one: Copied, folder: Path, storage: Storage, here: Checkpoint | None = None
+) -> Checkpoint:
     """One checkpoint into a new folder, where it is durable then.
+
+    Args:
+        here: what this machine has of it.
 
     Raises:
         StoreError, TextError: it is not what was written there.
@@ -104,13 +142,19 @@ def fetch(store: Store, one: Copied, folder: Path, storage: Storage) -> Checkpoi
     ]
     if missing or odd:
         raise StoreError(f"{one.folder}: its receipt and its manifest differ", fatal=False)
+    lacking = []
     for name, entry in manifest.files.items():
         storage.make_folder((folder / name).parent)
+        if here is not None and _has(here, name, entry):
+            storage.link(here.path / name, folder / name, or_copy=True)
+            continue
+        lacking.append(name)
         with storage.create(folder / name, sync=False):
             pass
         os.truncate(folder / name, entry.bytes)
+    wanted = [part for part in parts if part.file in lacking]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for future in [pool.submit(_fetch_part, store, one, part, folder) for part in parts]:
+        for future in [pool.submit(_fetch_part, store, one, part, folder) for part in wanted]:
             future.result()
     for name in manifest.files:
         storage.sync(folder / name)
@@ -123,6 +167,16 @@ def fetch(store: Store, one: Copied, folder: Path, storage: Storage) -> Checkpoi
     if faults:
         raise StoreError(f"{one.folder}: {faults[0]}", fatal=False)
     return found
+
+
+def _has(here: Checkpoint, name: str, entry: FileEntry) -> bool:
+    """Whether this machine has a file of a checkpoint, every byte of it."""
+    if here.manifest.files.get(name) != entry:
+        return False
+    try:
+        return digest_of(here.path / name) == entry.xxh3_128
+    except OSError:
+        return False
 
 
 def _fetch_part(store: Store, one: Copied, part: Part, folder: Path) -> None:

@@ -38,14 +38,16 @@ def _copied(job: dict[str, Any]) -> dict[str, Any]:
     store, run = open_store(job["url"]), RunFolder(job["run"])
     owner = Owner(**job["owner"]) if job["owner"] else claim(store, job["token"])
     frozen = Path(job["frozen"])
-    upload = Upload(store, owner, read_checkpoint(frozen), job["rate"])
+    node, nodes = job["node"], job["nodes"]
+    upload = Upload(store, owner, read_checkpoint(frozen), job["rate"], node, nodes)
     history = {name: path.read_bytes() for name, path in history_of(run).items() if path.exists()}
     policy = Policy(**job["policy"])
     upload.run({**history, RETENTION: retention_text(policy, job["pinned"])})
-    send_evaluations(store, run)
+    if node == 0:
+        send_evaluations(store, run)
     if frozen.parent == run.mirroring:  # here, and not by the thread that trains: it takes a while
         Storage().remove(frozen)
-    gone = prune(store, owner, run, policy, job["pinned"])
+    gone = prune(store, owner, run, policy, job["pinned"]) if node == 0 else []
     return {**asdict(upload.sent), "pruned": gone, "owner": asdict(owner)}
 
 

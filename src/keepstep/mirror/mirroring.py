@@ -39,6 +39,8 @@ class Mirroring:
         pause: float,
         timeout: float,
         rate: float,
+        node: int = 0,
+        nodes: int = 1,
     ) -> None:
         """
         Args:
@@ -48,12 +50,15 @@ class Mirroring:
             pause: seconds from the beginning of a copy to the next one's, at least.
             timeout: seconds that a copy may take.
             rate: bytes a second at most; 0: as fast as it goes.
+            node: this machine's number, where each uploads its part of a checkpoint.
+            nodes: how many machines do.
         """
         self.run, self.url, self.owner = run, url, owner
         self.news: list[dict[str, Any]] = []
         self.deposed = ""
         self._policy, self._storage = policy, storage
         self._pause, self._timeout, self._rate = pause, timeout, rate
+        self._node, self._nodes = node, nodes
         self._job: BackgroundJob | None = None
         self._step = -1  # that is under way
         self._began = float("-inf")
@@ -62,12 +67,43 @@ class Mirroring:
 
     def offer(self, newest: Checkpoint | None, best: Checkpoint | None) -> None:
         """The newest and the best checkpoint now; each is copied in its time."""
+        self.hear()
+        wanted = self.wanted(newest, best)
+        if wanted is not None:
+            self.begin(wanted)
+
+    def hear(self) -> None:
+        """Take in what came of the copy under way, if it has ended."""
         self._safely(self._hear)
-        waited = time.monotonic() - self._began >= self._pause
-        if self._job is None and waited and not self.deposed:
-            wanted = next((c for c in (newest, best) if c is not None and self._owes(c)), None)
-            if wanted is not None:
-                self._safely(lambda: self._start(wanted, self._timeout))
+
+    def wanted(self, newest: Checkpoint | None, best: Checkpoint | None) -> Checkpoint | None:
+        """What should be copied next; None: nothing, or not yet."""
+        if self._job is not None or self.deposed or time.monotonic() - self._began < self._pause:
+            return None
+        return next((c for c in (newest, best) if c is not None and self._owes(c)), None)
+
+    def begin(self, checkpoint: Checkpoint) -> None:
+        """Begin to copy it."""
+        self._safely(lambda: self._start(checkpoint, self._timeout))
+
+    def begin_step(self, step: int) -> None:
+        """The same of this machine's part of a step, which the main process has chosen."""
+        here = {checkpoint.step: checkpoint for checkpoint in self.run.checkpoints()}
+        self._step = step
+        if step in here:
+            self.begin(here[step])
+        if self._job is None:
+            self._done.setdefault(step, {"error": "this machine has no part of it"})
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a copy is under way."""
+        return self._job is not None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last copy that began has come to nothing."""
+        return self._job is None and "error" in self._done.get(self._step, {})
 
     def finish(
         self,
@@ -146,6 +182,8 @@ class Mirroring:
             "policy": asdict(self._policy),
             "pinned": sorted(self.run.pinned()),
             "rate": self._rate,
+            "node": self._node,
+            "nodes": self._nodes,
         }
         self._step = checkpoint.step
         told: Any = {"who": "the mirror", "what": "the copy", "log": self.run.mirroring / "log"}

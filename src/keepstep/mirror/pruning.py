@@ -16,7 +16,7 @@ from keepstep.run_folder.reader import RunFolder
 def prune(
     store: Store, owner: Owner, run: RunFolder, policy: Policy, pinned: Collection[int]
 ) -> list[int]:
-    """Remove what the run's retention does not keep, and what uploads of earlier owners left.
+    """Remove what the run's retention does not keep, and what uploads left that never ended.
 
     A checkpoint's manifest goes first: from then on it is not there. Nothing goes before what takes
     its place is whole.
@@ -36,7 +36,16 @@ def prune(
         folder = str(found[step].path)
         store.delete([f"{folder}/{MANIFEST_NAME}"])
         store.delete(sorted(name for name in names if name.startswith(f"{folder}/")))
-    behind = left_behind(names, owner.number, there(store, names))
-    store.delete(name for name in behind if name.endswith(f"/{MANIFEST_NAME}"))
-    store.delete(name for name in behind if not name.endswith(f"/{MANIFEST_NAME}"))
+    for folder, objects in left_behind(names, owner.number, there(store, names)).items():
+        if objects[0] == f"{folder}/{MANIFEST_NAME}" or not _is_there(store, folder):
+            store.delete(objects)
     return gone
+
+
+def _is_there(store: Store, folder: str) -> bool:
+    """Whether a folder has a manifest though the listing does not show it: listings may lag."""
+    try:
+        store.get(f"{folder}/{MANIFEST_NAME}")
+    except FileNotFoundError:
+        return False
+    return True

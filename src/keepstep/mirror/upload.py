@@ -7,18 +7,21 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
+from keepstep.mirror.listing import receipts_of
 from keepstep.mirror.owners import DeposedError, Owner, check, there
 from keepstep.mirror.store import Entry, Store, StoreError
-from keepstep.policy.manifest import MANIFEST_NAME
+from keepstep.policy.manifest import MANIFEST_NAME, WHOLE_NAME, Manifest
 from keepstep.policy.mirror import (
     HISTORY,
     PART_BYTES,
     Copied,
     Part,
     folder_of,
+    is_receipt_of,
     parts_of,
     read_receipt,
     receipt_of,
@@ -52,14 +55,26 @@ class Upload:
         sent: so far.
     """
 
-    def __init__(self, store: Store, owner: Owner, frozen: Checkpoint, rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        owner: Owner,
+        frozen: Checkpoint,
+        rate: float = 0.0,
+        node: int = 0,
+        nodes: int = 1,
+    ) -> None:
         """
         Args:
-            frozen: with all its files, which nobody changes or removes meanwhile.
+            frozen: with all its files, which nobody changes or removes meanwhile; or, of several
+                machines, this one's part.
             rate: bytes a second at most; 0: as fast as it goes.
+            node: this machine's number. The first one writes the manifest.
+            nodes: how many machines upload, each its part.
         """
         self.sent = Sent()
         self._store, self._owner, self._frozen, self._rate = store, owner, frozen, rate
+        self._node, self._nodes = node, nodes
         self._folder = folder_of(frozen.step, owner.number, owner.token)
         self._began = time.monotonic()
 
@@ -73,7 +88,8 @@ class Upload:
             OSError: its files cannot be read, or are not what was written.
         """
         names = self._store.names()
-        text = (self._frozen.path / MANIFEST_NAME).read_bytes()
+        part = self._frozen.manifest.is_part
+        text = (self._frozen.path / (WHOLE_NAME if part else MANIFEST_NAME)).read_bytes()
         counted = there(self._store, names)
         if self._is_there(counted, text):
             self.sent.found = self._frozen.manifest.total_bytes
@@ -83,17 +99,38 @@ class Upload:
             except FileNotFoundError:
                 self._check()  # what it writes is gone again: the owner has removed it
                 raise
-        for name, content in history.items():
-            self._store.put(f"{HISTORY}/{self._owner.number:06d}/{name}", content)
+        if self._node == 0:
+            for name, content in history.items():
+                self._store.put(f"{HISTORY}/{self._owner.number:06d}/{name}", content)
 
     def _make(self, names: Mapping[str, Entry], counted: list[Copied], text: bytes) -> None:
-        parts = self._send(names, self._known(counted))
-        missing = what_is_missing(self._frozen.manifest, parts)
+        """This machine's objects, and a receipt of them; on the first machine, once all receipts
+        are there, the manifest."""
+        of = xxh3_128_hexdigest(text)
+        parts = self._send(names, self._known(names, counted))
+        self._store.put(f"{self._folder}/receipt-{self._node}.json", receipt_of(parts, of))
+        if self._node > 0:
+            return
+        for node in range(1, self._nodes):
+            parts += self._wait_for_receipt(node, of)
+        missing = what_is_missing(Manifest.from_json(text.decode()), parts)
         if missing:
-            raise StoreError(f"{self._folder}: {missing[0]} has changed size", fatal=False)
-        self._store.put(f"{self._folder}/receipt-0.json", receipt_of(parts))
+            told = f"{self._folder}: {missing[0]} has changed size, or no machine has sent it"
+            raise StoreError(told, fatal=False)
         self._check()
         self._store.put(f"{self._folder}/{MANIFEST_NAME}", text)
+
+    def _wait_for_receipt(self, node: int, of: str) -> list[Part]:
+        """What another machine has sent, once it has; until this process's time is over."""
+        for pause in chain((0.2, 0.5, 1.0, 2.0), repeat(5.0)):
+            try:
+                text = self._store.get(f"{self._folder}/receipt-{node}.json")
+                if is_receipt_of(text, of):
+                    return read_receipt(text)
+            except FileNotFoundError:
+                pass
+            time.sleep(pause)
+        raise AssertionError("it waits for ever")
 
     def _check(self) -> None:
         """Whoever is not the owner any more takes along what nobody counts."""
@@ -112,19 +149,22 @@ class Upload:
         except FileNotFoundError:
             return False  # a listing may show what was deleted
 
-    def _known(self, counted: list[Copied]) -> dict[tuple[str, int], str]:
+    def _known(
+        self, names: Mapping[str, Entry], counted: list[Copied]
+    ) -> dict[tuple[str, int], str]:
         """Objects of the newest checkpoint there: digest and size → name."""
         if not counted:
             return {}
         folder = counted[-1].folder
         try:
-            parts = read_receipt(self._store.get(f"{folder}/receipt-0.json"))
+            parts = receipts_of(self._store, folder, names)
         except (FileNotFoundError, TextError):
             return {}  # damaged there: everything is sent
         return {(part.xxh3_128, part.bytes): f"{folder}/{part.name}" for part in parts}
 
     def _send(self, names: Mapping[str, Entry], known: Mapping[tuple[str, int], str]) -> list[Part]:
-        files = {name: entry.bytes for name, entry in self._frozen.manifest.files.items()}
+        entries = self._frozen.manifest.files.items()
+        files = {name: entry.bytes for name, entry in entries if name != WHOLE_NAME}
         done: list[Part] = []
         with ThreadPoolExecutor(AT_ONCE) as pool:
             ahead: list[Future[Part]] = []

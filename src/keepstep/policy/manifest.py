@@ -18,6 +18,8 @@ from keepstep.policy.strict import TextError, UnknownFieldError, build, names_fa
 FORMAT_VERSION = 2
 WITHOUT_DIGEST = 1  # the format that has no digest of itself
 MANIFEST_NAME = "manifest.json"
+# The manifest of the whole, in a checkpoint of which this machine has a part (`node_local`).
+WHOLE_NAME = "manifest.whole.json"
 LONGEST_MANIFEST = 16 * 2**20  # bytes: room for the files of some ten thousand ranks
 MOST = 10**5  # files, and so ranks: every one has a file
 BEGINNING = re.compile(r'\{\n "digest": "([0-9a-f]{64})",\n')
@@ -139,6 +141,11 @@ class Manifest:
     def is_finite(self) -> bool:
         """Whether its state is, as far as it is known."""
         return bool(self.health.get("finite", True))
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it lists one machine's part of a checkpoint: nothing to go on from alone."""
+        return WHOLE_NAME in self.files
 
     @property
     def parallel_layout(self) -> ParallelLayout:

@@ -122,9 +122,23 @@ def parts_of(files: Mapping[str, int], size: int = PART_BYTES) -> Iterator[Part]
             yield Part(f"{name}.part-{number:05d}", name, begin, bytes_)
 
 
-def receipt_of(parts: Sequence[Part]) -> bytes:
-    """What a machine says that it has uploaded."""
-    return json.dumps({"parts": [asdict(part) for part in parts]}).encode()
+def receipt_of(parts: Sequence[Part], of: str) -> bytes:
+    """What a machine says that it has uploaded.
+
+    Args:
+        of: a digest of the checkpoint's manifest: another state of the same step has another.
+    """
+    return json.dumps({"of": of, "parts": [asdict(part) for part in parts]}).encode()
+
+
+def is_receipt_of(text: bytes, of: str) -> bool:
+    """Whether it is one of the checkpoint of that manifest.
+
+    Raises:
+        TextError: it is none at all.
+    """
+    told = parse(text.decode(errors="replace"))
+    return isinstance(told, dict) and told.get("of") == of
 
 
 def read_receipt(text: bytes) -> list[Part]:
@@ -183,21 +197,24 @@ def copied(names: Iterable[str], found: Found = Found()) -> list[Copied]:
     return [newest[step] for step in sorted(newest)]
 
 
-def left_behind(names: Iterable[str], owner: int, whole: Iterable[Copied]) -> list[str]:
-    """Objects of earlier owners: of uploads that never ended, of checkpoints whose manifest went
-    before them, of those that a newer owner has replaced, and what came when they were owners no
-    more. Of a folder its manifest is first.
+def left_behind(names: Iterable[str], owner: int, whole: Iterable[Copied]) -> dict[str, list[str]]:
+    """What nobody counts, by folder, its manifest first: uploads that never ended (of this owner:
+    that were given up), checkpoints whose manifest went before them, those that a newer owner has
+    replaced, and what came of owners that were none any more.
 
     Args:
         whole: the checkpoints that count.
     """
     counted = {one.folder for one in whole}
-    behind = []
+    behind: dict[str, list[str]] = {}
     for name in names:
         match = FOLDER.match(name)
-        if match is not None and match[0] not in counted and int(match[2]) < owner:
-            behind.append(name)
-    return sorted(behind, key=lambda name: (not name.endswith(f"/{MANIFEST_NAME}"), name))
+        if match is not None and match[0] not in counted and int(match[2]) <= owner:
+            behind.setdefault(match[0], []).append(name)
+    return {
+        folder: sorted(objects, key=lambda name: (not name.endswith(f"/{MANIFEST_NAME}"), name))
+        for folder, objects in sorted(behind.items())
+    }
 
 
 def owner_name(number: int) -> str:

@@ -28,6 +28,7 @@ from keepstep.preflight.mounts import PROGRAMS, bucket_mount
 from keepstep.preflight.shapes import shapes_of, step_of, strategy_of
 from keepstep.preflight.validate import nearest
 from keepstep.ranks import collectives
+from keepstep.ranks.nodes import look
 from keepstep.recipe.config import KeepstepConfig, Problem, Recipe
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
@@ -41,7 +42,7 @@ SPARE = 8
 def probe(recipe: Recipe) -> list[Problem]:
     """Every problem of these machines with this recipe. Ranks: all (collective)."""
     folder = Path(str(recipe.training.output_dir))
-    problems = see_together(folder)
+    problems = see_apart(folder) if recipe.training.node_local else see_together(folder)
     sizes = collectives.on_main("estimating", lambda: list(check_sizes(recipe)))
     return problems + sizes
 
@@ -69,7 +70,7 @@ def see_together(folder: Path, patience: float = SEE_SECONDS) -> list[Problem]:
         Problem(
             f"output_dir: {folder} is not shared: what the main process writes on {seen[0][0]} is "
             f"not seen on {', '.join(blind)}",
-            "name a folder on a filesystem that all nodes share",
+            "name a folder on a filesystem that all nodes share; or node_local: true, and a mirror",
             "not-shared",
         ),
     ]
@@ -106,6 +107,36 @@ def on_bucket(mounts: str, folder: Path) -> Problem | None:
         "bucket-mount",
         "warning",
     )
+
+
+def see_apart(folder: Path) -> list[Problem]:
+    """Whether every node can write there, and none sees what another has written (`node_local`).
+
+    Ranks: all (collective).
+    """
+    nodes = look()
+    place = nearest(folder) / f".keepstep-probe-{secrets.token_hex(4)}"
+    path, problem = _write(place) if nodes.acts else (place, None)
+    try:
+        made = collectives.gather((socket.gethostname(), str(path), problem))
+        others = [made[first] for first in nodes.firsts if first != nodes.firsts[nodes.here]]
+        seen = [host for host, other, _ in others if os.path.exists(other)]
+        shared = collectives.gather_some((socket.gethostname(), seen[0]) if seen else None)
+    finally:
+        if nodes.acts:
+            shutil.rmtree(path.parent, ignore_errors=True)
+    problems = [problem for _, _, problem in made if problem is not None]
+    if shared and not problems:
+        here, there = shared[min(shared)]
+        problems = [
+            Problem(
+                f"node_local: {folder} is not each machine's own: what is written on {there} is "
+                f"seen on {here}",
+                "leave node_local out: one folder that all see needs no more",
+                "shared",
+            )
+        ]
+    return problems
 
 
 def _write(place: Path) -> tuple[Path, Problem | None]:

@@ -39,6 +39,21 @@ def _mirror(training: KeepstepConfig) -> Iterator[Problem]:
     fault = address_fault(asked) if asked else None
     if fault is not None:
         yield Problem(f"mirror: {fault}", code="mirror")
+    if not training.node_local:
+        return
+    if not asked:
+        yield Problem(
+            "node_local: each machine has a part of every checkpoint, and there is no mirror to "
+            "put them together",
+            "mirror: s3://bucket/prefix (docs/mirror.md)",
+            "mirror",
+        )
+    if training.load_best_model_at_end:
+        yield Problem(
+            "node_local and load_best_model_at_end: no machine has all of the best checkpoint",
+            "leave load_best_model_at_end out; keepstep fetch brings the best one from the mirror",
+            "mirror",
+        )
 
 
 def _ranking(training: KeepstepConfig) -> Iterator[Problem]:

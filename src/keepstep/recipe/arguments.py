@@ -230,6 +230,13 @@ class CheckpointArguments(Combined):
         default=None,
         metadata={"help": "What copies may take of the network, as in `50MB`; null: no bound."},
     )
+    node_local: bool = field(
+        default=False,
+        metadata={
+            "help": "`output_dir` lies on each machine's own disk, and no other machine sees it: "
+            "each keeps what its processes have written, and the `mirror` puts it together."
+        },
+    )
     peer_timeout_seconds: float = field(
         default=25.0,
         metadata={"help": "A rank that gives no sign of life for so long is dead or frozen."},

@@ -75,13 +75,13 @@ class Keeper:
     def make_room(self, step: int) -> list[int]:
         """The disk is full: prune now what may go for the checkpoint of `step`, which is not there
         yet; returns the steps that went."""
-        return self._discard(room_for(step, self._records(), self.policy))
+        return self.discard_all(room_for(step, self._records(), self.policy))
 
     def prune(self, keep_abandoned: bool = True) -> list[int]:
         """Apply the retention plan; returns the steps that went."""
         self.trash.clear()
         plan = plan_retention(self._records(), self.policy, keep_abandoned)
-        return self._discard([decision for decision in plan if not decision.keep])
+        return self.discard_all([decision for decision in plan if not decision.keep])
 
     def prune_after_verifying(self, chosen: Checkpoint) -> None:
         """At a start: what a killed prune left goes, once the newest checkpoint has been verified.
@@ -151,8 +151,9 @@ class Keeper:
         records = self.run.records(self.policy.metric)
         return [replace(r, grown_from=r.grown_from or r.step == self.parent) for r in records]
 
-    def _discard(self, decisions: list[Decision]) -> list[int]:
-        """One that cannot be renamed or removed does not keep the others."""
+    def discard_all(self, decisions: list[Decision]) -> list[int]:
+        """Remove these checkpoints; returns the steps that went. One that cannot be renamed or
+        removed does not keep the others."""
         gone = []
         for decision in decisions:
             folder = self.run.path / folder_name(decision.step)

@@ -113,6 +113,18 @@ def claim(run: RunFolder, storage: Storage, patience: float = WAIT_SECONDS) -> O
             )
 
 
+def take_over(run: RunFolder, storage: Storage, token: str) -> None:
+    """Make an attempt the owner of a folder on another machine than that on which it has claimed
+    the run. One process of that machine.
+
+    Raises:
+        SelectionError: the run's private folder is none.
+    """
+    clear_the_way(run, storage)
+    storage.make_folder(run.private)
+    _take(run, storage, f"{token} {_process(os.getpid())}\n".encode())
+
+
 def clear_the_way(run: RunFolder, storage: Storage) -> None:
     """Rename what has the name of one of the run's own files or folders, and is none: a folder in a
     file's place would be in the way for ever, and a link leads out of the run.

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,17 +121,21 @@ class RunWriter(Keeper):
         patience: int,
         weights_only: bool = False,
         recipe: str | None = None,
+        takeable: Collection[int] | None = None,
     ) -> tuple[Checkpoint | None, Choice]:
         """Choose the checkpoint to resume from; put damaged ones that were passed by aside.
 
         `recipe`: a digest of what is asked for, else; attempts of another one have proved nothing.
+        `takeable`: the steps that can be had on every machine; None: all that are here.
 
         Raises:
             SelectionError: `request` cannot be had.
             UnreadableError: it cannot be read now.
         """
         own = self._own_step(request)
-        situation = self.run.situation(request, self.policy, verify, patience, weights_only, recipe)
+        situation = self.run.situation(
+            *(request, self.policy, verify, patience, weights_only, recipe), takeable=takeable
+        )
         if not (own or request in WORDS or request.isdecimal() or situation.under_way):
             return _read_foreign(Path(request)), Choice(None)
         choice = choose(own or request, situation)
@@ -181,8 +185,7 @@ class RunWriter(Keeper):
         staged = self.staging / folder_name(manifest.global_step)
         self._seal(staged, manifest)
         target = self.run.path / staged.name
-        replaced = self.trash.make_way(target)
-        self._rename(staged, target, manifest, replaced)
+        replaced = self._put(staged, target, manifest)
         self.record(
             "commit",
             step=manifest.global_step,
@@ -195,14 +198,43 @@ class RunWriter(Keeper):
         )
         self.parent = None  # the branch has a checkpoint of its own
         # It is saved, whatever happens from here on.
-        with self.setbacks.allowed(f"what had been {target.name} is not removed"):
-            if replaced is not None:
-                self.trash.settle(replaced)
-                if replaced.exists():
-                    self._empty(replaced, manifest.global_step, "replaced")
+        self._settle(replaced, manifest.global_step)
         with self.setbacks.allowed(f"the reports of {target.name} are not removed"):
             self.storage.remove(self.reports(manifest.global_step), aside=True)
         return Checkpoint(target, manifest)
+
+    def put_in_place(self, brought: Checkpoint) -> None:
+        """A checkpoint that was brought from elsewhere, in the place of what is there of its step.
+
+        Raises:
+            OSError: of the disk.
+        """
+        target = self.run.path / brought.path.name
+        self._settle(self._put(brought.path, target, brought.manifest), brought.step)
+
+    def _put(self, staged: Path, target: Path, manifest: Manifest) -> Path | None:
+        """The commit itself; returns what has made way for it. Where it fails, that comes back."""
+        replaced = self.trash.make_way(target)
+        try:
+            self.storage.rename(staged, target)
+        except NotOwnerError:
+            raise
+        except OSError as error:
+            if not _stands(target, manifest):
+                if replaced is not None:
+                    with self.setbacks.allowed(f"{target.name} is not back in its place"):
+                        self.trash.settle(replaced)
+                raise
+            logger.warning("%s stands, but its folder could not be synced: %s", target.name, error)
+        return replaced
+
+    def _settle(self, replaced: Path | None, step: int) -> None:
+        """Remove what had been there of a step, unless somebody has pinned it."""
+        with self.setbacks.allowed(f"what had been {folder_name(step)} is not removed"):
+            if replaced is not None:
+                self.trash.settle(replaced)
+                if replaced.exists():
+                    self._empty(replaced, step, "replaced")
 
     def _seal(self, staged: Path, manifest: Manifest) -> None:
         """Write the manifest into a staged folder that holds what it says, durably."""
@@ -219,22 +251,6 @@ class RunWriter(Keeper):
         above = {name.rpartition("/")[0] for name in manifest.files}
         for folder in sorted({staged, *(staged / name for name in above)}):
             self.storage.sync_folder(folder)
-
-    def _rename(
-        self, staged: Path, target: Path, manifest: Manifest, replaced: Path | None
-    ) -> None:
-        """The commit itself; where it fails, what has made way for it (`replaced`) comes back."""
-        try:
-            self.storage.rename(staged, target)
-        except NotOwnerError:
-            raise
-        except OSError as error:
-            if not _stands(target, manifest):
-                if replaced is not None:
-                    with self.setbacks.allowed(f"{target.name} is not back in its place"):
-                        self.trash.settle(replaced)
-                raise
-            logger.warning("%s stands, but its folder could not be synced: %s", target.name, error)
 
     def discard(self, step: int) -> None:
         """Remove the staging folder of a checkpoint that will not be committed, and its reports."""
@@ -257,6 +273,10 @@ class RunWriter(Keeper):
                 f"{free / 1e9:.3g} GB are free, a checkpoint takes {size / 1e9:.3g} GB, and "
                 f"min_free_bytes keeps {self.min_free / 1e9:.3g} GB",
             )
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints that are there."""
+        return [checkpoint.step for checkpoint in self.run.checkpoints()]
 
     def is_taken(self, step: int) -> bool:
         """Whether the name of the checkpoint of `step` belongs to something else."""

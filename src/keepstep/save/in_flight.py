@@ -42,11 +42,16 @@ class Flight:
         failure: what kept this rank from reporting, None when nothing did.
         saved: the commit, on the main process.
         causes: on the main process, why there is no commit; empty as long as there may be one.
+        heard: all ranks' reports, where they are not told by the disk.
     """
 
     def __init__(
-        self, step: int, part: Part, reports: Path, storage: Storage, timeout: float
+        self, step: int, part: Part, reports: Path | None, storage: Storage, timeout: float
     ) -> None:
+        """
+        Args:
+            reports: where the ranks report; None: in `heard`, which is filled in before `finish`.
+        """
         self.step = step
         self.part = part
         self.deadline = time.monotonic() + timeout
@@ -55,6 +60,7 @@ class Flight:
         self.failure: Cause | None = None
         self.saved: Saved | None = None
         self.causes: list[Cause] = []
+        self.heard: list[Report] = []
         self._reports = reports
         self._storage = storage
         self._commit: Commit | None = None
@@ -81,7 +87,7 @@ class Flight:
         if self._commit is None or self.state is not SaveState.REPORTED:
             return
         try:
-            reports = self._gather()
+            reports = self.heard if self._reports is None else self._gather(self._reports)
             failures = [report.error for report in reports if report.error]
             if failures:
                 self.give_up(failures)
@@ -152,7 +158,8 @@ class Flight:
 
     def _run(self) -> None:
         self._write()
-        self.finish()
+        if self._reports is not None:
+            self.finish()
 
     def _goes_on(self, event: SaveEvent) -> bool:
         """The thread has got on; returns whether the save goes on, or has been given up."""
@@ -178,18 +185,20 @@ class Flight:
         return Cause(self.part.rank, text)
 
     def _tell(self) -> None:
+        if self._reports is None:
+            return
         content = json.dumps(self.part.report.as_json()).encode()
         self._storage.replace(self._reports / f"{self.part.rank}.json", content)
 
-    def _gather(self) -> list[Report]:
+    def _gather(self, folder: Path) -> list[Report]:
         """Every rank's report, in rank order; an error in the place of one that does not come."""
         reports: dict[int, Report] = {}
         pause, longest = POLL_SECONDS
         while True:
-            for name in sorted(os.listdir(self._reports)):
+            for name in sorted(os.listdir(folder)):
                 number = name.removesuffix(".json")
                 if number.isdecimal() and int(number) not in reports:
-                    reports[int(number)] = _read(self._reports / name, int(number))
+                    reports[int(number)] = _read(folder / name, int(number))
             late = time.monotonic() > self.deadline or self.state.is_given_up
             if len(reports) == self._world_size or late:
                 break

@@ -7,11 +7,11 @@ decides or changes in the run folder, the main process does (`RunWriter`) and th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from keepstep.policy.completeness import has_weights
 from keepstep.policy.drift import drift
@@ -22,6 +22,7 @@ from keepstep.policy.rewind import decided_since
 from keepstep.policy.selection import Choice, SelectionError, UnreadableError
 from keepstep.policy.standstill import Bound
 from keepstep.ranks import collectives
+from keepstep.ranks.nodes import Nodes
 from keepstep.ranks.outcome import Outcome, is_persons
 from keepstep.ranks.time_sheet import TimeSheet
 from keepstep.run_folder.heartbeat import Lookout
@@ -31,6 +32,7 @@ from keepstep.run_folder.progress import Reached
 from keepstep.run_folder.reader import Checkpoint, RunFolder, read_checkpoint
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter, Saved
+from keepstep.save.node_parts import NodeParts
 from keepstep.save.resume_checks import (
     Depth,
     DriftError,
@@ -40,6 +42,21 @@ from keepstep.save.resume_checks import (
     check_state,
 )
 from keepstep.save.saver import Mode, Saver
+
+
+class Elsewhere(Protocol):
+    """Where checkpoints lie beside the run folder: a mirror."""
+
+    def bring(self, run: RunFolder, storage: Storage, token: str) -> None:
+        """What is newer there into the folder, which is the owner's of this token by now. Ranks:
+        the main process."""
+
+    def takeable(self) -> Collection[int] | None:
+        """Steps that can be gone on from as far as this place decides it; None: any."""
+
+    def complete(self, chosen: Checkpoint, writer: RunWriter) -> None:
+        """Have a checkpoint whole in the folder of another machine than the main process's. Ranks:
+        the first of each of these machines."""
 
 
 class CheckpointManager:
@@ -79,31 +96,38 @@ class CheckpointManager:
         self._beats = 0
         self.time_sheet = TimeSheet()
         self._given_up: str | None = None
+        self._elsewhere: Elsewhere | None = None
 
-    def start(self, bring: Callable[[RunFolder, Storage, str], None] | None = None) -> None:
+    def start(self, elsewhere: Elsewhere | None = None, nodes: Nodes | None = None) -> None:
         """Begin an attempt, as the owner of the run. Ranks: all (collective).
 
         Args:
-            bring: what lies elsewhere into the run folder, on the main process, once the folder is
-                its owner's, whose token it is given.
+            elsewhere: where checkpoints lie beside the run folder.
+            nodes: the machines, where the run folder is each machine's own; None: all see one.
 
         Raises:
-            NotOwnerError: another attempt has the run; and whatever `bring` raises.
+            NotOwnerError: another attempt has the run; and whatever `elsewhere` raises.
         """
+        self._elsewhere = elsewhere
 
-        def begin() -> tuple[str, int]:
+        def begin() -> tuple[str, int, str]:
             owner = claim(self.run, self.storage)
             self.storage.guard(owner.check)
-            if bring is not None:
+            if elsewhere is not None:
                 with self.time_sheet.within("restore"):
-                    bring(self.run, self.storage, owner.token)
+                    elsewhere.bring(self.run, self.storage, owner.token)
             self._writer = RunWriter(self.run, self.policy, self.storage, owner.token)
             self._writer.min_free = self.min_free
             self._writer.start(**job_facts(), spent=self.time_sheet.told())
-            return owner.token, self._writer.attempt
+            return owner.token, self._writer.attempt, self._writer.run_id
 
-        token, self.attempt = collectives.on_main("starting the attempt", begin)
+        token, self.attempt, run_id = collectives.on_main("starting the attempt", begin)
         self._owner = Owner(self.run, token)
+        if nodes is not None:
+            parts = NodeParts(nodes, self.run, self.storage)
+            facts = run_id, self.attempt - 1
+            collectives.on_all("taking over the other machines", lambda: parts.begin(token, facts))
+            self.saver.parts = parts
         if not collectives.is_main():
             self.storage.guard(self._owner.check)
 
@@ -170,6 +194,8 @@ class CheckpointManager:
             chosen, choice, self.finish = collectives.on_main(
                 "choosing the checkpoint", lambda: self._decide(resume)
             )
+            if self.saver.parts is not None:
+                self._complete(chosen, self.saver.parts)
             collectives.on_all(
                 "looking at the checkpoint", lambda: check_sight(chosen, resume.verify)
             )
@@ -179,6 +205,18 @@ class CheckpointManager:
         if chosen is not None and resume.verify != "off":
             self.saver.on_main("pruning", lambda writer: writer.prune_after_verifying(chosen))
         return chosen, choice
+
+    def _complete(self, chosen: Checkpoint | None, parts: NodeParts) -> None:
+        """Have it whole on every machine. Ranks: all (collective)."""
+        elsewhere = self._elsewhere
+        if chosen is None or elsewhere is None or chosen.path.parent != self.run.path:
+            return
+
+        def bring() -> None:
+            if parts.writer is not None:
+                elsewhere.complete(chosen, parts.writer)
+
+        collectives.on_all("bringing the checkpoint to every machine", bring)
 
     def compare(
         self,
@@ -291,7 +329,8 @@ class CheckpointManager:
         attempts = self.run.attempts()
         finish, self.suspect = last_finish(attempts, resume.recipe), newest_hang(attempts)
         chosen, choice = self.writer.select(
-            resume.request, verify, resume.patience, resume.weights_only, resume.recipe
+            *(resume.request, verify, resume.patience, resume.weights_only, resume.recipe),
+            takeable=None if self._elsewhere is None else self._elsewhere.takeable(),
         )
         if chosen is not None and chosen.path.parent != self.run.path:
             faults = self._faults(chosen, resume.verify)

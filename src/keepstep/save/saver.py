@@ -25,6 +25,7 @@ from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter, Saved
 from keepstep.save.failure import Cause, SaveError, StaleError, in_words
 from keepstep.save.in_flight import Flight
+from keepstep.save.node_parts import NodeParts, commit_part
 from keepstep.save.rank_part import Part, Report
 from keepstep.save.shared_file import digest_of_joint
 from keepstep.save.snapshot_memory import Arena, free_host_memory
@@ -52,6 +53,7 @@ class Saver:
         parent: the step that this attempt grew from, None for the beginning.
         before: on the main process, the manifest of this attempt's newest commit, or of what it
             grew from; None: there is none.
+        parts: the machines' disks, where the run folder is each machine's own; None: all see one.
     """
 
     def __init__(
@@ -62,9 +64,11 @@ class Saver:
         self.arena: Arena | None = None
         self.parent: int | None = None
         self.before: Manifest | None = None
+        self.parts: NodeParts | None = None
         self._writer = writer
         self._storage = storage
         self._flight: Flight | None = None
+        self._draft: Draft
         self._waited = 0.0
 
     def reserve(self, size: int) -> str | None:
@@ -126,24 +130,41 @@ class Saver:
             busy = Cause(0, f"the one of step {self._flight.step} is not done")
             raise SaveError(_failed(step), [busy], step)
         staged, reports = self.on_main(_failed(step), lambda writer: _stage(writer, step), step)
+        if self.parts is not None:
+            parts = self.parts
+            self.on_all(_failed(step), lambda: parts.stage(step), step)
         background = self.in_background
         part = Part(staged, collectives.rank(), self._storage, self.arena if background else None)
         write(part)
         part.begin_copy()
         if self.mode == "snapshot":
             part.copy()
-        self._flight = Flight(step, part, reports, self._storage, self.timeout)
+        told_by = reports if self.parts is None else None
+        self._flight = Flight(step, part, told_by, self._storage, self.timeout)
         stall = time.perf_counter() - started
         part.report.seconds |= {"wait": waited, "hold": 0.0, "stall": stall}
 
-        def commit(ranks: list[Report]) -> Saved:
+        def describe(ranks: list[Report]) -> tuple[Manifest, dict[str, Any]]:
             if not background:
                 ranks[0].seconds["stall"] = time.perf_counter() - started
-            return self._commit(part, manifest, ranks, told or {}, moved)
+            return self._describe(part, manifest, ranks, moved)
 
+        self._draft = Draft(describe)
         self._flight.begin(
-            collectives.world_size(), commit if collectives.is_main() else None, background
+            collectives.world_size(),
+            (lambda ranks: self._commit(self._draft, ranks, told or {}))
+            if collectives.is_main()
+            else None,
+            background,
         )
+
+    def is_writing(self) -> bool:
+        """Whether nobody should wait for the save in flight yet: this rank's part is being written,
+        and the main process cannot see that. Ranks: any."""
+        flight = self._flight
+        if flight is None or self.parts is None:
+            return False
+        return not flight.written.is_set() and time.monotonic() < flight.deadline
 
     @property
     def in_flight(self) -> bool:
@@ -186,6 +207,8 @@ class Saver:
         flight.wait_written()
         failures = list(collectives.gather_some(flight.failure).values())
         (stuck,) = collectives.any_of(not flight.written.is_set())
+        if self.parts is not None and not (failures or stuck or flight.state.is_given_up):
+            failures = self._commit_parts(flight, self.parts)
         state, saved, causes = self.on_main(
             _failed(flight.step),
             lambda writer: _outcome(writer, flight, failures, stuck),
@@ -195,6 +218,7 @@ class Saver:
             flight.hear(state)
         if state.is_terminal:
             self._flight = None
+            self._tidy_parts(flight.step)
         self._waited = time.perf_counter() - started
         if causes:
             raise SaveError(_failed(flight.step), causes, flight.step)
@@ -228,15 +252,37 @@ class Saver:
 
         return collectives.on_main(what, act)
 
-    def _commit(
-        self,
-        part: Part,
-        manifest: Manifest,
-        reports: Sequence[Report],
-        told: Mapping[str, Any],
-        moved: bool,
-    ) -> Saved:
-        """Main process: every part is written. Take in what libraries wrote, commit, prune.
+    def on_all(self, what: str, action: Callable[[], None], step: int | None = None) -> None:
+        """Have every rank act. Ranks: all (collective).
+
+        Raises:
+            SaveError: the same on every rank: what the first that failed met.
+        """
+
+        def act() -> None:
+            try:
+                action()
+            except Exception as error:
+                raise SaveError(what, [Cause.of(error, collectives.rank())], step) from error
+
+        collectives.on_all(what, act)
+
+    def make_room(self, step: int) -> list[int]:
+        """A disk is full: prune now what may go for the checkpoint of `step`; returns the steps
+        that went. Ranks: all (collective).
+
+        Raises:
+            SaveError: the same on every rank: what one of them met.
+        """
+        gone = self.on_main("making room", lambda writer: writer.make_room(step))
+        self._tidy_parts(step)
+        return gone
+
+    def _describe(
+        self, part: Part, manifest: Manifest, reports: Sequence[Report], moved: bool
+    ) -> tuple[Manifest, dict[str, Any]]:
+        """Main process: every part is written. Take in what libraries wrote; the manifest of it
+        all, and what the log is to tell (see `Saved.facts`).
 
         Raises:
             StaleError: what was written is the state of another step.
@@ -266,9 +312,55 @@ class Saver:
             stale = stale_files(self.before, manifest)
             if stale:
                 raise StaleError(self.before.global_step, stale)
-        checkpoint = writer.commit(manifest, **facts, **told)
+        return manifest, facts
+
+    def _commit(self, draft: Draft, reports: list[Report], told: Mapping[str, Any]) -> Saved:
+        """Main process: commit, prune."""
+        manifest, facts = draft.of(reports)
+        writer, parts = self._writer(), self.parts
+        if parts is None:
+            checkpoint = writer.commit(manifest, **facts, **told)
+        else:
+            files = parts.split(manifest)
+            checkpoint = commit_part(writer, manifest, files, **facts, **told)
         self.before = manifest
         return _finish(writer, checkpoint, facts)
+
+    def _tidy_parts(self, step: int) -> None:
+        """A save has come to its end: on the other machines goes what the main process has not, and
+        what is left of a save that failed. Ranks: all (collective)."""
+        parts = self.parts
+        if parts is None:
+            return
+        there = self.on_main("looking at what is kept", lambda writer: writer.steps())
+        self.on_all("pruning", lambda: parts.tidy(step, there))
+
+    def _commit_parts(self, flight: Flight, parts: NodeParts) -> list[Cause]:
+        """All machines but the main process's commit what they have written; returns why one could
+        not. Ranks: all (collective)."""
+        what, step = _failed(flight.step), flight.step
+        flight.heard = collectives.gather(flight.part.report)
+        if any(report.error for report in flight.heard):
+            return []  # the main process tells of it
+        try:
+            manifest = self.on_main(what, lambda writer: self._draft.of(flight.heard)[0], step)
+            self.on_all(what, lambda: parts.commit(manifest), step)
+        except SaveError as error:
+            return list(error.causes)
+        return []
+
+
+class Draft:
+    """Main process: what is to be said of a save, once every part is written; worked out once."""
+
+    def __init__(self, describe: Callable[[list[Report]], tuple[Manifest, dict[str, Any]]]) -> None:
+        self._describe = describe
+        self._known: tuple[Manifest, dict[str, Any]] | None = None
+
+    def of(self, reports: list[Report]) -> tuple[Manifest, dict[str, Any]]:
+        """The manifest of all parts, and what the log is to tell."""
+        self._known = self._known or self._describe(reports)
+        return self._known
 
 
 def _failed(step: int) -> str:

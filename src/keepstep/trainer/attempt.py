@@ -115,7 +115,8 @@ class CurrentAttempt:
             return
         self._begun = True
         tell_shell_of_beginning()
-        self.manager.start(self.mirror.bring)
+        self.mirror.look()
+        self.manager.start(self.mirror, self.mirror.nodes)
         hosts = collectives.gather(socket.gethostname())
         collectives.on_main("writing down what is launched", lambda: self._keep_launched(hosts))
         self._signals.callback(signals.tell_at_once(self.manager.stop_asked))

@@ -17,12 +17,15 @@ from keepstep.mirror.stores import open_store
 from keepstep.output.units import human_bytes
 from keepstep.policy.schedule import left
 from keepstep.policy.selection import SelectionError, UnreadableError
+from keepstep.policy.strict import TextError
 from keepstep.ranks import collectives, signals
 from keepstep.ranks.console import say
+from keepstep.ranks.nodes import Nodes, look
 from keepstep.ranks.outcome import EXIT_STATUS, Outcome
 from keepstep.recipe.config import Recipe
-from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.storage import Storage
+from keepstep.run_folder.writer import RunWriter
 from keepstep.save.manager import CheckpointManager
 from keepstep.trainer.protocol import CheckpointedTrainer
 
@@ -32,14 +35,27 @@ STOP_SECONDS = 60.0
 
 
 class Mirrored(TrainerCallback):
-    """A run's mirror. Nothing without one, and on other ranks than the main one."""
+    """A run's mirror. Nothing without one, and on other ranks than the main one; where the run
+    folder is each machine's own, the first rank of each machine copies what it has.
+
+    Attributes:
+        nodes: the machines, where the run folder is each one's own; None: all see one. Known once
+            `look` has been called.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
+        self.nodes: Nodes | None = None
+        self._there: frozenset[int] | None = None
         self._args = recipe.training
         self._url = self._args.mirror_url
         self._owner: owners.Owner | None = None
         self._trainer: CheckpointedTrainer | None = None
         self._mirroring: Mirroring | None = None
+
+    def look(self) -> None:
+        """Which machines there are. Ranks: all (collective)."""
+        nodes = look() if self._args.node_local else None
+        self.nodes = nodes if nodes is not None and len(nodes) > 1 else None
 
     def bring(self, run: RunFolder, storage: Storage, token: str) -> None:
         """Become the run's owner on the mirror; the newest checkpoint into the run folder, if it is
@@ -56,30 +72,54 @@ class Mirrored(TrainerCallback):
             store = open_store(self._url)
             download.check_run(run, store)
             self._owner = owners.claim(store, token)
-            found = download.bring(run, storage, store, run.staging / token)
+            apart = self.nodes is not None
+            found = download.bring(run, storage, store, run.staging / token, apart)
         except StoreError as error:
             if error.fatal:
                 raise SelectionError(f"mirror: {error}") from error
-            if not run.is_used():
+            if self.nodes is not None or not run.is_used():
                 told = (
                     f"mirror: {error}\n    Whether it holds a checkpoint of the run is not known."
                 )
                 raise UnreadableError(told) from error
             say(f"mirror: {error}\n    The run goes on from its folder; a later save is copied.")
             return
-        if found is None:
-            return
+        self._there = found.there if apart else None
         for name, why in found.passed_by.items():
             say(f"mirror: {name} is passed by: {why}")
+        if found.checkpoint is None:
+            return
         size = human_bytes(found.checkpoint.manifest.total_bytes)
         say(f"mirror: {found.checkpoint.path.name} brought from {self._url}: {size}")
 
+    def takeable(self) -> frozenset[int] | None:
+        """Steps that can be had on every machine; None: all that the main process has."""
+        return self._there
+
+    def complete(self, chosen: Checkpoint, writer: RunWriter) -> None:
+        """Have what the main process has chosen whole on this machine, too. Ranks: the first of
+        each other machine.
+
+        Raises:
+            UnreadableError: it cannot be had now.
+            OSError: of the disk.
+        """
+        assert self._url is not None  # node_local has one
+        try:
+            download.complete(chosen, writer, open_store(self._url))
+        except (StoreError, TextError) as error:
+            raise UnreadableError(f"mirror: {error}", step=chosen.step) from error
+
     def start(self, trainer: CheckpointedTrainer) -> None:
-        """Once the attempt has begun. Ranks: all."""
+        """Once the attempt has begun. Ranks: all (collective)."""
         self._trainer = trainer
         trainer.add_callback(self)
-        if self._url is not None and collectives.is_main():
-            args = self._args
+        if self._url is None:
+            return
+        if self.nodes is not None:
+            self._owner = collectives.on_main("looking up the mirror's owner", lambda: self._owner)
+        if collectives.is_main() or (self.nodes is not None and self.nodes.acts):
+            args, nodes = self._args, self.nodes
             self._mirroring = Mirroring(
                 trainer.manager.run,
                 self._url,
@@ -89,7 +129,40 @@ class Mirrored(TrainerCallback):
                 pause=args.mirror_min_seconds,
                 timeout=args.mirror_timeout_seconds,
                 rate=args.mirror_rate,
+                node=nodes.here if nodes else 0,
+                nodes=len(nodes) if nodes else 1,
             )
+
+    def on_checkpoint_committed(
+        self, args: Any, state: Any, control: Any, *, checkpoint: Checkpoint, **kwargs: Any
+    ) -> None:
+        """Each machine has its part: all begin to copy the same one, if none is at work still.
+
+        Ranks: all (collective); nobody waits for a copy.
+        """
+        if self.nodes is None or self._trainer is None:
+            return
+        mirroring = self._mirroring
+        if mirroring is not None:
+            mirroring.hear()
+        busy, failed = collectives.any_of(
+            mirroring is not None and mirroring.is_busy,
+            mirroring is not None and mirroring.has_failed,
+        )
+        if busy and failed and mirroring is not None:  # the others' parts are waited for in vain
+            mirroring.abandon()
+        if not busy or failed:
+            step = collectives.on_main("choosing what is copied", self._wanted)
+            if step is not None and mirroring is not None:
+                mirroring.begin_step(step)
+
+    def _wanted(self) -> int | None:
+        """Main process: the step of what is to be copied next."""
+        saved = self._trainer.last_saved if self._trainer else None
+        if self._mirroring is None or saved is None:
+            return None
+        wanted = self._mirroring.wanted(saved.checkpoint, saved.best)
+        return wanted.step if wanted else None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._offer()
@@ -101,9 +174,10 @@ class Mirrored(TrainerCallback):
         if self._mirroring is None or self._trainer is None:
             return
         saved = self._trainer.last_saved
-        if saved is not None:
+        if saved is not None and self.nodes is None:
             self._mirroring.offer(saved.checkpoint, saved.best)
-            self._tell(self._mirroring, self._trainer.manager)
+        self._mirroring.hear()
+        self._tell(self._mirroring, self._trainer.manager)
 
     def finish(self, outcome: Outcome, manager: CheckpointManager) -> Outcome:
         """Copy what an attempt leaves, if that has not been done. Ranks: any.
@@ -111,10 +185,10 @@ class Mirrored(TrainerCallback):
         A run that has finished with its newest or its best checkpoint missing there has not ended
         well: a machine that is taken away now takes it along.
         """
+        newest, best = self._last(manager)
         mirroring = self._mirroring
         if mirroring is None:
             return outcome
-        newest, best = manager.run.latest(), manager.run.best(manager.policy)
         if mirroring.owes(newest) or mirroring.owes(best):
             say(f"The newest checkpoint is on its way to {self._url}: Ctrl-C ends this wait alone")
         seconds = self._args.mirror_timeout_seconds
@@ -128,6 +202,25 @@ class Mirrored(TrainerCallback):
             return outcome
         return replace(outcome, reason="; ".join(faults), exit=EXIT_STATUS["failed"])
 
+    def _last(self, manager: CheckpointManager) -> list[Checkpoint | None]:
+        """The newest and the best checkpoint, as this machine has them. Ranks: any; all
+        (collective) where each machine has a part."""
+
+        def steps() -> list[int | None]:
+            found = manager.run.latest(), manager.run.best(manager.policy)
+            return [checkpoint.step if checkpoint else None for checkpoint in found]
+
+        if self._trainer is None or self._url is None:
+            return [None, None]
+        if self.nodes is not None:
+            told = collectives.on_main("looking at what is to be copied", steps)
+        elif self._mirroring is not None:
+            told = steps()
+        else:
+            return [None, None]
+        here = {checkpoint.step: checkpoint for checkpoint in manager.run.checkpoints()}
+        return [here.get(step) if step is not None else None for step in told]
+
     def close(self) -> None:
         """An attempt that failed copies nothing more. Ranks: any."""
         if self._mirroring is not None:
@@ -140,7 +233,7 @@ class Mirrored(TrainerCallback):
 
         def why() -> str | None:
             manager.beat()
-            if manager.lookout().lost:
+            if collectives.is_main() and manager.lookout().lost:
                 return "the run belongs to a newer attempt"
             if signals.requested() != asked_before:
                 return f"the wait was ended on request ({signals.requested()})"
@@ -157,6 +250,8 @@ class Mirrored(TrainerCallback):
     def _tell(self, mirroring: Mirroring, manager: CheckpointManager) -> None:
         """What came of copies, to people and to the log; a run that is another machine's ends."""
         news, mirroring.news = mirroring.news, []
+        if not collectives.is_main():  # a part that is not there is missed by the main process
+            return
         for one in news:
             manager.writer.record("mirror", url=mirroring.url, **one)
             say(told(one))

@@ -176,6 +176,7 @@ class EveryStep(TrainerCallback):
         flags, totals = self.health.tell()
         own = (
             saver.has_news(),
+            saver.is_writing(),
             self._is_to_stop(),
             self._reason is not None,
             self._has_lost(),
@@ -189,8 +190,8 @@ class EveryStep(TrainerCallback):
         assert self._answer is not None
         answer, self._answer = self._answer, None
         told = answer()
-        self.health.hear(*told[5:])
-        return told[:5]
+        self.health.hear(*told[6:])
+        return told[:6]
 
     def _is_to_stop(self) -> bool:
         """Ranks: any; the main process decides on more than signals."""
@@ -201,7 +202,7 @@ class EveryStep(TrainerCallback):
         trainer = self.trainer
         evaluates = evaluating or control.should_evaluate
         last_step = state.global_step >= state.max_steps
-        news, stop, save, lost, close = self._hear()
+        news, writing, stop, save, lost, close = self._hear()
         if close:
             moment = Moment(
                 *(0, 0),
@@ -214,7 +215,7 @@ class EveryStep(TrainerCallback):
             stop, save = collectives.any_of(self._is_to_stop(), self._reason is not None)
         if lost:
             trainer.manager.confirm()
-        if news:
+        if news and not writing:
             trainer.hear()
         if state.global_step == 0:  # eval_on_start: the first step will be saved
             return stop

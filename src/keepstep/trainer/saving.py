@@ -185,7 +185,7 @@ class Saving:
         self._trainer.every_step.progress("write")  # to remove files, too, may take long
         try:
             step = self._trainer.state.global_step
-            return self._saver.on_main("making room", lambda w: w.make_room(step))
+            return self._saver.make_room(step)
         except SaveError as error:
             if not error.environment:
                 raise

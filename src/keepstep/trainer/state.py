@@ -108,7 +108,7 @@ class Contents:
         weights = self._weights
         if weights is not None and self.trainer.stores_weights():
             part.attempt(lambda: weights.store(part, self._pieces(weights)))
-        elif weights is None and not isinstance(part, Rehearsal):
+        elif weights is None and not isinstance(part, Rehearsal) and self.trainer.stores_weights():
             self.gathering = part
             try:
                 self.trainer.save_model(folder, _internal_call=True)  # gathers, then _save
@@ -162,6 +162,8 @@ class Contents:
         try:
             if isinstance(probe, LayoutError):
                 raise probe
+            if self._is_apart and self.engine is not None and is_stage3(self.engine):
+                raise LayoutError("node_local: no machine's disk has a part of every rank")
             self._weights = WeightsFile(self.trainer.model, probe)
             self._pieces(self._weights)
         except LayoutError as error:
@@ -202,7 +204,14 @@ class Contents:
 
     def _pieces(self, weights: WeightsFile) -> list[Piece]:
         world_size = self.trainer.args.world_size
-        return weights.pieces(self.trainer.model, self.engine, collectives.rank(), world_size)
+        # Each machine's own disk: all of it from the main process, which has it in 16 bits.
+        engine = None if self._is_apart else self.engine
+        return weights.pieces(self.trainer.model, engine, collectives.rank(), world_size)
+
+    @property
+    def _is_apart(self) -> bool:
+        """Whether each machine writes to a disk of its own."""
+        return self.trainer.manager.saver.parts is not None
 
     def _write_rng_state(self, part: Part) -> None:
         for name, content in captured(self.trainer._save_rng_state).items():

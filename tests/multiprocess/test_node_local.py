@@ -1,0 +1,110 @@
+"""A run folder on each machine's own disk: a machine is lost with it, and the run carries on."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keepstep.policy.manifest import WHOLE_NAME, Manifest
+from keepstep.run_folder.reader import RunFolder
+from tests.helpers.campaigns import cases
+from tests.helpers.folders import final_digests
+from tests.helpers.ranks import Ranks
+from tests.helpers.recipes import argv
+from tests.mirror.server import BUCKET, S3Server
+
+
+def obstacle() -> str | None:
+    """Why no process here can have a mount of its own; None: it can."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if ctypes.CDLL(None).unshare(0x20000) == 0 else 1)
+    return "no mounts of one's own: not root" if os.waitpid(pid, 0)[1] else None
+
+
+pytestmark = pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))
+
+
+@pytest.fixture
+def s3() -> Iterator[S3Server]:
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> Path:
+    """The disks of two machines, and where each sees its own."""
+    for name in ("0", "1", "2", "here"):
+        (tmp_path / f"disks/{name}").mkdir(parents=True)
+    return tmp_path / "disks"
+
+
+def names(run: Path, step: int) -> set[str]:
+    """The files of a checkpoint on one machine's disk."""
+    folder = run / f"checkpoint-{step}"
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+def is_gathered(name: str, strategy: str) -> bool:
+    """Whether this file is laid out by `save_pretrained`: the main process has gathered it."""
+    return strategy == "cpu_zero3" and name in ("model.safetensors", "weights_layout.json")
+
+
+def whole_digests(run: Path, step: int, strategy: str) -> dict[str, str]:
+    """As `final_digests`, of all machines' parts."""
+    text = (run / f"checkpoint-{step}/{WHOLE_NAME}").read_text()
+    files = Manifest.from_json(text).files
+    del files["trainer_state.json"]
+    return {n: e.xxh3_128 for n, e in files.items() if not is_gathered(n, strategy)}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "lost"),
+    cases(
+        [("cpu_zero3", 1), ("cpu_zero2", 0), ("ddp", 1), ("cpu_zero3", 0), ("cpu_zero2", 1)],
+        long=[("ddp", 1), ("cpu_zero3", 0), ("cpu_zero2", 1)],
+    ),
+)
+def test_a_machine_is_lost_with_its_disk(
+    ranks: Ranks, demo: Path, tmp_path: Path, s3: S3Server, disks: Path, strategy: str, lost: int
+) -> None:
+    """Bit for bit, whichever it is; each had its part alone."""
+    straight = tmp_path / "straight"
+    fields: dict[str, Any] = {"max_steps": 40, "save_total_limit": 2, "keep_ranking": "recency"}
+    ranks.run(argv(demo, straight, **fields), strategy=strategy)
+    how: dict[str, Any] = {"strategy": strategy, "nodes": 2, "disks": disks}
+    how |= {"env": s3.environment()}
+    mirror = {"mirror": f"s3://{BUCKET}/runs", "node_local": True}
+    command = argv(demo, disks / "here/run", **fields, **mirror)
+    run = ranks.start(command, **how)
+    run.wait_for("mirrored checkpoint-")
+    run.kill(signal.SIGKILL)
+    run.wait()
+    step = RunFolder(disks / "0/run").checkpoints()[-1].step
+    parts = [names(disks / f"{node}/run", step) for node in (0, 1)]
+    assert "rng_state_0.pth" in parts[0] - parts[1]
+    assert "rng_state_1.pth" in parts[1] - parts[0]
+    shutil.rmtree(disks / str(lost))
+    (disks / str(lost)).mkdir()
+    again = ranks.run(command, **how)
+    assert re.search(r"carrying on from checkpoint-\d+", again.output)
+    assert whole_digests(disks / "0/run", 40, strategy) == {
+        name: digest
+        for name, digest in final_digests(straight, 40).items()
+        if not is_gathered(name, strategy)
+    }
+    assert len(RunFolder(disks / "1/run").checkpoints()) <= 2
+    there = {name.split("/")[2] for name in s3.names("runs/run/checkpoint-")}
+    assert "checkpoint-40" in there
+    assert len(there) <= 2
+    once_more = ranks.run(command, **how)
+    assert "there is nothing to train" in once_more.output
