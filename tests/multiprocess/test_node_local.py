@@ -42,8 +42,8 @@ def s3() -> Iterator[S3Server]:
 
 @pytest.fixture
 def disks(tmp_path: Path) -> Path:
-    """The disks of two machines, and where each sees its own."""
-    for name in ("0", "1", "2", "here"):
+    """The disks of machines, and where each sees its own."""
+    for name in ("0", "1", "2", "3", "here"):
         (tmp_path / f"disks/{name}").mkdir(parents=True)
     return tmp_path / "disks"
 
@@ -108,3 +108,99 @@ def test_a_machine_is_lost_with_its_disk(
     assert len(there) <= 2
     once_more = ranks.run(command, **how)
     assert "there is nothing to train" in once_more.output
+
+
+@pytest.mark.parametrize("strategy", cases(["cpu_zero3", "cpu_zero2", "ddp"], long=["ddp"]))
+def test_no_machine_is_lost(
+    ranks: Ranks, demo: Path, tmp_path: Path, disks: Path, strategy: str
+) -> None:
+    """What they have together is gone on from, though the mirror never got it; and the best one is
+    loaded at the end."""
+    straight, away = tmp_path / "straight", tmp_path / "away"
+    fields: dict[str, Any] = {"max_steps": 16, "load_best_model_at_end": True}
+    ranks.run(argv(demo, straight, **fields), strategy=strategy)
+    mirror = {"mirror": away.as_uri(), "node_local": True, "mirror_min_seconds": 3600}
+    command = argv(demo, disks / "here/run", **fields, **mirror)
+    how: dict[str, Any] = {"strategy": strategy, "disks": disks}
+    run = ranks.start(command, nodes=2, **how)
+    run.wait_for("saved checkpoint-8")
+    run.kill(signal.SIGKILL)
+    run.wait()
+    shutil.rmtree(away)
+    again = ranks.run(command, nodes=2, **how)
+    found = re.search(r"carrying on from checkpoint-(\d+)", again.output)
+    assert found
+    assert int(found[1]) >= 8
+    assert whole_digests(disks / "0/run", 16, strategy) == {
+        name: digest
+        for name, digest in final_digests(straight, 16).items()
+        if not is_gathered(name, strategy)
+    }
+
+
+def test_a_part_is_damaged(ranks: Ranks, demo: Path, tmp_path: Path, disks: Path) -> None:
+    """Then what is on the mirror is taken, and nothing of the newer one."""
+    mirror = {"mirror": (tmp_path / "mirror").as_uri(), "node_local": True}
+    command = argv(demo, disks / "here/run", max_steps=60, **mirror)
+    how: dict[str, Any] = {"strategy": "cpu_zero2", "nodes": 2, "disks": disks}
+    run = ranks.start(command, **how)
+    run.wait_for("mirrored checkpoint-")
+    run.kill(signal.SIGKILL)
+    run.wait()
+    newest = RunFolder(disks / "1/run").checkpoints()[-1]
+    shard = next(newest.path.rglob("*optim_states.pt"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    again = ranks.run(command, **how)
+    assert f"this machine's part of checkpoint-{newest.step}" in again.output
+    assert re.search(r"carrying on from checkpoint-(\d+)", again.output)
+
+
+def test_on_other_machines(
+    ranks: Ranks, demo: Path, tmp_path: Path, s3: S3Server, disks: Path
+) -> None:
+    """Two machines, then one that has seen nothing, then four: the same losses, to rounding."""
+    straight = tmp_path / "straight"
+    fields: dict[str, Any] = {"max_steps": 24, "keep_ranking": "recency"}
+    ranks.run(argv(demo, straight, **fields), strategy="cpu_zero3")
+    mirror = {"mirror": f"s3://{BUCKET}/runs", "node_local": True}
+    command = argv(demo, disks / "here/run", **fields, **mirror)
+    how: dict[str, Any] = {"strategy": "cpu_zero3", "disks": disks, "env": s3.environment()}
+    run = ranks.start(command, nodes=2, **how)
+    run.wait_for("mirrored checkpoint-")
+    run.kill(signal.SIGTERM)
+    assert set(run.wait()) == {75}
+    for node in (0, 1):
+        shutil.rmtree(disks / f"{node}/run")
+    run = ranks.start(command, processes=1, **how)
+    run.wait_for("resharded checkpoint-")
+    run.wait_for(r"mirrored checkpoint-")
+    run.kill(signal.SIGTERM)
+    assert run.wait() == [75]
+    last = ranks.run(command, nodes=4, processes=4, **how)
+    assert "1 x ZeRO-3 → 4 x ZeRO-3" in last.output
+    assert "damaged" not in last.output
+    measured = [RunFolder(folder).checkpoints()[-1] for folder in (straight, disks / "0/run")]
+    assert [checkpoint.step for checkpoint in measured] == [24, 24]
+    before, now = (checkpoint.metrics["eval_loss"] for checkpoint in measured)
+    assert now == pytest.approx(before, rel=1e-3)
+    parts = [names(disks / f"{node}/run", 24) for node in range(4)]
+    assert all(f"rng_state_{node}.pth" in part for node, part in enumerate(parts))
+
+
+def test_machines_that_see_one_folder(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """Each would take the others' files for its own: refused, before anything is trained."""
+    mirror = {"mirror": (tmp_path / "mirror").as_uri(), "node_local": True}
+    run = ranks.start(argv(demo, tmp_path / "run", **mirror), nodes=2)
+    assert run.wait() == [2, 2]
+    assert "is not each machine's own" in run.output
+
+
+def test_disks_apart_that_nobody_has_told_of(
+    ranks: Ranks, demo: Path, disks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ranks.start(argv(demo, disks / "here/run"), nodes=2, disks=disks)
+    assert run.wait() == [2, 2]
+    assert "is not shared" in run.output
+    assert "node_local: true" in run.output

@@ -249,6 +249,7 @@ SETS = {"eval_datasets": '{"math": "x/y"}', "metric_for_best_model": "eval_math_
         ({"keep_total_bytes": "lots"}, "no size like 200GB"),
         ({"metric_for_best_model": ""}, "metric_for_best_model is not set"),
         ({"min_free_bytes": "some"}, "min_free_bytes: 'some' is no size"),
+        ({"node_local": True}, "node_local: each machine has a part of every checkpoint, and"),
         ({"metric_for_best_model": "rouge"}, "rouge is nothing that the evaluation gives"),
         ({"metric_for_best_model": "entropy"}, "entropy: is more of it better?"),
         ({"greater_is_better": True}, "true keeps the worst checkpoints by eval_loss"),

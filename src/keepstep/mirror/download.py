@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -14,12 +14,19 @@ from keepstep.mirror.listing import checkpoints_on, later_evaluations, manifest_
 from keepstep.mirror.owners import there
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.upload import AT_ONCE
-from keepstep.policy.manifest import MANIFEST_NAME, FileEntry, folder_name
+from keepstep.policy.manifest import (
+    MANIFEST_NAME,
+    WHOLE_NAME,
+    FileEntry,
+    Manifest,
+    folder_name,
+)
 from keepstep.policy.mirror import HISTORY, Copied, Part, what_is_missing
 from keepstep.policy.strict import TextError
 from keepstep.run_folder.checkpoint import Checkpoint, faults_of
 from keepstep.run_folder.contents import digest_of
 from keepstep.run_folder.evaluations import EVALUATIONS_NAME, read_evaluations
+from keepstep.run_folder.parts import part_of
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter
@@ -51,14 +58,19 @@ class Brought:
 
 
 def bring(
-    run: RunFolder, storage: Storage, store: Store, staging: Path, apart: bool = False
+    run: RunFolder,
+    storage: Storage,
+    store: Store,
+    staging: Path,
+    together: Collection[int] | None = None,
 ) -> Brought:
     """The newest checkpoint of a mirror into the run folder, if it is newer than what is there; and
     the run's history, into an unused one.
 
     Args:
         staging: a folder of the run that a later attempt sweeps.
-        apart: other machines will fetch the same: what is not on the mirror does not count.
+        together: the steps that the machines of the run have together, each a part; None: they see
+            one folder.
 
     Raises:
         StoreError: the mirror cannot be read, or what it holds is nothing to go on from.
@@ -72,7 +84,9 @@ def bring(
     _take_history(run, storage, store, sorted(names))
     records = run.records_of(list(found.values()), (), None)
     here = {c.step: c for c in run.checkpoints()}
-    whole = [s for s in here if not here[s].manifest.is_part and (not apart or s in counted)]
+    whole = [step for step in here if not here[step].manifest.is_part]
+    if together is not None:  # other machines have to get it from there
+        whole = [*together, *(step for step in whole if step in counted)]
     local = max(whole, default=-1)
     newer = sorted((r.step for r in records if not r.abandoned and r.step > local), reverse=True)
     passed_by = dict(unreadable)
@@ -97,35 +111,40 @@ def bring(
     return Brought(None, passed_by, frozenset(counted))
 
 
-def complete(chosen: Checkpoint, writer: RunWriter, store: Store) -> None:
-    """A checkpoint whole into the folder of another machine than that which has chosen it: what is
-    there of it already is not fetched.
+def complete(chosen: Checkpoint, wanted: Collection[str], writer: RunWriter, store: Store) -> None:
+    """These files of a checkpoint into the folder of another machine than that which has chosen it:
+    what is there of them already is not fetched.
 
     Raises:
         StoreError, TextError: it is not what was written there, or not the one that was chosen.
         OSError: of the disk.
     """
-    text = chosen.manifest.to_json()
     here = {c.step: c for c in writer.run.checkpoints()}.get(chosen.step)
-    if here and here.manifest.to_json() == text and not faults_of(here, deep=True):
+    if here and here.manifest.files.keys() >= set(wanted) and not here.faults(deep=True):
         return
     counted = {one.step: one for one in there(store, store.names())}
     if chosen.step not in counted:
         raise StoreError(f"{store.url}: {chosen.path.name} is there no more", fatal=False)
-    staged = writer.staging / chosen.path.name
-    fetched = fetch(store, counted[chosen.step], staged, writer.storage, here)
-    if fetched.manifest.to_json() != text:
+    one = counted[chosen.step]
+    if manifest_of(store, one)[0].to_json() != chosen.manifest.to_json():
         raise StoreError(f"{store.url}: {chosen.path.name} is another one there", fatal=False)
-    writer.put_in_place(fetched)
+    staged = writer.staging / chosen.path.name
+    writer.put_in_place(fetch(store, one, staged, writer.storage, here, wanted))
 
 
 def fetch(
-    store: Store, one: Copied, folder: Path, storage: Storage, here: Checkpoint | None = None
+    store: Store,
+    one: Copied,
+    folder: Path,
+    storage: Storage,
+    here: Checkpoint | None = None,
+    only: Collection[str] | None = None,
 ) -> Checkpoint:
     """One checkpoint into a new folder, where it is durable then.
 
     Args:
-        here: what this machine has of it.
+        here: what this machine has of it: its files are not fetched, if no byte of them differs.
+        only: these of its files, as a part of it; None: all.
 
     Raises:
         StoreError, TextError: it is not what was written there.
@@ -135,15 +154,16 @@ def fetch(
         storage.remove(folder)
     manifest, text = manifest_of(store, one)
     names = store.names(one.folder)
-    parts = receipts_of(store, one.folder, names)
-    missing = what_is_missing(manifest, parts)
-    odd = [
-        p.file for p in parts if p.file not in manifest.files or ".." in PurePosixPath(p.name).parts
-    ]
-    if missing or odd:
-        raise StoreError(f"{one.folder}: its receipt and its manifest differ", fatal=False)
+    parts = _parts(store, one, names, manifest)
+    storage.make_folder(folder)
+    if only is not None:
+        manifest, content = part_of(manifest, only)
+        storage.write(folder / WHOLE_NAME, content)
+        text = manifest.to_json().encode()
     lacking = []
     for name, entry in manifest.files.items():
+        if name == WHOLE_NAME:
+            continue
         storage.make_folder((folder / name).parent)
         if here is not None and _has(here, name, entry):
             storage.link(here.path / name, folder / name, or_copy=True)
@@ -167,6 +187,22 @@ def fetch(
     if faults:
         raise StoreError(f"{one.folder}: {faults[0]}", fatal=False)
     return found
+
+
+def _parts(store: Store, one: Copied, names: Collection[str], manifest: Manifest) -> list[Part]:
+    """The objects of a checkpoint.
+
+    Raises:
+        StoreError, TextError: they are not the files that its manifest lists.
+    """
+    parts = receipts_of(store, one.folder, names)
+    missing = what_is_missing(manifest, parts)
+    odd = [
+        p.file for p in parts if p.file not in manifest.files or ".." in PurePosixPath(p.name).parts
+    ]
+    if missing or odd:
+        raise StoreError(f"{one.folder}: its receipt and its manifest differ", fatal=False)
+    return parts
 
 
 def _has(here: Checkpoint, name: str, entry: FileEntry) -> bool:

@@ -48,12 +48,6 @@ def _mirror(training: KeepstepConfig) -> Iterator[Problem]:
             "mirror: s3://bucket/prefix (docs/mirror.md)",
             "mirror",
         )
-    if training.load_best_model_at_end:
-        yield Problem(
-            "node_local and load_best_model_at_end: no machine has all of the best checkpoint",
-            "leave load_best_model_at_end out; keepstep fetch brings the best one from the mirror",
-            "mirror",
-        )
 
 
 def _ranking(training: KeepstepConfig) -> Iterator[Problem]:

@@ -387,17 +387,17 @@ class RunFolder(RunPaths):
         recipe: str | None = None,
         takeable: Collection[int] | None = None,
     ) -> Situation:
-        """What `selection.choose` needs to know of this folder. A part of a checkpoint is none; nor
-        is one that is not `takeable`."""
+        """What `selection.choose` needs to know of this folder.
+
+        Args:
+            takeable: the steps that can be had; None: all but those of which a part is here.
+        """
         self._listing.wait_until_readable()
         names = self.names_of(request, weights_only)
         attempts = as_asked_now(self.attempts(), names)
-        parts = {c.step for c in self.checkpoints() if c.manifest.is_part}
-        records = [
-            record
-            for record in self.records(policy.metric)
-            if record.step not in parts and (takeable is None or record.step in takeable)
-        ]
+        if takeable is None:
+            takeable = {c.step for c in self.checkpoints() if not c.manifest.is_part}
+        records = [record for record in self.records(policy.metric) if record.step in takeable]
         candidates = [Candidate(r.step, r.value, r.abandoned, r.is_finite) for r in records]
         # Folders that cannot be taken are listed too: what is there is never passed by in silence.
         faults = self.unreadable() | self.lost_manifests() | self.strangers()

@@ -203,6 +203,16 @@ class RunWriter(Keeper):
             self.storage.remove(self.reports(manifest.global_step), aside=True)
         return Checkpoint(target, manifest)
 
+    def sealed(self, staged: Path, manifest: Manifest) -> Checkpoint:
+        """A staged folder with its manifest, durable.
+
+        Raises:
+            OSError: of the disk.
+            ManifestError: the folder does not hold what the manifest says.
+        """
+        self._seal(staged, manifest)
+        return Checkpoint(staged, manifest)
+
     def put_in_place(self, brought: Checkpoint) -> None:
         """A checkpoint that was brought from elsewhere, in the place of what is there of its step.
 

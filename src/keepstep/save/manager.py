@@ -28,11 +28,12 @@ from keepstep.ranks.time_sheet import TimeSheet
 from keepstep.run_folder.heartbeat import Lookout
 from keepstep.run_folder.keeping import now
 from keepstep.run_folder.ownership import NotOwnerError, Owner, claim, job_facts
+from keepstep.run_folder.parts import whole_of
 from keepstep.run_folder.progress import Reached
 from keepstep.run_folder.reader import Checkpoint, RunFolder, read_checkpoint
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter, Saved
-from keepstep.save.node_parts import NodeParts
+from keepstep.save.node_parts import NodeParts, Sources
 from keepstep.save.resume_checks import (
     Depth,
     DriftError,
@@ -47,16 +48,23 @@ from keepstep.save.saver import Mode, Saver
 class Elsewhere(Protocol):
     """Where checkpoints lie beside the run folder: a mirror."""
 
-    def bring(self, run: RunFolder, storage: Storage, token: str) -> None:
+    def bring(
+        self, run: RunFolder, storage: Storage, token: str, together: Collection[int] | None
+    ) -> None:
         """What is newer there into the folder, which is the owner's of this token by now. Ranks:
-        the main process."""
+        the main process.
 
-    def takeable(self) -> Collection[int] | None:
-        """Steps that can be gone on from as far as this place decides it; None: any."""
+        Args:
+            together: the steps that all machines have together; None: they see one folder.
+        """
 
-    def complete(self, chosen: Checkpoint, writer: RunWriter) -> None:
-        """Have a checkpoint whole in the folder of another machine than the main process's. Ranks:
-        the first of each of these machines."""
+    @property
+    def steps(self) -> Collection[int]:
+        """Of the checkpoints that were there at the start. Ranks: the main process."""
+
+    def complete(self, chosen: Checkpoint, wanted: set[str], writer: RunWriter) -> None:
+        """Have these files of a checkpoint in a machine's folder. Ranks: the first of each
+        machine."""
 
 
 class CheckpointManager:
@@ -97,6 +105,7 @@ class CheckpointManager:
         self.time_sheet = TimeSheet()
         self._given_up: str | None = None
         self._elsewhere: Elsewhere | None = None
+        self._together: Sources | None = None
 
     def start(self, elsewhere: Elsewhere | None = None, nodes: Nodes | None = None) -> None:
         """Begin an attempt, as the owner of the run. Ranks: all (collective).
@@ -109,13 +118,15 @@ class CheckpointManager:
             NotOwnerError: another attempt has the run; and whatever `elsewhere` raises.
         """
         self._elsewhere = elsewhere
+        parts = None if nodes is None else NodeParts(nodes, self.run, self.storage)
+        self._together = None if parts is None else parts.look(verify=True)
 
         def begin() -> tuple[str, int, str]:
             owner = claim(self.run, self.storage)
             self.storage.guard(owner.check)
             if elsewhere is not None:
                 with self.time_sheet.within("restore"):
-                    elsewhere.bring(self.run, self.storage, owner.token)
+                    elsewhere.bring(self.run, self.storage, owner.token, self._together)
             self._writer = RunWriter(self.run, self.policy, self.storage, owner.token)
             self._writer.min_free = self.min_free
             self._writer.start(**job_facts(), spent=self.time_sheet.told())
@@ -123,10 +134,9 @@ class CheckpointManager:
 
         token, self.attempt, run_id = collectives.on_main("starting the attempt", begin)
         self._owner = Owner(self.run, token)
-        if nodes is not None:
-            parts = NodeParts(nodes, self.run, self.storage)
-            facts = run_id, self.attempt - 1
-            collectives.on_all("taking over the other machines", lambda: parts.begin(token, facts))
+        if parts is not None:
+            told = token, self._writer, (run_id, self.attempt - 1)
+            collectives.on_all("taking over the other machines", lambda: parts.begin(*told))
             self.saver.parts = parts
         if not collectives.is_main():
             self.storage.guard(self._owner.check)
@@ -194,8 +204,7 @@ class CheckpointManager:
             chosen, choice, self.finish = collectives.on_main(
                 "choosing the checkpoint", lambda: self._decide(resume)
             )
-            if self.saver.parts is not None:
-                self._complete(chosen, self.saver.parts)
+            self.complete(chosen)
             collectives.on_all(
                 "looking at the checkpoint", lambda: check_sight(chosen, resume.verify)
             )
@@ -206,15 +215,27 @@ class CheckpointManager:
             self.saver.on_main("pruning", lambda writer: writer.prune_after_verifying(chosen))
         return chosen, choice
 
-    def _complete(self, chosen: Checkpoint | None, parts: NodeParts) -> None:
-        """Have it whole on every machine. Ranks: all (collective)."""
-        elsewhere = self._elsewhere
-        if chosen is None or elsewhere is None or chosen.path.parent != self.run.path:
+    def complete(self, chosen: Checkpoint | None) -> None:
+        """Have on every machine what its ranks will load of a checkpoint of this run. Ranks: all
+        (collective).
+
+        Args:
+            chosen: with the manifest of the whole.
+
+        Raises:
+            OSError, UnreadableError: on every rank: what one of them met.
+        """
+        parts, elsewhere = self.saver.parts, self._elsewhere
+        if parts is None or chosen is None or chosen.path.parent != self.run.path:
+            return
+        sources = parts.look().get(chosen.step)
+        if sources is not None:
+            parts.complete(chosen, sources)
             return
 
         def bring() -> None:
-            if parts.writer is not None:
-                elsewhere.complete(chosen, parts.writer)
+            if parts.writer is not None and elsewhere is not None:
+                elsewhere.complete(chosen, parts.loaded_here(chosen.manifest), parts.writer)
 
         collectives.on_all("bringing the checkpoint to every machine", bring)
 
@@ -249,6 +270,17 @@ class CheckpointManager:
     def best(self) -> Checkpoint | None:
         """The best committed checkpoint. Ranks: all (collective)."""
         return self.saver.on_main("looking up the best checkpoint", lambda writer: writer.best())
+
+    def best_to_load(self) -> Checkpoint | None:
+        """The same, with all that this machine's ranks will load of it. Ranks: all (collective)."""
+
+        def find(writer: RunWriter) -> Checkpoint | None:
+            best = writer.best()
+            return None if best is None else whole_of(best)
+
+        best = self.saver.on_main("looking up the best checkpoint", find)
+        self.complete(best)
+        return best
 
     def fault_of(self, saved: Saved | None) -> str | None:
         """Why a commit is not what was told of it: looked at on the disk. None: nothing is wrong,
@@ -330,8 +362,9 @@ class CheckpointManager:
         finish, self.suspect = last_finish(attempts, resume.recipe), newest_hang(attempts)
         chosen, choice = self.writer.select(
             *(resume.request, verify, resume.patience, resume.weights_only, resume.recipe),
-            takeable=None if self._elsewhere is None else self._elsewhere.takeable(),
+            takeable=self._takeable(),
         )
+        chosen = None if chosen is None else whole_of(chosen)
         if chosen is not None and chosen.path.parent != self.run.path:
             faults = self._faults(chosen, resume.verify)
             if faults:
@@ -361,6 +394,12 @@ class CheckpointManager:
         if weights_only or not self._goes_on(finish, chosen, resume.request, choice):
             finish = None
         return chosen, choice, finish
+
+    def _takeable(self) -> Collection[int] | None:
+        """The steps that can be had on all machines; None: they see one folder."""
+        if self._together is None:
+            return None
+        return {*self._together, *(self._elsewhere.steps if self._elsewhere else ())}
 
     def _start_of(self, chosen: Checkpoint | None, weights_only: bool) -> int | None:
         """The attempt that wrote what is gone on from; None: it is no state of this run."""

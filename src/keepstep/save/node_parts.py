@@ -1,92 +1,178 @@
-"""A run whose folder lies on each machine's own disk: what the other machines do with theirs.
+"""A run whose folder lies on each machine's own disk (`node_local`).
 
-The main process commits its own machine's part last, when all others stand. Such a checkpoint is
-nothing to go on from alone; the mirror puts the parts together.
+The main process commits its own machine's part last, when all others stand. What a machine lacks of
+a checkpoint that is gone on from, the others give it over the network; where one is lost, a mirror.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
-from xxhash import xxh3_128_hexdigest
-
-from keepstep.policy.manifest import WHOLE_NAME, FileEntry, Manifest, folder_name
+from keepstep.policy.completeness import part_of as part_to_load
+from keepstep.policy.manifest import WHOLE_NAME, Manifest, folder_name
+from keepstep.policy.node_parts import together
 from keepstep.policy.retention import Decision
 from keepstep.ranks import collectives
 from keepstep.ranks.nodes import Nodes
 from keepstep.run_folder.ownership import Owner, take_over
+from keepstep.run_folder.parts import held_in, part_of
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter
+from keepstep.save.node_exchange import exchange
+
+logger = logging.getLogger(__name__)
+Sources = dict[int, dict[str, int]]  # step → file → rank that has it
+
+
+class PartWriter(RunWriter):
+    """Writes a machine's part of what an attempt saves. The run's log is the main process's."""
+
+    def record(self, event: str, **facts: Any) -> None:
+        """No line: it would lack those of the attempts that this machine had no part in."""
 
 
 class NodeParts:
-    """The disks of all machines. Ranks: any; nothing is collective.
+    """The disks of all machines.
 
     Attributes:
         nodes: the machines.
-        writer: of this machine's folder, on its first rank; None on other ranks, and on the machine
-            of the main process, which has a writer of its own.
+        writer: of this machine's folder, on its first rank; None on other ranks.
     """
 
     def __init__(self, nodes: Nodes, run: RunFolder, storage: Storage) -> None:
         self.nodes = nodes
-        self._run, self._storage = run, storage
         self.writer: RunWriter | None = None
+        self._run, self._storage = run, storage
 
-    def begin(self, token: str, facts: tuple[str, int]) -> None:
-        """Own this machine's folder, as the main process owns its own.
+    def look(self, verify: bool = False) -> Sources:
+        """The checkpoints that the machines have together, and who has which file. Ranks: all
+        (collective).
+
+        Args:
+            verify: compare the files of the newest with their digests, if that takes less than a
+                minute; damaged ones do not count.
+        """
+        held = collectives.gather_some(held_in(self._run) if self.nodes.acts else None)
+        found = together(held)
+        while verify and found:
+            newest = max(found)
+            (damaged,) = collectives.any_of(self.nodes.acts and self._is_damaged(newest))
+            if not damaged:
+                break
+            del found[newest]
+        return found
+
+    def _is_damaged(self, step: int) -> bool:
+        here = {c.step: c for c in self._run.checkpoints(any_run=True)}.get(step)
+        faults = here.faults(deep=None) if here else []
+        if faults:
+            logger.warning("this machine's part of checkpoint-%s: %s", step, faults[0])
+        return bool(faults)
+
+    def begin(self, token: str, main: RunWriter | None, facts: tuple[str, int]) -> None:
+        """Own this machine's folder, as the main process owns its own. Ranks: all, each for itself.
 
         Args:
             token: the owner's.
+            main: the main process's writer, there.
             facts: the run's name, and the number of the attempt before this one.
         """
-        if collectives.is_main() or not self.nodes.acts:
+        self.writer = main
+        if main is not None or not self.nodes.acts:
             return
         take_over(self._run, self._storage, token)
         self._storage.guard(Owner(self._run, token).check)
-        self.writer = RunWriter(self._run, self._run.policy(), self._storage, token)
+        self.writer = PartWriter(self._run, self._run.policy(), self._storage, token)
         self.writer.run_id, self.writer.attempt = facts
         self.writer.start()
 
+    @property
+    def _other(self) -> RunWriter | None:
+        """This machine's writer, if it is not the main process's, which acts by itself."""
+        return None if collectives.is_main() else self.writer
+
     def stage(self, step: int) -> None:
-        """A folder for this machine's part."""
-        if self.writer is not None:
-            self.writer.stage(step)
+        """A folder for this machine's part. Ranks: all, each for itself; as the following."""
+        if self._other is not None:
+            self._other.stage(step)
 
     def commit(self, manifest: Manifest) -> None:
         """Make what is staged here this machine's part of a checkpoint."""
-        if self.writer is not None:
-            commit_part(self.writer, manifest, self.split(manifest))
+        if self._other is not None:
+            commit_part(self._other, manifest, self.written_here(manifest))
 
     def tidy(self, step: int, kept: Collection[int]) -> None:
         """Remove what is staged for a step, and the parts of all steps that are not kept: the main
         process decides on retention. What cannot go now goes later."""
-        if self.writer is None:
+        writer = self._other
+        if writer is None:
             return
-        with self.writer.setbacks.allowed("not all is removed that is kept no more"):
-            self.writer.discard(step)
-            self.writer.trash.clear()
-            there = [checkpoint.step for checkpoint in self._run.checkpoints()]
-            gone = [Decision(s, False, "as the main process") for s in there if s not in kept]
-            self.writer.discard_all(gone)
-            self.writer.point()
+        with writer.setbacks.allowed("not all is removed that is kept no more"):
+            writer.discard(step)
+            writer.trash.clear()
+            gone = [Decision(s, False, "as the main process") for s in writer.steps()]
+            writer.discard_all([decision for decision in gone if decision.step not in kept])
+            writer.point()
 
-    def split(self, manifest: Manifest) -> dict[str, FileEntry]:
+    def written_here(self, manifest: Manifest) -> set[str]:
         """Those files of a checkpoint that this machine's ranks have written."""
         here = self.nodes.here
-        files = manifest.files.items()
-        return {name: entry for name, entry in files if self.nodes.of(entry.rank) == here}
+        return {n for n, entry in manifest.files.items() if self.nodes.of(entry.rank) == here}
+
+    def loaded_here(self, manifest: Manifest) -> set[str]:
+        """Those that they will load, as many as there are now."""
+        world_size, here = collectives.world_size(), self.nodes.here
+        ranks = [rank for rank in range(world_size) if self.nodes.of(rank) == here]
+        return {name for rank in ranks for name in part_to_load(manifest, rank, world_size)}
+
+    def complete(self, chosen: Checkpoint, sources: Mapping[str, int]) -> None:
+        """Have on every machine what its ranks will load of a checkpoint that the machines have
+        together. Ranks: all (collective).
+
+        Args:
+            chosen: with the manifest of the whole.
+            sources: file → rank that has it.
+
+        Raises:
+            OSError: on every rank: what one of them met.
+        """
+        writer, manifest, lacking = self.writer, chosen.manifest, set[str]()
+        here = None
+        if writer is not None:
+            here = {c.step: c for c in writer.run.checkpoints()}.get(chosen.step)
+            lacking = self.loaded_here(manifest) - set(here.manifest.files if here else ())
+        name = chosen.path.name
+        staged = None if writer is None or not lacking else writer.staging / name
+        exchange(manifest, sources, lacking, self._run.path / name, staged, self._storage)
+
+        def put() -> None:
+            if writer is not None and staged is not None:
+                self._put(writer, manifest, here, lacking)
+
+        collectives.on_all(f"completing {name} on every machine", put)
+
+    def _put(
+        self, writer: RunWriter, manifest: Manifest, here: Checkpoint | None, got: set[str]
+    ) -> None:
+        """What has come, and what was here, in the place of what was here."""
+        staged, had = writer.staging / folder_name(manifest.global_step), set[str]()
+        if here is not None:
+            had = set(here.manifest.files) - {WHOLE_NAME}
+            for name in had:
+                self._storage.make_folder((staged / name).parent)
+                self._storage.link(here.path / name, staged / name, or_copy=True)
+        part, content = part_of(manifest, had | got)
+        self._storage.write(staged / WHOLE_NAME, content)
+        writer.put_in_place(writer.sealed(staged, part))
 
 
 def commit_part(
-    writer: RunWriter, whole: Manifest, files: Mapping[str, FileEntry], **facts: Any
+    writer: RunWriter, whole: Manifest, names: Collection[str], **facts: Any
 ) -> Checkpoint:
     """Commit these files of a checkpoint, and the manifest of all of them beside."""
-    content = whole.to_json().encode()
+    manifest, content = part_of(whole, names)
     writer.storage.write(writer.staging / folder_name(whole.global_step) / WHOLE_NAME, content)
-    rank = min(entry.rank for entry in files.values())
-    own = FileEntry(rank, len(content), xxh3_128_hexdigest(content))
-    return writer.commit(replace(whole, files={**files, WHOLE_NAME: own}), **facts)
+    return writer.commit(manifest, **facts)

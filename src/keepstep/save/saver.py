@@ -321,8 +321,8 @@ class Saver:
         if parts is None:
             checkpoint = writer.commit(manifest, **facts, **told)
         else:
-            files = parts.split(manifest)
-            checkpoint = commit_part(writer, manifest, files, **facts, **told)
+            names = parts.written_here(manifest)
+            checkpoint = commit_part(writer, manifest, names, **facts, **told)
         self.before = manifest
         return _finish(writer, checkpoint, facts)
 

@@ -4,7 +4,7 @@ end."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -45,7 +45,7 @@ class Mirrored(TrainerCallback):
 
     def __init__(self, recipe: Recipe) -> None:
         self.nodes: Nodes | None = None
-        self._there: frozenset[int] | None = None
+        self._steps: frozenset[int] = frozenset()
         self._args = recipe.training
         self._url = self._args.mirror_url
         self._owner: owners.Owner | None = None
@@ -57,9 +57,15 @@ class Mirrored(TrainerCallback):
         nodes = look() if self._args.node_local else None
         self.nodes = nodes if nodes is not None and len(nodes) > 1 else None
 
-    def bring(self, run: RunFolder, storage: Storage, token: str) -> None:
+    def bring(
+        self, run: RunFolder, storage: Storage, token: str, together: Collection[int] | None
+    ) -> None:
         """Become the run's owner on the mirror; the newest checkpoint into the run folder, if it is
         newer than what is there. Ranks: the main process.
+
+        Args:
+            together: the steps that all machines have together, each a part; None: they see one
+                folder.
 
         Raises:
             SelectionError: there is no such mirror, or it is another run's.
@@ -72,19 +78,18 @@ class Mirrored(TrainerCallback):
             store = open_store(self._url)
             download.check_run(run, store)
             self._owner = owners.claim(store, token)
-            apart = self.nodes is not None
-            found = download.bring(run, storage, store, run.staging / token, apart)
+            found = download.bring(run, storage, store, run.staging / token, together)
         except StoreError as error:
             if error.fatal:
                 raise SelectionError(f"mirror: {error}") from error
-            if self.nodes is not None or not run.is_used():
+            if not (run.is_used() if together is None else together):
                 told = (
                     f"mirror: {error}\n    Whether it holds a checkpoint of the run is not known."
                 )
                 raise UnreadableError(told) from error
             say(f"mirror: {error}\n    The run goes on from its folder; a later save is copied.")
             return
-        self._there = found.there if apart else None
+        self._steps = found.there
         for name, why in found.passed_by.items():
             say(f"mirror: {name} is passed by: {why}")
         if found.checkpoint is None:
@@ -92,13 +97,14 @@ class Mirrored(TrainerCallback):
         size = human_bytes(found.checkpoint.manifest.total_bytes)
         say(f"mirror: {found.checkpoint.path.name} brought from {self._url}: {size}")
 
-    def takeable(self) -> frozenset[int] | None:
-        """Steps that can be had on every machine; None: all that the main process has."""
-        return self._there
+    @property
+    def steps(self) -> frozenset[int]:
+        """Of the checkpoints that were there at the start. Ranks: the main process."""
+        return self._steps
 
-    def complete(self, chosen: Checkpoint, writer: RunWriter) -> None:
-        """Have what the main process has chosen whole on this machine, too. Ranks: the first of
-        each other machine.
+    def complete(self, chosen: Checkpoint, wanted: set[str], writer: RunWriter) -> None:
+        """Have these files of what the main process has chosen on this machine. Ranks: the first of
+        each machine.
 
         Raises:
             UnreadableError: it cannot be had now.
@@ -106,7 +112,7 @@ class Mirrored(TrainerCallback):
         """
         assert self._url is not None  # node_local has one
         try:
-            download.complete(chosen, writer, open_store(self._url))
+            download.complete(chosen, wanted, writer, open_store(self._url))
         except (StoreError, TextError) as error:
             raise UnreadableError(f"mirror: {error}", step=chosen.step) from error
 

@@ -164,7 +164,7 @@ class ResumeMixin(Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _load_best_model(self) -> None:
-        best = self.manager.best()
+        best = self.manager.best_to_load()
         if best is None:
             return
         with only_listed(best) as shown:
