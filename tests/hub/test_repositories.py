@@ -20,12 +20,12 @@ from tenacity import RetryCallState, Retrying, wait_fixed
 from typer.testing import CliRunner
 
 from keepstep.cli.main import app
+from keepstep.hub.client import HubError
 from keepstep.policy.retention import Policy
 from keepstep.publish import client, hub
 from keepstep.publish.best import Best
 from keepstep.publish.bundle import make_bundle
 from keepstep.publish.by_hand import PushFailedError, push_best
-from keepstep.publish.client import PushError
 from keepstep.publish.hub import Pushed
 from keepstep.publish.remote import Target
 from keepstep.run_folder.reader import RunFolder
@@ -72,7 +72,7 @@ def test_somebodys_model_is_not_overwritten(
     """keepstep has not published it: there is no best.json."""
     peer.create_repo(REPO)
     peer.commit(REPO, {**theirs, "notes.md": b"kept", "README.md": b"# Theirs"})
-    with pytest.raises(PushError, match="a model is there that keepstep did not publish") as told:
+    with pytest.raises(HubError, match="a model is there that keepstep did not publish") as told:
         bundle.push(api)
     assert told.value.fatal
     assert titles(peer) == ["By hand", "initial commit"]
@@ -145,7 +145,7 @@ def test_better_weights_that_are_not_there(peer: HubPeer, api: HfApi, bundle: Bu
     said = replace(bundle.best, run_id="other", global_step=99, value=0.1, weights=weights)
     peer.commit(REPO, {"training/best.json": said.to_json().encode()})
     message = r"model.safetensors there is not what its training/best.json speaks of"
-    with pytest.raises(PushError, match=message):
+    with pytest.raises(HubError, match=message):
         bundle.push(api)
     assert bundle.push(api, force=True).outcome == "published"
 
@@ -156,7 +156,7 @@ def test_a_value_that_is_no_number(peer: HubPeer, api: HfApi, bundle: Bundle, va
     other = replace(bundle.best, weights={"other.safetensors": "0" * 64}).to_json()
     peer.create_repo(REPO)
     peer.commit(REPO, {"training/best.json": other.replace("1.25", value).encode()})
-    with pytest.raises(PushError, match=r"best.json cannot be read"):
+    with pytest.raises(HubError, match=r"best.json cannot be read"):
         bundle.push(api)
     assert bundle.push(api, force=True).outcome == "published"
 
@@ -167,7 +167,7 @@ def test_private_and_public(peer: HubPeer, api: HfApi, bundle: Bundle) -> None:
     assert peer.store.repos.pop(REPO).private
     assert not bundle.push(api, private=False).private
     assert not peer.store.repos[REPO].private
-    with pytest.raises(PushError, match="can be read by everybody, and private was asked for"):
+    with pytest.raises(HubError, match="can be read by everybody, and private was asked for"):
         bundle.push(api, private=True)
     assert not bundle.push(api).private, "it was made before, and is left as it is"
 
@@ -203,7 +203,7 @@ def test_a_hub_that_does_not_listen(api: HfApi, monkeypatch: pytest.MonkeyPatch)
     """What httpx has from httpcore is the same text, and said once."""
     monkeypatch.setattr(client, "PAUSES", wait_fixed(0.05))
     api.endpoint = "http://127.0.0.1:9"
-    with pytest.raises(PushError) as told:
+    with pytest.raises(HubError) as told:
         client.with_patience(REPO, lambda: api.repo_info(REPO), tries=2)
     assert str(told.value).count("Connection refused") == 1
 
@@ -220,7 +220,7 @@ def test_no_try_begins_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) ->
     for seconds, least, most in ((0.5, 2, 3), (-1, 1, 1)):
         begun.clear()
         until = time.monotonic() + seconds
-        with pytest.raises(PushError, match="last: no route to host; there was no time") as told:
+        with pytest.raises(HubError, match="last: no route to host; there was no time") as told:
             client.with_patience(REPO, fail, tries=50, until=until)
         assert least <= len(begun) <= most
         assert all(moment < until for moment in begun[1:])
@@ -240,7 +240,7 @@ def test_pauses_grow_and_no_two_processes_keep_the_same_ones() -> None:
 
 def test_a_token_that_is_none(peer: HubPeer, api: HfApi, bundle: Bundle) -> None:
     api.token = "hf_ä"
-    with pytest.raises(PushError, match="the token holds a character that no token has"):
+    with pytest.raises(HubError, match="the token holds a character that no token has"):
         bundle.push(api)
 
 

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from keepstep.data.columns import wrong_names
 from keepstep.data.mixture import STRATEGIES
+from keepstep.hub.client import name_fault, offline
 from keepstep.output.environment import TOKEN
 from keepstep.policy.selection import WORDS, SelectionError
 from keepstep.preflight.health import check_health
@@ -28,7 +29,6 @@ from keepstep.preflight.metric import (
 from keepstep.preflight.numbers import check_numbers
 from keepstep.preflight.saving import check_saving
 from keepstep.publish.card import fault_of
-from keepstep.publish.client import name_fault, offline
 from keepstep.recipe.config import Problem, Recipe
 from keepstep.recipe.data_files import is_data_file, looks_local
 from keepstep.recipe.trajectory import word

@@ -12,10 +12,10 @@ from typing import Any
 from huggingface_hub import get_token
 
 from keepstep.errors import KeepstepError
+from keepstep.hub.client import NO_TOKEN, name_fault, offline
 from keepstep.policy.strict import TextError, build
 from keepstep.publish.bundle import freeze
 from keepstep.publish.card import fault_of
-from keepstep.publish.client import NO_TOKEN, name_fault, offline
 from keepstep.publish.process import push_of
 from keepstep.publish.remote import Target
 from keepstep.run_folder.reader import Checkpoint, RunFolder

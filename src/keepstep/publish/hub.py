@@ -21,10 +21,10 @@ from huggingface_hub import (
     ModelCardData,
 )
 
+from keepstep.hub.client import HubError, brief, with_patience
 from keepstep.output.printable import first_few
 from keepstep.publish.best import Best
 from keepstep.publish.card import license_of
-from keepstep.publish.client import PushError, brief, with_patience
 from keepstep.publish.remote import CARD, Ours, Remote, Target, doubt_of, files_at, look
 
 
@@ -66,7 +66,7 @@ def check(
         one; `license_fault`: why that could not be read.
 
     Raises:
-        PushError: the token, the name or the metadata are wrong.
+        HubError: the token, the name or the metadata are wrong.
     """
 
     def see() -> dict[str, Any]:
@@ -100,7 +100,7 @@ def push(
         until: when the time for it is over; on the monotonic clock, in seconds.
 
     Raises:
-        PushError: it could not be done.
+        HubError: it could not be done.
     """
     ours, tries = Ours(folder, best), 0
 
@@ -110,7 +110,7 @@ def push(
         remote = look(api, target)
         verdict = best.compare(remote.best)
         if not target.force and (reason := _refusal(best, remote, ours)):
-            raise PushError(f"{target.repo_id}: {reason}", fatal=True)
+            raise HubError(f"{target.repo_id}: {reason}", fatal=True)
         if verdict == "theirs" and remote.best is not None and doubt_of(remote) is None:
             step, reason = remote.best.global_step, _better(best, remote.best)
             return Pushed("refused", remote.head, step, remote.private, reason)
@@ -144,7 +144,7 @@ def _license(base: str | None, until: float) -> dict[str, str | None]:
         found = None
         if base is not None:
             found = with_patience(base, lambda: license_of(base), tries=3, until=until)
-    except PushError as error:
+    except HubError as error:
         return {"license": None, "license_fault": brief(error.__cause__ or error)}
     return {"license": found, "license_fault": None}
 

@@ -18,12 +18,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from keepstep.hub.client import HubError
 from keepstep.output.environment import without_secrets
 from keepstep.output.terminal import complain
 from keepstep.policy.retention import Policy
 from keepstep.publish.best import Best
 from keepstep.publish.bundle import make_bundle
-from keepstep.publish.client import PushError
 from keepstep.ranks import signals
 
 
@@ -31,7 +31,7 @@ def prepared(job: dict[str, Any], folder: Path) -> Best:
     """Fill the new folder `folder` with what is pushed, in a process of its own.
 
     Raises:
-        PushError: it could not be done.
+        HubError: it could not be done.
     """
     environment = {**without_secrets(os.environ), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
@@ -43,10 +43,10 @@ def prepared(job: dict[str, Any], folder: Path) -> Best:
     )
     lines = done.stdout.decode(errors="replace").splitlines()
     if done.returncode or not lines:
-        raise PushError(f"preparing the files ended with status {done.returncode}", fatal=False)
+        raise HubError(f"preparing the files ended with status {done.returncode}", fatal=False)
     answer = json.loads(lines[-1])
     if "error" in answer:
-        raise PushError(answer["error"], answer["fatal"])
+        raise HubError(answer["error"], answer["fatal"])
     return Best(**answer)
 
 

@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from keepstep.hub.client import connect
 from keepstep.publish import hub
-from keepstep.publish.client import connect
 from keepstep.publish.prepare import prepared
 from keepstep.publish.remote import Target
 from keepstep.run_folder.background import serve

@@ -13,10 +13,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
+from keepstep.hub.client import HubError
 from keepstep.output.printable import first_few
 from keepstep.publish.best import BEST_FILE, UNREADABLE, Best
 from keepstep.publish.bundle import sha256_of
-from keepstep.publish.client import PushError
 from keepstep.run_folder.contents import sizes_under
 from keepstep.run_folder.safe_read import SMALL, OddFileError, read_text
 
@@ -104,7 +104,7 @@ def look(api: HfApi, target: Target) -> Remote:
     """What is there now; the repository is made if it does not exist.
 
     Raises:
-        PushError: everybody can read it, and it was to be private.
+        HubError: everybody can read it, and it was to be private.
     """
     try:
         told = api.repo_info(target.repo_id)
@@ -112,7 +112,7 @@ def look(api: HfApi, target: Target) -> Remote:
         api.create_repo(target.repo_id, private=target.private is not False, exist_ok=True)
         told = api.repo_info(target.repo_id)
     if target.private and not told.private:
-        raise PushError(
+        raise HubError(
             f"{target.repo_id} can be read by everybody, and private was asked for: make it "
             "private on the Hub, name another one, or ask for public",
             fatal=True,

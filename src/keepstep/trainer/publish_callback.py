@@ -11,10 +11,10 @@ from typing import Any
 from huggingface_hub import get_token
 from transformers import TrainerCallback
 
+from keepstep.hub.client import offline
 from keepstep.output.printable import first_few
 from keepstep.policy.schedule import left
 from keepstep.preflight.validate import severity_of_hub
-from keepstep.publish.client import offline
 from keepstep.publish.process import check
 from keepstep.publish.publisher import Publisher
 from keepstep.publish.remote import Target

@@ -49,8 +49,8 @@ MISTAKES = (TypeError, AttributeError, AssertionError)  # in a program, not of t
 ODD_ANSWERS = (json.JSONDecodeError, UnicodeDecodeError, LookupError)
 
 
-class PushError(KeepstepError):
-    """The push has failed: what happened, and what to do.
+class HubError(KeepstepError):
+    """What was asked of the Hub has not been done: what happened, and what to do.
 
     Attributes:
         fatal: no further try can mend it: the token, the name, the content.
@@ -116,7 +116,7 @@ def with_patience(
         until: no try begins later than that, but for the first; on the monotonic clock, in seconds.
 
     Raises:
-        PushError: it could not be done.
+        HubError: it could not be done.
     """
     retrying = Retrying(
         retry=retry_if_exception(_may_pass),
@@ -126,20 +126,20 @@ def with_patience(
     )
     try:
         return retrying(action)
-    except (PushError, *MISTAKES):
+    except (HubError, *MISTAKES):
         raise
     except Exception as error:
         if reason := _fatal(error):
-            raise PushError(f"{what}: {reason}", fatal=True) from error
+            raise HubError(f"{what}: {reason}", fatal=True) from error
         done = retrying.statistics["attempt_number"]
         told = f"{done} {'try' if done == 1 else 'tries'}, the last: {brief(error)}"
         late = "" if done == tries else "; there was no time for another"
-        raise PushError(f"{what}: {told}{late}", fatal=False) from error
+        raise HubError(f"{what}: {told}{late}", fatal=False) from error
 
 
 def _may_pass(error: BaseException) -> bool:
     """Whether another try may mend it."""
-    stays = not isinstance(error, Exception) or isinstance(error, (PushError, *MISTAKES))
+    stays = not isinstance(error, Exception) or isinstance(error, (HubError, *MISTAKES))
     return not stays and _fatal(error) is None
 
 

@@ -1,0 +1,1 @@
+"""The client of the Hub: what publishing and mirrors share."""
