@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-import time
 from typing import Any
 from urllib.parse import parse_qs
 
-from tests.hub import cards, commits
+from tests.hub import buckets, cards, commits
 from tests.hub.access import commit_at, known_user, readable, writable
-from tests.hub.exchange import Exchange, Refusal, route
+from tests.hub.exchange import Exchange, Refusal, reply_xet_token, route
 from tests.hub.store import Entry, now, pointer
-
-TOKEN_SECONDS = 3600
 
 
 def whoami(exchange: Exchange) -> None:
@@ -182,17 +179,6 @@ def xet_read_token(exchange: Exchange, repo: str, revision: str) -> None:
     reply_xet_token(exchange)
 
 
-def reply_xet_token(exchange: Exchange) -> None:
-    url, token = exchange.peer.storage_url, f"xet-{secrets.token_hex(8)}"
-    expires = int(time.time()) + TOKEN_SECONDS
-    headers = {
-        "X-Xet-Cas-Url": url,
-        "X-Xet-Access-Token": token,
-        "X-Xet-Token-Expiration": str(expires),
-    }
-    exchange.reply({"casUrl": url, "accessToken": token, "exp": expires}, headers=headers)
-
-
 def resolve(exchange: Exchange, repo: str, revision: str, path: str) -> None:
     """A file. One in LFS is in the storage: the answer says where, for both ways to get it."""
     peer, commit = exchange.peer, commit_at(readable(exchange, repo), revision)
@@ -235,4 +221,5 @@ ROUTES = [
     route("GET", "/api/models/{repo}/xet-read-token/{revision}", xet_read_token),
     route("GET", "/{repo}/resolve/{revision}/{path}", resolve),
     *commits.ROUTES,
+    *buckets.ROUTES,
 ]

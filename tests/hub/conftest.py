@@ -7,11 +7,11 @@ import pytest
 from huggingface_hub import HfApi, constants, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
-from keepstep.publish.client import connect
+from keepstep.hub.client import connect
 from keepstep.run_folder.reader import RunFolder
 from tests.hub.client import Client
 from tests.hub.peer import HubPeer
-from tests.hub.runs import a_run, live_at
+from tests.hub.runs import a_run, live_at, look_at
 
 
 @pytest.fixture
@@ -44,10 +44,7 @@ def peer(hub: HubPeer) -> HubPeer:
 @pytest.fixture
 def api(hub: HubPeer, here: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[HfApi]:
     """The real client, as a push has it, in this process."""
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    look_at(hub, monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its threads outlive the peer
     connect()
     yield HfApi(endpoint=hub.url, library_name="keepstep")

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub.faults import Fault, Role
+from tests.hub.faults import Role
 from tests.hub.store import BLOCK
 
 if TYPE_CHECKING:
     from tests.hub.access import User
     from tests.hub.peer import HubPeer, Listener
 
+TOKEN_SECONDS = 3600
 PARTS = {
     "repo": "[^/]+/[^/]+",
     "name": "[^/]+",
@@ -119,13 +120,11 @@ class Exchange(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         role = self.server.role
         self.entry = Request(role, self.command, self.path, dict(self.headers.items()))
-        self.fault: Fault | None = None
         self.user: User | None = None
         self._read = False
-        if role != "own":
-            self.fault = self.peer.faults.take(self.command, self.path, role)
-            self.entry.fault = self.fault.do if self.fault else None
-            self.peer.log.append(self.entry)
+        self.fault = self.peer.faults.take(self.command, self.path, role)
+        self.entry.fault = self.fault.do if self.fault else None
+        self.peer.log.append(self.entry)
         try:
             self._answer()
         except (Cut, ConnectionError, TimeoutError):
@@ -134,7 +133,7 @@ class Exchange(BaseHTTPRequestHandler):
         finally:
             self.entry.seconds = time.time() - self.entry.began
 
-    do_GET = do_HEAD = do_POST = do_PUT = _handle
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
 
     def _answer(self) -> None:
         try:
@@ -251,5 +250,19 @@ class Exchange(BaseHTTPRequestHandler):
             left = last - first + 1
             while left:
                 block = file.read(min(left, BLOCK))
+                if self.fault and self.fault.do == "apply_then_reset":
+                    self.wfile.write(block[: len(block) // 2])
+                    raise Cut
                 self.wfile.write(block)
                 left -= len(block)
+
+
+def reply_xet_token(exchange: Exchange) -> None:
+    url, token = exchange.peer.storage_url, f"xet-{secrets.token_hex(8)}"
+    expires = int(time.time()) + TOKEN_SECONDS
+    headers = {
+        "X-Xet-Cas-Url": url,
+        "X-Xet-Access-Token": token,
+        "X-Xet-Token-Expiration": str(expires),
+    }
+    exchange.reply({"casUrl": url, "accessToken": token, "exp": expires}, headers=headers)

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 Kind = Literal[
     "status", "reset", "hang", "delay", "throttle", "apply_then_status", "apply_then_reset"
 ]
-Role = Literal["hub", "storage", "own"]
+Role = Literal["hub", "storage"]
 
 
 @dataclass

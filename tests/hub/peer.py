@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import socket
@@ -22,11 +21,12 @@ from urllib.parse import parse_qs, urlsplit
 
 from tests.hub import access, api, storage
 from tests.hub.access import User
+from tests.hub.buckets import Bucket, Buckets
 from tests.hub.commits import Multipart
 from tests.hub.exchange import Exchange, Refusal, Request, Route, reset
 from tests.hub.faults import Fault, Faults, Kind, Role
 from tests.hub.store import Commit, Entry, Repo, Store
-from tests.hub.xet import XetStore, decode
+from tests.hub.xet import XetStore
 
 # Of the shape of real ones, so that whatever looks for tokens finds them.
 WRITE_TOKEN = "hf_" + "WriteTokenOfTester".ljust(34, "x")
@@ -65,6 +65,7 @@ class HubPeer:
         port: int = 0,
         tokens: Mapping[str, User] = TOKENS,
         multipart_over: int | None = None,
+        page: int = 1000,
     ) -> None:
         """
         Args:
@@ -72,20 +73,20 @@ class HubPeer:
             port: of the API; any free one by default.
             tokens: who may come.
             multipart_over: LFS files above that many bytes are taken in parts of 5 MiB.
+            page: files of a bucket that are told at once.
         """
         self.tokens = dict(tokens)
         self.multipart_over = multipart_over
         self.multiparts: dict[str, Multipart] = {}
-        self.store, self.xet = Store(folder), XetStore(folder)
+        self.store, self.xet, self.buckets = Store(folder), XetStore(folder), Buckets(folder)
+        self.page = page
         self.log: list[Request] = []
         self.faults = Faults()
         self.stopping = threading.Event()
         self._key = secrets.token_bytes(16)
         self._hub = Listener(self, "hub", api.ROUTES, port)
         self._storage = Listener(self, "storage", storage.ROUTES)
-        # Without faults and without a log: the peer reads its own Xet content there.
-        self._own = Listener(self, "own", storage.ROUTES)
-        self._listeners = (self._hub, self._storage, self._own)
+        self._listeners = (self._hub, self._storage)
         self.url, self.storage_url = self._hub.url, self._storage.url
 
     def start(self) -> HubPeer:
@@ -146,6 +147,10 @@ class HubPeer:
         """Make a repository without a client."""
         return self.store.create(repo, private)
 
+    def create_bucket(self, name: str, private: bool = True) -> Bucket:
+        """Make a bucket without a client."""
+        return self.buckets.create(name, private)
+
     def commit(
         self, repo: str, files: Mapping[str, bytes | None], title: str = "By hand"
     ) -> Commit:
@@ -192,9 +197,9 @@ class HubPeer:
             raise Refusal(401, "Invalid credentials in Authorization header")
         return user
 
-    def sign(self, path: str, listener: Listener | None = None) -> str:
+    def sign(self, path: str) -> str:
         """An address in the storage that needs no token."""
-        return f"{(listener or self._storage).url}{path}?signature={self._signature(path)}"
+        return f"{self._storage.url}{path}?signature={self._signature(path)}"
 
     def is_signed(self, target: str) -> bool:
         url = urlsplit(target)
@@ -212,9 +217,8 @@ class HubPeer:
         file = self.xet.find(file_hash) if file_hash else None
         if file_hash is None or file is None:
             return False
-        target = self.store.temporary()
-        decode(self._own.url, file_hash, file.size, target)
-        if hashlib.sha256(target.read_bytes()).hexdigest() != sha256:
+        content = self.xet.content(file)
+        if hashlib.sha256(content).hexdigest() != sha256:
             raise Refusal(400, f"the Xet content of {sha256} has another sha256")
-        os.replace(target, self.store.object(sha256))
+        self.store.add_file(content)
         return True

@@ -9,12 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from huggingface_hub import constants
 
 from keepstep.policy.manifest import MANIFEST_NAME, FileEntry
 from keepstep.run_folder.contents import digest_of
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import identify, manifest
 from tests.hub.client import Client
+from tests.hub.peer import HubPeer
 
 REPO = "tester/demo"
 POLICY = {"metric": "eval_loss", "greater_is_better": False}
@@ -51,3 +53,11 @@ def live_at(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     for name, value in client.environment().items():
         monkeypatch.setenv(name, value)
+
+
+def look_at(hub: HubPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the client has read of the environment when it was imported, in this process."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -79,8 +79,7 @@ def reconstruction(exchange: Exchange, hash: str) -> None:
     if file is None:
         raise Refusal(404, "no such file")
     first, last = exchange.wanted_range(file.size) or (0, file.size - 1)
-    listener = exchange.server
-    addresses = {term.xorb: peer.sign(f"/xorb/{term.xorb}", listener) for term in file.terms}
+    addresses = {term.xorb: peer.sign(f"/xorb/{term.xorb}") for term in file.terms}
     exchange.reply(peer.xet.plan(file, first, last, addresses))
 
 
