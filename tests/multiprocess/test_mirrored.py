@@ -7,7 +7,8 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from keepstep.cli.main import app
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.campaigns import cases
 from tests.helpers.folders import final_digests
-from tests.helpers.ranks import Ranks
+from tests.helpers.ranks import PROGRAMS, Ranks
 from tests.helpers.recipes import argv
+from tests.hub.client import Client
+from tests.hub.peer import HubPeer
+from tests.hub.test_publish import environment
 from tests.mirror.server import BUCKET, S3Server
 
 
@@ -30,6 +34,45 @@ def s3() -> Iterator[S3Server]:
     server.stop()
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where runs are mirrored.
+
+    Attributes:
+        url: below which each has a folder.
+        environment: of who may write there.
+        names: of all objects there now.
+        program: the main job, as it is run there.
+    """
+
+    url: str
+    environment: dict[str, str]
+    names: Callable[[], Iterable[str]]
+    program: Path | None = None
+
+    def checkpoints(self, run: str) -> set[str]:
+        below = f"runs/{run}/checkpoint-"
+        return {name.split("/")[2] for name in self.names() if name.startswith(below)}
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Of the kind that a test asks for."""
+    if request.param == "s3":
+        s3: S3Server = request.getfixturevalue("s3")
+        yield Place(f"s3://{BUCKET}/runs", s3.environment(), s3.names)
+    elif request.param == "file":
+        disk = tmp_path / "mirror"
+        names = lambda: [str(p.relative_to(disk)) for p in disk.rglob("*") if p.is_file()]  # noqa: E731
+        yield Place(f"{disk.as_uri()}/runs", {}, names)
+    else:
+        with HubPeer(tmp_path / "hub") as peer:
+            bucket = peer.create_bucket("tester/bucket")
+            theirs = environment(Client(peer, tmp_path / "user", "xet"))
+            url, program = "hf://buckets/tester/bucket/runs", PROGRAMS / "of_the_hub.py"
+            yield Place(url, theirs, lambda: bucket.files, program)
+
+
 def is_away(run: Path) -> None:
     """The disk is gone, with all that was on it."""
     while run.exists():
@@ -37,35 +80,35 @@ def is_away(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "processes", "kind"),
+    ("strategy", "processes", "place"),
     cases(
-        [("cpu_zero3", 2, "s3"), ("ddp", 1, "file"), ("cpu_zero2", 2, "file")],
+        [("cpu_zero3", 2, "s3"), ("ddp", 1, "file"), ("cpu_zero2", 2, "file"), ("ddp", 1, "hf")],
         long=[("ddp", 1, "file"), ("cpu_zero2", 2, "file")],
     ),
+    indirect=["place"],
 )
 def test_lost_with_its_disk(
     ranks: Ranks,
     demo: Path,
     tmp_path: Path,
-    s3: S3Server,
+    place: Place,
     strategy: str,
     processes: int,
-    kind: str,
 ) -> None:
     """Bit for bit; the run is the same one, and what is kept there is what is kept here."""
     how: dict[str, Any] = {"strategy": strategy, "processes": processes}
-    mirror = f"s3://{BUCKET}/runs" if kind == "s3" else (tmp_path / "mirror").as_uri()
+    there: dict[str, Any] = {"env": place.environment, "script": place.program}
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     fields = {"max_steps": 40, "save_total_limit": 2, "keep_ranking": "recency"}
-    ranks.run(argv(demo, straight, **fields), **how)
-    command = argv(demo, broken, mirror=mirror, **fields)
-    run = ranks.start(command, env=s3.environment(), **how)
+    ranks.run(argv(demo, straight, **fields), **there, **how)
+    command = argv(demo, broken, mirror=place.url, **fields)
+    run = ranks.start(command, **there, **how)
     run.wait_for("mirrored checkpoint-")
     run.kill(signal.SIGKILL)
     run.wait()
     first = RunFolder(broken).run_id()
     is_away(broken)
-    again = ranks.run(command, env=s3.environment(), **how)
+    again = ranks.run(command, **there, **how)
     assert re.search(r"mirror: checkpoint-\d+ brought from ", again.output)
     assert "carrying on from checkpoint-" in again.output
     assert final_digests(broken, 40) == final_digests(straight, 40)
@@ -74,13 +117,14 @@ def test_lost_with_its_disk(
     told = CliRunner().invoke(app, ["ls", str(broken)]).stdout
     assert "valid, mirrored" in told
     is_away(broken)
-    once_more = ranks.run(command, env=s3.environment(), **how)
+    once_more = ranks.run(command, **there, **how)
     assert "there is nothing to train" in once_more.output
     assert final_digests(broken, 40) == final_digests(straight, 40)
-    if kind == "s3":
-        there = {name.split("/")[2] for name in s3.names("runs/broken/checkpoint-")}
-        assert there >= {"checkpoint-40"}
-        assert len(there) <= 2
+    assert place.checkpoints("broken") >= {"checkpoint-40"}
+    assert len(place.checkpoints("broken")) <= 2
+    tokens = [value for name, value in place.environment.items() if "TOKEN" in name]
+    for path in [p for p in (tmp_path / "broken").rglob("*") if p.is_file()]:
+        assert not any(token.encode() in path.read_bytes() for token in tokens), path
 
 
 @pytest.mark.long

@@ -107,9 +107,16 @@ def test_owners() -> None:
 
 def test_addresses() -> None:
     assert url_of("s3://bucket/a/", "runs/my run") == "s3://bucket/a/my%20run"
+    hub = "hf://buckets/acme/my.bucket-1"
     for good in ("s3://b", "gs://b/p", "az://container/p", "file:///mnt/disk"):
         assert address_fault(good) is None
-    for bad in ("b/p", "s3:///p", "file://mnt/disk", "file:///", "ftp://x/y"):
+    for good in (hub, f"{hub}/", f"{hub}/my runs/ü", f"{hub}/a%20b/..c/d.."):
+        assert address_fault(good) is None
+    for bad in ("b/p", "s3:///p", "file://mnt/disk", "file:///", "ftp://x/y", "s3://b/p?x"):
+        assert address_fault(bad)
+    for bad in ("hf://acme/bucket", "hf://buckets/acme", "hf://buckets/acme/", "hf://buckets//a"):
+        assert address_fault(bad)
+    for bad in (f"{hub}//x", f"{hub}/../x", f"{hub}/.", "hf://buckets/a c/b", "hf://buckets/../b"):
         assert address_fault(bad)
 
 

@@ -37,6 +37,8 @@ FATAL = (
 
 
 class ObjectStore(Store):
+    conditional = True
+
     def __init__(self, url: str) -> None:
         """
         Args:

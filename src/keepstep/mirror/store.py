@@ -35,9 +35,11 @@ class Store(Protocol):
 
     Attributes:
         url: where they are.
+        conditional: it decides who of many creates an object, whatever a listing shows.
     """
 
     url: str
+    conditional: bool
 
     def names(self, below: str = "") -> dict[str, Entry]:
         """All objects, or those of a folder, without what is put there in this moment."""
@@ -55,7 +57,7 @@ class Store(Protocol):
         ...
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write an object that is not there yet; False: it is."""
+        """Write an object that is not there yet; False: it is, or others are at it."""
         ...
 
     def copy(self, source: str, target: str) -> None:

@@ -16,4 +16,8 @@ def open_store(url: str) -> Store:
     fault = address_fault(url)
     if fault is not None:
         raise StoreError(fault, fatal=True)
+    if url.startswith("hf:"):
+        from keepstep.mirror.hub_store import HubStore  # not everybody waits for its libraries
+
+        return HubStore(url)
     return ObjectStore(url)

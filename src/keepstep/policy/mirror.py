@@ -37,7 +37,8 @@ EVALUATIONS = re.compile(r"evaluations-([0-9]{6})\.json")
 OWNER = re.compile(r"owners/([0-9]{6})\.json")
 FOUND = re.compile(r"owners/([0-9]{6})\.found\.json")
 VARIABLE = "KEEPSTEP_MIRROR"  # of the environment, where the recipe names no mirror
-SCHEMES = ("s3", "gs", "az", "file")
+SCHEMES = ("s3", "gs", "az", "hf", "file")
+HUB_BUCKET = re.compile(r"buckets(/(?!\.\.?(/|$))[\w.-]+){2}(/(?!\.\.?(/|$))[^/]+)*/?", re.ASCII)
 HISTORY = "history"  # of the run: what run.json and events.jsonl held at the last upload
 
 
@@ -98,6 +99,10 @@ def address_fault(mirror: str) -> str | None:
         return f"{mirror}: a folder's address has three slashes, as in file:///mnt/mirror"
     if parts.scheme != "file" and not parts.netloc:
         return f"{mirror}: it names no bucket"
+    if parts.scheme == "hf" and not HUB_BUCKET.fullmatch(parts.netloc + parts.path):
+        return f"{mirror}: a bucket of the Hub is hf://buckets/owner/name, or a folder below that"
+    if "?" in mirror or "#" in mirror:
+        return f"{mirror}: it names a folder; a ? or # in a name is written %3F or %23"
     return None
 
 

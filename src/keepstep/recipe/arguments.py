@@ -207,7 +207,8 @@ class CheckpointArguments(Combined):
         default=None,
         metadata={
             "help": "Where checkpoints are copied to, and carried on from when the disk is gone: "
-            "`s3://bucket/prefix`, `gs://…`, `az://…`, `file:///other/disk`; the run lies there "
+            "`s3://bucket/prefix`, `gs://…`, `az://…`, `hf://buckets/owner/name`, "
+            "`file:///other/disk`; the run lies there "
             "below its folder's name. Else the environment's `KEEPSTEP_MIRROR`."
         },
     )
