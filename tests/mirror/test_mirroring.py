@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from keepstep.mirror import mirroring as mirroring_module
 from keepstep.mirror.mirroring import Mirroring
 from keepstep.mirror.owners import claim
 from keepstep.mirror.store import Store
@@ -17,6 +18,7 @@ from keepstep.policy.mirror import copied
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
+from tests.helpers.folders import STATE, commit
 from tests.mirror.server import BUCKET, S3Server
 
 TOKEN = "1.0.3"  # as a Slurm job names its attempts
@@ -103,3 +105,70 @@ def test_an_owner_who_could_not_say_so_at_the_start(store: Store, run: RunFolder
     assert mirror.owner is not None
     assert mirror.owner.number == 2
     assert steps(store) == [8]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_store_that_fails_for_hours_and_comes_back(
+    s3: S3Server, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process, an event and at most a line for each try, not for each step; the newest is there
+    when it is back. (The clock goes as fast as the test wants.)"""
+    store = open_store(f"s3://{BUCKET}/run")
+    mirror, late = mirroring(run, store), 0.0
+    monkeypatch.setattr(mirroring_module, "now", lambda: time.monotonic() + late)
+    fault = s3.fault("status", status=403, times=-1)
+    news: list[dict[str, Any]] = []
+    for _ in range(6):
+        for _ in range(50):
+            mirror.offer(run.checkpoint(8), None)  # steps of a run
+        news.append(until_over(mirror))
+        assert len(s3.log) < 100
+        late += 3600
+    assert [n["failures"] for n in news] == [1, 2, 3, 4, 5, 6]
+    assert fault.hits == 6, "one request each: it is refused"
+    assert len(mirror.lines) == 3, "of the first, the second and the fourth"
+    first, _, last = mirror.lines
+    assert first.startswith("Not mirrored: checkpoint-8: s3://bucket/run: ")
+    assert first.endswith("\n    Tried again in 0 min 30 s; training goes on.")
+    assert "(failed 4 times in a row)" in last
+    s3.clear_faults()
+    commit(run.path, 12, STATE)
+    mirror.offer(run.checkpoint(12), None)
+    assert until_over(mirror)["failures"] == 6
+    assert "; after 6 failed, in 6 h" in mirror.lines[-1]
+    assert steps(store) == [12]
+    assert "(checkpoint-4, checkpoint-8, checkpoint-12)" in mirror.lacks(), "by the log: none"
+
+
+def test_every_third_save_and_the_best(store: Store, run: RunFolder) -> None:
+    """And the last, whichever it is."""
+    for step in range(12, 36, 4):
+        commit(run.path, step, STATE)
+    mirror = mirroring(run, store, every=3)
+    for step in range(4, 36, 4):
+        best = run.checkpoint(16 if step >= 16 else 4)
+        for _ in range(2):
+            mirror.offer(run.checkpoint(step), best)
+            if mirror.owes(best) or mirror.owes(run.checkpoint(step)):
+                mirror.wait()
+    assert steps(store) == [4, 16, 28], "16: the best as well, from which three are counted"
+    assert mirror.finish(run.checkpoint(32), run.checkpoint(16), 60, lambda: None) == []
+    assert steps(store) == [4, 16, 28, 32]
+
+
+def test_a_disk_that_is_full(store: Store, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second names can be made: one line, not one for each step."""
+    mirror = mirroring(run, store)
+
+    def refused(*arguments: Any, **how: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "link", refused)
+        for _ in range(20):
+            mirror.offer(run.checkpoint(8), None)
+        assert len(mirror.lines) == len(mirror.news) == 1
+        assert "No space left on device" in mirror.lines[0]
+        (fault,) = mirror.finish(run.checkpoint(8), None, 60, lambda: None)
+        assert "No space left on device" in fault
+    assert mirror.finish(run.checkpoint(8), None, 60, lambda: None) == []

@@ -1,17 +1,20 @@
 """Copies checkpoints to a mirror while a run goes on, and at its end. The main process's alone.
 
-One copy is under way at a time; while it is, or too soon after one, the newest waits its turn.
+One copy is under way at a time; while it is, or too soon after one, the newest waits its turn. A
+store that fails for hours costs a few lines, and is caught up with.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from time import monotonic as now
 from typing import Any
 
 from keepstep.mirror.owners import Owner
+from keepstep.output.units import human_bytes, human_duration
+from keepstep.policy.mirror_pace import Pace, is_due
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.background import BackgroundJob
 from keepstep.run_folder.freezing import freeze
@@ -19,12 +22,14 @@ from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.storage import NO_LINK, Storage
 
 logger = logging.getLogger(__name__)
+NOT_TRIED = {"error": "not tried"}
 
 
 class Mirroring:
     """
     Attributes:
         news: what came of copies, until somebody takes it.
+        lines: the same for people, who do not hear of every failure.
         deposed: another machine has the run: what is said of that; empty: none has.
     """
 
@@ -41,6 +46,7 @@ class Mirroring:
         rate: float,
         node: int = 0,
         nodes: int = 1,
+        every: int = 1,
     ) -> None:
         """
         Args:
@@ -52,17 +58,22 @@ class Mirroring:
             rate: bytes a second at most; 0: as fast as it goes.
             node: this machine's number, where each uploads its part of a checkpoint.
             nodes: how many machines do.
+            every: of so many saves one is copied; the best and the last always.
         """
         self.run, self.url, self.owner = run, url, owner
         self.news: list[dict[str, Any]] = []
+        self.lines: list[str] = []
         self.deposed = ""
         self._policy, self._storage = policy, storage
-        self._pause, self._timeout, self._rate = pause, timeout, rate
+        self._pace, self._every = Pace(pause), every
+        self._timeout, self._rate = timeout, rate
         self._node, self._nodes = node, nodes
         self._job: BackgroundJob | None = None
         self._step = -1  # that is under way
         self._began = float("-inf")
         self._done: dict[int, dict[str, Any]] = {}  # step → what came of it
+        self._saved: list[int] = []  # steps, as they came
+        self._ending = False  # who waits is told why not; nothing is tried again
         self._safely(self._sweep)
 
     def offer(self, newest: Checkpoint | None, best: Checkpoint | None) -> None:
@@ -78,13 +89,17 @@ class Mirroring:
 
     def wanted(self, newest: Checkpoint | None, best: Checkpoint | None) -> Checkpoint | None:
         """What should be copied next; None: nothing, or not yet."""
-        if self._job is not None or self.deposed or time.monotonic() - self._began < self._pause:
+        if newest is not None and newest.step not in self._saved[-1:]:
+            self._saved.append(newest.step)
+        if self._job is not None or self.deposed or now() < self._pace.not_before:
             return None
-        return next((c for c in (newest, best) if c is not None and self._owes(c)), None)
+        copied = [step for step in self._saved if "error" not in self._done.get(step, NOT_TRIED)]
+        due = newest if is_due(self._saved, copied, self._every) else None
+        return next((c for c in (due, best) if c is not None and self._owes(c)), None)
 
     def begin(self, checkpoint: Checkpoint) -> None:
         """Begin to copy it."""
-        self._safely(lambda: self._start(checkpoint, self._timeout))
+        self._start(checkpoint, self._timeout)
 
     def begin_step(self, step: int) -> None:
         """The same of this machine's part of a step, which the main process has chosen."""
@@ -114,16 +129,16 @@ class Mirroring:
     ) -> list[str]:
         """Copy the newest and the best, and wait for both, for so long, or until `stop` says why
         not to. Returns why one is not there."""
-        end, faults = time.monotonic() + seconds, []
+        end, faults, self._ending = now() + seconds, [], True
         if self._step not in [c.step for c in (newest, best) if c is not None]:
             self.abandon()
         for wanted in (newest, best):
             self._wait(end, stop)
             if wanted is None or not self._owes(wanted) or self.deposed:
                 continue
-            left = end - time.monotonic()
+            left = end - now()
             if left > 0 and not stop():
-                self._safely(lambda c=wanted, left=left: self._start(c, left))  # type: ignore[misc]
+                self._start(wanted, left)
                 self._wait(end, stop)
             if self._owes(wanted):
                 told = self._done.get(wanted.step, {}).get("error", "there was no time for it")
@@ -135,6 +150,20 @@ class Mirroring:
         self._safely(self._hear)
         return checkpoint is not None and self._owes(checkpoint)
 
+    def wait(self) -> None:
+        """Until the copy under way is over."""
+        self._wait(float("inf"), lambda: None)
+
+    def lacks(self) -> str:
+        """For people: which checkpoints of the run folder are not there, as far as is known."""
+        there = [s for s, (_, url) in self.run.mirrored().items() if url == self.url]
+        names = [c.path.name for c in self.run.checkpoints() if c.step not in there]
+        newest = f"the newest is checkpoint-{max(there)}" if there else "nothing is"
+        return (
+            f"{self.url} lacks {len(names)} of the checkpoints here ({', '.join(names)}); there "
+            f"{newest}\n    Hint: `keepstep sync {self.run.path}` sends what is to be there"
+        )
+
     def abandon(self) -> None:
         """End the copy under way: another attempt finds what is there of it."""
         if self._job is not None:
@@ -143,11 +172,11 @@ class Mirroring:
             self._safely(self._sweep)
 
     def _owes(self, checkpoint: Checkpoint) -> bool:
-        return "error" in self._done.get(checkpoint.step, {"error": "not tried"})
+        return "error" in self._done.get(checkpoint.step, NOT_TRIED)
 
     def _wait(self, end: float, stop: Callable[[], str | None]) -> None:
         if self._job is not None:
-            over = lambda: "its time was over" if time.monotonic() > end else stop()  # noqa: E731
+            over = lambda: "its time was over" if now() > end else stop()  # noqa: E731
             self._job.wait(over)
             self._safely(self._hear)
 
@@ -159,8 +188,17 @@ class Mirroring:
             logger.warning("mirror: %s: %s", type(error).__name__, error)
 
     def _start(self, checkpoint: Checkpoint, timeout: float) -> None:
+        self._step, self._began = checkpoint.step, now()
+        self._pace = self._pace.begun(self._began)
+        try:
+            self._send(checkpoint, timeout)
+        except Exception as error:  # a full disk, a process that cannot be started
+            logger.debug("mirror", exc_info=True)
+            self._take({"error": f"{type(error).__name__}: {error}", "fatal": False})
+
+    def _send(self, checkpoint: Checkpoint, timeout: float) -> None:
         frozen = self.run.mirroring / checkpoint.path.name
-        self._began = time.monotonic()
+        self._began = now()
         try:
             # Its manifest as it was committed: what is measured later is an object of its own.
             as_committed = replace(checkpoint, evaluated={})
@@ -185,7 +223,6 @@ class Mirroring:
             "node": self._node,
             "nodes": self._nodes,
         }
-        self._step = checkpoint.step
         told: Any = {"who": "the mirror", "what": "the copy", "log": self.run.mirroring / "log"}
         self._job = BackgroundJob("keepstep.mirror.job", job, timeout, **told)
 
@@ -195,13 +232,25 @@ class Mirroring:
         if answer is None:
             return
         self._job = None
+        self._take(answer)
+        self._sweep()
+
+    def _take(self, answer: dict[str, Any]) -> None:
         self._done[self._step] = answer
         if "owner" in answer:
             self.owner = Owner(**answer.pop("owner"))
         self.deposed = answer["error"] if answer.get("deposed") else self.deposed
-        seconds = round(time.monotonic() - self._began, 1)
-        self.news.append({"step": self._step, **answer, "seconds": seconds})
-        self._sweep()
+        moment, before = now(), self._pace
+        self._pace = before.failed(moment) if "error" in answer else before.done()
+        answer = {"step": self._step, **answer, "seconds": round(moment - self._began, 1)}
+        failures = max(before.failures, self._pace.failures)
+        self.news.append(answer | ({"failures": failures} if failures else {}))
+        if "error" not in answer:
+            after = moment - before.since if before.failures else None
+            self.lines.append(copied_line(answer, before.failures, after))
+        elif self._pace.is_told and not self.deposed and not self._ending:
+            again = self._pace.not_before - moment
+            self.lines.append(failed_line(answer, self._pace.failures, again))
 
     def _sweep(self) -> None:
         """Frozen files of copies that are over would keep pruned bytes on the disk."""
@@ -209,3 +258,20 @@ class Mirroring:
         for folder in self.run.mirroring.iterdir():
             if folder.is_dir():
                 self._storage.remove(folder)
+
+
+def copied_line(news: dict[str, Any], failures: int, after: float | None) -> str:
+    """For people: a checkpoint is there; after so many failures, and seconds since the first."""
+    there = news["copied"] + news["found"]
+    known = f", {human_bytes(there)} were there" if there else ""
+    gone = f"; pruned there {', '.join(map(str, news['pruned']))}" if news["pruned"] else ""
+    sent = f"{human_bytes(news['bytes'])} in {news['seconds']:g} s"
+    late = "" if after is None else f"; after {failures} failed, in {human_duration(after)}"
+    return f"mirrored checkpoint-{news['step']}: {sent}{known}{gone}{late}"
+
+
+def failed_line(news: dict[str, Any], failures: int, again: float) -> str:
+    """For people: why a checkpoint is not there, and when the next copy begins."""
+    row = f" (failed {failures} times in a row)" if failures > 1 else ""
+    told = f"Not mirrored: checkpoint-{news['step']}: {news['error']}{row}"
+    return f"{told}\n    Tried again in {human_duration(again)}; training goes on."

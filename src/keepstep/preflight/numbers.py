@@ -13,6 +13,7 @@ AT_LEAST_ONE = (
     *("eval_accumulation_steps", "dataloader_prefetch_factor", "dataset_num_proc", "max_length"),
     *("ddp_timeout", "ddp_bucket_cap_mb", "pad_to_multiple_of", "early_stopping_patience"),
     *("save_total_limit", "keep_every_n_steps", "max_failed_saves", "mirror_total_limit"),
+    "mirror_every",
     *("max_attempts_without_progress", "torch_empty_cache_steps", "sample_max_new_tokens"),
 )
 ABOVE_ZERO = (

@@ -216,6 +216,13 @@ class CheckpointArguments(Combined):
         default=0.0,
         metadata={"help": "From the beginning of one copy to the next one's, at least."},
     )
+    mirror_every: int = field(
+        default=1,
+        metadata={
+            "help": "Of so many saves one is copied, beginning with an attempt's first; the best "
+            "and the last always."
+        },
+    )
     mirror_timeout_seconds: float = field(
         default=3600.0,
         metadata={"help": "A copy that takes longer is ended; the last one is waited for so long."},

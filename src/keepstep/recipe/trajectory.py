@@ -104,7 +104,7 @@ HARMLESS = frozenset(
         *("publish_timeout_seconds", "card"),
         # The mirror.
         *("mirror", "mirror_min_seconds", "mirror_timeout_seconds", "mirror_total_limit"),
-        *("mirror_bytes_per_second", "node_local"),
+        *("mirror_bytes_per_second", "mirror_every", "node_local"),
         # Not used: `keepstep.train` always trains and evaluates; a leave to run code is no code.
         *("do_train", "do_eval", "do_predict", "trust_remote_code", "ignore_bias_buffers"),
     }

@@ -137,6 +137,7 @@ class Mirrored(TrainerCallback):
                 rate=args.mirror_rate,
                 node=nodes.here if nodes else 0,
                 nodes=len(nodes) if nodes else 1,
+                every=args.mirror_every,
             )
 
     def on_checkpoint_committed(
@@ -204,6 +205,8 @@ class Mirrored(TrainerCallback):
         self._tell(mirroring, manager)
         for fault in faults:
             say(f"Not mirrored: {fault}")
+        if faults:
+            say(mirroring.lacks())
         if not faults or outcome.outcome != "finished":
             return outcome
         return replace(outcome, reason="; ".join(faults), exit=EXIT_STATUS["failed"])
@@ -260,17 +263,8 @@ class Mirrored(TrainerCallback):
             return
         for one in news:
             manager.writer.record("mirror", url=mirroring.url, **one)
-            say(told(one))
+        lines, mirroring.lines = mirroring.lines, []
+        for line in lines:
+            say(line)
         if mirroring.deposed:
             manager.give_up(mirroring.deposed)
-
-
-def told(news: dict[str, Any]) -> str:
-    """What came of a copy, as a line for people."""
-    if "error" in news:
-        return f"Not mirrored: checkpoint-{news['step']}: {news['error']}"
-    there = news["copied"] + news["found"]
-    known = f", {human_bytes(there)} were there" if there else ""
-    gone = f"; pruned there {', '.join(map(str, news['pruned']))}" if news["pruned"] else ""
-    sent = f"{human_bytes(news['bytes'])} in {news['seconds']:g} s"
-    return f"mirrored checkpoint-{news['step']}: {sent}{known}{gone}"
