@@ -40,7 +40,7 @@ def mirror(
     """As a run does it."""
     for step in steps:
         job = {"url": store.url, "run": str(run.path), "owner": None, "token": "0123456789ab"}
-        job |= {"frozen": str(run.path / f"checkpoint-{step}"), "rate": 0}
+        job |= {"frozen": str(run.path / f"checkpoint-{step}"), "rate": 0, "node": 0, "nodes": 1}
         assert "error" not in do({**job, "pinned": list(pinned), "policy": POLICY | policy})
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +22,18 @@ from keepstep.mirror.listing import checkpoints_on
 from keepstep.mirror.owners import DeposedError, claim
 from keepstep.mirror.store import Store
 from keepstep.mirror.sync import Sync
+from keepstep.policy.manifest import MANIFEST_NAME, WHOLE_NAME
 from keepstep.policy.mirrored import RETENTION, history_in, read_retention, what_to_send
 from keepstep.policy.retention import Policy, Record
+from keepstep.run_folder.checkpoint import read_checkpoint
 from keepstep.run_folder.evaluations import add_evaluation
 from keepstep.run_folder.ownership import _process
+from keepstep.run_folder.parts import part_of
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from tests.helpers.folders import STATE, commit, identify
+from tests.helpers.ranks import ROOT
+from tests.mirror.server import BUCKET, S3Server
 
 TOKEN = "0123456789ab"
 POLICY = {"limit": 2, "ranking": "metric", "metric": "eval_loss"}
@@ -50,7 +59,15 @@ def ended(run: RunFolder) -> None:
 
 def mirrored(run: RunFolder, store: Store, step: int, limit: int = 2) -> None:
     """As its attempt does it."""
-    job = {"url": store.url, "run": str(run.path), "owner": None, "token": TOKEN, "rate": 0}
+    job = {
+        "url": store.url,
+        "run": str(run.path),
+        "owner": None,
+        "token": TOKEN,
+        "rate": 0,
+        "node": 0,
+        "nodes": 1,
+    }
     job |= {"frozen": str(run.path / f"checkpoint-{step}"), "pinned": []}
     assert "error" not in do({**job, "policy": {**POLICY, "limit": limit}})
 
@@ -209,6 +226,21 @@ def test_a_damaged_checkpoint_does_not_keep_the_others(four: RunFolder, store: S
     assert steps(store) == [12]
 
 
+def test_one_machines_part_is_not_sent(four: RunFolder, store: Store) -> None:
+    mirrored(four, store, 12)
+    for step in (12, 16):
+        folder = four.path / f"checkpoint-{step}"
+        part, whole = part_of(read_checkpoint(folder).manifest, ["rng_state_1.pth"])
+        (folder / WHOLE_NAME).write_bytes(whole)
+        (folder / MANIFEST_NAME).write_text(part.to_json())
+    owners = store.names("owners")
+    done = sync(four, store)
+    assert done.exit_code == 1
+    assert "checkpoint-16: not sent: this machine has a part of it alone" in done.output
+    assert "checkpoint-12" not in done.output, "it is there"
+    assert (steps(store), store.names("owners")) == ([12], owners)
+
+
 def test_a_step_that_a_branch_has_saved_again(four: RunFolder, store: Store) -> None:
     assert sync(four, store).exit_code == 0
     shutil.rmtree(four.path / "checkpoint-16")
@@ -247,3 +279,24 @@ def test_what_is_sent_is_what_would_be_kept() -> None:
     assert what_to_send(records, best, {12}, {4, 8}) == ([12], [8])
     assert what_to_send(records, Policy(), {4, 8, 12}, set()) == ([12, 8, 4], [])
     assert sync_module.BY_HAND
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_nobody_waits_for_a_store_that_hangs(four: RunFolder, s3: S3Server, method: str) -> None:
+    """Ctrl-C ends it while it lists, and while it sends."""
+    fault = s3.fault("hang", method=method, path="" if method == "GET" else "model", times=-1)
+    code = "from keepstep.cli import command; command()"
+    command = [sys.executable, "-c", code, "sync", str(four.path), "--mirror", f"s3://{BUCKET}/x"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as child:
+        try:
+            deadline = time.monotonic() + 120
+            while not fault.hits and child.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert fault.hits
+            child.send_signal(signal.SIGINT)
+            assert child.wait(60) == 130
+        finally:
+            child.kill()
+    s3.clear_faults()
+    assert not [name for name in s3.names("x") if name.endswith("/manifest.json")]

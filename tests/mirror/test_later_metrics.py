@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from keepstep.mirror.download import bring
 from keepstep.mirror.evaluations import send_evaluations
+from keepstep.mirror.interruptible import Interruptible
 from keepstep.mirror.job import do
 from keepstep.mirror.listing import checkpoints_on
-from keepstep.mirror.object_store import ObjectStore
 from keepstep.mirror.owners import claim
 from keepstep.mirror.pruning import prune
 from keepstep.mirror.store import Store
@@ -89,7 +89,7 @@ def test_two_at_a_time_lose_nothing(store: Store, run: RunFolder, tmp_path: Path
     measure(run, 4, eval_law_loss=0.5)
     measure(other, 4, eval_med_loss=0.25)
 
-    class Slow(ObjectStore):
+    class Slow(Interruptible):
         """Another process comes between its look and its writing."""
 
         def create(self, name: str, content: bytes) -> bool:
@@ -97,7 +97,7 @@ def test_two_at_a_time_lose_nothing(store: Store, run: RunFolder, tmp_path: Path
                 assert send_evaluations(store, other) == [4]
             return super().create(name, content)
 
-    assert send_evaluations(Slow(store.url), run) == [4]
+    assert send_evaluations(Slow(store), run) == [4]
     evaluated = there(store)[4].evaluated
     assert evaluated == {"eval_law_loss": 0.5, "eval_med_loss": 0.25}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -20,6 +20,7 @@ from keepstep.run_folder.checkpoint import DamagedError
 from keepstep.run_folder.kinds import why_no_run
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 130  # as shells say it of SIGINT
 SPELLING = {"token_normalize_func": lambda name: name.replace("-", "_")}
 
@@ -84,13 +85,20 @@ def errors_apart() -> Iterator[None]:
 
 
 @contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Within, what ends a command leaves its blocks: what they have begun is put away."""
+def ended_by_signals(first: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within, what ends a command leaves its blocks: what they have begun is put away.
+
+    Args:
+        first: is called before that.
+    """
 
     def end(number: int, frame: object) -> NoReturn:
+        first()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, end) for number in ENDING}
     try:
         yield
     finally:

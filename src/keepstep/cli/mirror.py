@@ -27,7 +27,10 @@ from keepstep.policy.mirrored import runs_in
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.storage import Storage
 
+PART = "this machine has a part of it alone; launched again, the run sends it"
+
 if TYPE_CHECKING:
+    from keepstep.mirror.interruptible import Interruptible
     from keepstep.mirror.sync import Sync
 
 
@@ -97,47 +100,52 @@ def sync(
     """Bring a run's mirror up to date by hand: checkpoints, and metrics that came later."""
     from keepstep.mirror.owners import DeposedError
     from keepstep.mirror.store import StoreError
-    from keepstep.mirror.stores import open_store
     from keepstep.mirror.sync import Sync
 
     folder = run_folder(run)
     if not folder.checkpoints():
         fail(f"{run}: no committed checkpoint")
     try:
-        url = _mirror_of(folder, mirror)
-        with console.waiting(f"looking at {url} …"):
-            work = Sync(folder, open_store(url))
-            measured = work.send_metrics()
-        for step in measured:
-            console.tell(f"{folder_name(step)}: its newer metrics are on the mirror now")
-        if work.lacking or work.superfluous:
-            _may_send(folder, work, url, take_over)
-            _send(work)
-        else:
-            console.tell(f"{url} is up to date")
+        store = _mirror_of(folder, mirror)
+        with ended_by_signals(store.give_up):
+            with console.waiting(f"looking at {store.url} …"):
+                work = Sync(folder, store)
+                measured = work.send_metrics()
+            for step in measured:
+                console.tell(f"{folder_name(step)}: its newer metrics are on the mirror now")
+            for step in work.parts:
+                console.tell(f"{folder_name(step)}: not sent: {PART}")
+            if work.lacking or work.superfluous:
+                _may_send(folder, work, store.url, take_over)
+                _send(work)
+            elif not work.parts:
+                console.tell(f"{store.url} is up to date")
+            if work.parts:
+                raise typer.Exit(1)
     except DeposedError as error:
         fail(str(error), status=1)
     except StoreError as error:
         fail(str(error), status=2 if error.fatal else 1)
 
 
-def _mirror_of(folder: RunFolder, mirror: str | None) -> str:
-    """The run's own address."""
-    from keepstep.mirror.store import Store
+def _mirror_of(folder: RunFolder, mirror: str | None) -> Interruptible:
+    """The run's own address there."""
+    from keepstep.mirror.interruptible import Interruptible
     from keepstep.mirror.stores import open_store
 
-    asked = mirror or folder.mirror() or os.environ.get(VARIABLE)
+    known = folder.mirror() if mirror is None else None
+    asked = mirror or known or os.environ.get(VARIABLE)
     if not asked:
         fail("no mirror is known", "    Hint: --mirror s3://bucket/prefix, as the recipe has it")
     fault = address_fault(asked)
     if fault is not None:
         fail(fault)
-    if mirror is None and folder.mirror():
-        return asked
     own = url_of(asked, str(folder.path))
-    is_own = asked.rstrip("/").rpartition("/")[2] == own.rpartition("/")[2]
-    store: Store = open_store(asked)
-    return asked.rstrip("/") if is_own and "" in runs_in(store.names()) else own
+    if known is not None or asked.rstrip("/").rpartition("/")[2] == own.rpartition("/")[2]:
+        store = Interruptible(open_store(asked))
+        if known is not None or "" in runs_in(store.names()):
+            return store
+    return Interruptible(open_store(own))
 
 
 def _may_send(folder: RunFolder, work: Sync, url: str, take_over: bool) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from keepstep.mirror.interruptible import Interruptible
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.stores import open_store
 
 AT_ONCE = 4  # objects under way or waiting to be taken; each is held in memory
 
 
-def open_existing(url: str) -> Store:
+def open_existing(url: str) -> Interruptible:
     """A store to look into: what is not there is not made.
 
     Raises:
@@ -25,7 +26,7 @@ def open_existing(url: str) -> Store:
         folder = Path(unquote(parts.path))
         if not folder.is_dir():
             raise StoreError(f"there is no folder {folder}", fatal=True)
-    return open_store(url)
+    return Interruptible(open_store(url))
 
 
 def in_order(store: Store, names: Sequence[str]) -> Iterator[bytes | FileNotFoundError]:

@@ -33,6 +33,7 @@ from keepstep.policy.strict import TextError, parse
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.evaluations import is_same_checkpoint
 from keepstep.run_folder.keeping import Keeper
+from keepstep.run_folder.parts import whole_of
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 
@@ -46,6 +47,7 @@ class Sync:
     Attributes:
         owner: number and name of the newest owner there; 0 and empty: there was none.
         lacking: what the mirror's retention keeps and the mirror lacks, the newest first.
+        parts: steps of those of which this machine has a part alone (`node_local`).
         superfluous: steps of what it keeps no more.
     """
 
@@ -60,13 +62,15 @@ class Sync:
         there, _ = checkpoints_on(store, names)
         self._pinned = run.pinned()
         self._policy = self._mirrors_policy(names)
-        here = {c.step: c for c in run.checkpoints()}
+        here = {c.step: _whole(c) for c in run.checkpoints()}
         same = {s for s in here if s in there and _is_same(here[s], there[s])}
         records = run.records_of(
             list(({**there, **here}).values()), self._pinned, self._policy.metric
         )
         steps, self.superfluous = what_to_send(records, self._policy, set(here) - same, set(there))
-        self.lacking = [here[step] for step in steps]
+        in_part = {c.step for c in run.checkpoints() if c.manifest.is_part}
+        self.parts = [step for step in steps if step in in_part]
+        self.lacking = [here[step] for step in steps if step not in in_part]
         number = newest_owner(names)
         self.owner = number, self._token(number)
 
@@ -152,6 +156,13 @@ class Sync:
             return replace(policy, limit=read_retention(text)[0].limit) if text else policy
         except (FileNotFoundError, TextError):
             return policy
+
+
+def _whole(checkpoint: Checkpoint) -> Checkpoint:
+    try:
+        return whole_of(checkpoint)
+    except (ValueError, OSError):  # damaged: sending it tells
+        return checkpoint
 
 
 def _is_same(here: Checkpoint, there: Checkpoint) -> bool:
