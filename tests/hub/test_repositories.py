@@ -20,9 +20,10 @@ from tenacity import RetryCallState, Retrying, wait_fixed
 from typer.testing import CliRunner
 
 from keepstep.cli.main import app
+from keepstep.hub import client
 from keepstep.hub.client import HubError
 from keepstep.policy.retention import Policy
-from keepstep.publish import client, hub
+from keepstep.publish import hub
 from keepstep.publish.best import Best
 from keepstep.publish.bundle import make_bundle
 from keepstep.publish.by_hand import PushFailedError, push_best
