@@ -56,9 +56,9 @@ def once(pairs):
     return dict(pairs)
 
 
-def read_exit(private, token):
+def read_exit(logs, token):
     """What launch/train.sh has told of its end; -1: nothing."""
-    file = open_plain(os.path.join(private, "logs", token + ".exit"))
+    file = open_plain(os.path.join(logs, token + ".exit"))
     if file is None:
         return -1
     try:
@@ -101,7 +101,7 @@ def answer(what, given):
         return ["yes" if may_claim(given["theirs"], given["token"]) else "no"]
     if what == "ended":
         private, token = given["private"], given["token"]
-        told = read_exit(private, token)
+        told = read_exit(given["logs"], token)
         ended = how_it_ended(read_status(private), token, int(given["exit"]), told)
         known = int(given["commits"])
         commits = count_commits(private, known)

@@ -59,7 +59,7 @@ superseded() { # somebody else has the run by now
 
 hear() { # set outcome, reason, status and begun to what the attempt said of itself, and count it: srun's
   # exit status is that of whichever process it has heard of first
-  decide ended private="$private" token="$token" exit="$status" commits="$known" fruitless="$fruitless"
+  decide ended private="$private" logs="$logs" token="$token" exit="$status" commits="$known" fruitless="$fruitless"
   outcome=${answer[0]} reason=${answer[1]} status=${answer[2]} begun=${answer[3]} known=${answer[4]}
   count "${answer[5]}"
   ((begun)) || tell "${outcome/recipe/failed}" "$reason" "$status"

@@ -17,6 +17,7 @@ source "$job/job.env"
 : "${MAX_ATTEMPTS:=10}"        # in a row without a new checkpoint
 
 private=$run/.keepstep
+mkdir -p "$private" # where the run folder is each node's own, it is this one's
 round=${SLURM_RESTART_COUNT:-0} try=0 token=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.0
 stop='' stop_at=0 srun='' beat='' outcome='' reason='' status=0 begun=0 began=0 counted=0 guard=''
 # A step has all that the job has on each node (--whole), whose number of CPUs may differ; and the
@@ -198,7 +199,7 @@ find_nodes() { # set `nodes` to those that answer, once there are enough; withou
     decide nodes "${facts[@]}"
     [[ ${answer[0]} != launch ]] || return 0
     if [[ ${answer[0]} == wait ]]; then
-      cat "$private/logs/prepare.log" 2>/dev/null
+      cat "$logs/prepare.log" 2>/dev/null
       answer[3]=$RETRY_SECONDS
     fi
     obey
@@ -206,7 +207,7 @@ find_nodes() { # set `nodes` to those that answer, once there are enough; withou
 }
 
 answering() { # the nodes that answer and are prepared for an attempt, one per line, in their order
-  : >"$private/logs/prepare.log"
+  : >"$logs/prepare.log"
   if prepare "${all[@]}"; then printf '%s\n' "${all[@]}" && return; fi
   local node answers
   answers=$(for node in "${all[@]}"; do prepare "$node" && echo "$node" & done; wait)
@@ -216,7 +217,7 @@ answering() { # the nodes that answer and are prepared for an attempt, one per l
 prepare() { # NODE...: end what earlier attempts left there, see that the run folder is there
   timeout -k 5 "$PROBE_SECONDS" srun --job-name=prepare "${everywhere[@]}" --mem=0 -N$# -n$# \
     -w "$(join "$@")" --kill-on-bad-exit=1 \
-    bash "$job/node.sh" prepare "$token" </dev/null >>"$private/logs/prepare.log" 2>&1
+    bash "$job/node.sh" prepare "$token" </dev/null >>"$logs/prepare.log" 2>&1
 }
 
 address_of() { # NODE: where the others reach it
@@ -237,7 +238,7 @@ start_guard() {
 # --- one attempt
 
 launch() { # begin an attempt on `nodes`
-  local count=${#nodes[@]} port head log=$private/logs/$token.log
+  local count=${#nodes[@]} port head log=$logs/$token.log
   # Below the ephemeral range, and new each time: no straggler joins the rendezvous.
   port=$((10000 + (SLURM_JOB_ID * 31 + round * 1009 + try) % 20000))
   head=$(address_of "${nodes[0]}")

@@ -16,7 +16,7 @@ fail() {
 }
 
 # What is this cluster's own comes first: whatever it calls its variables, ours are set after it.
-unset SITE_SBATCH SITE_SRUN SITE_CONTAINER PROCESSES_PER_NODE CPUS_PER_PROCESS
+unset SITE_SBATCH SITE_SRUN SITE_CONTAINER PROCESSES_PER_NODE CPUS_PER_PROCESS JOB_FOLDERS
 find_site() { # its path; of this checkout, else this user's
   local own
   own=$(dirname "${BASH_SOURCE[0]}")/site.env
@@ -164,14 +164,18 @@ checked=$(keepstep check "$recipe" "${walltime[@]}" --config_file "$config_file"
 field() { python -c "import json, sys; print(json.load(sys.stdin)['$1'])" <<<"$checked"; }
 field report >&2
 ((wrong == 0)) || exit "$wrong"
-run=$(field output_dir)
-job=$run/.keepstep/job
+run=$(field output_dir) shared=$run/.keepstep
+job=$shared/job look="keepstep ls $(printf %q "$run")"
+if [[ $(field node_local) == True ]]; then # nobody but its node sees that folder
+  job=${JOB_FOLDERS:-$HOME/.keepstep/jobs}/$(basename "$run")-$(cksum <<<"$run" | cut -d' ' -f1)
+  shared=$job look="keepstep ls $(printf %q "$(field mirror)")"
+fi
 
-there=$run
+there=$shared
 until [[ -e $there ]]; do there=$(dirname "$there"); done
 case $(stat -f -c %T "$there") in
   tmpfs | ramfs | overlay* | ext* | xfs | btrfs | zfs | f2fs)
-    echo "warning: $run looks like this machine's own disk or memory; all nodes must see it" >&2
+    echo "warning: $shared looks like this machine's own disk or memory; all nodes must see it" >&2
     ;;
 esac
 
@@ -187,8 +191,8 @@ fi
 # --- the job: its flags, the script, and what it needs
 
 # Flags, not lines of the script, where a name could be anything.
-[[ $run != *\\* ]] || fail "output_dir: $run has a backslash in it, and Slurm could not name the log there"
-flags=(--nodes="$nodes" --output="${run//%/%%}/.keepstep/logs/%j.log")
+[[ $shared != *\\* ]] || fail "output_dir: $shared has a backslash in it, and Slurm could not name the log there"
+flags=(--nodes="$nodes" --output="${shared//%/%%}/logs/%j.log")
 [[ -z $asked_gpus || $gpus == 0 ]] || flags+=(--gpus-per-node="$asked_gpus")
 [[ $nodes != *-* ]] || flags+=(--no-kill)
 [[ " ${SITE_SBATCH[*]-}" =~ \ (-c|--cpus-per-|--exclusive|--mincpus|-n|--ntasks) ]] ||
@@ -203,7 +207,7 @@ describe() { # job.env
     [[ -z ${!name:-} ]] || environment+="$name=${!name@Q} "
   done
   printf '# What submit.sh was asked for.\n'
-  printf '%s=%q\n' run "$run" environment "${launcher%/*}" \
+  printf '%s=%q\n' run "$run" logs "$shared/logs" environment "${launcher%/*}" \
     min_nodes "${nodes%-*}" ranged "$([[ $nodes == *-* ]] && echo 1 || echo 0)" gpus "$gpus" \
     processes_per_node "$processes" config "$job/accelerate.yaml" hang_timeout "$(field hang_timeout)"
   printf 'overrides=(%s)\n' "${overrides[*]@Q}"
@@ -220,7 +224,7 @@ if ((dry_run)); then
   exit
 fi
 
-mkdir -p "$run/.keepstep/logs" "$job"
+mkdir -p "$shared/logs" "$job"
 chmod 700 "$job" # the site's file, and the code's changes, are nobody else's
 cp "$recipe" "$job/recipe.yaml"
 cp "$here/"{train.sbatch,lib.sh,files.sh,node.sh,decide.py} "$root/launch/"{train,preflight}.sh \
@@ -240,11 +244,12 @@ id=$(env ${clean[@]+"${clean[@]}"} sbatch --parsable "${flags[@]}" "$job/train.s
   fail "sbatch has refused the job, for the reason above" "    Hint: SITE_SBATCH and CPUS_PER_PROCESS in $site; --dry_run shows the command"
 id=${id%%;*}
 echo "$id" >"$job/id"
-quoted=$(printf %q "$run")
+stop="keepstep stop $(printf %q "$run")     (saves, and ends; scancel $id: saves if there is time)"
+[[ $shared != "$job" ]] || stop="scancel $id     (saves, and ends)"
 cat <<END
 Job $id trains $run on $nodes node(s), $processes process(es) each.
-  follow  tail -F $quoted/.keepstep/logs/$id.log
-  look    keepstep ls $quoted
-  stop    keepstep stop $quoted     (saves, and ends; scancel $id: saves if there is time)
+  follow  tail -F $(printf %q "$shared")/logs/$id.log
+  look    $look
+  stop    $stop
   resume  the same command
 END

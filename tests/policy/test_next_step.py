@@ -284,7 +284,8 @@ def test_a_status_file_that_nobody_has_written(tmp_path: Path, text: str, outcom
     (tmp_path / "status.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/7.0.1.exit").write_text("$(x)\n")
-    facts = {"private": tmp_path, "token": TOKEN, "exit": 1, "commits": 4, "fruitless": 2}
+    facts = {"private": tmp_path, "logs": tmp_path / "logs", "token": TOKEN}
+    facts |= {"exit": 1, "commits": 4, "fruitless": 2}
     lines = decide(tmp_path, "ended", **facts)
     assert lines[0] == outcome
     assert lines[4:] == ["4", "3"], "no log of events: no progress is known"
@@ -295,7 +296,8 @@ def test_a_reason_is_one_line(tmp_path: Path) -> None:
         FINISHED.replace("null", '"a\\n.\\u001b[2J\\ud800' + "x" * 5000 + '"')
     )
     (tmp_path / "events.jsonl").write_text('{"event": "commit"}\n' * 6)
-    facts = {"private": tmp_path, "token": TOKEN, "exit": 1, "commits": 4, "fruitless": 2}
+    facts = {"private": tmp_path, "logs": tmp_path / "logs", "token": TOKEN}
+    facts |= {"exit": 1, "commits": 4, "fruitless": 2}
     _, reason, *others = decide(tmp_path, "ended", **facts)
     assert reason.startswith("a . [2J ")
     assert len(reason) == 400

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from keepstep.run_folder.parts import whole_of
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers import unreadable
 from tests.helpers.folders import final_digests
@@ -306,3 +307,39 @@ def test_the_batch_host_of_a_range_dies(job: Job) -> None:
     job.says(r"resharded checkpoint-1\d: 3 x ZeRO-3 → 2 x ZeRO-3")
     assert job.ends("COMPLETED")["Restarts"] == "1"
     job.intact()
+
+
+def test_a_node_is_lost_with_its_own_disk(job: Job, undisturbed: Path) -> None:
+    """The run folder is each node's own, and a mirror holds what the nodes have together: first a
+    rank dies, then the node of the main process, for ever, with its disk."""
+    job.on_own_disks()
+    mirror = job.folder / "mirror"
+    job.submit(
+        *("--nodes", "2"),
+        fields={"node_local": True, "mirror": mirror.as_uri()},
+        cores="--exclusive",
+        more=f"JOB_FOLDERS={job.folder}/jobs",
+    )
+    job.says(r"saved checkpoint-10")
+    job.happens("SIGKILL to the rank on n2")
+    job.signal("n2", RANK, signal.SIGKILL)
+    job.says(r"carrying on from checkpoint-10")
+    job.says(r"mirrored checkpoint-\d+")
+    job.happens("n1 is lost with its disk")
+    job.cluster.crash("n1")
+    job.cluster.lose_disk("n1")
+    job.says(r"attempt on n2,n3, 2 processes")
+    job.says(r"mirror: checkpoint-\d+ brought from")
+    job.says(r"carrying on from checkpoint-\d+")
+    told = job.ends("COMPLETED")
+    assert told["Restarts"] == "1"
+    parts = [
+        RunFolder(job.cluster.disk(node) / job.run.path.name).checkpoint(40)
+        for node in ("n2", "n3")
+    ]
+    assert all(part.manifest.is_part and part.faults(deep=True) == [] for part in parts)
+    whole = whole_of(parts[0]).manifest.files
+    for name, digest in final_digests(undisturbed, 40).items():
+        if name not in ("model.safetensors", "weights_layout.json"):  # gathered, on one node
+            assert whole[name].xxh3_128 == digest
+    job.cluster.lose_disk("n3")

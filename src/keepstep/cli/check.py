@@ -100,6 +100,8 @@ def check(
             recipe=str(recipe),
             output_dir=str(Path(folder).absolute()) if folder else None,
             hang_timeout=int(parsed.training.hang_timeout_seconds) if parsed else None,
+            mirror=parsed.training.mirror_url if parsed else None,
+            node_local=bool(parsed and parsed.training.node_local),
             problems=tuple(problems),
             looked_at=tuple(seen.looked_at),
             not_looked_at=tuple(seen.not_looked_at),

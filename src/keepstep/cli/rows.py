@@ -151,6 +151,8 @@ class CheckReport(JsonObject):
         recipe: the file, as it was named.
         output_dir: the run folder, an absolute path; null: the recipe cannot be read so far.
         hang_timeout: `hang_timeout_seconds`, in whole seconds; null: likewise.
+        mirror: where the run is mirrored; null: nowhere, or likewise.
+        node_local: whether `output_dir` is each machine's own disk.
         problems: every one found; those whose `severity` is `error` would end a launch.
         looked_at: what has been looked at.
         not_looked_at: what has not: mistakes may be there.
@@ -160,6 +162,8 @@ class CheckReport(JsonObject):
     recipe: str
     output_dir: str | None
     hang_timeout: int | None
+    mirror: str | None
+    node_local: bool
     problems: tuple[Problem, ...]
     looked_at: tuple[str, ...]
     not_looked_at: tuple[str, ...]

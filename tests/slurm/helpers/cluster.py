@@ -94,6 +94,7 @@ class Cluster:
     """
     Attributes:
         env: with which Slurm's commands reach it.
+        own: a folder that is each node's own disk, and no other node's.
     """
 
     def __init__(self, folder: Path, bound: bool = False) -> None:
@@ -103,12 +104,22 @@ class Cluster:
         """
         self.folder, self._bound = folder.resolve(), bound
         self.munge = self.folder / "munge"
+        self.own = self.folder / "own"
         self._file = self.folder / "state.json"
         self._state: dict[str, Any] = {}
         if self._file.exists():
             self._state = json.loads(self._file.read_text())
         kept = {k: v for k, v in os.environ.items() if not SLURM_VARIABLE.match(k)}
         self.env = {**kept, "SLURM_CONF": str(self.folder / "slurm.conf")}
+
+    def disk(self, node: str) -> Path:
+        """What a node has at `own`."""
+        return self.folder / "disks" / node
+
+    def lose_disk(self, node: str) -> None:
+        """Of a node that is down: what was at `own` is gone."""
+        shutil.rmtree(self.disk(node))
+        self.disk(node).mkdir()
 
     @property
     def nodes(self) -> dict[str, str]:
@@ -121,7 +132,8 @@ class Cluster:
         Args:
             cpus: of the first nodes; those behind them have as many as the last of these.
         """
-        for name in ("log", "run", "ctl", "munge", *(f"spool/n{i + 1}" for i in range(count))):
+        own = [f"{kind}/n{i + 1}" for kind in ("spool", "disks") for i in range(count)]
+        for name in ("log", "run", "ctl", "munge", "own", *own):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.munge.chmod(0o711)
         prefix = f"10.{200 + secrets.randbelow(50)}.{secrets.randbelow(255)}"

@@ -49,8 +49,14 @@ class Job:
         self.number = 0
         self.timeline: list[tuple[float, str]] = []
         self._zero, self._read = time.monotonic(), 0
+        self.logs = self.run.private / "logs"
         self._faults = folder / "faults"
         self.faults(step_seconds=0.15)
+
+    def on_own_disks(self) -> None:
+        """The run folder is each node's own."""
+        self.run = RunFolder(self.cluster.own / NAME)
+        self.logs = self.folder / "jobs"
 
     def faults(self, **values: object) -> None:
         """What is to go wrong, from the next attempt on; see hooks/sitecustomize.py."""
@@ -134,8 +140,8 @@ class Job:
 
     @property
     def log(self) -> str:
-        file = self.run.private / f"logs/{self.number}.log"
-        return file.read_text() if file.exists() else ""
+        file = next(self.logs.rglob(f"{self.number}.log"), None)
+        return file.read_text() if file else ""
 
     def says(self, pattern: str, timeout: float = 90) -> re.Match[str]:
         """Wait for a line of the log, behind the one that was waited for before."""

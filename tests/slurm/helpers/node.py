@@ -16,6 +16,7 @@ for command in (
     ["hostname", name],
     ["mount", "--bind", str(folder / "hosts"), "/etc/hosts"],
     ["mount", "-t", "tmpfs", "-o", "size=4g", "tmpfs", "/dev/shm"],
+    ["mount", "--bind", str(folder / "disks" / name), str(folder / "own")],
 ):
     subprocess.run(command, check=True)
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
