@@ -57,7 +57,10 @@ def test_an_object_a_line(writer: RunWriter) -> None:
 
 def test_what_comes_is_told_whole(writer: RunWriter) -> None:
     """A line that is being written is not told before its end is there."""
-    command = [sys.executable, "-c", "from keepstep.cli import command; command()"]
+    # Where the tests run in the background, Ctrl-C is ignored, and a child inherits that.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heard}; from keepstep.cli import command; command()"
+    command = [sys.executable, "-c", code]
     follower = subprocess.Popen(
         [*command, "log", str(writer.run.path), "--follow"],
         stdout=subprocess.PIPE,

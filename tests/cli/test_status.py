@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from keepstep.cli.common import console
 from keepstep.cli.main import app
 from keepstep.cli.status import FIELDS, status_of
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.ownership import claim
+from keepstep.run_folder.progress import Reached
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter
@@ -57,6 +59,36 @@ def test_finished(run: Path) -> None:
     assert (values["outcome"], values["exit"], values["step"]) == ("finished", "0", "30")
     assert (values["newest"], values["best"], values["attempt"]) == ("30", "20", "1")
     assert values["state"] == "ended"
+
+
+def test_at_80_columns(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told(run, outcome="failed", exit=70, reason="a long reason, word by word, " * 9)
+    monkeypatch.setattr(console, "width", 80)
+    lines = runner.invoke(app, ["status", str(run)]).stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines[1:])
+    reason = [line for line in lines if "word by word" in line]
+    assert len(reason) > 3
+    assert reason[0].startswith("  reason:       a long reason")
+    assert all(line.startswith(" " * 16) for line in reason[1:])
+
+
+def test_how_far_a_run_at_work_is(run: Path) -> None:
+    begin(run)
+    writer = RunWriter(RunFolder(run), Policy(), Storage())
+    figures = {"planned_steps": 100.0, "loss": 1.25, "tokens_per_second": 12345.6}
+    figures |= {"samples_per_second": 8.0, "seconds_left": 90.0}
+    spent = {"startup": 5.0, "step": 32.0}
+    made = Reached("2026-11-27T05:00:00.000+00:00", writer.attempt, 32, spent, figures)
+    heartbeat = run / ".keepstep/heartbeat"
+    heartbeat.write_text(f"x 1\n{made.as_line()}\n")
+    values = {name: field(run, name)[1].strip() for name in FIELDS}
+    assert (values["reached"], values["planned"], values["loss"]) == ("32", "100", "1.25")
+    assert (values["tokens_per_second"], values["seconds_left"]) == ("12345.6", "90.0")
+    lines = runner.invoke(app, ["status", str(run)]).stdout.splitlines()
+    assert "  progress:     step 32 of 100, loss 1.2500, 12,346 tokens/s, 1 min 30 s left" in lines
+    assert max(map(len, lines[1:])) <= 80
+    heartbeat.write_text(f"x 1\n{made.as_line().replace('32', '33')}\n")  # torn: its check differs
+    assert field(run, "reached") == (1, "")
 
 
 def test_what_there_is_not_is_empty_and_exit_status_1(run: Path) -> None:

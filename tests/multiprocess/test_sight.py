@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import time
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from keepstep.cli.main import app
+from keepstep.cli.status import status_of
 from keepstep.run_folder.launched import changed, launched_of
-from keepstep.run_folder.progress import goodput_of, progress_of
+from keepstep.run_folder.progress import goodput_of, reached_of
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import events
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import argv
+
+
+def metrics(run: RunFolder) -> dict[str, float]:
+    families = text_string_to_metric_families(run.metrics.read_text())
+    return {sample.name: sample.value for family in families for sample in family.samples}
 
 
 def test_a_run_of_kills(ranks: Ranks, demo: Path, workspace: Path) -> None:
@@ -28,17 +36,31 @@ def test_a_run_of_kills(ranks: Ranks, demo: Path, workspace: Path) -> None:
     killed.wait_for("saved checkpoint-60")
     deadline = time.monotonic() + 60
     while True:  # until the heartbeat has told of steps that are not saved
-        seen, saved = progress_of(run), run.latest()
+        seen, saved = reached_of(run), run.latest()
         if seen is not None and saved is not None and seen.step > saved.step:
             break
         assert time.monotonic() < deadline
+    at_work = status_of(run)
+    assert (at_work.state, at_work.planned) == ("running", 100_000)
+    assert at_work.reached is not None
+    assert at_work.reached >= seen.step
+    assert metrics(run)["keepstep_up"] == 1
     killed.kill(signal.SIGKILL)
     killed.wait()
     alone = goodput_of(run)
     assert alone.repeated > 0  # nobody has launched it again: what is not saved is lost
     step = run.checkpoints()[-1].step
     secret = {"HF_TOKEN": "hf_" + "s3cret" * 5, "KEEPSTEP_COMMAND": f"x --hub_token {'a' * 20}"}
-    ranks.run([*command, "--max_steps", str(step + 60)], processes=1, env=secret)
+    more = ["--max_steps", str(step + 60), "--logging_steps", "1"]
+    again = ranks.run([*command, *more], processes=1, env=secret)
+    first = re.search(rf"step +{step + 1}/\d+  loss .*", again.output)
+    assert first is not None
+    assert re.search(r"  [\d,.]+ tokens/s  \d+ min \d+ s left$", first.group())
+    ended = metrics(run)
+    assert (ended["keepstep_up"], ended["keepstep_exit_status"]) == (0, 0)
+    assert ended["keepstep_step"] == ended["keepstep_checkpoint_step"] == step + 60
+    assert ended["keepstep_tokens_per_second"] > 0
+    assert status_of(run).reached == step + 60
 
     (heard,) = events(run, "heard")
     assert heard["of"] == 1

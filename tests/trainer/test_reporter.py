@@ -41,7 +41,7 @@ def test_a_value_that_is_not_finite_is_no_best_and_no_loss_of_0(
         is_in_train=True,
         resharded=None,
         last_saved=None,
-        manager=SimpleNamespace(policy=SimpleNamespace(metric="eval_loss")),
+        manager=SimpleNamespace(policy=SimpleNamespace(metric="eval_loss"), figures={}),
         every_step=SimpleNamespace(health=SimpleNamespace(bad_losses=lambda: next(bad))),
     )
     reporter, state = RunReporter(trainer), SimpleNamespace(global_step=0, max_steps=6)

@@ -90,7 +90,7 @@ def show(run: RunArgument, as_json: JsonOption = False) -> None:
         return
     _tell(run, found)
     if spent.wall:
-        console.tell(f"  {'goodput:':<14}{spent.told()}")
+        console.tell_named("goodput", spent.told())
     for attempt in found.attempts:
         _tell_attempt(attempt)
     if found.way_on is not None:
@@ -172,7 +172,7 @@ def _tell(run: Path, found: RunShown) -> None:
     }
     for name, text in lines.items():
         if text:
-            console.tell(f"  {name + ':':<14}{text}")
+            console.tell_named(name, text)
 
 
 def _launch(newest: Mapping[str, Any]) -> dict[str, str]:

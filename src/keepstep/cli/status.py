@@ -24,6 +24,8 @@ from keepstep.cli.common import (
 )
 from keepstep.cli.rows import JsonObject
 from keepstep.output.printable import printable
+from keepstep.output.units import human_duration
+from keepstep.policy.lineage import Attempt
 from keepstep.policy.manifest import BOUNDS
 from keepstep.policy.next_step import advice
 from keepstep.policy.retention import best_step
@@ -31,6 +33,7 @@ from keepstep.policy.strict import TextError, build
 from keepstep.ranks.outcome import Word
 from keepstep.run_folder.notes import notes_on
 from keepstep.run_folder.ownership import process_lives
+from keepstep.run_folder.progress import goodput_of, reached_of
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import ABSENT, OddFileError, is_file, read_object, read_text
 
@@ -56,6 +59,17 @@ class RunStatus(JsonObject):
         owner: the name of the attempt that may change the run folder.
         owner_alive: whether its process is there; null: that cannot be seen from this machine.
         silent_seconds: since the last sign of life in the run folder, by this machine's clock.
+        reached: the optimizer steps completed, by the newest sign of life, or its end; null: none
+            is known.
+        planned: the steps that the run is to have; null: not known.
+        loss: the training loss that the newest attempt has logged last; null: none is known.
+        tokens_per_second: between its last two log lines, of the time of steps alone; null: not
+            known, or no longer: it is not at work.
+        samples_per_second: likewise, rows.
+        seconds_left: until the last step, by what this attempt's steps, evaluations and saves have
+            taken; null: likewise.
+        goodput: the share of the wall time that were productive steps, in percent; null: no attempt
+            has begun.
         job: the batch job that is queued or at work for the run.
         requests: what somebody has asked for, and nobody has taken up: stop, save-now.
         faults: the run's own files that cannot be believed, and why.
@@ -74,6 +88,13 @@ class RunStatus(JsonObject):
     owner: str | None = None
     owner_alive: bool | None = None
     silent_seconds: float | None = None
+    reached: int | None = None
+    planned: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    samples_per_second: float | None = None
+    seconds_left: float | None = None
+    goodput: float | None = None
     job: str | None = None
     requests: tuple[str, ...] = ()
     faults: dict[str, str] | None = None
@@ -146,11 +167,31 @@ def status_of(run: RunFolder) -> RunStatus:
         owner=owner,
         owner_alive=owner_alive,
         silent_seconds=_silence(run) if state in ("running", "unknown") else None,
+        **_progress(run, attempts[-1] if attempts else None, state, told),
         job=job_of(run),
         requests=run.requests(),
         faults=faults or None,
         next=_next(state, told),
     )
+
+
+def _progress(
+    run: RunFolder, newest: Attempt | None, state: State, told: _Told | None
+) -> dict[str, Any]:
+    """How far the newest attempt has got, and how fast it is."""
+    spent, last = goodput_of(run), reached_of(run)
+    found: dict[str, Any] = {"goodput": spent.shares()["productive"]} if spent.wall else {}
+    if newest is None:
+        return found
+    if last is not None and last.attempt == newest.number:
+        planned = last.figures.get("planned_steps")
+        found |= {"reached": last.step, "planned": None if planned is None else int(planned)}
+        at_work = ("tokens_per_second", "samples_per_second", "seconds_left")
+        names = ("loss", *(at_work if state in ("running", "unknown") else ()))
+        found |= {name: round(last.figures[name], 6) for name in names if name in last.figures}
+    if told is not None and told.global_step is not None:
+        found["reached"] = told.global_step
+    return found
 
 
 def tell_without_checkpoints(run: RunFolder, path: Path) -> None:
@@ -277,6 +318,20 @@ def tell_status(run: Path, folder: RunFolder) -> None:
     _tell(run, status_of(folder))
 
 
+def _so_far(found: RunStatus) -> str:
+    parts = []
+    if found.reached is not None:
+        of = "" if not found.planned else f" of {found.planned}"
+        parts.append(f"step {found.reached}{of}")
+    parts += [] if found.loss is None else [f"loss {found.loss:.4f}"]
+    if found.tokens_per_second is not None:
+        parts.append(f"{found.tokens_per_second:,.0f} tokens/s")
+    elif found.samples_per_second is not None:
+        parts.append(f"{found.samples_per_second:,.3g} samples/s")
+    parts += [] if found.seconds_left is None else [f"{human_duration(found.seconds_left)} left"]
+    return ", ".join(parts)
+
+
 def _tell(run: Path, found: RunStatus) -> None:
     reason = " ".join((found.reason or "").split())
     lines: dict[str, str | None] = {"": f"{run}: {in_words(found)}", "reason": reason}
@@ -286,9 +341,11 @@ def _tell(run: Path, found: RunStatus) -> None:
     lines["checkpoints"] = ", ".join(checkpoints)
     if found.silent_seconds is not None:
         lines["sign of life"] = f"{found.silent_seconds:.0f} s ago"
+    lines["progress"] = "" if found.state == "ended" else _so_far(found)
+    lines["goodput"] = "" if found.goodput is None else f"{found.goodput:.1f} %"
     lines |= {"job": found.job, "asked for": ", ".join(found.requests), "next": found.next}
     for name, text in lines.items():
         if text:
-            console.tell(f"  {name + ':':<14}{text}" if name else text)
+            console.tell_named(name, text)
     for name, fault in (found.faults or {}).items():
         console.tell(f"{name}: {fault}")

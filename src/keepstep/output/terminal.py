@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,20 @@ class Terminal(Console):
     def tell_lines(self, text: str) -> None:
         """A text of several lines."""
         self.print(Text(_lines(text)), soft_wrap=True)
+
+    def tell_named(self, name: str, text: str) -> None:
+        """A line of a list: a name, and what it is, within the width. Without a name: a heading."""
+        text = printable(text)
+        if not name:
+            self.tell(text)
+            return
+        begin, width = f"  {name + ':':<14}", max(40, self.width)
+        lines = textwrap.wrap(
+            text, width - len(begin), break_long_words=False, break_on_hyphens=False
+        )
+        for line in lines or [""]:
+            self.tell(begin + line)
+            begin = " " * len(begin)
 
     def table(self, table: Table) -> None:
         """One whose cells are data, too."""

@@ -23,6 +23,7 @@ from keepstep.run_folder.storage import Storage
 
 LOOK_SECONDS = 1.0  # between looks at the run folder: it may be a network filesystem
 NO_ANSWER_SECONDS = 30.0  # a look that takes longer is told
+SHOW_SECONDS = 5.0  # between two writes of metrics.prom
 LAST_LOOK_SECONDS = 5.0  # for the last look; a folder that does not answer is not waited for
 
 
@@ -42,15 +43,18 @@ class Lookout:
         owner: Owner,
         beats: Callable[[], int],
         progress: Callable[[], Reached] | None = None,
+        show: Callable[[Reached], None] = lambda reached: None,
     ) -> None:
         """
         Args:
             beats: how often the attempt has got on so far.
             progress: how far; None: that is not shown.
+            show: where else that is shown, now and then.
         """
         self.run, self.lost, self.given_up = run, False, False
         self._storage, self._owner, self._beats = storage, owner, beats
-        self._progress = progress
+        self._progress, self._show = progress, show
+        self._next_show = 0.0
         self._shown = 0
         self._seen: dict[str, bool] = {}
         # Added to by training's thread, taken from by this one.
@@ -121,9 +125,13 @@ class Lookout:
     def _beat(self) -> None:
         beats = self._beats()
         if beats != self._shown:
-            progress = "" if self._progress is None else f"{self._progress().as_line()}\n"
-            self._storage.note(self.run.heartbeat, f"{self._owner.token} {beats}\n{progress}")
+            reached = None if self._progress is None else self._progress()
+            line = "" if reached is None else f"{reached.as_line()}\n"
+            self._storage.note(self.run.heartbeat, f"{self._owner.token} {beats}\n{line}")
             self._shown = beats
+            if reached is not None and time.monotonic() >= self._next_show:
+                self._next_show = time.monotonic() + SHOW_SECONDS
+                self._show(reached)
 
     @contextlib.contextmanager
     def _trying(self, what: str) -> Iterator[None]:

@@ -36,6 +36,7 @@ class RunPaths:
         self.identity = self.private / "run.json"
         self.status = self.private / "status.json"
         self.owner_file = self.private / "owner"
+        self.metrics = self.private / "metrics.prom"
         self.heartbeat = self.private / "heartbeat"
         self.launched = self.private / "launched"  # what each attempt was launched as
         self.job = self.private / "job"  # what slurm/submit.sh has put there

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
@@ -28,18 +28,20 @@ class Reached:
         attempt: its number.
         step: the optimizer steps completed.
         spent: seconds of each kind, as `Spent` has them.
+        figures: what else it shows of itself: see `metrics.FIGURES`.
     """
 
     time: str
     attempt: int
     step: int
     spent: dict[str, float]
+    figures: dict[str, float] = field(default_factory=dict)
 
     def as_line(self) -> str:
         return with_check(json.dumps(asdict(self)))
 
 
-def progress_of(run: RunFolder) -> Reached | None:
+def reached_of(run: RunFolder) -> Reached | None:
     """What the newest heartbeat tells; None: nothing that can be believed. A reader may meet a part
     of it: then its check differs."""
     try:
@@ -47,7 +49,8 @@ def progress_of(run: RunFolder) -> Reached | None:
         if len(lines) < 2:  # an older version's
             return None
         values, _ = checked(lines[1])
-        found: Reached = build(Reached, {f.name: values.get(f.name) for f in fields(Reached)})
+        known = {f.name: values[f.name] for f in fields(Reached) if f.name in values}
+        found: Reached = build(Reached, known)
         datetime.fromisoformat(found.time)
     except (*ABSENT, OSError, OddFileError, TextError, ValueError):
         return None
@@ -59,7 +62,7 @@ def progress_of(run: RunFolder) -> Reached | None:
 def unheard(run: RunFolder, attempt: int) -> dict[str, Any] | None:
     """The last sign of life of an attempt before this one which did not tell of its end, as a line
     of the log holds it; None: there is none, or it is there already."""
-    last = progress_of(run)
+    last = reached_of(run)
     if last is None or last.attempt >= attempt:
         return None
     for before in run.attempts():
@@ -70,7 +73,7 @@ def unheard(run: RunFolder, attempt: int) -> dict[str, Any] | None:
 
 def goodput_of(run: RunFolder) -> Goodput:
     """What the run's wall time went into, up to its last word or sign of life."""
-    attempts, last = run.attempts(), progress_of(run)
+    attempts, last = run.attempts(), reached_of(run)
     newest = attempts[-1] if attempts else None
     heard = None
     if newest is not None and newest.outcome is None and last is not None:
@@ -94,7 +97,7 @@ def _may_live(run: RunFolder) -> bool:
         lives = None
     if lives is not None:
         return lives
-    last = progress_of(run)
+    last = reached_of(run)
     return last is not None and time.time() - _seconds(last.time) < SILENT_SECONDS
 
 

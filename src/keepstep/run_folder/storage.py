@@ -194,6 +194,14 @@ class Storage:
         with open(path, "w", opener=no_link) as file:
             file.write(text)
 
+    def show(self, path: Path, text: str) -> None:
+        """The same, but a reader sees all of it or what was there before."""
+        self.before("note", path)
+        temporary = path.with_name(f".{path.name}.new")
+        with open(temporary, "w", opener=no_link) as file:
+            file.write(text)
+        os.replace(temporary, path)
+
     def append_line(self, path: Path, line: str) -> None:
         """Add one line to a log; a torn last line of a killed writer is closed first."""
         self.before("append_line", path)

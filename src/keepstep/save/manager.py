@@ -27,6 +27,7 @@ from keepstep.ranks.outcome import Outcome, is_persons
 from keepstep.ranks.time_sheet import TimeSheet
 from keepstep.run_folder.heartbeat import Lookout
 from keepstep.run_folder.keeping import now
+from keepstep.run_folder.metrics import metrics_of, show_metrics
 from keepstep.run_folder.ownership import NotOwnerError, Owner, claim, job_facts
 from keepstep.run_folder.parts import whole_of
 from keepstep.run_folder.progress import Reached
@@ -77,6 +78,7 @@ class CheckpointManager:
         finish: how the run was finished that this attempt goes on with; None: it was not.
         training: everything is built, and what follows depends on what the attempt resumes from.
         time_sheet: what this attempt's time goes into.
+        figures: what it shows of itself, on the main process: see `metrics.FIGURES`.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class CheckpointManager:
         self._lookout: Lookout | None = None
         self._beats = 0
         self.time_sheet = TimeSheet()
+        self.figures: dict[str, float] = {}
         self._given_up: str | None = None
         self._elsewhere: Elsewhere | None = None
         self._together: Sources | None = None
@@ -180,14 +183,19 @@ class CheckpointManager:
             if self._owner is None:
                 raise RuntimeError("start() was not called")
             self._lookout = Lookout(
-                self.run, self.storage, self._owner, lambda: self._beats, self._progress
+                self.run, self.storage, self._owner, lambda: self._beats, self._progress, self._show
             )
             self._lookout.start()
         return self._lookout
 
     def _progress(self) -> Reached:
         step, spent = self.time_sheet.now()
-        return Reached(now(), self.attempt, step, spent)
+        return Reached(now(), self.attempt, step, spent, dict(self.figures))
+
+    def _show(self, reached: Reached, end: Outcome | None = None) -> None:
+        ended = (None, 0) if end is None else (end.outcome, end.exit)
+        name = self.run.path.resolve().name
+        show_metrics(self.run, self.storage, metrics_of(reached, name, self.writer.run_id, *ended))
 
     def choose(self, resume: Resume) -> tuple[Checkpoint | None, Choice]:
         """The checkpoint to resume from, None for the beginning. Ranks: all (collective).
@@ -344,6 +352,8 @@ class CheckpointManager:
         outcome.tell_shell()
         if self._writer is not None and self.owned():
             self._writer.end(outcome.as_json(), spent=self.time_sheet.told())
+            with self._writer.setbacks.allowed("metrics.prom does not tell of the end"):
+                self._show(self._progress(), outcome)
 
     @property
     def writer(self) -> RunWriter:

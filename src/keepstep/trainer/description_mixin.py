@@ -67,11 +67,11 @@ class DescriptionMixin(Trainer):
         return {
             "parameters": parameters,
             "trained": trained,
-            "tokens": self._tokens_seen(),
+            "tokens": self.tokens_seen(),
             "train_seconds": round(seconds, 1),
         }
 
-    def _tokens_seen(self) -> int:
+    def tokens_seen(self) -> int:
         """By all attempts together; TRL counts them in a place of its own."""
         return int(getattr(self, "_total_train_tokens", self.state.num_input_tokens_seen))
 
@@ -82,7 +82,17 @@ class DescriptionMixin(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         self._logged |= {name: logs[name] for name in ("loss", "grad_norm") if name in logs}
+        speeds = self._speeds() if "loss" in logs else {}
+        logs |= speeds
         super().log(logs, *args, **kwargs)
+        for name in speeds:  # callbacks hear of them; a run's history is the same every time
+            self.state.log_history[-1].pop(name, None)
+
+    def _speeds(self) -> dict[str, float]:
+        if not self.is_in_train:
+            return {}
+        step, planned, rows = self.state.global_step, self.state.max_steps, self.args.batch.rows
+        return self.every_step.speed.told(step, planned, self.tokens_seen(), rows)
 
     def _health(self) -> dict[str, Any]:
         """Whether the state is finite, and what was logged last."""

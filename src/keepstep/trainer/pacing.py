@@ -28,6 +28,7 @@ from keepstep.recipe.trajectory import word
 from keepstep.trainer.health import Health
 from keepstep.trainer.pacer import Pacer
 from keepstep.trainer.protocol import CheckpointedTrainer
+from keepstep.trainer.speed import Speed
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class EveryStep(TrainerCallback):
         self.pacer: Pacer | None = None
         self.watchdog: Watchdog | None = None
         self.health = Health(trainer)
+        self.speed = Speed(trainer.manager.time_sheet)
         self._told_lost = False
         self._answer: Callable[[], list[Any]] | None = None  # to what has been asked
         self._reason: Reason | None = None  # the main process's
@@ -70,6 +72,7 @@ class EveryStep(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.health.begin()
+        self.speed.begin(state.global_step, self.trainer.tokens_seen())
         if collectives.is_main():
             manager = self.trainer.manager
             if self._saves_at_its_end_only(args, state):

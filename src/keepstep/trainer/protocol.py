@@ -22,6 +22,7 @@ from keepstep.save.manager import CheckpointManager
 from keepstep.save.rank_part import Part
 from keepstep.trainer.resharded import Resharded
 from keepstep.trainer.row_plan import RowPlan
+from keepstep.trainer.speed import Speed
 
 
 class CheckpointContents(Protocol):
@@ -69,6 +70,9 @@ class StepHook(Protocol):
 
     @property
     def pacer(self) -> StepTimes | None: ...
+
+    @property
+    def speed(self) -> Speed: ...
 
     def progress(self, at: Phase | None = None) -> None: ...
 
@@ -173,6 +177,8 @@ class CheckpointedTrainer(Protocol):
     def planned_steps(self) -> int: ...
 
     def parameter_counts(self) -> tuple[int, int]: ...
+
+    def tokens_seen(self) -> int: ...
 
     def remarks(self) -> Sequence[str]: ...
 

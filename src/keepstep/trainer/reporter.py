@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
 import transformers
-from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
@@ -17,7 +17,7 @@ from keepstep import __version__
 from keepstep.data.rows import line as rows_line
 from keepstep.output.printable import printable
 from keepstep.output.terminal import bar_text
-from keepstep.output.units import human_bytes
+from keepstep.output.units import human_bytes, human_duration, parse_moment
 from keepstep.policy.batch import Dealt
 from keepstep.policy.completeness import has_weights
 from keepstep.policy.metric import value_of
@@ -29,6 +29,7 @@ from keepstep.ranks.console import console, say
 from keepstep.ranks.outcome import STATUS_FILE, Outcome
 from keepstep.ranks.start_up import own_start
 from keepstep.recipe.config import Recipe
+from keepstep.run_folder.metrics import FIGURES
 from keepstep.run_folder.ownership import VARIABLE
 from keepstep.run_folder.progress import goodput_of
 from keepstep.run_folder.reader import Checkpoint
@@ -178,6 +179,15 @@ def _but(outcome: Outcome) -> str:
     return f"; {outcome.reason}" if outcome.reason else ""
 
 
+def _speed(logs: Mapping[str, float]) -> str:
+    """Tokens a second, or rows where tokens are not counted."""
+    for name, unit in (("tokens_per_second", "tokens/s"), ("samples_per_second", "samples/s")):
+        if name in logs:
+            value = logs[name]
+            return f"  {value:,.0f} {unit}" if value >= 10 else f"  {value:.2g} {unit}"
+    return ""
+
+
 def _told(resharded: Resharded) -> str:
     return (
         f"resharded checkpoint-{resharded.step}: {resharded.before} → {resharded.now}, "
@@ -218,6 +228,7 @@ class RunReporter(TrainerCallback):
         self.progress: Progress | None = None
         self.told: Saved | None = None
         self.task = TaskID(0)
+        self._text = ""  # of the log line before
         self._logged = 0, 0  # steps, and those whose loss was not finite
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -230,7 +241,6 @@ class RunReporter(TrainerCallback):
             bar_text("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
             bar_text("{task.description}"),
-            TimeRemainingColumn(),
         )
         self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step)
         self.progress.start()
@@ -240,17 +250,32 @@ class RunReporter(TrainerCallback):
             own_start.ended("first_step")
             self.trainer.manager.first_step(state.global_step, own_start.seconds)
         self._tell_saved(state)
+        self.trainer.manager.figures["planned_steps"] = state.max_steps
         if self.progress:
-            self.progress.update(self.task, completed=state.global_step)
+            left = self.trainer.every_step.speed.seconds_left(state.global_step, state.max_steps)
+            told = "" if left is None else f"{human_duration(left)} left"
+            text = "  ".join(part for part in (self._text, told) if part)
+            self.progress.update(self.task, completed=state.global_step, description=text)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
         text = f"loss {self._loss(logs['loss'], state.global_step)}  lr {logs['learning_rate']:.2e}"
+        self._show(logs)
+        self._text = text + _speed(logs)
+        left = f"  {human_duration(logs['seconds_left'])} left" if "seconds_left" in logs else ""
         if self.progress:
-            self.progress.update(self.task, description=text)
+            self.progress.update(self.task, description=self._text + left)
         else:
-            self._line(state, text)
+            self._line(state, self._text + left)
+
+    def _show(self, logs: Mapping[str, float]) -> None:
+        """In the heartbeat and metrics.prom; what is not finite tells nothing there."""
+        figures = self.trainer.manager.figures
+        for name in FIGURES.keys() & logs.keys():
+            figures.pop(name, None)
+            if math.isfinite(logs[name]):
+                figures[name] = float(logs[name])
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
@@ -269,6 +294,7 @@ class RunReporter(TrainerCallback):
             return
         self.told = saved
         manifest, facts = saved.checkpoint.manifest, saved.facts
+        self._show_saved(saved)
         text = f"saved {saved.checkpoint.path.name}: {human_bytes(manifest.total_bytes)} "
         text += f"in {facts['write']:.2f} s (training stopped for {facts['stall']:.2f} s"
         if facts["wait"] > WAIT_WORTH_TELLING:
@@ -283,6 +309,18 @@ class RunReporter(TrainerCallback):
         if room < ROOM_WORTH_TELLING:
             free = human_bytes(saved.free)
             say(f"warning: {free} are left on this disk: room for {max(0, room)} more checkpoints")
+
+    def _show_saved(self, saved: Saved) -> None:
+        figures, manifest = self.trainer.manager.figures, saved.checkpoint.manifest
+        figures["checkpoint_step"] = manifest.global_step
+        figures["checkpoint_bytes"] = manifest.total_bytes
+        figures["checkpoint_timestamp_seconds"] = parse_moment(manifest.saved_at)
+        figures["checkpoint_write_seconds"] = saved.facts["write"]
+        figures["checkpoint_stall_seconds"] = saved.facts["stall"]
+        if saved.best is not None:
+            figures["best_step"] = saved.best.step
+        if saved.free is not None:
+            figures["disk_free_bytes"] = saved.free
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tell_saved(state)
