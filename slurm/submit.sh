@@ -164,9 +164,11 @@ checked=$(keepstep check "$recipe" "${walltime[@]}" --config_file "$config_file"
 field() { python -c "import json, sys; print(json.load(sys.stdin)['$1'])" <<<"$checked"; }
 field report >&2
 ((wrong == 0)) || exit "$wrong"
-run=$(field output_dir) shared=$run/.keepstep
+run=$(field output_dir)
+node_local=$(field node_local)
+shared=$run/.keepstep
 job=$shared/job look="keepstep ls $(printf %q "$run")"
-if [[ $(field node_local) == True ]]; then # nobody but its node sees that folder
+if [[ $node_local == True ]]; then # nobody but its node sees that folder
   job=${JOB_FOLDERS:-$HOME/.keepstep/jobs}/$(basename "$run")-$(cksum <<<"$run" | cut -d' ' -f1)
   shared=$job look="keepstep ls $(printf %q "$(field mirror)")"
 fi
@@ -191,7 +193,7 @@ fi
 # --- the job: its flags, the script, and what it needs
 
 # Flags, not lines of the script, where a name could be anything.
-[[ $shared != *\\* ]] || fail "output_dir: $shared has a backslash in it, and Slurm could not name the log there"
+[[ $shared != *\\* ]] || fail "output_dir: $run has a backslash in it, and Slurm could not name the log there"
 flags=(--nodes="$nodes" --output="${shared//%/%%}/logs/%j.log")
 [[ -z $asked_gpus || $gpus == 0 ]] || flags+=(--gpus-per-node="$asked_gpus")
 [[ $nodes != *-* ]] || flags+=(--no-kill)

@@ -128,7 +128,9 @@ def test_what_is_wrong_is_said(
 KEEPSTEP = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >>"$FAKE/checked"
 exec python -c 'import json, os
-print(json.dumps({"report": "", "output_dir": os.environ["RUN"], "hang_timeout": 9}))'
+found = {"report": "", "output_dir": os.environ["RUN"], "hang_timeout": 9}
+own = "NODE_LOCAL" in os.environ
+print(json.dumps({**found, "node_local": own, "mirror": "s3://b/runs/x" if own else None}))'
 """
 SBATCH = """#!/usr/bin/env bash
 printf '%s\\0' "$@" >"$FAKE/argv"
@@ -288,6 +290,23 @@ def test_a_run_may_have_any_name(tmp_path: Path, name: str) -> None:
     assert (job.says("run"), job.says("overrides[1]")) == (str(job.run), name)
     assert Path(own, "id").read_text() == "12\n"
     assert not (tmp_path / "injected").exists()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_run_folder_that_only_its_node_sees(tmp_path: Path, told: bool) -> None:
+    """What the job needs lies elsewhere, a folder for each run, and nothing in the run folder."""
+    job, jobs = Submission(tmp_path), tmp_path / "home/.keepstep/jobs"
+    site = f"JOB_FOLDERS={tmp_path}/shared" if told else ""
+    env = {"NODE_LOCAL": "1", "HOME": str(tmp_path / "home"), "JOB_FOLDERS": "/nowhere"}
+    done = job.submit(site=site, **env)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "shared" if told else jobs).iterdir()
+    assert folder.name.startswith("run-")
+    assert (folder / "id").read_text() == "12\n"
+    assert f"--output={folder}/logs/%j.log" in job.argv
+    assert not job.run.exists()
+    assert "keepstep ls s3://b/runs/x" in done.stdout
+    assert "keepstep stop" not in done.stdout
 
 
 def test_a_name_that_slurm_cannot_be_given(tmp_path: Path) -> None:

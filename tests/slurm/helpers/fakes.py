@@ -85,7 +85,8 @@ class Fakes:
         for name in ("lib.sh", "files.sh", "node.sh", "decide.py"):
             shutil.copy(ROOT / "slurm" / name, self.job)
         shutil.copy(ROOT / "src/keepstep/policy/next_step.py", self.job)
-        settings = {"run": self.run, "min_nodes": 1 if ranged else 2, "ranged": int(ranged)}
+        settings = {"run": self.run, "logs": self.private / "logs"}
+        settings |= {"min_nodes": 1 if ranged else 2, "ranged": int(ranged)}
         settings |= {"processes_per_node": 4, "config": "cpu_zero3", "overrides": "()"}
         settings |= {"submitted_as": "'slurm/submit.sh recipe.yaml'", "hang_timeout": 1800}
         settings |= {"environment": "/nowhere", "gpus": 0}
