@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-WORDS = "TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|KEYS?|OIDC|PAT"
+WORDS = (
+    "TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|KEYS?|OIDC|PAT|NOTIFY_URL|WEBHOOKS?"
+)
 NAME = re.compile(rf"(?:.*_)?(?:{WORDS})(?:_.*)?", re.IGNORECASE)
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{12,}")
 

@@ -107,6 +107,11 @@ def named(ranks: Sequence[int], hosts: Sequence[str]) -> str:
     return first_few([f"rank {rank} on {hosts[rank]}" for rank in ranks], at_most=SHOWN)
 
 
+def is_of_main(verdict: str) -> bool:
+    """Whether a verdict is that the main process is gone, which only others can pronounce."""
+    return verdict.startswith("rank 0 on ") and (GONE in verdict or "no sign of life" in verdict)
+
+
 def has_ended(text: str) -> bool:
     """Whether a rank has said its last word: nobody has to wait for it, or to tell it anything."""
     return text in ("left", HEARD) or text.startswith("failed ")

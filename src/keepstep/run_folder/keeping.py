@@ -10,6 +10,7 @@ import json
 import logging
 import secrets
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +40,7 @@ class Keeper:
             whoever still wants to put something there cannot.
         setbacks: what could not be done, and stopped nothing.
         parent: the step that this attempt grew from, until it has committed.
+        heard: is told of each event, written down or not; it raises nothing.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Keeper:
         self.setbacks = Setbacks()
         self.trash = Trash(run, storage, self.owner, self.setbacks)
         self.parent: int | None = None
+        self.heard: Callable[[Mapping[str, Any]], None] = lambda event: None
         self.run_id = run.run_id() or secrets.token_hex(6)
         self.attempt = max((attempt.number for attempt in run.attempts()), default=0)
         self._recording = threading.Lock()
@@ -145,6 +148,7 @@ class Keeper:
             raise
         except OSError as error:
             logger.warning("the event %r could not be written down: %s", event, error)
+        self.heard(line)
 
     def _records(self) -> list[Record]:
         """What retention looks at; what this attempt grew from, known even if no line tells it."""

@@ -202,6 +202,15 @@ class Storage:
             file.write(text)
         os.replace(temporary, path)
 
+    def claim(self, path: Path) -> bool:
+        """Make an empty file, and say whether it was not there: of several only one hears so."""
+        self.before("claim", path)
+        try:
+            os.close(no_link(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
     def append_line(self, path: Path, line: str) -> None:
         """Add one line to a log; a torn last line of a killed writer is closed first."""
         self.before("append_line", path)

@@ -7,7 +7,7 @@ decides or changes in the run folder, the main process does (`RunWriter`) and th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -79,6 +79,7 @@ class CheckpointManager:
         training: everything is built, and what follows depends on what the attempt resumes from.
         time_sheet: what this attempt's time goes into.
         figures: what it shows of itself, on the main process: see `metrics.FIGURES`.
+        heard: on the main process, is told of each event, once `start()` is called.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class CheckpointManager:
         self._beats = 0
         self.time_sheet = TimeSheet()
         self.figures: dict[str, float] = {}
+        self.heard: Callable[[Mapping[str, Any]], None] = lambda event: None
         self._given_up: str | None = None
         self._elsewhere: Elsewhere | None = None
         self._together: Sources | None = None
@@ -132,6 +134,7 @@ class CheckpointManager:
                     elsewhere.bring(self.run, self.storage, owner.token, self._together)
             self._writer = RunWriter(self.run, self.policy, self.storage, owner.token)
             self._writer.min_free = self.min_free
+            self._writer.heard = self.heard
             self._writer.start(**job_facts(), spent=self.time_sheet.told())
             return owner.token, self._writer.attempt, self._writer.run_id
 

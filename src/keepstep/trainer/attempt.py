@@ -16,6 +16,7 @@ from keepstep.preflight.agreement import agree
 from keepstep.preflight.probes import probe
 from keepstep.ranks import collectives, signals
 from keepstep.ranks.console import say, say_everywhere
+from keepstep.ranks.listener import is_of_main
 from keepstep.ranks.outcome import (
     CONFIG_EXIT_STATUS,
     Outcome,
@@ -34,6 +35,7 @@ from keepstep.trainer import about
 from keepstep.trainer.health import RewindError, SpoiltError
 from keepstep.trainer.launched import launched
 from keepstep.trainer.mirror_callback import Mirrored
+from keepstep.trainer.notify import Notifier
 from keepstep.trainer.publish_callback import Publishing
 from keepstep.trainer.reporter import farewell
 
@@ -78,6 +80,8 @@ class CurrentAttempt:
         )
         self.hub = Publishing(recipe)
         self.mirror = Mirrored(recipe)
+        self.notifier = Notifier(self.manager.run)
+        self.manager.heard = self.notifier.hear
         standstills = Standstills(training.hang_min_seconds, training.hang_timeout_seconds)
         self.watchdog = Watchdog(training.peer_timeout_seconds, standstills, self._give_up)
         self.checkpoint: Checkpoint | None = None
@@ -96,7 +100,7 @@ class CurrentAttempt:
             ConfigError: on every rank: the run could not be saved, or not published.
         """
         asked = collectives.on_all("asking the Hub", self.hub.check)
-        agree([*asked, *probe(self.recipe)])
+        agree([*asked, *probe(self.recipe), *self.notifier.check()])
 
     def __enter__(self) -> Self:
         self._signals.enter_context(signals.heard())
@@ -171,6 +175,7 @@ class CurrentAttempt:
             else:
                 self._end_in(error)
         finally:
+            self.notifier.close()
             self.is_open = False
             self._signals.close()
 
@@ -221,7 +226,11 @@ class CurrentAttempt:
         bound, step = self.watchdog.hang, self.watchdog.standstills.step
         if bound is not None and bound.is_learnt:
             self.manager.record_hang(step, bound)
+        self.notifier.notices.rank_lost = True
         self.manager.end(ended("failed", reason=reason, global_step=step or None))
+        if not collectives.is_main() and is_of_main(reason):
+            self.notifier.tell_of_main(reason, self.manager, step or None)
+        self.notifier.close()
 
 
 def stop_asked() -> str | None:

@@ -1,0 +1,56 @@
+"""A program: posts one message. stdin has JSON: `url`, `body`, `seconds`; stdout gets a
+JSON text: why it did not arrive, or null. Nothing is told of the address: it is a secret.
+
+In a process of its own: a name that does not resolve, or a server that does not answer, may hold a
+thread for minutes, and a fork of the training (a DataLoader's worker) must find no lock held.
+The standard library alone: it starts at once.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import urllib.error
+import urllib.request
+from typing import Any
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A message that was led elsewhere has not arrived: its body would be dropped."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def main() -> int:
+    """Exit status 0: it has arrived."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C of the terminal is the training's
+    job = json.load(sys.stdin)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, job["seconds"])  # whatever it waits for
+    fault = _fault_of(job["url"], job["body"], job["seconds"])
+    print(json.dumps(fault))
+    return 0 if fault is None else 1
+
+
+def _fault_of(url: str, body: Any, seconds: float) -> str | None:
+    request = urllib.request.Request(
+        url,
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json", "User-Agent": "keepstep"},
+        method="POST",
+    )
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=seconds):
+            return None
+    except urllib.error.HTTPError as error:
+        return f"HTTP status {error.code}"
+    except urllib.error.URLError as error:
+        return type(error.reason).__name__
+    except Exception as error:  # its text may hold the address
+        return type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
