@@ -100,7 +100,7 @@ def test_a_folder_says_what_is_on_the_mirror_alone(store: Store, run: RunFolder)
     lines = [{**line, "url": store.url, "step": step} for step in (2, 4)]
     run.events.write_text("".join(json.dumps(line) + "\n" for line in lines))
     told = keepstep("ls", run.path).stdout
-    assert f"on the mirror alone: checkpoint-2 (keepstep ls {store.url})" in told
+    assert f"on the mirror alone, by the log: checkpoint-2 (keepstep ls {store.url})" in told
     assert "valid, mirrored" in told.splitlines()[1]
     assert "mirrored" not in told.splitlines()[2]
 

@@ -174,7 +174,7 @@ def _tell_elsewhere(folder: RunFolder) -> None:
         if step not in here:
             elsewhere.setdefault(url, []).append(folder_name(step))
     for url, names in elsewhere.items():
-        console.tell(f"on the mirror alone: {', '.join(names)} (keepstep ls {url})")
+        console.tell(f"on the mirror alone, by the log: {', '.join(names)} (keepstep ls {url})")
 
 
 @app.command(

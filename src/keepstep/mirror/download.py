@@ -21,7 +21,8 @@ from keepstep.policy.manifest import (
     Manifest,
     folder_name,
 )
-from keepstep.policy.mirror import HISTORY, Copied, Part, what_is_missing
+from keepstep.policy.mirror import Copied, Part, what_is_missing
+from keepstep.policy.mirrored import history_in
 from keepstep.policy.strict import TextError
 from keepstep.run_folder.checkpoint import Checkpoint, faults_of
 from keepstep.run_folder.contents import digest_of
@@ -249,8 +250,7 @@ def _take_history(run: RunFolder, storage: Storage, store: Store, names: Sequenc
     """Into a folder that has none of its own."""
     if run.run_id() is not None:
         return
-    folders = {name.rpartition("/")[0] for name in names if name.startswith(f"{HISTORY}/")}
-    for folder in sorted(folders, reverse=True)[:1]:
-        for name, path in history_of(run).items():
-            if f"{folder}/{name}" in names:
-                storage.replace(path, store.get(f"{folder}/{name}"))
+    newest = history_in(names)  # an owner may have been killed before its own was complete
+    for name, path in history_of(run).items():
+        if name in newest:
+            storage.replace(path, store.get(newest[name]))

@@ -11,8 +11,9 @@ from typing import Any
 from transformers import TrainerCallback
 
 from keepstep.mirror import download, owners
+from keepstep.mirror.best import bring_best
 from keepstep.mirror.mirroring import Mirroring
-from keepstep.mirror.store import StoreError
+from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.stores import open_store
 from keepstep.output.units import human_bytes
 from keepstep.policy.schedule import left
@@ -24,7 +25,7 @@ from keepstep.ranks.nodes import Nodes, look
 from keepstep.ranks.outcome import EXIT_STATUS, Outcome
 from keepstep.recipe.config import Recipe
 from keepstep.run_folder.reader import Checkpoint, RunFolder
-from keepstep.run_folder.storage import Storage
+from keepstep.run_folder.storage import NotOwnerError, Storage
 from keepstep.run_folder.writer import RunWriter
 from keepstep.save.manager import CheckpointManager
 from keepstep.trainer.protocol import CheckpointedTrainer
@@ -92,10 +93,24 @@ class Mirrored(TrainerCallback):
         self._steps = found.there
         for name, why in found.passed_by.items():
             say(f"mirror: {name} is passed by: {why}")
-        if found.checkpoint is None:
-            return
-        size = human_bytes(found.checkpoint.manifest.total_bytes)
-        say(f"mirror: {found.checkpoint.path.name} brought from {self._url}: {size}")
+        self._tell_brought(found.checkpoint, "")
+        if together is None:
+            self._bring_best(run, storage, store, token)
+
+    def _bring_best(self, run: RunFolder, storage: Storage, store: Store, token: str) -> None:
+        """What a run can go on without is no reason not to."""
+        try:
+            staging, policy = run.staging / token, self._args.policy()
+            self._tell_brought(bring_best(run, storage, store, staging, policy), " (the best)")
+        except NotOwnerError:
+            raise
+        except (OSError, TextError) as error:
+            say(f"mirror: the best checkpoint is not brought: {error}")
+
+    def _tell_brought(self, checkpoint: Checkpoint | None, what: str) -> None:
+        if checkpoint is not None:
+            size = human_bytes(checkpoint.manifest.total_bytes)
+            say(f"mirror: {checkpoint.path.name}{what} brought from {self._url}: {size}")
 
     @property
     def steps(self) -> frozenset[int]:

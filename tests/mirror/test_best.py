@@ -1,0 +1,98 @@
+"""After a loss the best checkpoint is the same, and on the new machine's disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from keepstep.mirror.best import bring_best
+from keepstep.mirror.download import bring
+from keepstep.mirror.evaluations import send_evaluations
+from keepstep.mirror.owners import claim
+from keepstep.mirror.store import Store, StoreError
+from keepstep.mirror.upload import Upload
+from keepstep.policy.retention import Policy
+from keepstep.run_folder.checkpoint import read_checkpoint
+from keepstep.run_folder.evaluations import add_evaluation
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.storage import Storage
+from tests.helpers.folders import STATE, commit, identify
+
+TOKEN = "0123456789ab"
+POLICY = Policy(limit=2, ranking="metric", metric="eval_loss")
+
+
+@pytest.fixture
+def mirrored(store: Store, run: RunFolder) -> Store:
+    """Three checkpoints, the oldest of which is the best."""
+    identify(run.path, limit=2, ranking="metric", metric="eval_loss")
+    commit(run.path, 2, STATE, metrics={"eval_loss": 0.5})
+    owner = claim(store, TOKEN)
+    history = {"run.json": run.identity.read_bytes(), "events.jsonl": b""}
+    for step in (2, 4, 8):
+        Upload(store, owner, read_checkpoint(run.path / f"checkpoint-{step}")).run(history)
+    return store
+
+
+def new_machine(store: Store, folder: Path) -> RunFolder:
+    run, storage = RunFolder(folder), Storage()
+    storage.make_folder(run.private)
+    bring(run, storage, store, run.staging / TOKEN)
+    return run
+
+
+def best(run: RunFolder, store: Store, policy: Policy = POLICY) -> int | None:
+    found = bring_best(run, Storage(), store, run.staging / TOKEN, policy)
+    return None if found is None else found.step
+
+
+def test_the_best_comes_along(mirrored: Store, tmp_path: Path) -> None:
+    new = new_machine(mirrored, tmp_path / "new")
+    assert [c.step for c in new.checkpoints()] == [8]
+    assert best(new, mirrored) == 2
+    assert [c.step for c in new.checkpoints()] == [2, 8]
+    assert new.checkpoint(2).faults(deep=True) == []
+    found = new.best()
+    assert found is not None
+    assert found.step == 2
+    assert [d.step for d in new.retention() if not d.keep] == []
+    assert best(new, mirrored) is None, "it is there"
+
+
+def test_what_would_be_pruned_is_not_brought(mirrored: Store, tmp_path: Path) -> None:
+    new = new_machine(mirrored, tmp_path / "new")
+    for policy in (Policy(limit=2, metric="eval_loss"), Policy(limit=2), Policy(limit=1)):
+        assert best(new, mirrored, policy) is None
+    assert [c.step for c in new.checkpoints()] == [8]
+
+
+def test_the_best_by_what_was_measured_later(
+    mirrored: Store, run: RunFolder, tmp_path: Path
+) -> None:
+    policy = Policy(limit=2, ranking="metric", metric="eval_law_loss")
+    for step, value in ((2, 3.0), (4, 1.0), (8, 2.0)):
+        found = run.checkpoint(step)
+        add_evaluation(Storage(), found.path, found.manifest, {"eval_law_loss": value}, {})
+    assert send_evaluations(mirrored, run) == [2, 4, 8]
+    new = new_machine(mirrored, tmp_path / "new")
+    assert best(new, mirrored, policy) == 4
+    assert new.checkpoint(4).metrics["eval_law_loss"] == 1.0
+
+
+def test_a_damaged_one_is_not_brought(mirrored: Store, tmp_path: Path) -> None:
+    (name,) = [n for n in mirrored.names("checkpoint-2") if n.endswith("/model.safetensors")]
+    mirrored.put(name, b"?" * mirrored.names("checkpoint-2")[name].bytes)
+    new = new_machine(mirrored, tmp_path / "new")
+    with pytest.raises(StoreError, match=r"model\.safetensors"):
+        best(new, mirrored)
+    assert [c.step for c in new.checkpoints()] == [8]
+
+
+def test_the_history_of_an_owner_that_was_killed(mirrored: Store, tmp_path: Path) -> None:
+    """It had written a part of it: of each file the newest is taken."""
+    mirrored.put("history/000007/samples.jsonl", b"")
+    new = new_machine(mirrored, tmp_path / "new")
+    assert json.loads(new.identity.read_text())["policy"]["metric"] == "eval_loss"
+    assert new.policy().limit == 2
