@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import re
 import shutil
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,3 +207,51 @@ def test_disks_apart_that_nobody_has_told_of(
     assert run.wait() == [2, 2]
     assert "is not shared" in run.output
     assert "node_local: true" in run.output
+
+
+@pytest.mark.long
+def test_killed_at_random_moments(ranks: Ranks, demo: Path, tmp_path: Path, disks: Path) -> None:
+    """One machine's ranks before the other's; and a machine's disk may go with it. Never behind
+    what all had saved together, or what was on the mirror where a disk went."""
+    chance, lost = random.Random(7), False
+    fields: dict[str, Any] = {"max_steps": 4000, "save_steps": 2, "eval_steps": 400}
+    fields |= {"keep_ranking": "recency", "save_total_limit": 2, "node_local": True}
+    command = argv(demo, disks / "here/run", mirror=(tmp_path / "mirror").as_uri(), **fields)
+    saved = mirrored = 0
+    for _ in range(20):
+        run = ranks.start(command, nodes=2, disks=disks, strategy="cpu_zero2")
+        if saved:
+            found = run.wait_for(r"carrying on from checkpoint-(\d+)")
+            assert int(found[1]) >= (mirrored if lost else saved)
+            saved = int(found[1])
+        else:
+            run.wait_for("mirrored checkpoint-")
+        time.sleep(chance.uniform(1, 4))
+        run.kill(signal.SIGKILL, [chance.choice([0, 1])])
+        time.sleep(chance.uniform(0, 0.5))
+        run.kill(signal.SIGKILL)
+        run.wait()
+        saved = max([saved, *map(int, re.findall(r"saved checkpoint-(\d+)", run.output))])
+        mirrored = max([mirrored, *map(int, re.findall(r"mirrored checkpoint-(\d+)", run.output))])
+        lost = chance.choice([True, False])
+        if lost:
+            shutil.rmtree(disks / f"{chance.choice([0, 1])}/run")
+    assert saved > 20
+
+
+@pytest.mark.long
+def test_one_machines_disk_is_full(ranks: Ranks, demo: Path, tmp_path: Path, disks: Path) -> None:
+    """Room is made on all of them; what cannot be saved is told, and costs nothing else."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", disks / "1"], check=True)
+    try:
+        mirror = {"mirror": (tmp_path / "mirror").as_uri(), "node_local": True}
+        fields: dict[str, Any] = {"max_steps": 24, "save_total_limit": 3, **mirror}
+        command = argv(demo, disks / "here/run", keep_ranking="recency", **fields)
+        run = ranks.run(command, nodes=2, disks=disks, strategy="cpu_zero2")
+        assert "was not saved: rank 1: OSError: [Errno 28]" in run.output
+        assert "it is tried once more" in run.output
+        newest = [RunFolder(disks / f"{node}/run").checkpoints()[-1] for node in (0, 1)]
+        assert [checkpoint.step for checkpoint in newest] == [24, 24]
+        assert [checkpoint.faults(deep=True) for checkpoint in newest] == [[], []]
+    finally:
+        subprocess.run(["umount", disks / "1"], check=True)

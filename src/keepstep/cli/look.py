@@ -254,8 +254,9 @@ def _tell_faults(
         if not faults[checkpoint.path.name]:
             how = "every byte" if deep else "sizes"
             manifest = checkpoint.manifest
+            valid = "valid part" if manifest.is_part else "valid"
             console.tell(
-                f"{checkpoint.path.name}: valid ({len(manifest.files)} files, "
+                f"{checkpoint.path.name}: {valid} ({len(manifest.files)} files, "
                 f"{human_bytes(manifest.total_bytes)}, {how} compared)"
                 + ("" if manifest.has_digest else f"; {WITHOUT_DIGEST}"),
             )

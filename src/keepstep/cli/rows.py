@@ -52,6 +52,7 @@ class CheckpointRow(JsonObject):
         abandoned: on a branch that a later attempt went back from.
         finite: whether its state is, as far as it is known.
         faults: what differs from the manifest by names and sizes; empty: nothing.
+        part: whether other machines have parts of it (`node_local`), and this folder one.
         mirror: where a copy of it is, as far as the log tells; null: nowhere.
         keep: whether retention keeps it.
         reason: why it does, or does not.
@@ -78,6 +79,7 @@ class CheckpointRow(JsonObject):
     abandoned: bool
     finite: bool
     faults: tuple[str, ...]
+    part: bool
     mirror: str | None
     keep: bool
     reason: str
@@ -273,6 +275,7 @@ def checkpoint_rows(run: RunFolder) -> list[CheckpointRow]:
             abandoned=c.step in abandoned,
             finite=manifest.is_finite,
             faults=tuple(run.state_of(c)),
+            part=manifest.is_part,
             mirror=mirror if copied_in >= manifest.attempt else None,
             keep=decisions[c.step].keep,
             reason=decisions[c.step].reason,

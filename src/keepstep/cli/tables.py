@@ -72,7 +72,8 @@ def checkpoint_table(
     for title in ("state", "kept because"):
         table.add_column(title, overflow="fold")
     for row in [row for row in checkpoint_rows(run) if step in (None, row.step)]:
-        state = "; ".join(row.faults) or ("valid" if row.finite else "valid, not finite")
+        valid = "valid part" if row.part else "valid"
+        state = "; ".join(row.faults) or (valid if row.finite else f"{valid}, not finite")
         state += ", mirrored" if copies and row.mirror is not None else ""
         layout = ParallelLayout(row.world_size, row.zero_stage, row.deepspeed)
         saved = row.saved_at[: 16 if narrow else 19].replace("T", " ")

@@ -44,6 +44,11 @@ from keepstep.run_folder.safe_read import (
     read_object,
 )
 
+PART_ALONE = (
+    "this machine has its part of it alone (node_local): it is gone on from on all the machines "
+    "that have a part, or from a mirror"
+)
+
 
 class RunFolder(RunPaths):
     """A run's folder (`output_dir`), for reading. No rank, no torch, nothing is changed.
@@ -390,24 +395,29 @@ class RunFolder(RunPaths):
         """What `selection.choose` needs to know of this folder.
 
         Args:
-            takeable: the steps that can be had; None: all but those of which a part is here.
+            takeable: the steps that can be had on all machines of the run; None: nobody has asked
+                the others.
         """
         self._listing.wait_until_readable()
         names = self.names_of(request, weights_only)
         attempts = as_asked_now(self.attempts(), names)
-        if takeable is None:
-            takeable = {c.step for c in self.checkpoints() if not c.manifest.is_part}
-        records = [record for record in self.records(policy.metric) if record.step in takeable]
+        records = [r for r in self.records(policy.metric) if takeable is None or r.step in takeable]
         candidates = [Candidate(r.step, r.value, r.abandoned, r.is_finite) for r in records]
         # Folders that cannot be taken are listed too: what is there is never passed by in silence.
         faults = self.unreadable() | self.lost_manifests() | self.strangers()
         odd = {step_of(name) or 0: name for name in faults}
+
+        def look(step: int) -> Sequence[str]:
+            if step in odd:
+                return self._why_odd(odd[step], faults[odd[step]])
+            if takeable is None and self.checkpoint(step).manifest.is_part:
+                raise UnreadableError(PART_ALONE, step=step)
+            return verify(step)
+
         return Situation(
             candidates=candidates + [Candidate(step) for step in odd],
             best=best_step(records, policy),
-            verify=lambda step: (
-                self._why_odd(odd[step], faults[odd[step]]) if step in odd else verify(step)
-            ),
+            verify=look,
             fruitless=fruitless_resumes(attempts, names[0], recipe),
             patience=patience,
             under_way=names[0] != "auto" and is_under_way(names[0], attempts),

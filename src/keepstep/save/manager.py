@@ -357,6 +357,8 @@ class CheckpointManager:
             self._writer.end(outcome.as_json(), spent=self.time_sheet.told())
             with self._writer.setbacks.allowed("metrics.prom does not tell of the end"):
                 self._show(self._progress(), outcome)
+        if self.saver.parts is not None and self.owned():
+            self.saver.parts.end(outcome.as_json())
 
     @property
     def writer(self) -> RunWriter:
@@ -377,6 +379,7 @@ class CheckpointManager:
             *(resume.request, verify, resume.patience, resume.weights_only, resume.recipe),
             takeable=self._takeable(),
         )
+        choice = replace(choice, passed_by={**self._parts_lost(choice), **choice.passed_by})
         chosen = None if chosen is None else whole_of(chosen)
         if chosen is not None and chosen.path.parent != self.run.path:
             faults = self._faults(chosen, resume.verify)
@@ -407,6 +410,14 @@ class CheckpointManager:
         if weights_only or not self._goes_on(finish, chosen, resume.request, choice):
             finish = None
         return chosen, choice, finish
+
+    def _parts_lost(self, choice: Choice) -> dict[int, str]:
+        """Newer checkpoints of which not all parts are there: step → why it is passed by."""
+        takeable = self._takeable()
+        if takeable is None:
+            return {}
+        lost = [s for s in self.writer.steps() if s not in takeable and s > (choice.step or 0)]
+        return dict.fromkeys(lost, "a machine that had a part of it is not there, nor is a copy")
 
     def _takeable(self) -> Collection[int] | None:
         """The steps that can be had on all machines; None: they see one folder."""

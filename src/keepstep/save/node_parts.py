@@ -117,6 +117,11 @@ class NodeParts:
             writer.discard_all([decision for decision in gone if decision.step not in kept])
             writer.point()
 
+    def end(self, status: dict[str, Any]) -> None:
+        """Say on this machine, too, how the attempt ended."""
+        if self._other is not None:
+            self._other.end(status)
+
     def written_here(self, manifest: Manifest) -> set[str]:
         """Those files of a checkpoint that this machine's ranks have written."""
         here = self.nodes.here
