@@ -15,31 +15,34 @@ import sys
 import time
 from pathlib import Path
 
-from keepstep.mirror.object_store import ObjectStore
 from keepstep.mirror.owners import DeposedError, claim
 from keepstep.mirror.pruning import prune
+from keepstep.mirror.store import Store
+from keepstep.mirror.stores import open_store
 from keepstep.mirror.upload import Upload
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.checkpoint import read_checkpoint
 from keepstep.run_folder.reader import RunFolder
 
 
-class Pausing(ObjectStore):
-    """Stands still before it writes the first object whose name matches."""
+def pausing(url: str, pause: str | None) -> Store:
+    """A store that stands still before it writes the first object whose name matches."""
+    store = open_store(url)
+    write = store.put
 
-    def __init__(self, url: str, pause: str | None) -> None:
-        super().__init__(url)
-        self.pause = pause
-
-    def put(self, name: str, content: bytes) -> None:
-        if self.pause is not None and re.search(self.pause, name):
-            self.pause = None
+    def put(name: str, content: bytes) -> None:
+        nonlocal pause
+        if pause is not None and re.search(pause, name):
+            pause = None
             os.kill(os.getpid(), signal.SIGSTOP)
-        super().put(name, content)
+        write(name, content)
+
+    store.put = put  # type: ignore[method-assign]
+    return store
 
 
 def race(url: str, pause: str | None, folder: Path, step: int, token: str) -> dict[str, object]:
-    store, run = Pausing(url, pause), RunFolder(folder)
+    store, run = pausing(url, pause), RunFolder(folder)
     owner = claim(store, token)
     try:
         Upload(store, owner, read_checkpoint(run.path / f"checkpoint-{step}")).run({})

@@ -27,6 +27,8 @@ from keepstep.run_folder.contents import digest_of
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from tests.helpers.folders import RUN_ID, STATE, commit, identify
+from tests.hub.peer import HubPeer
+from tests.mirror.conftest import HUB_BUCKET, store_of
 from tests.mirror.server import BUCKET, S3Server
 
 TOKEN = "0123456789ab"
@@ -130,6 +132,22 @@ def with_tokenizer(run: RunFolder, step: int) -> None:
     (made / MANIFEST_NAME).write_text(whole.to_json())
 
 
+def test_what_a_save_asks_of_the_hub(hub: HubPeer, run: RunFolder) -> None:
+    """Three requests for an object that is sent, two for one that is copied."""
+    store = open_store(f"hf://buckets/{HUB_BUCKET}/run")
+    owner = claim(store, TOKEN)
+    for step in (12, 16):
+        with_tokenizer(run, step)
+    send(run, store, 12, owner)
+    before = len(hub.log)
+    sent = send(run, store, 16, owner).sent
+    asked = [r.target.split("/bucket/")[-1] for r in hub.log[before:] if r.role == "hub"]
+    assert sent.copied == 1000, "of four parts"
+    objects = [name for name in store.names() if name.startswith(("checkpoint-16", "history"))]
+    assert asked.count("batch") == asked.count("paths-info") == len(objects)
+    assert asked.count("xet-write-token") == len(objects) - 4
+
+
 @pytest.mark.usefixtures("here")
 def test_what_has_not_changed_is_not_sent_again(s3: S3Server, run: RunFolder) -> None:
     store = open_store(f"s3://{BUCKET}/run")
@@ -160,16 +178,22 @@ def crashes(make: Callable[[Any], None], url: str) -> Iterator[int]:
             break
 
 
+@pytest.fixture(params=["file", pytest.param("hf", marks=pytest.mark.long)])
+def url(request: pytest.FixtureRequest) -> str:
+    """Of a store whose operations are counted."""
+    return store_of(request.param, request).url
+
+
 def test_a_crash_at_every_operation(
-    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is there is whole; the good one before stays until its successor is; and whoever comes
     next ends what was begun."""
     monkeypatch.setattr(upload_module, "PART_BYTES", 900)  # of the larger files two parts
     count = 0
-    for number in crashes(lambda store: mirrored_again(run, store), copy_of(run, tmp_path)):
+    for number in crashes(lambda store: mirrored_again(run, store), copy_of(run, url)):
         count += 1
-        store = open_store(url_in(tmp_path))
+        store = open_store(url)
         there = {one.step for one in copied(store.names())}
         assert there & {4, 8}, f"after operation {number} nothing is left"
         back = brought(store, tmp_path / "new")
@@ -182,20 +206,16 @@ def test_a_crash_at_every_operation(
         assert [one.step for one in copied(names)] == [8]
         folders = {name.split("/")[0] for name in names if name.startswith("checkpoint-")}
         assert folders == {"checkpoint-8"}, "what was left behind is gone"
-        copy_of(run, tmp_path)
+        copy_of(run, url)
     assert count > 60, "operations, each before and after it is done"
 
 
-def url_in(tmp_path: Path) -> str:
-    return (tmp_path / "mirror").as_uri() + "/run"
-
-
-def copy_of(run: RunFolder, tmp_path: Path) -> str:
+def copy_of(run: RunFolder, url: str) -> str:
     """A mirror with the first checkpoint alone."""
-    shutil.rmtree(tmp_path / "mirror", ignore_errors=True)
-    store = open_store(url_in(tmp_path))
+    store = open_store(url)
+    store.delete(list(store.names()))
     send(run, store, 4, claim(store, TOKEN))
-    return store.url
+    return url
 
 
 def mirrored_again(run: RunFolder, store: Store) -> None:

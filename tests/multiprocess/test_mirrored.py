@@ -82,8 +82,11 @@ def is_away(run: Path) -> None:
 @pytest.mark.parametrize(
     ("strategy", "processes", "place"),
     cases(
-        [("cpu_zero3", 2, "s3"), ("ddp", 1, "file"), ("cpu_zero2", 2, "file"), ("ddp", 1, "hf")],
-        long=[("ddp", 1, "file"), ("cpu_zero2", 2, "file")],
+        [
+            *[("cpu_zero3", 2, "s3"), ("ddp", 1, "file"), ("cpu_zero2", 2, "file")],
+            *[("ddp", 1, "hf"), ("cpu_zero3", 2, "hf")],
+        ],
+        long=[("ddp", 1, "file"), ("cpu_zero2", 2, "file"), ("cpu_zero3", 2, "hf")],
     ),
     indirect=["place"],
 )
@@ -177,10 +180,12 @@ def test_a_mirror_that_is_away(ranks: Ranks, demo: Path, tmp_path: Path, s3: S3S
     assert "checkpoint-12" in {n.split("/")[2] for n in s3.names("runs/run/checkpoint-")}
 
 
-def test_two_machines_on_one_mirror(ranks: Ranks, demo: Path, tmp_path: Path, s3: S3Server) -> None:
+@pytest.mark.parametrize("place", cases(["s3", "hf"], long=["hf"]), indirect=True)
+def test_two_machines_on_one_mirror(ranks: Ranks, demo: Path, tmp_path: Path, place: Place) -> None:
     """The newest has it; the other ends at its next copy, and leaves nothing there."""
-    how: dict[str, Any] = {"strategy": "ddp", "processes": 1, "env": s3.environment()}
-    fields: dict[str, Any] = {"mirror": f"s3://{BUCKET}/runs", "max_steps": 2000}
+    how: dict[str, Any] = {"strategy": "ddp", "processes": 1, "env": place.environment}
+    how |= {"script": place.program}
+    fields: dict[str, Any] = {"mirror": place.url, "max_steps": 2000}
     first = ranks.start(argv(demo, tmp_path / "one/run", **fields), **how)
     first.wait_for("mirrored checkpoint-4")
     second = ranks.start(argv(demo, tmp_path / "two/run", **fields), **how)
@@ -190,5 +195,6 @@ def test_two_machines_on_one_mirror(ranks: Ranks, demo: Path, tmp_path: Path, s3
     second.wait_for("mirrored checkpoint-")
     second.kill(signal.SIGTERM)
     assert second.wait(60) == [75]
-    owners = {name.split("/")[3].split("-")[0] for name in s3.names("runs/run/checkpoint-")}
+    below = "runs/run/checkpoint-"
+    owners = {n.split("/")[3].split("-")[0] for n in place.names() if n.startswith(below)}
     assert "000002" in owners
