@@ -151,6 +151,29 @@ def test_show_tells_what_it_was_and_the_way_on(tmp_path: Path) -> None:
     assert shown["attempts"][1]["launched"]["recipe"] == other
 
 
+def test_a_recipe_that_is_wrong_is_no_way_on_as_it_is(tmp_path: Path) -> None:
+    writer = begin(tmp_path)
+    writer.record("resume", request="auto", step=None)
+    facts = {"reason": "seed: 0 → 9", "global_step": None, "best_step": None}
+    writer.end({"outcome": "failed", **facts, "exit": 2}, spent={"startup": 3.0})
+    lines = told("show", tmp_path)[1].splitlines()
+    assert "the way on, once that is mended:" in lines
+    (story,) = [line for line in lines if line.startswith("attempt 1: ")]
+    assert story.endswith(", failed (exit status 2), 0 saved")
+
+
+def test_a_run_that_was_adopted_and_not_launched(tmp_path: Path) -> None:
+    commit(identify(tmp_path), 10, attempt=0, origin="a stock Trainer's checkpoint")
+    status, output = told("show", tmp_path)
+    assert status == 0
+    assert output.splitlines()[0] == "RUN: no attempt has begun"
+    assert "attempt 0" not in output
+    assert told("log", tmp_path) == (
+        *(0, "RUN: nothing is written down: there is no events.jsonl\n"),
+    )
+    assert told("goodput", tmp_path) == (0, "RUN: no attempt has begun\n")
+
+
 @pytest.mark.parametrize("instead", ["", "{", '{"attempt": 1}', "[" * 9999])
 def test_what_cannot_be_believed_of_a_launch_is_not_told(tmp_path: Path, instead: str) -> None:
     begin(tmp_path)

@@ -65,7 +65,7 @@ def test_a_run_of_kills(ranks: Ranks, demo: Path, workspace: Path) -> None:
     ended = metrics(run)
     assert (ended["keepstep_up"], ended["keepstep_exit_status"]) == (0, 0)
     assert ended["keepstep_step"] == ended["keepstep_checkpoint_step"] == step + 30
-    assert ended["keepstep_tokens_per_second"] > 0
+    assert "keepstep_tokens_per_second" not in ended  # it has none any more
     assert status_of(run).reached == step + 30
 
     (heard,) = events(run, "heard")
@@ -79,7 +79,7 @@ def test_a_run_of_kills(ranks: Ranks, demo: Path, workspace: Path) -> None:
     told = CliRunner().invoke(app, ["goodput", str(run.path), "--json"])
     assert round(sum(json.loads(told.stdout)["percent"].values()), 6) == 100
     listed = CliRunner().invoke(app, ["ls", str(run.path)]).stdout
-    assert f"goodput: {found.told()}" in listed
+    assert f"  {'goodput:':<14}{found.told()}" in listed
 
     kept = launched_of(run)
     assert [of.hosts for of in kept.values()] == [{socket.gethostname(): n} for n in (2, 1)]

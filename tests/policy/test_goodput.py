@@ -108,6 +108,14 @@ def test_killed_and_nobody_has_launched_it_again() -> None:
     assert in_seconds(nothing) == {"repeated": 38.0, "startup": 10.0, "save": 1.0}
 
 
+def test_killed_before_its_first_step() -> None:
+    """What it had spent when it began is known; from then on nothing is."""
+    found = in_seconds(of([FIRST[0], SECOND[0], *SECOND[2:]], newest=60))
+    assert found["startup"] == 5.0 + 8.0
+    found = in_seconds(of(FIRST[:2], newest=None))
+    assert found == {"startup": 5.0, "unknown": 3.0}
+
+
 def test_an_older_versions_seconds_are_unknown() -> None:
     values = [json.loads(text) for text in LINES if '"heard"' not in text]
     for value in values:

@@ -68,6 +68,11 @@ def test_a_reader_sees_one_or_the_other(tmp_path: Path) -> None:
 
 def test_every_metric_is_on_the_page() -> None:
     reached = Reached(TIME, 1, 1, {"step": 1.0}, dict.fromkeys(FIGURES, 1.0))
-    found = text_string_to_metric_families(metrics_of(reached, "a", "b", "finished", 0))
-    names = {sample.name for family in found for sample in family.samples}
+    texts = metrics_of(reached, "a", "b"), metrics_of(reached, "a", "b", "finished", 0)
+    names = {
+        sample.name
+        for text in texts
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
     assert names == set(re.findall(r"`(keepstep_\w+)`", text_of("docs/sight.md")))

@@ -20,7 +20,8 @@ def goodput(run: RunArgument, as_json: JsonOption = False) -> None:
     """Tell what a run's wall time went into: steps, steps made again, saves, waiting, and so on."""
     folder = run_folder(run)
     with folder.held():
-        found, attempts = goodput_of(folder), len(folder.attempts())
+        found = goodput_of(folder)
+        attempts = sum(1 for attempt in folder.attempts() if attempt.number)  # 0: adopted
     if as_json:
         typer.echo(json.dumps(report(found, attempts).as_dict(), indent=1))
     elif not found.wall:
@@ -35,7 +36,7 @@ def tell_short(folder: RunFolder) -> None:
     """The same in a line, of a run that has begun."""
     found = goodput_of(folder)
     if found.wall:
-        console.tell(f"goodput: {found.told()}")
+        console.tell_named("goodput", found.told())
 
 
 def report(found: Goodput, attempts: int) -> GoodputReport:

@@ -15,7 +15,7 @@ from keepstep.cli.common import JsonOption, RunArgument, app, console, examples,
 from keepstep.cli.rows import JsonObject
 from keepstep.cli.status import RunStatus, in_words, job_of, status_of
 from keepstep.output.printable import first_few
-from keepstep.policy.lineage import Attempt
+from keepstep.policy.lineage import RECIPE, Attempt
 from keepstep.run_folder.launched import Launched, changed, launched_of
 from keepstep.run_folder.progress import goodput_of
 from keepstep.run_folder.reader import RunFolder
@@ -94,7 +94,8 @@ def show(run: RunArgument, as_json: JsonOption = False) -> None:
     for attempt in found.attempts:
         _tell_attempt(attempt)
     if found.way_on is not None:
-        console.tell("the way on:")
+        mended = ", once that is mended" if found.status.exit == RECIPE else ""
+        console.tell(f"the way on{mended}:")
         console.tell(f"  {found.way_on}")
 
 
@@ -103,6 +104,8 @@ def shown(run: RunFolder) -> RunShown:
     status, launched = status_of(run), launched_of(run)
     rows, before = [], None
     for attempt in run.attempts():
+        if not attempt.number:  # what was adopted is of none
+            continue
         now = launched.get(attempt.number)
         other: dict[str, Any] = changed(before.recipe, now.recipe) if before and now else {}
         rows.append(_row(attempt, now, {name: list(pair) for name, pair in other.items()}))
@@ -116,14 +119,14 @@ def shown(run: RunFolder) -> RunShown:
 
 
 def _row(attempt: Attempt, launched: Launched | None, other: dict[str, Any]) -> AttemptShown:
-    last = max((spent.step for spent in attempt.spent), default=None)
+    last = max((spent.step for spent in attempt.spent), default=0) or None
     begun = attempt.request is not None or attempt.commits
     return AttemptShown(
         number=attempt.number,
         began=attempt.began,
         last=attempt.last,
         resumed_from=attempt.resumed_from if begun and attempt.begun_at_known else None,
-        reached=last if attempt.reached is None else attempt.reached,
+        reached=last if attempt.outcome is None else attempt.reached,
         commits=attempt.commits,
         outcome=attempt.outcome,
         exit=attempt.exit,
@@ -182,7 +185,7 @@ def _launch(newest: Mapping[str, Any]) -> dict[str, str]:
     commit = f"commit {code['commit'][:12]}" if "commit" in code else ""
     if code.get("changed", "0") != "0":
         commit += f", and {code['changed']} files that differ from it"
-    named = [f"{host} ({count} processes)" for host, count in hosts.items()]
+    named = [f"{host} ({n} process{'' if n == 1 else 'es'})" for host, n in hosts.items()]
     return {
         "model": newest["model"] or "an object of the script",
         "data": "; ".join(f"{what}: {source}" for what, source in newest["data"].items())
@@ -197,7 +200,7 @@ def _tell_attempt(attempt: AttemptShown) -> None:
     console.tell(f"attempt {attempt.number}: {_story(attempt)}")
     reason = " ".join((attempt.reason or "").split())
     if reason:
-        console.tell(f"  {_cut(reason)}")
+        console.tell(_cut(f"  {reason}", max(40, min(CUT, console.width))))
     for line in _changes(attempt.changed):
         console.tell(f"  {line}")
 
@@ -211,7 +214,7 @@ def _story(attempt: AttemptShown) -> str:
         status = "" if attempt.exit in (None, 0) else f" (exit status {attempt.exit})"
         parts.append(f"{attempt.outcome}{at}{status}")
     else:
-        parts.append(f"no word of its end; last heard of{at or ' before its first step'}")
+        parts.append(f"no word of its end, last heard of{at or ' before its first step'}")
     parts.append(f"{attempt.commits} saved")
     return ", ".join(part for part in parts if part)
 
@@ -221,5 +224,5 @@ def _changes(other: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: {_cut(json.dumps(before))} → {_cut(json.dumps(now))}"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= CUT else f"{text[: CUT - 1]}…"
+def _cut(text: str, at: int = CUT) -> str:
+    return text if len(text) <= at else f"{text[: at - 1]}…"

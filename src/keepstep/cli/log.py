@@ -55,6 +55,8 @@ def log(
     """Tell what has happened to a run, a sentence a line: starts, saves, errors, ends."""
     folder = used_run(run)
     damaged = 0
+    if not follow and not as_json and not folder.events.exists():
+        console.tell(f"{run}: nothing is written down: there is no {folder.events.name}")
     try:
         for lines, lost in _new_lines(folder, follow):
             damaged += lost

@@ -153,7 +153,8 @@ def status_of(run: RunFolder) -> RunStatus:
         pass
     except (OSError, OddFileError) as error:
         faults[run.status.relative_to(run.path).as_posix()] = str(error)
-    state = _state(bool(attempts), told, owner_alive)
+    begun = any(attempt.number for attempt in attempts)  # 0: what was adopted
+    state = _state(begun, told, owner_alive)
     return RunStatus(
         state=state,
         outcome=told.outcome if told else None,

@@ -171,7 +171,9 @@ def _with(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
         attempt = replace(attempt, last=max(attempt.last or "", event["time"]))
     if kind == "attempt":
         job = {name: event[name] for name in JOB if name in event}
-        return replace(attempt, began=event["time"], job=job, up=sum((spent or {}).values()))
+        up = sum((spent or {}).values())
+        told = () if spent is None else (*attempt.spent, Spent(0, spent))
+        return replace(attempt, began=event["time"], job=job, up=up, spent=told)
     if spent is not None:
         step = event.get("global_step" if kind == "end" else "step") or 0
         attempt = replace(attempt, spent=(*attempt.spent, Spent(step, spent)))

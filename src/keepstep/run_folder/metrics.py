@@ -31,6 +31,9 @@ FIGURES: Mapping[str, str] = {
 }
 
 
+AT_WORK = ("steps_per_second", "samples_per_second", "tokens_per_second", "seconds_left")
+
+
 def metrics_of(
     reached: Reached, run: str, run_id: str, outcome: str | None = None, exit_status: int = 0
 ) -> str:
@@ -59,6 +62,8 @@ def metrics_of(
         ),
     ]
     for name, told in FIGURES.items():
+        if outcome is not None and name in AT_WORK:
+            continue
         if isfinite(reached.figures.get(name, float("nan"))):
             lines += _metric(name, "gauge", told, {labels: reached.figures[name]})
     if outcome is not None:
