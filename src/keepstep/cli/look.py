@@ -31,7 +31,7 @@ from keepstep.cli.tables import (
     save_hint,
     save_table,
 )
-from keepstep.cli.watch import again_and_again
+from keepstep.cli.watch import LOOK_SECONDS, STORE_SECONDS, again_and_again
 from keepstep.output.units import human_bytes
 from keepstep.policy.manifest import folder_name, step_of
 from keepstep.run_folder.notes import notes_on
@@ -71,7 +71,12 @@ def list_checkpoints(
     ] = 24.0,
     as_json: JsonOption = False,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Look again every two seconds, until Ctrl-C.")
+        bool,
+        typer.Option(
+            "--watch",
+            "-w",
+            help="Look again every two seconds, at a mirror every half a minute, until Ctrl-C.",
+        ),
     ] = False,
 ) -> None:
     """List the checkpoints of a run: step, metric, size, state, and why each is kept."""
@@ -84,7 +89,7 @@ def list_checkpoints(
             tell_status(Path(run), used_run(Path(run)))
         _list(run, verbose, mtbf_hours, as_json)
 
-    again_and_again(look)
+    again_and_again(look, STORE_SECONDS if on_mirror.is_address(run) else LOOK_SECONDS)
 
 
 def _list(run: str, verbose: bool, mtbf_hours: float, as_json: bool) -> None:

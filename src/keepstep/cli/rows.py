@@ -53,7 +53,8 @@ class CheckpointRow(JsonObject):
         finite: whether its state is, as far as it is known.
         faults: what differs from the manifest by names and sizes; empty: nothing.
         part: whether other machines have parts of it (`node_local`), and this folder one.
-        mirror: where a copy of it is, as far as the log tells; null: nowhere.
+        mirror: where a copy of it is, as far as the log tells; null: nowhere. On a mirror its own
+            address.
         keep: whether retention keeps it.
         reason: why it does, or does not.
         why: what asked for the save: `steps`, `epoch`, `best` (the strategy), `interval`,

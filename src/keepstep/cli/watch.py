@@ -11,17 +11,22 @@ import typer
 from keepstep.cli.common import console
 
 LOOK_SECONDS = 2.0
+STORE_SECONDS = 30.0  # on an object store, where a look costs requests
 
 
-def again_and_again(look: Callable[[], None]) -> None:
-    """Look until somebody interrupts it, on a terminal always at the same place."""
+def again_and_again(look: Callable[[], None], pause: float = LOOK_SECONDS) -> None:
+    """Look until somebody interrupts it, on a terminal always at the same place.
+
+    Args:
+        pause: seconds between two looks.
+    """
     try:
         while True:
             if console.is_terminal:
                 console.clear()
             with contextlib.suppress(typer.Exit):  # what is not as it should be may be so later
                 look()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(pause)
             if not console.is_terminal:
                 console.tell("")
     except KeyboardInterrupt:
