@@ -66,6 +66,16 @@ def test_one_line_without_its_facts_too(kind: str) -> None:
             "step 4: loss of rank 1 is not finite, rows 7, 9",
         ),
         (
+            {
+                "event": "nonfinite",
+                "step": 4,
+                "what": "gradient norm",
+                "ranks": [],
+                "action": "stop",
+            },
+            "step 4: gradient norm is not finite (stop)",
+        ),
+        (
             {"event": "end", "outcome": "failed", "exit": 70, "global_step": 4, "reason": "a\n  b"},
             "the attempt ends at step 4: failed, exit status 70: a b",
         ),

@@ -39,8 +39,9 @@ def test_a_run_says_what_has_happened(tmp_path: Path, hook: Webhook) -> None:
     run = tmp_path / "mine"
     run.mkdir()
     notifier, writer = begin(run)
-    writer.record("save_failed", step=5, reason="No space left")
+    writer.record("save_failed", step=5, reason=f"No space left: {run}/checkpoint-5")
     assert hook.wait_for(1)[0]["event"] == "save_failed"
+    assert hook.got[0]["message"].endswith("not saved: No space left: checkpoint-5")  # no path
     writer.record("training")
     status = {"outcome": "finished", "reason": None, "global_step": 9, "best_step": None}
     writer.end({**status, "exit": 0})

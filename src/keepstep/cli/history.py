@@ -137,6 +137,8 @@ def _row(attempt: Attempt, launched: Launched | None, other: dict[str, Any]) -> 
 
 
 def _why(status: RunStatus) -> str:
+    if status.outcome == "failed" and status.exit == RECIPE:
+        return "it ended with an error, and the same command would again"
     if status.outcome is not None:
         return FOLLOWS[status.outcome]
     return {

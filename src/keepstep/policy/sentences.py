@@ -93,7 +93,7 @@ def _hang(event: Event) -> str:
 
 def _nonfinite(event: Event) -> str:
     ranks = event.get("ranks")
-    of = f" of rank {first_few([str(rank) for rank in ranks])}" if isinstance(ranks, list) else ""
+    of = f" of rank {first_few([str(rank) for rank in ranks])}" if ranks else ""
     told = f"step {event.get('step')}: {event.get('what')}{of} is not finite"
     return told + _rows(event) + _then(event)
 

@@ -140,15 +140,15 @@ class Keeper:
     def record(self, event: str, **facts: Any) -> None:
         """Add one line to events.jsonl. A full disk may cost the line, never the deed."""
         line = {"time": now(), "attempt": self.attempt, "event": event, **facts}
+        told = self._without_paths(json.dumps(line))
         try:
             with self._recording:  # a save's thread, and the main one
-                text = with_check(self._without_paths(json.dumps(line)))
-                self.storage.append_line(self.run.events, text)
+                self.storage.append_line(self.run.events, with_check(told))
         except NotOwnerError:
             raise
         except OSError as error:
             logger.warning("the event %r could not be written down: %s", event, error)
-        self.heard(line)
+        self.heard(json.loads(told))
 
     def _records(self) -> list[Record]:
         """What retention looks at; what this attempt grew from, known even if no line tells it."""
