@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from keepstep.cli.main import app
 from keepstep.policy.manifest import WHOLE_NAME, Manifest
+from keepstep.run_folder.contents import digest_of
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.campaigns import cases
 from tests.helpers.folders import final_digests
@@ -117,10 +120,11 @@ def test_a_machine_is_lost_with_its_disk(
 def test_no_machine_is_lost(
     ranks: Ranks, demo: Path, tmp_path: Path, disks: Path, strategy: str
 ) -> None:
-    """What they have together is gone on from, though the mirror never got it; and the best one is
-    loaded at the end."""
+    """What they have together is gone on from, though the mirror never got it; the best one is
+    loaded at the end; and weights can be made of the shards on the mirror."""
     straight, away = tmp_path / "straight", tmp_path / "away"
     fields: dict[str, Any] = {"max_steps": 16, "load_best_model_at_end": True}
+    fields |= {"save_weights": "never"} if strategy == "cpu_zero3" else {}
     ranks.run(argv(demo, straight, **fields), strategy=strategy)
     mirror = {"mirror": away.as_uri(), "node_local": True, "mirror_min_seconds": 3600}
     command = argv(demo, disks / "here/run", **fields, **mirror)
@@ -134,6 +138,11 @@ def test_no_machine_is_lost(
     found = re.search(r"carrying on from checkpoint-(\d+)", again.output)
     assert found
     assert int(found[1]) >= 8
+    made = [tmp_path / "made-here", tmp_path / "made-there"]
+    for place, folder in zip([str(straight), f"{away.as_uri()}/run"], made, strict=True):
+        done = CliRunner().invoke(app, ["export", f"{place}/checkpoint-16", "--to", str(folder)])
+        assert done.exit_code == 0, done.output
+    assert digest_of(made[0] / "model.safetensors") == digest_of(made[1] / "model.safetensors")
     assert whole_digests(disks / "0/run", 16, strategy) == {
         name: digest
         for name, digest in final_digests(straight, 16).items()

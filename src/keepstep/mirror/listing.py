@@ -8,7 +8,7 @@ from pathlib import Path
 from keepstep.mirror.owners import there
 from keepstep.mirror.store import Entry, Store
 from keepstep.policy.manifest import MANIFEST_NAME, Manifest, ManifestError, finite_metrics
-from keepstep.policy.mirror import RECEIPT, Copied, Part, evaluations_of, read_receipt
+from keepstep.policy.mirror import RECEIPT, Copied, Part, distinct, evaluations_of, read_receipt
 from keepstep.policy.strict import TextError
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.evaluations import evaluations_in
@@ -61,7 +61,7 @@ def receipts_of(store: Store, folder: str, names: Iterable[str]) -> list[Part]:
     """
     prefix = f"{folder}/"
     own = sorted(n for n in names if n.startswith(prefix) and RECEIPT.fullmatch(n[len(prefix) :]))
-    return [part for name in own for part in read_receipt(store.get(name))]
+    return distinct(part for name in own for part in read_receipt(store.get(name)))
 
 
 def later_metrics(

@@ -7,13 +7,14 @@ store that fails for hours costs a few lines, and is caught up with.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from time import monotonic as now
 from typing import Any
 
 from keepstep.mirror.owners import Owner
 from keepstep.output.units import human_bytes, human_duration
+from keepstep.policy.manifest import Manifest
 from keepstep.policy.mirror_pace import Pace, is_due
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.background import BackgroundJob
@@ -23,6 +24,21 @@ from keepstep.run_folder.storage import NO_LINK, Storage
 
 logger = logging.getLogger(__name__)
 NOT_TRIED = {"error": "not tried"}
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several machines sends.
+
+    Attributes:
+        node: the machine's number; the first one writes manifests.
+        nodes: how many machines send.
+        files: of a checkpoint, by its manifest here.
+    """
+
+    node: int = 0
+    nodes: int = 1
+    files: Callable[[Manifest], Sequence[str]] = lambda manifest: list(manifest.files)
 
 
 class Mirroring:
@@ -44,8 +60,7 @@ class Mirroring:
         pause: float,
         timeout: float,
         rate: float,
-        node: int = 0,
-        nodes: int = 1,
+        share: Share | None = None,
         every: int = 1,
     ) -> None:
         """
@@ -56,8 +71,7 @@ class Mirroring:
             pause: seconds from the beginning of a copy to the next one's, at least.
             timeout: seconds that a copy may take.
             rate: bytes a second at most; 0: as fast as it goes.
-            node: this machine's number, where each uploads its part of a checkpoint.
-            nodes: how many machines do.
+            share: this machine's part of each checkpoint; None: all of it.
             every: of so many saves one is copied; the best and the last always.
         """
         self.run, self.url, self.owner = run, url, owner
@@ -67,7 +81,7 @@ class Mirroring:
         self._policy, self._storage = policy, storage
         self._pace, self._every = Pace(pause), every
         self._timeout, self._rate = timeout, rate
-        self._node, self._nodes = node, nodes
+        self._share = share or Share()
         self._job: BackgroundJob | None = None
         self._step = -1  # that is under way
         self._began = float("-inf")
@@ -202,7 +216,7 @@ class Mirroring:
         try:
             # Its manifest as it was committed: what is measured later is an object of its own.
             as_committed = replace(checkpoint, evaluated={})
-            freeze(as_committed, frozen, self._storage, list(checkpoint.manifest.files))
+            freeze(as_committed, frozen, self._storage, self._share.files(checkpoint.manifest))
         except FileNotFoundError:
             return  # it was pruned this very moment: a newer one has come
         except OSError as error:
@@ -220,8 +234,8 @@ class Mirroring:
             "policy": asdict(self._policy),
             "pinned": sorted(self.run.pinned()),
             "rate": self._rate,
-            "node": self._node,
-            "nodes": self._nodes,
+            "node": self._share.node,
+            "nodes": self._share.nodes,
         }
         told: Any = {"who": "the mirror", "what": "the copy", "log": self.run.mirroring / "log"}
         self._job = BackgroundJob("keepstep.mirror.job", job, timeout, **told)

@@ -14,7 +14,15 @@ from keepstep.mirror.reading import in_order
 from keepstep.mirror.store import Entry, Store, StoreError
 from keepstep.policy.completeness import differences
 from keepstep.policy.manifest import LONGEST_MANIFEST, MANIFEST_NAME, folder_name
-from keepstep.policy.mirror import FOLDER, RECEIPT, Copied, Part, evaluations_of, read_receipt
+from keepstep.policy.mirror import (
+    FOLDER,
+    RECEIPT,
+    Copied,
+    Part,
+    distinct,
+    evaluations_of,
+    read_receipt,
+)
 from keepstep.policy.mirrored import RETENTION, history_in, listed_sizes, read_retention
 from keepstep.policy.retention import Policy
 from keepstep.policy.selection import UnreadableError
@@ -61,7 +69,7 @@ class MirroredRun(RunFolder):
         """
         folder = self.there[step].folder
         told = [text for name, text in self._texts.items() if _is_receipt(name, folder)]
-        parts = [part for text in told for part in read_receipt(text)]
+        parts = distinct(part for text in told for part in read_receipt(text))
         listed = self.checkpoint_at(step).manifest.files
         for part in parts:
             if part.file not in listed:

@@ -170,6 +170,11 @@ def next_evaluations(folder: str, known: Sequence[str]) -> str:
     return f"{folder}/evaluations-{int(match[1]) + 1 if match else 1:06d}.json"
 
 
+def distinct(parts: Iterable[Part]) -> list[Part]:
+    """Each object once: two machines may have sent the same file of a checkpoint."""
+    return list({part.name: part for part in parts}.values())
+
+
 def what_is_missing(manifest: Manifest, parts: Iterable[Part]) -> list[str]:
     """Files of a checkpoint that these objects are not: its uploads are not all done."""
     reached = dict.fromkeys(manifest.files, 0)

@@ -17,7 +17,7 @@ from keepstep.policy.completeness import has_weights
 from keepstep.policy.drift import drift
 from keepstep.policy.lineage import Finish, last_finish, newest_hang
 from keepstep.policy.manifest import ManifestError
-from keepstep.policy.retention import Policy
+from keepstep.policy.retention import Decision, Policy
 from keepstep.policy.rewind import decided_since
 from keepstep.policy.selection import Choice, SelectionError, UnreadableError
 from keepstep.policy.standstill import Bound
@@ -45,6 +45,8 @@ from keepstep.save.resume_checks import (
 )
 from keepstep.save.saver import Mode, Saver
 
+LOST = "a machine that had a part of it is not there, nor is a copy"
+
 
 class Elsewhere(Protocol):
     """Where checkpoints lie beside the run folder: a mirror."""
@@ -60,8 +62,9 @@ class Elsewhere(Protocol):
         """
 
     @property
-    def steps(self) -> Collection[int]:
-        """Of the checkpoints that were there at the start. Ranks: the main process."""
+    def steps(self) -> Collection[int] | None:
+        """Of the checkpoints that were there at the start; None: that is not known. Ranks: the main
+        process."""
 
     def complete(self, chosen: Checkpoint, wanted: set[str], writer: RunWriter) -> None:
         """Have these files of a checkpoint in a machine's folder. Ranks: the first of each
@@ -224,6 +227,10 @@ class CheckpointManager:
         self.saver.before = self.chosen.manifest if self.chosen else None
         if chosen is not None and resume.verify != "off":
             self.saver.on_main("pruning", lambda writer: writer.prune_after_verifying(chosen))
+        if chosen is not None and self._together is not None:
+            self.saver.on_main(
+                "pruning parts", lambda writer: self._discard_lost(writer, chosen.step)
+            )
         return chosen, choice
 
     def complete(self, chosen: Checkpoint | None) -> None:
@@ -417,13 +424,24 @@ class CheckpointManager:
         if takeable is None:
             return {}
         lost = [s for s in self.writer.steps() if s not in takeable and s > (choice.step or 0)]
-        return dict.fromkeys(lost, "a machine that had a part of it is not there, nor is a copy")
+        return dict.fromkeys(lost, LOST)
+
+    def _discard_lost(self, writer: RunWriter, chosen: int) -> None:
+        """Main process: parts of older checkpoints that are whole nowhere any more go; one could be
+        the best, and never be had. (Newer ones are of a branch that was left.)"""
+        takeable = self._takeable()
+        if takeable is None or self._elsewhere is None or self._elsewhere.steps is None:
+            return  # nobody knows where they are
+        parts = [c.step for c in self.run.checkpoints() if c.manifest.is_part]
+        lost = [step for step in parts if step < chosen and step not in takeable]
+        writer.discard_all([Decision(step, False, LOST) for step in lost])
 
     def _takeable(self) -> Collection[int] | None:
         """The steps that can be had on all machines; None: they see one folder."""
         if self._together is None:
             return None
-        return {*self._together, *(self._elsewhere.steps if self._elsewhere else ())}
+        elsewhere = self._elsewhere.steps if self._elsewhere else None
+        return {*self._together, *(elsewhere or ())}
 
     def _start_of(self, chosen: Checkpoint | None, weights_only: bool) -> int | None:
         """The attempt that wrote what is gone on from; None: it is no state of this run."""

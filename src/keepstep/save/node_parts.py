@@ -127,6 +127,14 @@ class NodeParts:
         here = self.nodes.here
         return {n for n, entry in manifest.files.items() if self.nodes.of(entry.rank) == here}
 
+    def to_send(self, manifest: Manifest, attempt: int) -> list[str]:
+        """Those that this machine sends to a mirror: of a checkpoint of this attempt what it has
+        written, not what it was given since."""
+        if manifest.attempt != attempt:
+            return list(manifest.files)
+        written = self.written_here(manifest) | {WHOLE_NAME}
+        return [name for name in manifest.files if name in written]
+
     def loaded_here(self, manifest: Manifest) -> set[str]:
         """Those that they will load, as many as there are now."""
         world_size, here = collectives.world_size(), self.nodes.here

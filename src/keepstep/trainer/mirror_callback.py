@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from keepstep.mirror import download, owners
 from keepstep.mirror.best import bring_best
-from keepstep.mirror.mirroring import Mirroring
+from keepstep.mirror.mirroring import Mirroring, Share
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.stores import open_store
 from keepstep.output.units import human_bytes
@@ -46,7 +46,7 @@ class Mirrored(TrainerCallback):
 
     def __init__(self, recipe: Recipe) -> None:
         self.nodes: Nodes | None = None
-        self._steps: frozenset[int] = frozenset()
+        self._steps: frozenset[int] | None = None
         self._args = recipe.training
         self._url = self._args.mirror_url
         self._owner: owners.Owner | None = None
@@ -113,8 +113,9 @@ class Mirrored(TrainerCallback):
             say(f"mirror: {checkpoint.path.name}{what} brought from {self._url}: {size}")
 
     @property
-    def steps(self) -> frozenset[int]:
-        """Of the checkpoints that were there at the start. Ranks: the main process."""
+    def steps(self) -> frozenset[int] | None:
+        """Of the checkpoints that were there at the start; None: that is not known. Ranks: the main
+        process."""
         return self._steps
 
     def complete(self, chosen: Checkpoint, wanted: set[str], writer: RunWriter) -> None:
@@ -140,7 +141,7 @@ class Mirrored(TrainerCallback):
         if self.nodes is not None:
             self._owner = collectives.on_main("looking up the mirror's owner", lambda: self._owner)
         if collectives.is_main() or (self.nodes is not None and self.nodes.acts):
-            args, nodes = self._args, self.nodes
+            args = self._args
             self._mirroring = Mirroring(
                 trainer.manager.run,
                 self._url,
@@ -150,10 +151,16 @@ class Mirrored(TrainerCallback):
                 pause=args.mirror_min_seconds,
                 timeout=args.mirror_timeout_seconds,
                 rate=args.mirror_rate,
-                node=nodes.here if nodes else 0,
-                nodes=len(nodes) if nodes else 1,
+                share=self._share(trainer.manager),
                 every=args.mirror_every,
             )
+
+    def _share(self, manager: CheckpointManager) -> Share | None:
+        """What this machine sends; None: everything."""
+        nodes, parts = self.nodes, manager.saver.parts
+        if nodes is None or parts is None:
+            return None
+        return Share(nodes.here, len(nodes), lambda m: parts.to_send(m, manager.attempt))
 
     def on_checkpoint_committed(
         self, args: Any, state: Any, control: Any, *, checkpoint: Checkpoint, **kwargs: Any

@@ -56,6 +56,7 @@ class Contents:
         self.engine_writer: SnapshotCheckpointEngine | None = None
         self.gathering: Part | None = None
         self._weights: WeightsFile | None = None
+        self._gathers = False
         self._companions: dict[str, bytes] | None = None
 
     @property
@@ -105,10 +106,10 @@ class Contents:
     def _write_weights(self, part: Part, folder: str) -> None:
         """In Hugging Face layout: every rank its slices. Ranks: all (collective)."""
         assert self._companions is not None
-        weights = self._weights
-        if weights is not None and self.trainer.stores_weights():
+        weights, wanted = self._weights, self.trainer.stores_weights()
+        if weights is not None and wanted and not self._gathers:
             part.attempt(lambda: weights.store(part, self._pieces(weights)))
-        elif weights is None and not isinstance(part, Rehearsal) and self.trainer.stores_weights():
+        elif self._gathers and wanted and not isinstance(part, Rehearsal):
             self.gathering = part
             try:
                 self.trainer.save_model(folder, _internal_call=True)  # gathers, then _save
@@ -159,11 +160,11 @@ class Contents:
 
         companions, probe = collectives.on_main("asking for the weights", look)
         reason = None
+        if self._is_apart and self.engine is not None and is_stage3(self.engine):
+            self._gather("node_local: no machine's disk has a part of every rank")
         try:
             if isinstance(probe, LayoutError):
                 raise probe
-            if self._is_apart and self.engine is not None and is_stage3(self.engine):
-                raise LayoutError("node_local: no machine's disk has a part of every rank")
             self._weights = WeightsFile(self.trainer.model, probe)
             self._pieces(self._weights)
         except LayoutError as error:
@@ -172,16 +173,20 @@ class Contents:
         self._companions = companions
         if reasons:
             self._weights = None
-            if self.engine is not None:  # whatever the config says: it is the one way to store them
-                self.engine._config.zero_config.gather_16bit_weights_on_model_save = True
-            if collectives.is_main():
-                first = reasons[min(reasons)]
-                logger.warning("every save gathers the weights on one rank: %s", first)
+            self._gather(reasons[min(reasons)])
             return
         assert self._weights is not None
         self._companions |= self._weights.companions
         if self.engine is not None:
             self._companions[LAYOUT_FILE] = layout_of(self._weights.entries, self._weights.names)
+
+    def _gather(self, why: str) -> None:
+        """Have saves gather the weights on one rank. Ranks: all."""
+        self._gathers = True
+        if self.engine is not None:  # whatever the config says: it is the one way to store them
+            self.engine._config.zero_config.gather_16bit_weights_on_model_save = True
+        if collectives.is_main():
+            logger.warning("every save gathers the weights on one rank: %s", why)
 
     def _keep_generation_config(self) -> None:
         """Have generation_config.json stored as it came, whatever transformers thinks of it.
@@ -205,7 +210,7 @@ class Contents:
     def _pieces(self, weights: WeightsFile) -> list[Piece]:
         world_size = self.trainer.args.world_size
         # Each machine's own disk: all of it from the main process, which has it in 16 bits.
-        engine = None if self._is_apart else self.engine
+        engine = None if self._is_apart and not self._gathers else self.engine
         return weights.pieces(self.trainer.model, engine, collectives.rank(), world_size)
 
     @property
