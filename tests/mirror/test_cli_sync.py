@@ -21,7 +21,9 @@ from keepstep.mirror.job import do
 from keepstep.mirror.listing import checkpoints_on
 from keepstep.mirror.owners import DeposedError, claim
 from keepstep.mirror.store import Store
+from keepstep.mirror.stores import open_store
 from keepstep.mirror.sync import Sync
+from keepstep.mirror.view import seen
 from keepstep.policy.manifest import MANIFEST_NAME, WHOLE_NAME
 from keepstep.policy.mirrored import RETENTION, history_in, read_retention, what_to_send
 from keepstep.policy.retention import Policy, Record
@@ -34,6 +36,7 @@ from keepstep.run_folder.storage import Storage
 from tests.helpers.folders import STATE, commit, identify
 from tests.helpers.ranks import ROOT
 from tests.mirror.server import BUCKET, S3Server
+from tests.mirror.test_copies import crashes
 
 TOKEN = "0123456789ab"
 POLICY = {"limit": 2, "ranking": "metric", "metric": "eval_loss"}
@@ -194,7 +197,7 @@ def test_who_comes_in_between_keeps_the_run(four: RunFolder, store: Store) -> No
     work = Sync(four, store)
     claim(store, "ffffffffffff")
     with pytest.raises(DeposedError, match="another machine has just taken the run"):
-        list(work.send(lambda checkpoint: _nothing()))
+        list(work.send(lambda checkpoint: _Nothing()))
     assert steps(store) == [4]
     work = Sync(four, store)
 
@@ -210,7 +213,7 @@ def test_who_comes_in_between_keeps_the_run(four: RunFolder, store: Store) -> No
     assert steps(store) == [4]
 
 
-class _nothing:
+class _Nothing:
     def __enter__(self) -> None:
         pass
 
@@ -300,3 +303,41 @@ def test_nobody_waits_for_a_store_that_hangs(four: RunFolder, s3: S3Server, meth
             child.kill()
     s3.clear_faults()
     assert not [name for name in s3.names("x") if name.endswith("/manifest.json")]
+
+
+@pytest.mark.long  # as the sweep of test_copies, of which the default suite has one
+def test_a_crash_at_every_operation(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there stays whole, what was there is not lost, and the next one ends what was
+    begun."""
+    monkeypatch.setattr("keepstep.mirror.upload.AT_ONCE", 1)  # in one order
+    ended(run)
+    place = tmp_path / "mirror"
+    before = open_store(f"{place.as_uri()}/run")
+    mirrored(run, before, 4, limit=1)
+    found = run.checkpoint(4)
+    add_evaluation(Storage(), found.path, found.manifest, {"eval_law_loss": 0.25}, {})
+    shutil.copytree(place, tmp_path / "as it was")
+
+    def again(store: Any) -> None:
+        work = Sync(run, store)
+        work.send_metrics()
+        list(work.send(lambda checkpoint: _Nothing()))
+
+    count = 0
+    for _ in crashes(again, before.url):
+        count += 1
+        run.events.write_text("")
+        store = open_store(before.url)
+        there = checkpoints_on(store, store.names())[0]
+        assert there.keys() & {4, 8}
+        with seen(store) as view:
+            assert [view.faults(c, deep=True) for c in view.checkpoints()] == [[] for _ in there]
+        if sync(run, store).exit_code:
+            pytest.fail("what was begun cannot be ended")
+        assert steps(store) == [8]
+        assert {n.split("/")[0] for n in store.names() if n[0] == "c"} == {"checkpoint-8"}
+        shutil.rmtree(place)
+        shutil.copytree(tmp_path / "as it was", place)
+    assert count > 40

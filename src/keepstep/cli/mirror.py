@@ -115,13 +115,16 @@ def sync(
                 console.tell(f"{folder_name(step)}: its newer metrics are on the mirror now")
             for step in work.parts:
                 console.tell(f"{folder_name(step)}: not sent: {PART}")
-            if work.lacking or work.superfluous:
-                _may_send(folder, work, store.url, take_over)
+            refused = _why_not(folder, work, store.url, take_over)
+            owed = bool(work.lacking or work.superfluous)
+            if owed and refused:
+                fail(*refused, status=1)
+            if owed or (work.leftovers and not refused):
                 _send(work)
-            elif not work.parts:
-                console.tell(f"{store.url} is up to date")
             if work.parts:
                 raise typer.Exit(1)
+            if not owed:
+                console.tell(f"{store.url} is up to date")
     except DeposedError as error:
         fail(str(error), status=1)
     except StoreError as error:
@@ -148,22 +151,24 @@ def _mirror_of(folder: RunFolder, mirror: str | None) -> Interruptible:
     return Interruptible(open_store(own))
 
 
-def _may_send(folder: RunFolder, work: Sync, url: str, take_over: bool) -> None:
-    """Only the owner writes checkpoints; who is at work is not deposed without a word."""
-    state, lines = status_of(folder).state, []
+def _why_not(folder: RunFolder, work: Sync, url: str, take_over: bool) -> list[str]:
+    """Why no checkpoint may be sent, in lines: only the owner writes them, and who is at work is
+    not deposed without a word."""
+    state = status_of(folder).state
     if work.is_this_folders and state == "running":
         told = f"{folder.path} is at work, and copies its checkpoints itself"
-        fail(told, f"    Hint: keepstep save-now {folder.path}", status=1)
-    if take_over:
-        return
-    if work.is_this_folders and state == "unknown":
-        lines = [f"{folder.path} may be at work on another machine, which copies its checkpoints"]
+        return [told, f"    Hint: keepstep save-now {folder.path}"]
     if work.is_another_machines:
-        lines = [f"{url}: the run was last carried on by another machine (owner {work.owner[0]})"]
-    if lines:
-        names = ", ".join(c.path.name for c in work.lacking)
-        lines += [f"    Not sent: {names}"] if names else []
-        fail(*lines, "    Hint: if it is not at work any more, --take_over", status=1)
+        told = f"{url}: the run was last carried on by another machine (owner {work.owner[0]})"
+    elif work.is_this_folders and state == "unknown":
+        told = f"{folder.path} may be at work on another machine, which copies its checkpoints"
+    else:
+        return []
+    if take_over:
+        return []
+    names = ", ".join(checkpoint.path.name for checkpoint in work.lacking) or "nothing is lacking"
+    hint = "    Hint: if it is not at work any more, --take_over"
+    return [told, f"    Not sent: {names}", hint]
 
 
 def _send(work: Sync) -> None:

@@ -17,10 +17,11 @@ from keepstep.mirror.download import check_run, history_of
 from keepstep.mirror.evaluations import send_evaluations
 from keepstep.mirror.listing import checkpoints_on
 from keepstep.mirror.owners import DeposedError, Owner, claim_as
+from keepstep.mirror.owners import there as counted
 from keepstep.mirror.pruning import prune
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.upload import Upload
-from keepstep.policy.mirror import newest_owner, owner_name
+from keepstep.policy.mirror import left_behind, newest_owner, owner_name
 from keepstep.policy.mirrored import (
     RETENTION,
     history_in,
@@ -49,6 +50,7 @@ class Sync:
         lacking: what the mirror's retention keeps and the mirror lacks, the newest first.
         parts: steps of those of which this machine has a part alone (`node_local`).
         superfluous: steps of what it keeps no more.
+        leftovers: whether uploads that never ended, and removals, have left objects there.
     """
 
     def __init__(self, run: RunFolder, store: Store) -> None:
@@ -73,6 +75,7 @@ class Sync:
         self.lacking = [here[step] for step in steps if step not in in_part]
         number = newest_owner(names)
         self.owner = number, self._token(number)
+        self.leftovers = bool(left_behind(names, number, counted(store, names)))
 
     @property
     def is_another_machines(self) -> bool:
