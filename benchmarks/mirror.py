@@ -142,7 +142,7 @@ def uploaded(run: Path, url: str) -> Iterator[tuple[str, float]]:
     plain, ours = open_store(f"{url}/plain"), open_store(f"{url}/keepstep")
     began = time.perf_counter()
     for name in newest.manifest.files:
-        obstore.put(plain._store, name, newest.path / name)
+        obstore.put(plain._writes, name, newest.path / name)
     yield "plain", size / (time.perf_counter() - began)
     began = time.perf_counter()
     Upload(ours, claim(ours, "0123456789ab"), newest).run({})

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Kind = Literal[
-    "status", "reset", "hang", "delay", "throttle", "apply_then_status", "apply_then_reset"
+    *("status", "reset", "hang", "delay", "throttle", "apply_then_status", "apply_then_reset"),
+    *("stall", "cut", "damage", "no digest", "stale"),
 ]
 Role = Literal["hub", "storage"]
 
@@ -24,6 +25,12 @@ class Fault:
         delay: waits `seconds`, or until `end`, then goes on as usual.
         throttle: reads the body at `rate` bytes a second.
         apply_then_status, apply_then_reset: do what was asked, and then say that it failed.
+
+    Of the S3 server alone:
+        stall, cut: half of what was asked for, and then nothing; or the connection ends.
+        damage: one bit of what is read, or of what is stored, is another.
+        no digest: the object's tag is none, as where the store has encrypted it.
+        stale: a listing as it was when the same was last asked.
     """
 
     do: Kind

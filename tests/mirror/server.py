@@ -7,11 +7,13 @@ What it is not: nothing of it is on a disk, permissions are not looked at, and i
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import re
 import socket
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,7 +25,6 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from tests.hub.faults import Fault, Faults
 
 BUCKET = "bucket"
-SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Slow.</Message></Error>"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Request:
 
     method: str
     name: str  # of the object, or what is asked of the bucket
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # as WSGI names them
+
+    @property
+    def authorization(self) -> str:
+        return self.headers.get("HTTP_AUTHORIZATION", "")
 
 
 class Quiet(WSGIRequestHandler):
@@ -55,6 +61,7 @@ class S3Server:
         logging.getLogger("moto").setLevel(logging.ERROR)
         self.log: list[Request] = []
         self._faults = Faults()
+        self._listings: dict[str, tuple[str, list[tuple[str, str]], bytes]] = {}
         self._stopping = threading.Event()
         self._app: Any = DomainDispatcherApplication(create_backend_app)
         self._server = ThreadedWSGIServer("127.0.0.1", 0, self._answer, handler=Quiet)
@@ -110,22 +117,95 @@ class S3Server:
         method = environ["REQUEST_METHOD"]
         name = unquote(environ["PATH_INFO"]).removeprefix(f"/{BUCKET}").lstrip("/")
         target = f"{name}?{environ['QUERY_STRING']}" if environ["QUERY_STRING"] else name
-        self.log.append(Request(method, target))
+        headers = {name: text for name, text in environ.items() if name.startswith("HTTP_")}
+        self.log.append(Request(method, target, headers))
+        if length := int(environ.get("CONTENT_LENGTH") or 0):
+            environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(length))
         fault = self._faults.take(method, target, "storage")
-        if fault is None:
-            return self._app(environ, start)  # type: ignore[no-any-return]
-        connection: socket.socket = environ["werkzeug.socket"]
-        if fault.do == "delay":
-            fault.ended.wait(fault.seconds)
-            return self._app(environ, start)  # type: ignore[no-any-return]
-        if fault.do == "hang":
+        do = None if fault is None else fault.do
+        if fault is not None and do in ("status", "apply_then_status"):
+            if do == "apply_then_status":
+                self._apply(environ)
+            return refuse(start, fault)
+        if do in ("reset", "apply_then_reset"):
+            if do == "apply_then_reset":
+                self._apply(environ)
+            leave(environ["werkzeug.socket"], reset=True)
+        if do == "hang":
             self._stopping.wait()
-        if fault.do.startswith("apply_then"):
-            list(self._app(environ, lambda *_, **__: lambda _: None))
-        if fault.do in ("status", "apply_then_status"):
-            start(f"{fault.status} Injected", [("Content-Length", str(len(SLOW_DOWN)))])
-            return [SLOW_DOWN]
-        with contextlib.suppress(OSError):  # reset
+        if fault is not None and do == "delay":
+            fault.ended.wait(fault.seconds)
+        if do == "damage" and method == "PUT":
+            damage_body(environ)
+        status, headers, body = self._apply(environ)
+        if do == "damage" and method == "GET":
+            body = flip(body)
+        if do in ("stall", "cut"):
+            self._half(environ["werkzeug.socket"], status, headers, body, do)
+        if do == "no digest":
+            headers = [(n, '"encrypted"' if n.lower() == "etag" else v) for n, v in headers]
+        if method == "GET" and "list-type" in target:
+            before = self._listings.get(target, (status, headers, body))
+            if do == "stale":
+                status, headers, body = before
+            else:
+                self._listings[target] = (status, headers, body)
+            if do == "no digest":
+                body = re.sub(rb"(<ETag>)[^<]*", rb"\1&quot;encrypted&quot;", body)
+                headers = [(n, v) for n, v in headers if n.lower() != "content-length"]
+                headers.append(("Content-Length", str(len(body))))
+        start(status, headers)
+        return [body]
+
+    def _apply(self, environ: dict[str, Any]) -> tuple[str, list[tuple[str, str]], bytes]:
+        """Do what is asked."""
+        told: list[Any] = []
+        body = b"".join(
+            self._app(environ, lambda status, headers, _=None: told.extend((status, headers)))
+        )
+        return told[0], told[1], body
+
+    def _half(
+        self,
+        connection: socket.socket,
+        status: str,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        do: str,
+    ) -> None:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        head = f"HTTP/1.1 {status}\r\n{lines}\r\n".encode()
+        with contextlib.suppress(OSError):
+            connection.sendall(head + body[: len(body) // 2])
+        if do == "stall":
+            self._stopping.wait()
+        leave(connection, reset=False)
+
+
+def refuse(start: Any, fault: Fault) -> Iterable[bytes]:
+    """The answer of a fault: its `message` is S3's code."""
+    code = "SlowDown" if fault.message == "injected" else fault.message
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>No.</Message></Error>".encode()
+    start(f"{fault.status} Injected", [("Content-Length", str(len(body)))])
+    return [body]
+
+
+def leave(connection: socket.socket, reset: bool) -> None:
+    """End a connection without another word."""
+    with contextlib.suppress(OSError):
+        if reset:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            connection.shutdown(socket.SHUT_RDWR)
-        raise ConnectionResetError
+        connection.shutdown(socket.SHUT_RDWR)
+    raise ConnectionResetError
+
+
+def flip(content: bytes) -> bytes:
+    """One bit is another."""
+    return content[:-1] + bytes([content[-1] ^ 1]) if content else content
+
+
+def damage_body(environ: dict[str, Any]) -> None:
+    """What is stored is not what was sent, and the server does not notice."""
+    environ["wsgi.input"] = io.BytesIO(flip(environ["wsgi.input"].read()))
+    for name in [name for name in environ if "CHECKSUM" in name or name == "HTTP_CONTENT_MD5"]:
+        del environ[name]

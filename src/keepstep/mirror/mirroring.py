@@ -286,6 +286,6 @@ def copied_line(news: dict[str, Any], failures: int, after: float | None) -> str
 
 def failed_line(news: dict[str, Any], failures: int, again: float) -> str:
     """For people: why a checkpoint is not there, and when the next copy begins."""
-    row = f" (failed {failures} times in a row)" if failures > 1 else ""
-    told = f"Not mirrored: checkpoint-{news['step']}: {news['error']}{row}"
+    row = f" ({failures} times in a row)" if failures > 1 else ""
+    told = f"Not mirrored{row}: checkpoint-{news['step']}: {news['error']}"
     return f"{told}\n    Tried again in {human_duration(again)}; training goes on."

@@ -21,14 +21,17 @@ from obstore import exceptions
 from obstore.store import LocalStore, from_url
 from xxhash import xxh3_128_hexdigest
 
+from keepstep.mirror import credentials
+from keepstep.mirror.answers import NO_BUCKET, read_answer
 from keepstep.mirror.store import Entry, Store, StoreError
 
 # Tries of one request, and for how long: beyond that the next checkpoint catches up.
 RETRIES: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=120)}
-TIMEOUTS: Any = {"connect_timeout": "20s", "timeout": "300s"}
+# A connection that says nothing for so long is dead: the store does not wait to tell what it has.
+# (While it is written to, it says nothing; on a slow network, for minutes.)
+READS: Any = {"connect_timeout": "20s", "read_timeout": "60s", "timeout": "600s"}
+WRITES: Any = {"connect_timeout": "20s", "timeout": "600s"}
 MD5 = re.compile(r'"([0-9a-f]{32})"')  # what S3 answers for an object that was put at once
-STATUS = re.compile(r"status code: (\d{3}) ([A-Za-z ]*[A-Za-z])")
-NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound")
 # Tried again these are the same.
 FATAL = (
     *(exceptions.PermissionDeniedError, exceptions.UnauthenticatedError),
@@ -47,39 +50,43 @@ class ObjectStore(Store):
         Raises:
             StoreError: it cannot be opened.
         """
-        self.url, scheme = url.rstrip("/"), urlsplit(url).scheme
-        self._local = Path(unquote(urlsplit(url).path)) if scheme == "file" else None
+        self.url, self._scheme = url.rstrip("/"), urlsplit(url).scheme
+        self._local = Path(unquote(urlsplit(url).path)) if self._scheme == "file" else None
         with self._told("opening it"):
             if self._local is not None:
-                self._store: Any = LocalStore(prefix=self._local, mkdir=True)
+                self._reads: Any = LocalStore(prefix=self._local, mkdir=True)
+                self._writes: Any = self._reads
             else:
-                config: Any = {"checksum_algorithm": "sha256"} if scheme == "s3" else None
-                self._store = from_url(
-                    self.url,
-                    config=config,
-                    client_options=TIMEOUTS | {"allow_http": _plain_http()},
-                    retry_config=RETRIES,
-                )
+                self._reads, self._writes = self._client(READS), self._client(WRITES)
+
+    def _client(self, timeouts: Any) -> Any:
+        more: Any = {}
+        if self._scheme == "s3":
+            more = {"config": {"checksum_algorithm": "sha256"}}
+            if (provider := credentials.of_a_profile()) is not None:
+                more["credential_provider"] = provider
+        options = timeouts | {"allow_http": _plain_http()}
+        return from_url(self.url, client_options=options, retry_config=RETRIES, **more)
 
     def names(self, below: str = "") -> dict[str, Entry]:
         with self._told(f"listing {below or 'it'}"):
-            found = [entry for page in obstore.list(self._store, below or None) for entry in page]
+            found = [entry for page in obstore.list(self._reads, below or None) for entry in page]
         return {unquote(e["path"]): Entry(e["size"], e["e_tag"] or "") for e in found}
 
     def get(self, name: str) -> bytes:
         with self._told(f"reading {name}"):
-            return bytes(obstore.get(self._store, name).bytes())
+            return bytes(obstore.get(self._reads, name).bytes())
 
     def put(self, name: str, content: bytes) -> None:
         with self._told(f"writing {name}"):
-            put = obstore.put(self._store, name, content, use_multipart=False)
+            put = obstore.put(self._writes, name, content, use_multipart=False)
             self._sync(name)
         self._check(name, content, put["e_tag"] or "")
 
     def create(self, name: str, content: bytes) -> bool:
         try:
             with self._told(f"creating {name}"):
-                obstore.put(self._store, name, content, mode="create", use_multipart=False)
+                obstore.put(self._writes, name, content, mode="create", use_multipart=False)
                 self._sync(name)
         except FileExistsError:
             # The answer of an earlier try may have been lost.
@@ -88,14 +95,19 @@ class ObjectStore(Store):
 
     def copy(self, source: str, target: str) -> None:
         with self._told(f"copying {source}"):
-            obstore.copy(self._store, source, target)
+            obstore.copy(self._writes, source, target)
             self._sync(target)
 
     def delete(self, names: Iterable[str]) -> None:
+        if self._scheme == "s3":  # a thousand in one request
+            if names := list(names):
+                with self._told(f"deleting {names[0]} …"):
+                    obstore.delete(self._writes, names)
+            return
         for name in names:
             try:
                 with self._told(f"deleting {name}"):
-                    obstore.delete(self._store, name)
+                    obstore.delete(self._writes, name)
             except FileNotFoundError:
                 pass
 
@@ -129,17 +141,12 @@ class ObjectStore(Store):
             yield
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
             raise FileExistsError(str(error)) from error
-        except (exceptions.BaseError, OSError) as error:
-            answer = STATUS.search(str(error))  # of a listing, obstore has no class for it
-            code = int(answer[1]) if answer else 0
-            if NO_BUCKET.search(str(error)) or (code == 404 and what.startswith("listing")):
-                told = f"{self.url}: there is no such bucket, and none is made"
-                raise StoreError(told, fatal=True) from error
-            if isinstance(error, FileNotFoundError):
+        except (exceptions.BaseError, OSError, ValueError) as error:
+            refused = isinstance(error, FATAL) or what == "opening it"
+            answer = read_answer(self._scheme, what, str(error), refused)
+            if isinstance(error, FileNotFoundError) and not NO_BUCKET.search(str(error)):
                 raise
-            cause = f"{code} {answer[2]}" if answer else str(error).split("\n")[0]
-            fatal = isinstance(error, FATAL) or code in (401, 403)
-            raise StoreError(f"{self.url}: {what}: {cause}", fatal=fatal) from error
+            raise StoreError(f"{self.url}: {answer.told}", fatal=answer.fatal) from error
 
 
 def _md5(content: bytes) -> str:
