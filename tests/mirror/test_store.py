@@ -21,9 +21,12 @@ from tenacity import wait_none
 from keepstep.mirror import claims, hub_store, object_store
 from keepstep.mirror.claims import create_by_claim
 from keepstep.mirror.owners import DeposedError, Owner, check, claim
+from keepstep.mirror.pruning import prune
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.stores import open_store
 from keepstep.policy.mirror import newest_owner
+from keepstep.policy.retention import Policy
+from keepstep.run_folder.reader import RunFolder
 from tests.hub.peer import WRITE_TOKEN, HubPeer
 from tests.mirror.conftest import HUB_BUCKET
 from tests.mirror.server import BUCKET, S3Server
@@ -180,6 +183,28 @@ def test_an_object_created_by_claim_in_every_order(tmp_path: Path) -> None:
 def test_an_object_created_by_claim_of_three(order: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         assert_one_at_most(Path(folder), order, 3)
+
+
+@pytest.mark.usefixtures("without_pauses")
+@pytest.mark.parametrize("operations", range(6))
+def test_who_dies_in_a_claim(run: RunFolder, tmp_path: Path, operations: int) -> None:
+    """Keeps nobody out, and what is left of it goes with the next owner's pruning."""
+    store = open_store((tmp_path / "disk").as_uri())
+    left = iter(range(operations))
+
+    class Dying:
+        def __getattr__(self, name: str) -> Any:
+            next(left)  # ends it, when there is no more
+            return getattr(store, name)
+
+    with contextlib.suppress(StopIteration):
+        create_by_claim(cast(Store, Dying()), "owners/000001.json", b"x")
+    number = 1
+    while not create_by_claim(store, f"owners/{number:06d}.json", b"y"):
+        number += 1
+    assert number == (1 if operations in (0,) else 2)
+    prune(store, Owner(2, "yy"), run, Policy(), ())
+    assert store.names("claims") == {}
 
 
 def test_a_number_that_two_have(hub: HubPeer) -> None:

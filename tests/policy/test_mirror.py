@@ -14,6 +14,7 @@ from keepstep.policy.mirror import (
     Copied,
     Found,
     address_fault,
+    claims_left,
     copied,
     folder_of,
     found_name,
@@ -103,6 +104,13 @@ def test_owners() -> None:
     names = [found_name(2), found_name(10), "owners/000011.json", f"x/{found_name(3)}"]
     assert owners_that_found(names) == [10, 2]
     assert newest_owner(names[:2]) == 0
+
+
+def test_claims_of_the_dead() -> None:
+    there = ["owners/000004.json", "checkpoint-4/000001-aa/evaluations-000001.json"]
+    dead = ["claims/owners/000003.json/aa", *(f"claims/{name}/bb" for name in there)]
+    alive = ["claims/owners/000005.json/cc", "claims/checkpoint-4/000001-aa/x.json/dd"]
+    assert claims_left([*there, *dead, *alive], 4) == dead
 
 
 def test_addresses() -> None:

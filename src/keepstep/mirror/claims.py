@@ -12,8 +12,8 @@ import time
 from pathlib import PurePosixPath
 
 from keepstep.mirror.store import Store
+from keepstep.policy.mirror import CLAIMS
 
-CLAIMS = "claims"
 PAUSE = 1.0  # seconds, at most: who has met others comes back at another moment than they
 
 

@@ -39,8 +39,13 @@ from keepstep.mirror.claims import create_by_claim
 from keepstep.mirror.store import Entry, Store, StoreError
 
 T = TypeVar("T")
-# For how long Xet tries a request again, and waits for a byte; by itself 6 minutes and 5.
-XET = {"HF_XET_CLIENT_RETRY_MAX_DURATION": "120s", "HF_XET_CLIENT_READ_TIMEOUT": "60s"}
+# For how long Xet tries a request again, and waits for a byte (by itself 6 minutes and 5); and that
+# it tells nobody of each transfer.
+XET = {
+    "HF_XET_CLIENT_RETRY_MAX_DURATION": "120s",
+    "HF_XET_CLIENT_READ_TIMEOUT": "60s",
+    "HF_XET_TELEMETRY_ENABLED": "false",
+}
 XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3}) ([A-Za-z ]*)\)")
 BATCH_TRIES = 3  # of operations that a batch has left undone
 PAUSES = wait_random(0.5, 2)  # seconds
@@ -58,8 +63,8 @@ class HubStore(Store):
         owner, name, *rest = urlsplit(self.url).path.strip("/").split("/")
         self._bucket = f"{unquote(owner)}/{unquote(name)}"
         self._prefix = "".join(f"{unquote(part)}/" for part in rest)
-        for variable, seconds in XET.items():
-            os.environ.setdefault(variable, seconds)
+        for variable, value in XET.items():
+            os.environ.setdefault(variable, value)
         self._api = connect()
 
     def names(self, below: str = "") -> dict[str, Entry]:

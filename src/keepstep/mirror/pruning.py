@@ -8,7 +8,7 @@ from keepstep.mirror.listing import checkpoints_on
 from keepstep.mirror.owners import Owner, check, there
 from keepstep.mirror.store import Store
 from keepstep.policy.manifest import MANIFEST_NAME
-from keepstep.policy.mirror import left_behind
+from keepstep.policy.mirror import claims_left, left_behind
 from keepstep.policy.retention import Policy, plan_retention
 from keepstep.run_folder.reader import RunFolder
 
@@ -37,8 +37,12 @@ def prune(
         store.delete([f"{folder}/{MANIFEST_NAME}"])
         store.delete(sorted(name for name in names if name.startswith(f"{folder}/")))
     for folder, objects in left_behind(names, owner.number, there(store, names)).items():
-        if objects[0] == f"{folder}/{MANIFEST_NAME}" or not _is_there(store, folder):
+        if objects[0] == f"{folder}/{MANIFEST_NAME}":
+            store.delete(objects[:1])
+            store.delete(objects[1:])
+        elif not _is_there(store, folder):
             store.delete(objects)
+    store.delete(claims_left(names, owner.number))
     return gone
 
 

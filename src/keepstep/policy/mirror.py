@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from urllib.parse import quote, urlsplit
 
@@ -39,6 +39,7 @@ FOUND = re.compile(r"owners/([0-9]{6})\.found\.json")
 VARIABLE = "KEEPSTEP_MIRROR"  # of the environment, where the recipe names no mirror
 SCHEMES = ("s3", "gs", "az", "hf", "file")
 HUB_BUCKET = re.compile(r"buckets(/(?!\.\.?(/|$))[\w.-]+){2}(/(?!\.\.?(/|$))[^/]+)*/?", re.ASCII)
+CLAIMS = "claims"  # where a store creates nothing for one of many: who wants to
 HISTORY = "history"  # of the run: what run.json and events.jsonl held at the last upload
 
 
@@ -225,6 +226,20 @@ def left_behind(names: Iterable[str], owner: int, whole: Iterable[Copied]) -> di
         folder: sorted(objects, key=lambda name: (not name.endswith(f"/{MANIFEST_NAME}"), name))
         for folder, objects in sorted(behind.items())
     }
+
+
+def claims_left(names: Collection[str], owner: int) -> list[str]:
+    """Claims (mirror/claims.py) of who has died with one: to be an owner before this one, or of an
+    object that is there."""
+    found = []
+    for name in names:
+        claimed = name.removeprefix(f"{CLAIMS}/").rpartition("/")[0]
+        match = OWNER.fullmatch(claimed)
+        if name.startswith(f"{CLAIMS}/") and (
+            claimed in names or (match is not None and int(match[1]) < owner)
+        ):
+            found.append(name)
+    return found
 
 
 def owner_name(number: int) -> str:
