@@ -106,6 +106,14 @@ def test_a_fact_of_another_kind_damages_its_line_alone(change: dict[str, object]
     assert (len(events), damaged) == (2, 1)
 
 
+def test_an_attempt_that_saves_all_the_time() -> None:
+    """(In a way that goes over all saves at each, this test would take minutes.)"""
+    facts = {"parent": None, "request": "auto", "spent": {"step": 1.0}}
+    event = {"time": "2026-11-26T05:00:00.000+00:00", "attempt": 1, "event": "commit", **facts}
+    (attempt,) = attempts_of({**event, "step": step} for step in range(30_000))
+    assert (attempt.commits, len(attempt.spent)) == (30_000, 30_000)
+
+
 def test_a_jobs_own_lines_are_for_people() -> None:
     job = (
         '{"time": "2026-11-26T05:00:00.000+00:00", "event": "launch", "owner": "7.0.1", "exit": 0}'

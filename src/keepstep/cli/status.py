@@ -293,7 +293,9 @@ def status(
     with errors_apart() if field is not None else nullcontext():
         if field is not None and field not in FIELDS:
             fail(f"--field {field} is none of {', '.join(FIELDS)}")
-        found = status_of(run_folder(run))
+        folder = run_folder(run)
+        with folder.held():  # one look, for all that is asked
+            found = status_of(folder)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))
     elif field is not None:

@@ -103,10 +103,20 @@ def attempts_of(
             manifests are believed rather than lines.
     """
     attempts: dict[int, Attempt] = {}
+    # Beside them: an attempt may have saved a hundred thousand times.
+    spent: dict[int, list[Spent]] = {}
+    last: dict[int, str] = {}
     for event in events:
         number = event["of"] if event["event"] == "heard" else event["attempt"]
         attempt = attempts.get(number) or Attempt(number, begun_at_known=False)
         attempts[number] = _with(attempt, event)
+        if "spent" in event:
+            spent.setdefault(number, []).append(_spent(event))
+        if event["event"] in OF_ATTEMPTS or event["event"] == "heard":
+            last[number] = max(last.get(number, ""), event.get("at", event["time"]))
+    for number, attempt in attempts.items():
+        told = tuple(spent.get(number, ()))
+        attempts[number] = replace(attempt, spent=told, last=last.get(number))
     for node in committed:
         attempt = attempts.get(node.attempt) or Attempt(node.attempt)
         attempts[node.attempt] = replace(
@@ -162,21 +172,20 @@ def _event(line: str) -> dict[str, Any]:
     return event
 
 
+def _spent(event: Mapping[str, Any]) -> Spent:
+    step = event.get("global_step" if event["event"] == "end" else "step")
+    return Spent(step or 0, event["spent"])
+
+
 def _with(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
     """What is known of an attempt after one more event."""
-    kind, spent = event["event"], event.get("spent")
+    kind = event["event"]
     if kind == "heard":
-        return attempt.heard_of(Spent(event["step"] or 0, event["spent"]), event["at"])
-    if kind in OF_ATTEMPTS:
-        attempt = replace(attempt, last=max(attempt.last or "", event["time"]))
+        return replace(attempt, is_heard=True)
     if kind == "attempt":
         job = {name: event[name] for name in JOB if name in event}
-        up = sum((spent or {}).values())
-        told = () if spent is None else (*attempt.spent, Spent(0, spent))
-        return replace(attempt, began=event["time"], job=job, up=up, spent=told)
-    if spent is not None:
-        step = event.get("global_step" if kind == "end" else "step") or 0
-        attempt = replace(attempt, spent=(*attempt.spent, Spent(step, spent)))
+        up = sum(event.get("spent", {}).values())
+        return replace(attempt, began=event["time"], job=job, up=up)
     if kind == "resume":
         return replace(
             attempt,

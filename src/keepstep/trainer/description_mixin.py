@@ -19,7 +19,8 @@ VERSIONS = {name: version(name) for name in LIBRARIES}
 
 
 class DescriptionMixin(Trainer):
-    """Gathers what is told of a step. Overridden: `_prepare_for_training`, `log` (both listen)."""
+    """Gathers what is told of a step. Overridden: `_prepare_for_training` (listens), `log`
+    (listens, and tells callbacks how fast training is)."""
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
