@@ -79,7 +79,7 @@ def test_a_run_of_kills(ranks: Ranks, demo: Path, workspace: Path) -> None:
     told = CliRunner().invoke(app, ["goodput", str(run.path), "--json"])
     assert round(sum(json.loads(told.stdout)["percent"].values()), 6) == 100
     listed = CliRunner().invoke(app, ["ls", str(run.path)]).stdout
-    assert f"  {'goodput:':<14}{found.told()}" in listed
+    assert f"goodput: {found.told()}" in " ".join(listed.split())
 
     kept = launched_of(run)
     assert [of.hosts for of in kept.values()] == [{socket.gethostname(): n} for n in (2, 1)]

@@ -97,6 +97,7 @@ def test_one_voice(runs: dict, ranks: Ranks, workspace: Path) -> None:
             "Best",
             "Use it",
             "Checkpoints",
+            "Goodput",
         )
         strange = [s for s in lines if not s.startswith(expected) and "parameters" not in s]
         assert strange == []
