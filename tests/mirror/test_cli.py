@@ -143,6 +143,13 @@ def test_what_is_nowhere(store: Store, tmp_path: Path, command: str) -> None:
         assert f"{odd}: a mirror is one of s3://…" in wrong.output or "names no" in wrong.output
 
 
+def test_a_command_that_takes_no_address() -> None:
+    for command in ("which", "status", "prune"):
+        told = keepstep(command, "s3://bucket/run")
+        assert told.exit_code == 2
+        assert "this command looks at folders, not at a mirror" in told.output
+
+
 def test_addresses() -> None:
     assert is_address("s3://bucket")
     assert is_address("file:///x")

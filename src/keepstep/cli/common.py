@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from keepstep.run_folder.checkpoint import DamagedError
 from keepstep.run_folder.kinds import why_no_run
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+FETCH_HINT = "    Hint: `keepstep ls`, `verify`, `export` and `fetch` take a mirror's address"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 130  # as shells say it of SIGINT
 SPELLING = {"token_normalize_func": lambda name: name.replace("-", "_")}
@@ -140,8 +143,15 @@ def used_run(path: Path) -> RunFolder:
     return folder
 
 
+def is_address(text: str) -> bool:
+    """Whether that is an address, not a path, be it wrong."""
+    return ADDRESS.match(text) is not None
+
+
 def folder_at(path: Path) -> RunFolder:
     """The folder that is there, whichever it is."""
+    if is_address(str(path)) and not path.is_dir():
+        fail(f"{path}: this command looks at folders, not at a mirror", FETCH_HINT)
     if not path.is_dir():
         fail(f"there is no folder {path}")
     return without_links(RunFolder(path))

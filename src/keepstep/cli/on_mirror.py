@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from keepstep.cli.common import console, fail
+from keepstep.cli.common import is_address as is_address
 from keepstep.cli.rows import MirroredRunRow
 from keepstep.output.printable import first_few
 from keepstep.output.terminal import progress_bar
@@ -23,13 +23,7 @@ if TYPE_CHECKING:
     from keepstep.mirror.store import Entry, Store
     from keepstep.mirror.view import MirroredRun
 
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 WORDS = ("best", "latest")  # as the links of a run folder are called
-
-
-def is_address(text: str) -> bool:
-    """Whether that is an address, not a path, be it wrong."""
-    return ADDRESS.match(text) is not None
 
 
 def split(url: str) -> tuple[str, str | None]:
