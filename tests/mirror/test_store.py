@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -348,6 +349,18 @@ def test_what_the_hub_is_given(hub: HubPeer) -> None:
     assert store.get("again") == content
     assert hub.mentions(WRITE_TOKEN, "hub")
     assert hub.mentions(WRITE_TOKEN, "storage") == []
+
+
+@pytest.mark.long
+def test_a_slow_network(hub: HubPeer) -> None:
+    """An object takes longer than a silent connection is waited for elsewhere."""
+    store = open_store(f"hf://buckets/{HUB_BUCKET}/run")
+    hub.fault("throttle", path="^/v1/xorbs", rate=400_000, times=-1)
+    began, content = time.monotonic(), os.urandom(30_000_000)
+    store.put("name", content)
+    assert time.monotonic() - began > 65
+    assert len(hub.requests("POST", "^/v1/xorbs/")) == 1
+    assert store.get("name") == content
 
 
 def test_what_the_hub_has_not_done(hub: HubPeer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,11 +39,12 @@ from keepstep.mirror.claims import create_by_claim
 from keepstep.mirror.store import Entry, Store, StoreError
 
 T = TypeVar("T")
-# For how long Xet tries a request again, and waits for a byte (by itself 6 minutes and 5); and that
-# it tells nobody of each transfer.
+# For how long Xet tries a request again (by itself 6 minutes), and waits for an answer (5): that is
+# counted from the first byte of up to 64 MB that it sends, which takes a slow network minutes.
+# And that it tells nobody of each transfer.
 XET = {
     "HF_XET_CLIENT_RETRY_MAX_DURATION": "120s",
-    "HF_XET_CLIENT_READ_TIMEOUT": "60s",
+    "HF_XET_CLIENT_READ_TIMEOUT": "600s",
     "HF_XET_TELEMETRY_ENABLED": "false",
 }
 XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3}) ([A-Za-z ]*)\)")
@@ -181,7 +182,7 @@ def _cause(error: Exception) -> tuple[str, bool]:
     hint = {
         401: "the token is not accepted: export HF_TOKEN=…" if get_token() else NO_TOKEN,
         403: "the token may not do that there: one with write access is needed",
-        413: "the Hub takes no more there: has the account room left?",
+        413: "the Hub takes no more there: has the account room left? (`mirror_total_limit`)",
     }.get(status, said)
     return f"{status}: {hint}" + ("" if hint == said else f" ({said})"), status in FATAL
 
