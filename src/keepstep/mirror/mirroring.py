@@ -212,7 +212,6 @@ class Mirroring:
 
     def _send(self, checkpoint: Checkpoint, timeout: float) -> None:
         frozen = self.run.mirroring / checkpoint.path.name
-        self._began = now()
         try:
             # Its manifest as it was committed: what is measured later is an object of its own.
             as_committed = replace(checkpoint, evaluated={})
