@@ -34,7 +34,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it is lazy
 )
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random
 
-from keepstep.hub.client import FATAL, NO_TOKEN, brief, connect, offline
+from keepstep.hub.client import FATAL, MISTAKES, NO_TOKEN, brief, connect, offline
 from keepstep.mirror.claims import create_by_claim
 from keepstep.mirror.store import Entry, Store, StoreError
 
@@ -155,7 +155,7 @@ class HubStore(Store):
             yield
         except RemoteEntryNotFoundError as error:
             raise FileNotFoundError(f"{self.url}: {what}") from error
-        except FileNotFoundError:
+        except (FileNotFoundError, *MISTAKES):
             raise
         except Exception as error:
             cause, fatal = _cause(error)
