@@ -150,6 +150,53 @@ def test_no_machine_is_lost(
     }
 
 
+def test_the_mirror_is_away_at_the_start(
+    ranks: Ranks, demo: Path, tmp_path: Path, disks: Path
+) -> None:
+    """What the machines have together is enough; who owns the mirror is found out later, once for
+    all of them, and it is caught up with."""
+    mirror, gone = tmp_path / "mirror", tmp_path / "gone"
+    fields: dict[str, Any] = {"max_steps": 24, "mirror": mirror.as_uri(), "node_local": True}
+    command = argv(demo, disks / "here/run", **fields)
+    how: dict[str, Any] = {"strategy": "cpu_zero2", "nodes": 2, "disks": disks}
+    run = ranks.start(command, **how)
+    run.wait_for("saved checkpoint-4")
+    run.kill(signal.SIGKILL)
+    run.wait()
+    mirror.rename(gone)
+    mirror.write_text("no folder")
+    run = ranks.start(command, **how)
+    run.wait_for("The run goes on from its folder")
+    run.wait_for("carrying on from checkpoint-")
+    mirror.unlink()
+    gone.rename(mirror)
+    assert run.wait() == [0, 0]
+    there = [path.parent.name for path in mirror.glob("run/checkpoint-24/*/manifest.json")]
+    assert [name[:6] for name in there] == ["000002"]
+
+
+def test_each_machine_sends_what_it_has_written(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """Also where all see one folder."""
+    straight, run_folder = tmp_path / "straight", tmp_path / "run"
+    ranks.run(argv(demo, straight, max_steps=16))
+    mirror = tmp_path / "mirror"
+    command = argv(demo, run_folder, max_steps=16, mirror=mirror.as_uri())
+    run = ranks.start(command, nodes=2)
+    run.wait_for("mirrored checkpoint-")
+    run.kill(signal.SIGKILL)
+    run.wait()
+    for receipt, other in ((0, 1), (1, 0)):
+        told = next(mirror.glob(f"run/checkpoint-*/*/receipt-{receipt}.json")).read_text()
+        assert f"rng_state_{receipt}.pth" in told
+        assert f"rng_state_{other}.pth" not in told
+    shutil.rmtree(run_folder)
+    again = ranks.run(command, nodes=2)
+    assert re.search(r"mirror: checkpoint-\d+ brought from", again.output)
+    assert final_digests(run_folder, 16) == final_digests(straight, 16)
+    assert not any((run_folder / ".keepstep/mirror").glob("checkpoint-*"))
+    assert len(list(mirror.glob("run/checkpoint-16/*/receipt-?.json"))) == 2
+
+
 def test_a_part_is_damaged(ranks: Ranks, demo: Path, tmp_path: Path, disks: Path) -> None:
     """Then what is on the mirror is taken, and nothing of the newer one."""
     mirror = {"mirror": (tmp_path / "mirror").as_uri(), "node_local": True}

@@ -8,7 +8,8 @@ Training never waits for it, whatever the store does.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,23 @@ from keepstep.mirror.owners import DeposedError, Owner, claim
 from keepstep.mirror.pruning import prune
 from keepstep.mirror.stores import open_store
 from keepstep.mirror.upload import Upload
+from keepstep.policy.manifest import MANIFEST_NAME
 from keepstep.policy.mirrored import RETENTION, retention_text
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.background import serve
-from keepstep.run_folder.checkpoint import read_checkpoint
+from keepstep.run_folder.checkpoint import Checkpoint, read_checkpoint
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 
+SEE_SECONDS = 15.0  # until a network file system shows what another machine has made
+
 
 def do(job: dict[str, Any]) -> dict[str, Any]:
-    """Copy a frozen checkpoint and the run's history; then remove what is not kept."""
+    """Copy a frozen checkpoint and the run's history; then remove what is not kept. Or, without
+    one, become the run's owner there."""
     try:
+        if "frozen" not in job:
+            return {"owner": asdict(claim(open_store(job["url"]), job["token"]))}
         return _copied(job)
     except DeposedError as error:
         return {"error": str(error), "fatal": True, "deposed": True}
@@ -39,16 +46,31 @@ def _copied(job: dict[str, Any]) -> dict[str, Any]:
     owner = Owner(**job["owner"]) if job["owner"] else claim(store, job["token"])
     frozen = Path(job["frozen"])
     node, nodes = job["node"], job["nodes"]
-    upload = Upload(store, owner, read_checkpoint(frozen), job["rate"], node, nodes)
+    checkpoint = _read(frozen, run.path / frozen.name)
+    if job.get("files") is not None:  # it lies there for all machines
+        files = {n: e for n, e in checkpoint.manifest.files.items() if n in set(job["files"])}
+        checkpoint = replace(checkpoint, manifest=replace(checkpoint.manifest, files=files))
+    upload = Upload(store, owner, checkpoint, job["rate"], node, nodes)
     history = {name: path.read_bytes() for name, path in history_of(run).items() if path.exists()}
     policy = Policy(**job["policy"])
     upload.run({**history, RETENTION: retention_text(policy, job["pinned"])})
     if node == 0:
         send_evaluations(store, run)
-    if frozen.parent == run.mirroring:  # here, and not by the thread that trains: it takes a while
+    if (
+        frozen.parent == run.mirroring and job["own"]
+    ):  # here, and not by the thread that trains: it takes a while
         Storage().remove(frozen)
     gone = prune(store, owner, run, policy, job["pinned"]) if node == 0 else []
     return {**asdict(upload.sent), "pruned": gone, "owner": asdict(owner)}
+
+
+def _read(frozen: Path, in_place: Path) -> Checkpoint:
+    """It; where another machine sets it aside, once this one sees that. (It has not, where that is
+    done with, or where there are no second names.)"""
+    end = time.monotonic() + SEE_SECONDS
+    while not (frozen / MANIFEST_NAME).exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    return read_checkpoint(frozen if (frozen / MANIFEST_NAME).exists() else in_place)
 
 
 if __name__ == "__main__":

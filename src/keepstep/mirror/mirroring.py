@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from time import monotonic as now
 from typing import Any
 
@@ -33,12 +34,19 @@ class Share:
     Attributes:
         node: the machine's number; the first one writes manifests.
         nodes: how many machines send.
+        apart: whether the run folder is each machine's own.
         files: of a checkpoint, by its manifest here.
     """
 
     node: int = 0
     nodes: int = 1
+    apart: bool = False
     files: Callable[[Manifest], Sequence[str]] = lambda manifest: list(manifest.files)
+
+    @property
+    def freezes(self) -> bool:
+        """Whether this machine sets checkpoints aside to be sent; else the first one does."""
+        return self.apart or self.node == 0
 
 
 class Mirroring:
@@ -87,6 +95,9 @@ class Mirroring:
         self._began = float("-inf")
         self._done: dict[int, dict[str, Any]] = {}  # step → what came of it
         self._saved: list[int] = []  # steps, as they came
+        self._claiming = False
+        name = f"log-{self._share.node}" if self._share.node and not self._share.apart else "log"
+        self._log = run.mirroring / name
         self._ending = False  # who waits is told why not; nothing is tried again
         self._safely(self._sweep)
 
@@ -116,13 +127,18 @@ class Mirroring:
         self._start(checkpoint, self._timeout)
 
     def begin_step(self, step: int) -> None:
-        """The same of this machine's part of a step, which the main process has chosen."""
+        """The same of this machine's part of a step, which the main process has begun to copy."""
         here = {checkpoint.step: checkpoint for checkpoint in self.run.checkpoints()}
         self._step = step
         if step in here:
             self.begin(here[step])
         if self._job is None:
             self._done.setdefault(step, {"error": "this machine has no part of it"})
+
+    def claim(self) -> None:
+        """Become the run's owner there, in a process of its own: the store may be away."""
+        self._claiming = True
+        self._safely(lambda: self._run({"url": self.url, "token": self.run.owner()}, self._timeout))
 
     @property
     def is_busy(self) -> bool:
@@ -211,32 +227,48 @@ class Mirroring:
             self._take({"error": f"{type(error).__name__}: {error}", "fatal": False})
 
     def _send(self, checkpoint: Checkpoint, timeout: float) -> None:
-        frozen = self.run.mirroring / checkpoint.path.name
-        try:
-            # Its manifest as it was committed: what is measured later is an object of its own.
-            as_committed = replace(checkpoint, evaluated={})
-            freeze(as_committed, frozen, self._storage, self._share.files(checkpoint.manifest))
-        except FileNotFoundError:
+        share = self._share
+        files = list(share.files(checkpoint.manifest))
+        frozen: Path | None = self.run.mirroring / checkpoint.path.name
+        if share.freezes:
+            frozen = self._freeze(checkpoint, files if share.apart else None)
+        if frozen is None:
             return  # it was pruned this very moment: a newer one has come
-        except OSError as error:
-            if error.errno not in NO_LINK:
-                raise
-            # No second names on this file system, and a copy would keep training waiting: if it is
-            # pruned meanwhile, the upload fails, and a newer one is sent.
-            frozen = checkpoint.path
         job = {
             "url": self.url,
             "owner": asdict(self.owner) if self.owner else None,
             "token": self.run.owner(),
             "run": str(self.run.path),
             "frozen": str(frozen),
+            "own": share.freezes,
+            "files": None if share.apart or share.nodes == 1 else files,
             "policy": asdict(self._policy),
             "pinned": sorted(self.run.pinned()),
             "rate": self._rate,
-            "node": self._share.node,
-            "nodes": self._share.nodes,
+            "node": share.node,
+            "nodes": share.nodes,
         }
-        told: Any = {"who": "the mirror", "what": "the copy", "log": self.run.mirroring / "log"}
+        self._run(job, timeout)
+
+    def _freeze(self, checkpoint: Checkpoint, files: Sequence[str] | None) -> Path | None:
+        """Set these files (None: all) of a checkpoint aside. Where they lie; None: it is gone."""
+        frozen = self.run.mirroring / checkpoint.path.name
+        try:
+            # Its manifest as it was committed: what is measured later is an object of its own.
+            as_committed = replace(checkpoint, evaluated={})
+            freeze(as_committed, frozen, self._storage, files or list(checkpoint.manifest.files))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            # No second names on this file system, and a copy would keep training waiting: if it is
+            # pruned meanwhile, the upload fails, and a newer one is sent.
+            return checkpoint.path
+        return frozen
+
+    def _run(self, job: dict[str, Any], timeout: float) -> None:
+        told: Any = {"who": "the mirror", "what": "the copy", "log": self._log}
         self._job = BackgroundJob("keepstep.mirror.job", job, timeout, **told)
 
     def _hear(self) -> None:
@@ -245,8 +277,13 @@ class Mirroring:
         if answer is None:
             return
         self._job = None
-        self._take(answer)
-        self._sweep()
+        if not self._claiming:
+            self._take(answer)
+            self._sweep()
+            return
+        self._claiming = False
+        self.owner = Owner(**answer["owner"]) if "owner" in answer else None
+        self._pace = self._pace.done() if self.owner else self._pace.failed(now())
 
     def _take(self, answer: dict[str, Any]) -> None:
         self._done[self._step] = answer
@@ -267,6 +304,8 @@ class Mirroring:
 
     def _sweep(self) -> None:
         """Frozen files of copies that are over would keep pruned bytes on the disk."""
+        if not self._share.freezes:
+            return
         self._storage.make_folder(self.run.mirroring)
         for folder in self.run.mirroring.iterdir():
             if folder.is_dir():

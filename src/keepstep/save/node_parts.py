@@ -124,16 +124,7 @@ class NodeParts:
 
     def written_here(self, manifest: Manifest) -> set[str]:
         """Those files of a checkpoint that this machine's ranks have written."""
-        here = self.nodes.here
-        return {n for n, entry in manifest.files.items() if self.nodes.of(entry.rank) == here}
-
-    def to_send(self, manifest: Manifest, attempt: int) -> list[str]:
-        """Those that this machine sends to a mirror: of a checkpoint of this attempt what it has
-        written, not what it was given since."""
-        if manifest.attempt != attempt:
-            return list(manifest.files)
-        written = self.written_here(manifest) | {WHOLE_NAME}
-        return [name for name in manifest.files if name in written]
+        return written_on(self.nodes, self.nodes.here, manifest)
 
     def loaded_here(self, manifest: Manifest) -> set[str]:
         """Those that they will load, as many as there are now."""
@@ -180,6 +171,11 @@ class NodeParts:
         part, content = part_of(manifest, had | got)
         self._storage.write(staged / WHOLE_NAME, content)
         writer.put_in_place(writer.sealed(staged, part))
+
+
+def written_on(nodes: Nodes, node: int, manifest: Manifest) -> set[str]:
+    """Those files of a checkpoint that the ranks of a machine have written, in the same attempt."""
+    return {name for name, entry in manifest.files.items() if nodes.of(entry.rank) == node}
 
 
 def commit_part(

@@ -120,7 +120,8 @@ class CurrentAttempt:
         self._begun = True
         tell_shell_of_beginning()
         self.mirror.look()
-        self.manager.start(self.mirror, self.mirror.nodes)
+        apart = self.recipe.training.node_local
+        self.manager.start(self.mirror, self.mirror.nodes if apart else None)
         hosts = collectives.gather(socket.gethostname())
         collectives.on_main("writing down what is launched", lambda: self._keep_launched(hosts))
         self._signals.callback(signals.tell_at_once(self.manager.stop_asked))

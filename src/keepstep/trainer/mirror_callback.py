@@ -16,6 +16,7 @@ from keepstep.mirror.mirroring import Mirroring, Share
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.stores import open_store
 from keepstep.output.units import human_bytes
+from keepstep.policy.manifest import WHOLE_NAME, Manifest
 from keepstep.policy.schedule import left
 from keepstep.policy.selection import SelectionError, UnreadableError
 from keepstep.policy.strict import TextError
@@ -28,6 +29,7 @@ from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.storage import NotOwnerError, Storage
 from keepstep.run_folder.writer import RunWriter
 from keepstep.save.manager import CheckpointManager
+from keepstep.save.node_parts import written_on
 from keepstep.trainer.protocol import CheckpointedTrainer
 
 # That a stop waits for a copy where nobody has said how long there is: clouds that take a machine
@@ -36,12 +38,11 @@ STOP_SECONDS = 60.0
 
 
 class Mirrored(TrainerCallback):
-    """A run's mirror. Nothing without one, and on other ranks than the main one; where the run
-    folder is each machine's own, the first rank of each machine copies what it has.
+    """A run's mirror. Nothing without one, and on other ranks than the first of each machine, which
+    sends what the machine's ranks have written.
 
     Attributes:
-        nodes: the machines, where the run folder is each one's own; None: all see one. Known once
-            `look` has been called.
+        nodes: the machines; None: there is one, or no mirror. Known once `look` has been called.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -55,7 +56,7 @@ class Mirrored(TrainerCallback):
 
     def look(self) -> None:
         """Which machines there are. Ranks: all (collective)."""
-        nodes = look() if self._args.node_local else None
+        nodes = look() if self._url is not None else None
         self.nodes = nodes if nodes is not None and len(nodes) > 1 else None
 
     def bring(
@@ -157,15 +158,24 @@ class Mirrored(TrainerCallback):
 
     def _share(self, manager: CheckpointManager) -> Share | None:
         """What this machine sends; None: everything."""
-        nodes, parts = self.nodes, manager.saver.parts
-        if nodes is None or parts is None:
+        nodes, apart = self.nodes, self._args.node_local
+        if nodes is None:
             return None
-        return Share(nodes.here, len(nodes), lambda m: parts.to_send(m, manager.attempt))
+
+        def files(manifest: Manifest) -> list[str]:
+            """Of a checkpoint of this attempt what this machine has written, and not what it was
+            given since; of another one all that is here, where one machine sees all, that one."""
+            if manifest.attempt != manager.attempt:
+                return list(manifest.files) if apart or nodes.here == 0 else []
+            written = written_on(nodes, nodes.here, manifest) | {WHOLE_NAME}
+            return [name for name in manifest.files if name in written]
+
+        return Share(nodes.here, len(nodes), apart, files)
 
     def on_checkpoint_committed(
         self, args: Any, state: Any, control: Any, *, checkpoint: Checkpoint, **kwargs: Any
     ) -> None:
-        """Each machine has its part: all begin to copy the same one, if none is at work still.
+        """Of several machines all begin to copy the same one, if none is at work still.
 
         Ranks: all (collective); nobody waits for a copy.
         """
@@ -181,17 +191,25 @@ class Mirrored(TrainerCallback):
         if busy and failed and mirroring is not None:  # the others' parts are waited for in vain
             mirroring.abandon()
         if not busy or failed:
-            step = collectives.on_main("choosing what is copied", self._wanted)
-            if step is not None and mirroring is not None:
+            begun = collectives.on_main("choosing what is copied", self._begin)
+            if begun is not None and mirroring is not None and not collectives.is_main():
+                step, mirroring.owner = begun
                 mirroring.begin_step(step)
 
-    def _wanted(self) -> int | None:
-        """Main process: the step of what is to be copied next."""
-        saved = self._trainer.last_saved if self._trainer else None
-        if self._mirroring is None or saved is None:
+    def _begin(self) -> tuple[int, owners.Owner] | None:
+        """Main process: begin to copy what is to be copied next. Returns its step, and who copies;
+        None: nothing."""
+        saved, mirroring = self._trainer.last_saved if self._trainer else None, self._mirroring
+        if mirroring is None or saved is None:
             return None
-        wanted = self._mirroring.wanted(saved.checkpoint, saved.best)
-        return wanted.step if wanted else None
+        wanted = mirroring.wanted(saved.checkpoint, saved.best)
+        if wanted is not None and mirroring.owner is None:  # the store was away at the start
+            mirroring.claim()
+        elif wanted is not None and mirroring.owner is not None:
+            mirroring.begin(wanted)
+            if mirroring.is_busy:
+                return wanted.step, mirroring.owner
+        return None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._offer()
@@ -235,22 +253,37 @@ class Mirrored(TrainerCallback):
 
     def _last(self, manager: CheckpointManager) -> list[Checkpoint | None]:
         """The newest and the best checkpoint, as this machine has them. Ranks: any; all
-        (collective) where each machine has a part."""
+        (collective) where there are several machines."""
 
-        def steps() -> list[int | None]:
+        def look() -> tuple[list[int | None], owners.Owner | None]:
             found = manager.run.latest(), manager.run.best(manager.policy)
-            return [checkpoint.step if checkpoint else None for checkpoint in found]
+            return [c.step if c else None for c in found], self._own(manager)
 
         if self._trainer is None or self._url is None:
             return [None, None]
         if self.nodes is not None:
-            told = collectives.on_main("looking at what is to be copied", steps)
+            steps, owner = collectives.on_main("looking at what is to be copied", look)
+            if self._mirroring is not None:
+                self._mirroring.owner = owner
         elif self._mirroring is not None:
-            told = steps()
+            steps, _ = look()
         else:
             return [None, None]
         here = {checkpoint.step: checkpoint for checkpoint in manager.run.checkpoints()}
-        return [here.get(step) if step is not None else None for step in told]
+        return [here.get(step) if step is not None else None for step in steps]
+
+    def _own(self, manager: CheckpointManager) -> owners.Owner | None:
+        """Main process, at the end: who copies, as all machines must know; None: the store is still
+        away."""
+        mirroring = self._mirroring
+        if mirroring is None or mirroring.owner is not None or self.nodes is None:
+            return mirroring.owner if mirroring else None
+        assert self._url is not None
+        try:
+            return owners.claim(open_store(self._url), manager.run.owner() or "")
+        except StoreError as error:
+            say(f"mirror: {error}")
+            return None
 
     def close(self) -> None:
         """An attempt that failed copies nothing more. Ranks: any."""
