@@ -40,7 +40,12 @@ def test_a_run_of_kills(ranks: Ranks, demo: Path, workspace: Path) -> None:
     while True:  # until the heartbeat has told of steps that are not saved
         seen, saved = reached_of(run), run.latest()
         if seen is not None and saved is not None and seen.step > saved.step:
-            break
+            killed.kill(signal.SIGSTOP)  # and no save arrives between this look and the kill
+            time.sleep(0.2)
+            seen, saved = reached_of(run), run.latest()
+            if seen is not None and saved is not None and seen.step > saved.step:
+                break
+            killed.kill(signal.SIGCONT)
         assert time.monotonic() < deadline
     at_work = status_of(run)
     assert (at_work.state, at_work.planned) == ("running", 100_000)
