@@ -80,7 +80,7 @@ def test_a_store_that_hangs(s3: S3Server, run: RunFolder) -> None:
     s3.fault("hang", method="PUT", path="checkpoint-8", times=-1)
     mirror.offer(run.checkpoint(8), None)
     assert until_over(mirror)["error"] == "the mirror did not answer to the end within 4 s"
-    (fault,) = mirror.finish(run.checkpoint(8), None, 3, lambda: None)
+    (fault,) = mirror.finish(run.checkpoint(8), run.checkpoint(8), 3, lambda: None)
     assert fault.startswith("checkpoint-8 is not on the mirror: ")
     s3.clear_faults()
     assert mirror.finish(run.checkpoint(8), None, 60, lambda: None) == []

@@ -160,11 +160,12 @@ class Mirroring:
         """Copy the newest and the best, and wait for both, for so long, or until `stop` says why
         not to. Returns why one is not there."""
         end, faults, self._ending = now() + seconds, [], True
-        if self._step not in [c.step for c in (newest, best) if c is not None]:
+        last = {c.step: c for c in (newest, best) if c is not None}  # they may be one
+        if self._step not in last:
             self.abandon()
-        for wanted in (newest, best):
+        for wanted in last.values():
             self._wait(end, stop)
-            if wanted is None or not self._owes(wanted) or self.deposed:
+            if not self._owes(wanted) or self.deposed:
                 continue
             left = end - now()
             if left > 0 and not stop():
