@@ -131,21 +131,21 @@ def test_lost_with_its_disk(
 
 
 @pytest.mark.long
-def test_lost_at_random_moments(ranks: Ranks, demo: Path, tmp_path: Path, s3: S3Server) -> None:
-    """Again and again, on one process and on two: never the beginning once something is there, and
-    never behind what was on the mirror."""
+@pytest.mark.parametrize("same", [True, False])
+def test_lost_at_random_moments(
+    ranks: Ranks, demo: Path, tmp_path: Path, s3: S3Server, same: bool
+) -> None:
+    """Thirty times, always on two processes, or on one and on two: never the beginning once
+    something is there, never behind what was on the mirror; and on as many processes the end is
+    that of a run to which nothing has happened."""
     chance, run_folder = random.Random(20), tmp_path / "run"
     fields: dict[str, Any] = {"max_steps": 400, "save_steps": 3, "eval_steps": 50}
-    fields |= {"mirror": f"s3://{BUCKET}/runs", "keep_ranking": "recency", "save_total_limit": 2}
+    fields |= {"keep_ranking": "recency", "save_total_limit": 2}
+    command = argv(demo, run_folder, mirror=f"s3://{BUCKET}/runs", **fields)
+    how: dict[str, Any] = {"env": s3.environment(), "strategy": "cpu_zero3"}
     newest = 0
     for _ in range(30):
-        processes = chance.choice([1, 2])
-        run = ranks.start(
-            argv(demo, run_folder, **fields),
-            env=s3.environment(),
-            strategy="cpu_zero3",
-            processes=processes,
-        )
+        run = ranks.start(command, processes=2 if same else chance.choice([1, 2]), **how)
         if newest:
             brought = run.wait_for(r"carrying on from checkpoint-(\d+)")
             assert int(brought[1]) >= newest
@@ -158,6 +158,11 @@ def test_lost_at_random_moments(ranks: Ranks, demo: Path, tmp_path: Path, s3: S3
         newest = max([newest, *map(int, mirrored)])
         is_away(run_folder)
     assert newest > 30
+    if same:
+        ranks.run(command, **how)
+        straight = tmp_path / "straight"
+        ranks.run(argv(demo, straight, **fields), strategy="cpu_zero3")
+        assert final_digests(run_folder, 400) == final_digests(straight, 400)
 
 
 def test_a_mirror_that_is_away(ranks: Ranks, demo: Path, tmp_path: Path, s3: S3Server) -> None:

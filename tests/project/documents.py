@@ -64,8 +64,9 @@ def without_code(text: str) -> str:
 
 
 def commands() -> list[list[str]]:
-    """Every command of the shell blocks, and behind `$ ` in what terminals show; in words."""
-    lines = [line for block in blocks("bash") for line in joined(block.text)]
+    """Every command of the shell blocks, and behind `$ ` in what terminals show; in words. (A block
+    with a note is a script, which a test runs.)"""
+    lines = [line for block in blocks("bash") if not block.note for line in joined(block.text)]
     for block in blocks(""):
         lines += [line[2:] for line in joined(block.text) if line.startswith("$ ")]
     found = [shlex.split(line, comments=True) for line in lines]
