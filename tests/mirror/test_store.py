@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -231,6 +232,22 @@ def test_faults_that_pass(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None
         assert store.create(f"created {do}", b"x")
         assert fault.hits == 2
         assert store.get("name") == do.encode()
+
+
+@pytest.mark.usefixtures("here")
+def test_time_alone_bounds_the_tries(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that restarts takes a while; where a person waits, a shorter one. (Its pauses are
+    milliseconds here.)"""
+    soon = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=2)}
+    monkeypatch.setattr(object_store, "RETRIES", object_store.RETRIES | {"backoff": soon})
+    monkeypatch.setattr(object_store, "PERSON_WAITS", {"retry_timeout": timedelta(0)})
+    fault = s3.fault("status", status=503, times=40)
+    open_store(f"s3://{BUCKET}/run").put("name", b"x")
+    assert fault.hits == 40
+    s3.clear_faults()
+    s3.fault("status", status=503, times=40)
+    with pytest.raises(StoreError, match="503"):
+        open_store(f"s3://{BUCKET}/run", person_waits=True).get("name")
 
 
 @pytest.mark.usefixtures("here")

@@ -145,10 +145,10 @@ def _mirror_of(folder: RunFolder, mirror: str | None) -> Interruptible:
         fail(fault)
     own = url_of(asked, str(folder.path))
     if known is not None or asked.rstrip("/").rpartition("/")[2] == own.rpartition("/")[2]:
-        store = Interruptible(open_store(asked))
+        store = Interruptible(open_store(asked, person_waits=True))
         if known is not None or "" in runs_in(store.names()):
             return store
-    return Interruptible(open_store(own))
+    return Interruptible(open_store(own, person_waits=True))
 
 
 def _why_not(folder: RunFolder, work: Sync, url: str, take_over: bool) -> list[str]:

@@ -25,8 +25,18 @@ from keepstep.mirror import credentials
 from keepstep.mirror.answers import NO_BUCKET, read_answer
 from keepstep.mirror.store import Entry, Store, StoreError
 
-# Tries of one request, and for how long: beyond that the next checkpoint catches up.
-RETRIES: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=120)}
+# A request is tried again for so long: beyond that the next checkpoint catches up. The number of
+# tries bounds nothing: by it a store that restarts would be given up within two seconds.
+RETRIES: Any = {
+    "max_retries": 1000,
+    "retry_timeout": timedelta(seconds=120),
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=200),
+        "max_backoff": timedelta(seconds=10),
+        "base": 2,
+    },
+}
+PERSON_WAITS = {"retry_timeout": timedelta(seconds=15)}  # for a command: the address may be wrong
 # A connection that says nothing for so long is dead: the store does not wait to tell what it has.
 # (While it is written to, it says nothing; on a slow network, for minutes.)
 READS: Any = {"connect_timeout": "20s", "read_timeout": "60s", "timeout": "600s"}
@@ -42,15 +52,17 @@ FATAL = (
 class ObjectStore(Store):
     conditional = True
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, person_waits: bool = False) -> None:
         """
         Args:
             url: an address that has no fault.
+            person_waits: a store that is away is given up soon.
 
         Raises:
             StoreError: it cannot be opened.
         """
         self.url, self._scheme = url.rstrip("/"), urlsplit(url).scheme
+        self._retries = RETRIES | (PERSON_WAITS if person_waits else {})
         self._local = Path(unquote(urlsplit(url).path)) if self._scheme == "file" else None
         with self._told("opening it"):
             if self._local is not None:
@@ -66,7 +78,7 @@ class ObjectStore(Store):
             if (provider := credentials.of_a_profile()) is not None:
                 more["credential_provider"] = provider
         options = timeouts | {"allow_http": _plain_http()}
-        return from_url(self.url, client_options=options, retry_config=RETRIES, **more)
+        return from_url(self.url, client_options=options, retry_config=self._retries, **more)
 
     def names(self, below: str = "") -> dict[str, Entry]:
         with self._told(f"listing {below or 'it'}"):

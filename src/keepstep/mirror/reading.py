@@ -26,7 +26,7 @@ def open_existing(url: str) -> Interruptible:
         folder = Path(unquote(parts.path))
         if not folder.is_dir():
             raise StoreError(f"there is no folder {folder}", fatal=True)
-    return Interruptible(open_store(url))
+    return Interruptible(open_store(url, person_waits=True))
 
 
 def in_order(store: Store, names: Sequence[str]) -> Iterator[bytes | FileNotFoundError]:

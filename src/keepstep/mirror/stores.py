@@ -7,8 +7,12 @@ from keepstep.mirror.store import Store, StoreError
 from keepstep.policy.mirror import address_fault
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, person_waits: bool = False) -> Store:
     """The store of an address.
+
+    Args:
+        url: the address.
+        person_waits: a command asks: an object store that is away is given up soon.
 
     Raises:
         StoreError: the address is none, or of a kind that is not known.
@@ -20,4 +24,4 @@ def open_store(url: str) -> Store:
         from keepstep.mirror.hub_store import HubStore  # not everybody waits for its libraries
 
         return HubStore(url)
-    return ObjectStore(url)
+    return ObjectStore(url, person_waits)
