@@ -124,6 +124,10 @@ def test_addresses() -> None:
         assert address_fault(bad)
     for bad in ("hf://acme/bucket", "hf://buckets/acme", "hf://buckets/acme/", "hf://buckets//a"):
         assert address_fault(bad)
+    for secret in ("s3://key:s3cr3t@bucket/p", "az://c/p?sig=s3cr3t", "s3://b/p#s3cr3t"):
+        fault = address_fault(secret)
+        assert fault
+        assert "s3cr3t" not in fault
     for bad in (f"{hub}//x", f"{hub}/../x", f"{hub}/.", "hf://buckets/a c/b", "hf://buckets/../b"):
         assert address_fault(bad)
 

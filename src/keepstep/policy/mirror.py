@@ -93,6 +93,11 @@ class Found:
 def address_fault(mirror: str) -> str | None:
     """Why that is no address of a mirror; None: it is one."""
     parts = urlsplit(mirror)
+    if parts.scheme != "file" and "@" in parts.netloc:  # and they are not said once more
+        return f"{parts.scheme}://…: credentials are the environment's, and no part of an address"
+    if "?" in mirror or "#" in mirror:  # a signature, maybe
+        shown = re.split("[?#]", mirror)[0]
+        return f"{shown}?…: it names a folder; a ? or # in a name is written %3F or %23"
     if parts.scheme not in SCHEMES:
         known = ", ".join(f"{name}://…" for name in SCHEMES)
         return f"{mirror}: a mirror is one of {known}"
@@ -102,8 +107,6 @@ def address_fault(mirror: str) -> str | None:
         return f"{mirror}: it names no bucket"
     if parts.scheme == "hf" and not HUB_BUCKET.fullmatch(parts.netloc + parts.path):
         return f"{mirror}: a bucket of the Hub is hf://buckets/owner/name, or a folder below that"
-    if "?" in mirror or "#" in mirror:
-        return f"{mirror}: it names a folder; a ? or # in a name is written %3F or %23"
     return None
 
 

@@ -1,4 +1,5 @@
-"""What a recipe says about saving, evaluating and keeping: the mistakes that cost a night. Pure."""
+"""What a recipe says about saving, evaluating and keeping: the mistakes that cost a night. Pure,
+but for links in the way to a mirror's folder."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from keepstep.output.units import parse_bytes
 from keepstep.policy.auto_interval import AUTO
@@ -39,6 +42,8 @@ def _mirror(training: KeepstepConfig) -> Iterator[Problem]:
     fault = address_fault(asked) if asked else None
     if fault is not None:
         yield Problem(f"mirror: {fault}", code="mirror")
+    elif asked:
+        yield from _overlap(training)
     if not training.node_local:
         return
     if not asked:
@@ -46,6 +51,20 @@ def _mirror(training: KeepstepConfig) -> Iterator[Problem]:
             "node_local: each machine has a part of every checkpoint, and there is no mirror to "
             "put them together",
             "mirror: s3://bucket/prefix (docs/mirror.md)",
+            "mirror",
+        )
+
+
+def _overlap(training: KeepstepConfig) -> Iterator[Problem]:
+    """A folder that is the run's own, or around it: pruned and lost with what it copies."""
+    url = urlsplit(training.mirror_url or "")
+    if url.scheme != "file" or not training.output_dir:
+        return
+    run, mirror = (Path(p).expanduser().resolve() for p in (training.output_dir, unquote(url.path)))
+    if run.is_relative_to(mirror) or mirror.is_relative_to(run):
+        yield Problem(
+            f"mirror: the run is copied to {mirror}, which is not apart from output_dir ({run})",
+            "name a folder on another disk: one that is left when this one is gone",
             "mirror",
         )
 
