@@ -140,6 +140,15 @@ def test_a_store_that_fails_for_hours_and_comes_back(
     assert "(checkpoint-4, checkpoint-8, checkpoint-12)" in mirror.lacks(), "by the log: none"
 
 
+@pytest.mark.usefixtures("here")
+def test_the_newest_that_is_the_best_is_told_once(s3: S3Server, run: RunFolder) -> None:
+    mirror = mirroring(run, open_store(f"s3://{BUCKET}/run"))
+    fault = s3.fault("status", status=403, times=-1)
+    told = mirror.finish(run.checkpoint(8), run.checkpoint(8), 60, lambda: None)
+    assert [line.partition(":")[0] for line in told] == ["checkpoint-8 is not on the mirror"]
+    assert fault.hits == 1
+
+
 def test_every_third_save_and_the_best(store: Store, run: RunFolder) -> None:
     """And the last, whichever it is."""
     for step in range(12, 36, 4):

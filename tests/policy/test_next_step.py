@@ -200,6 +200,13 @@ def test_a_run_that_goes_back_is_launched_at_once() -> None:
     assert "from before the step" in advice("rewound", 75)
 
 
+def test_what_a_run_that_is_trained_lacks_is_not_guessed() -> None:
+    """Status 70 of a finished run is of the Hub or of the mirror; the reason says which."""
+    told = advice("finished", 70)
+    assert "`keepstep push`" in told
+    assert "`keepstep sync`" in told
+
+
 def test_the_budget_ends_requeues_and_attempts_alike() -> None:
     spent = Situation(fruitless=3, max_attempts=3, preempted="no")
     given_up = Next("give-up", "3 attempts in a row without a new checkpoint", 76)

@@ -39,6 +39,18 @@ def test_a_moved_run_knows_its_best_and_holds_no_path(tmp_path: Path) -> None:
             assert str(tmp_path).encode() not in path.read_bytes()
 
 
+def test_a_mirrors_address_is_one_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`keepstep sync` takes it from the log. (Other paths lose where they lie here.)"""
+    monkeypatch.chdir(tmp_path)
+    launch = Launch(tmp_path / "run")
+    url = f"file://{tmp_path}/mirror/run"
+    launch.writer.record("mirror", url=url, step=4, error=f"{url}: {tmp_path}/mirror is full")
+    assert launch.folder.mirror() == url
+    assert f"{url}: mirror is full" in (launch.folder.path / ".keepstep/events.jsonl").read_text()
+
+
 def test_what_is_not_this_runs_is_never_touched(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-mine").mkdir(parents=True)
     (tmp_path / "checkpoint-40").mkdir()

@@ -234,7 +234,10 @@ def advice(outcome: str, exit_status: int) -> str:
     if exit_status == WRONG_RECIPE:
         return "mend the recipe, then launch the run again"
     if outcome == FINISHED and exit_status == NOT_PUBLISHED:
-        return "the model is trained, but not published: `keepstep push` tries that again"
+        return (
+            "the model is trained; what the reason names is not done: `keepstep push` publishes "
+            "it, `keepstep sync` copies it to the mirror"
+        )
     return {
         FINISHED: "nothing: the run is finished",
         PREEMPTED: "launch the same command again, and it carries on",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import secrets
 import threading
 from collections.abc import Callable, Mapping
@@ -179,7 +180,8 @@ class Keeper:
         """Error texts name files; what is written down does not say where they lie here."""
         for place in (self.run.path.resolve(), self.run.path, Path.cwd(), Path.home()):
             if place.is_absolute() and len(place.parts) > 1:
-                text = text.replace(f"{place}/", "")
+                # A mirror's address without its folder would be none, for people and `sync`.
+                text = re.sub(rf"(?<!file://){re.escape(str(place))}/", "", text)
         return text
 
 
