@@ -128,10 +128,14 @@ class Mirroring:
 
     def begin_step(self, step: int) -> None:
         """The same of this machine's part of a step, which the main process has begun to copy."""
-        here = {checkpoint.step: checkpoint for checkpoint in self.run.checkpoints()}
         self._step = step
-        if step in here:
-            self.begin(here[step])
+
+        def begin() -> None:
+            here = {checkpoint.step: checkpoint for checkpoint in self.run.checkpoints()}
+            if step in here:
+                self.begin(here[step])
+
+        self._safely(begin)
         if self._job is None:
             self._done.setdefault(step, {"error": "this machine has no part of it"})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 from keepstep.policy.completeness import part_of as part_to_load
@@ -55,17 +56,22 @@ class NodeParts:
             verify: compare the files of the newest with their digests, if that takes less than a
                 minute; damaged ones do not count.
         """
-        held = collectives.gather_some(held_in(self._run) if self.nodes.acts else None)
-        found = together(held)
+        what = "looking at each machine's parts of checkpoints"
+        here = collectives.on_all(what, lambda: held_in(self._run) if self.nodes.acts else None)
+        found = together(collectives.gather_some(here))
         while verify and found:
             newest = max(found)
-            (damaged,) = collectives.any_of(self.nodes.acts and self._is_damaged(newest))
+            (damaged,) = collectives.any_of(
+                collectives.on_all(what, partial(self._is_damaged, newest))
+            )
             if not damaged:
                 break
             del found[newest]
         return found
 
     def _is_damaged(self, step: int) -> bool:
+        if not self.nodes.acts:
+            return False
         here = {c.step: c for c in self._run.checkpoints(any_run=True)}.get(step)
         faults = here.faults(deep=None) if here else []
         if faults:
@@ -143,12 +149,15 @@ class NodeParts:
         Raises:
             OSError: on every rank: what one of them met.
         """
-        writer, manifest, lacking = self.writer, chosen.manifest, set[str]()
-        here = None
-        if writer is not None:
-            here = {c.step: c for c in writer.run.checkpoints()}.get(chosen.step)
-            lacking = self.loaded_here(manifest) - set(here.manifest.files if here else ())
-        name = chosen.path.name
+        writer, manifest, name = self.writer, chosen.manifest, chosen.path.name
+
+        def compare() -> tuple[Checkpoint | None, set[str]]:
+            if writer is None:
+                return None, set()
+            found = {c.step: c for c in writer.run.checkpoints()}.get(chosen.step)
+            return found, self.loaded_here(manifest) - set(found.manifest.files if found else ())
+
+        here, lacking = collectives.on_all(f"looking for parts of {name}", compare)
         staged = None if writer is None or not lacking else writer.staging / name
         exchange(manifest, sources, lacking, self._run.path / name, staged, self._storage)
 
