@@ -19,7 +19,7 @@ from keepstep.run_folder.ownership import NotOwnerError, claim
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.setbacks import Setbacks
 from keepstep.run_folder.storage import Storage
-from keepstep.save.saver import _finish
+from keepstep.save.on_main import after_commit
 from tests.helpers.attempts import Launch
 from tests.helpers.disks import small_disk_at
 from tests.helpers.faulty_disk import FaultyDisk, faulty_disk
@@ -155,15 +155,15 @@ def test_links_and_pruning_after_a_commit(
     launch.save(20)
     launch.writer.policy = Policy(1, "recency")
     checkpoint = launch.folder.checkpoint(20)
-    assert _finish(launch.writer, checkpoint, {}).pruned == [10]
+    assert after_commit(launch.writer, checkpoint, {}).pruned == [10]
     disk.fail("statfs", "*", errno.EIO)
-    saved = _finish(launch.writer, checkpoint, {})
+    saved = after_commit(launch.writer, checkpoint, {})
     assert (saved.checkpoint, saved.free) == (checkpoint, None)
     disk.heal()
     launch.folder.owner_file.write_text("somebody-else")
     launch.writer.storage.guard(lambda: _lost())
     with pytest.raises(NotOwnerError):
-        _finish(launch.writer, checkpoint, {})
+        after_commit(launch.writer, checkpoint, {})
 
 
 def _lost() -> None:

@@ -7,17 +7,17 @@ decides or changes in the run folder, the main process does (`RunWriter`) and th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 from keepstep.policy.completeness import has_weights
 from keepstep.policy.drift import drift
 from keepstep.policy.lineage import Finish, last_finish, newest_hang
 from keepstep.policy.manifest import ManifestError
-from keepstep.policy.retention import Decision, Policy
+from keepstep.policy.retention import Policy
 from keepstep.policy.rewind import decided_since
 from keepstep.policy.selection import Choice, SelectionError, UnreadableError
 from keepstep.policy.standstill import Bound
@@ -34,7 +34,8 @@ from keepstep.run_folder.progress import Reached
 from keepstep.run_folder.reader import Checkpoint, RunFolder, read_checkpoint
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter, Saved
-from keepstep.save.node_parts import NodeParts, Sources
+from keepstep.save.node_parts import NodeParts
+from keepstep.save.reach import Elsewhere, Reach
 from keepstep.save.resume_checks import (
     Depth,
     DriftError,
@@ -44,31 +45,6 @@ from keepstep.save.resume_checks import (
     check_state,
 )
 from keepstep.save.saver import Mode, Saver
-
-LOST = "a machine that had a part of it is not there, nor is a copy"
-
-
-class Elsewhere(Protocol):
-    """Where checkpoints lie beside the run folder: a mirror."""
-
-    def bring(
-        self, run: RunFolder, storage: Storage, token: str, together: Collection[int] | None
-    ) -> None:
-        """What is newer there into the folder, which is the owner's of this token by now. Ranks:
-        the main process.
-
-        Args:
-            together: the steps that all machines have together; None: they see one folder.
-        """
-
-    @property
-    def steps(self) -> Collection[int] | None:
-        """Of the checkpoints that were there at the start; None: that is not known. Ranks: the main
-        process."""
-
-    def complete(self, chosen: Checkpoint, wanted: set[str], writer: RunWriter) -> None:
-        """Have these files of a checkpoint in a machine's folder. Ranks: the first of each
-        machine."""
 
 
 class CheckpointManager:
@@ -112,8 +88,7 @@ class CheckpointManager:
         self.figures: dict[str, float] = {}
         self.heard: Callable[[Mapping[str, Any]], None] = lambda event: None
         self._given_up: str | None = None
-        self._elsewhere: Elsewhere | None = None
-        self._together: Sources | None = None
+        self._reach = Reach(self.run)
 
     def start(self, elsewhere: Elsewhere | None = None, nodes: Nodes | None = None) -> None:
         """Begin an attempt, as the owner of the run. Ranks: all (collective).
@@ -125,16 +100,14 @@ class CheckpointManager:
         Raises:
             NotOwnerError: another attempt has the run; and whatever `elsewhere` raises.
         """
-        self._elsewhere = elsewhere
         parts = None if nodes is None else NodeParts(nodes, self.run, self.storage)
-        self._together = None if parts is None else parts.look(verify=True)
+        reach = self._reach = Reach(self.run, parts, elsewhere)
 
         def begin() -> tuple[str, int, str]:
             owner = claim(self.run, self.storage)
             self.storage.guard(owner.check)
-            if elsewhere is not None:
-                with self.time_sheet.within("restore"):
-                    elsewhere.bring(self.run, self.storage, owner.token, self._together)
+            with self.time_sheet.within("restore"):
+                reach.bring(self.storage, owner.token)
             self._writer = RunWriter(self.run, self.policy, self.storage, owner.token)
             self._writer.min_free = self.min_free
             self._writer.heard = self.heard
@@ -218,7 +191,7 @@ class CheckpointManager:
             chosen, choice, self.finish = collectives.on_main(
                 "choosing the checkpoint", lambda: self._decide(resume)
             )
-            self.complete(chosen)
+            self._reach.complete(chosen)
             collectives.on_all(
                 "looking at the checkpoint", lambda: check_sight(chosen, resume.verify)
             )
@@ -226,36 +199,12 @@ class CheckpointManager:
         self.saver.parent = self.chosen.step if self.chosen else None
         self.saver.before = self.chosen.manifest if self.chosen else None
         if chosen is not None and resume.verify != "off":
-            self.saver.on_main("pruning", lambda writer: writer.prune_after_verifying(chosen))
-        if chosen is not None and self._together is not None:
-            self.saver.on_main(
-                "pruning parts", lambda writer: self._discard_lost(writer, chosen.step)
-            )
+            self.saver.on_main("pruning", lambda writer: self._prune_after(writer, chosen))
         return chosen, choice
 
-    def complete(self, chosen: Checkpoint | None) -> None:
-        """Have on every machine what its ranks will load of a checkpoint of this run. Ranks: all
-        (collective).
-
-        Args:
-            chosen: with the manifest of the whole.
-
-        Raises:
-            OSError, UnreadableError: on every rank: what one of them met.
-        """
-        parts, elsewhere = self.saver.parts, self._elsewhere
-        if parts is None or chosen is None or chosen.path.parent != self.run.path:
-            return
-        sources = parts.look().get(chosen.step)
-        if sources is not None:
-            parts.complete(chosen, sources)
-            return
-
-        def bring() -> None:
-            if parts.writer is not None and elsewhere is not None:
-                elsewhere.complete(chosen, parts.loaded_here(chosen.manifest), parts.writer)
-
-        collectives.on_all("bringing the checkpoint to every machine", bring)
+    def _prune_after(self, writer: RunWriter, chosen: Checkpoint) -> None:
+        writer.prune_after_verifying(chosen)
+        self._reach.discard_lost(writer, chosen.step)
 
     def compare(
         self,
@@ -297,7 +246,7 @@ class CheckpointManager:
             return None if best is None else whole_of(best)
 
         best = self.saver.on_main("looking up the best checkpoint", find)
-        self.complete(best)
+        self._reach.complete(best)
         return best
 
     def fault_of(self, saved: Saved | None) -> str | None:
@@ -384,9 +333,9 @@ class CheckpointManager:
         finish, self.suspect = last_finish(attempts, resume.recipe), newest_hang(attempts)
         chosen, choice = self.writer.select(
             *(resume.request, verify, resume.patience, resume.weights_only, resume.recipe),
-            takeable=self._takeable(),
+            takeable=self._reach.takeable(),
         )
-        choice = replace(choice, passed_by={**self._parts_lost(choice), **choice.passed_by})
+        choice = replace(choice, passed_by={**self._reach.lost(choice), **choice.passed_by})
         chosen = None if chosen is None else whole_of(chosen)
         if chosen is not None and chosen.path.parent != self.run.path:
             faults = self._faults(chosen, resume.verify)
@@ -417,31 +366,6 @@ class CheckpointManager:
         if weights_only or not self._goes_on(finish, chosen, resume.request, choice):
             finish = None
         return chosen, choice, finish
-
-    def _parts_lost(self, choice: Choice) -> dict[int, str]:
-        """Newer checkpoints of which not all parts are there: step → why it is passed by."""
-        takeable = self._takeable()
-        if takeable is None:
-            return {}
-        lost = [s for s in self.writer.steps() if s not in takeable and s > (choice.step or 0)]
-        return dict.fromkeys(lost, LOST)
-
-    def _discard_lost(self, writer: RunWriter, chosen: int) -> None:
-        """Main process: parts of older checkpoints that are whole nowhere any more go; one could be
-        the best, and never be had. (Newer ones are of a branch that was left.)"""
-        takeable = self._takeable()
-        if takeable is None or self._elsewhere is None or self._elsewhere.steps is None:
-            return  # nobody knows where they are
-        parts = [c.step for c in self.run.checkpoints() if c.manifest.is_part]
-        lost = [step for step in parts if step < chosen and step not in takeable]
-        writer.discard_all([Decision(step, False, LOST) for step in lost])
-
-    def _takeable(self) -> Collection[int] | None:
-        """The steps that can be had on all machines; None: they see one folder."""
-        if self._together is None:
-            return None
-        elsewhere = self._elsewhere.steps if self._elsewhere else None
-        return {*self._together, *(elsewhere or ())}
 
     def _start_of(self, chosen: Checkpoint | None, weights_only: bool) -> int | None:
         """The attempt that wrote what is gone on from; None: it is no state of this run."""

@@ -11,7 +11,6 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from keepstep.policy.completeness import stale_files
@@ -19,13 +18,12 @@ from keepstep.policy.manifest import FileEntry, Manifest
 from keepstep.policy.save_states import SaveState
 from keepstep.ranks import collectives
 from keepstep.run_folder.keeping import now
-from keepstep.run_folder.ownership import NotOwnerError
-from keepstep.run_folder.reader import Checkpoint
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter, Saved
-from keepstep.save.failure import Cause, SaveError, StaleError, in_words
+from keepstep.save.failure import Cause, SaveError, StaleError
 from keepstep.save.in_flight import Flight
 from keepstep.save.node_parts import NodeParts, commit_part
+from keepstep.save.on_main import Draft, after_commit, facts_of, not_saved, outcome, stage
 from keepstep.save.rank_part import Part, Report
 from keepstep.save.shared_file import digest_of_joint
 from keepstep.save.snapshot_memory import Arena, free_host_memory
@@ -128,11 +126,11 @@ class Saver:
         step = manifest.global_step
         if self._flight is not None:
             busy = Cause(0, f"the one of step {self._flight.step} is not done")
-            raise SaveError(_failed(step), [busy], step)
-        staged, reports = self.on_main(_failed(step), lambda writer: _stage(writer, step), step)
+            raise SaveError(not_saved(step), [busy], step)
+        staged, reports = self.on_main(not_saved(step), lambda writer: stage(writer, step), step)
         if self.parts is not None:
             parts = self.parts
-            self.on_all(_failed(step), lambda: parts.stage(step), step)
+            self.on_all(not_saved(step), lambda: parts.stage(step), step)
         background = self.in_background
         part = Part(staged, collectives.rank(), self._storage, self.arena if background else None)
         write(part)
@@ -210,8 +208,8 @@ class Saver:
         if self.parts is not None and not (failures or stuck or flight.state.is_given_up):
             failures = self._commit_parts(flight, self.parts)
         state, saved, causes = self.on_main(
-            _failed(flight.step),
-            lambda writer: _outcome(writer, flight, failures, stuck),
+            not_saved(flight.step),
+            lambda writer: outcome(writer, flight, failures, stuck),
             flight.step,
         )
         if not collectives.is_main():
@@ -221,7 +219,7 @@ class Saver:
             self._tidy_parts(flight.step)
         self._waited = time.perf_counter() - started
         if causes:
-            raise SaveError(_failed(flight.step), causes, flight.step)
+            raise SaveError(not_saved(flight.step), causes, flight.step)
         return saved
 
     def wait_longer(self, seconds: float) -> None:
@@ -297,7 +295,7 @@ class Saver:
         part.adopt_unclaimed(set(files))
         if part.error:
             raise part.error
-        facts = _facts(reports) | {"read_back": round(time.perf_counter() - began, 4)}
+        facts = facts_of(reports) | {"read_back": round(time.perf_counter() - began, 4)}
         writer = self._writer()
         manifest = replace(
             manifest,
@@ -324,7 +322,7 @@ class Saver:
             names = parts.written_here(manifest)
             checkpoint = commit_part(writer, manifest, names, **facts, **told)
         self.before = manifest
-        return _finish(writer, checkpoint, facts)
+        return after_commit(writer, checkpoint, facts)
 
     def _tidy_parts(self, step: int) -> None:
         """A save has come to its end: on the other machines goes what the main process has not, and
@@ -338,7 +336,7 @@ class Saver:
     def _commit_parts(self, flight: Flight, parts: NodeParts) -> list[Cause]:
         """All machines but the main process's commit what they have written; returns why one could
         not. Ranks: all (collective)."""
-        what, step = _failed(flight.step), flight.step
+        what, step = not_saved(flight.step), flight.step
         flight.heard = collectives.gather(flight.part.report)
         if any(report.error for report in flight.heard):
             return []  # the main process tells of it
@@ -348,91 +346,3 @@ class Saver:
         except SaveError as error:
             return list(error.causes)
         return []
-
-
-class Draft:
-    """Main process: what is to be said of a save, once every part is written; worked out once."""
-
-    def __init__(self, describe: Callable[[list[Report]], tuple[Manifest, dict[str, Any]]]) -> None:
-        self._describe = describe
-        self._known: tuple[Manifest, dict[str, Any]] | None = None
-
-    def of(self, reports: list[Report]) -> tuple[Manifest, dict[str, Any]]:
-        """The manifest of all parts, and what the log is to tell."""
-        self._known = self._known or self._describe(reports)
-        return self._known
-
-
-def _failed(step: int) -> str:
-    return f"checkpoint-{step} was not saved"
-
-
-def _stage(writer: RunWriter, step: int) -> tuple[Path, Path]:
-    """Main process: a folder for the checkpoint, and one for the ranks' reports."""
-    try:
-        return writer.stage(step), writer.reports(step)
-    except OSError as error:
-        writer.record("save_failed", step=step, reason=str(Cause.of(error, collectives.rank())))
-        raise
-
-
-def _outcome(
-    writer: RunWriter, flight: Flight, failures: list[Cause], stuck: bool
-) -> tuple[SaveState, Saved | None, list[Cause]]:
-    """Main process: where the save stands; the commit; or, once, why there is none."""
-    known = flight.state
-    if failures:
-        flight.cancel(failures)
-    if flight.running:
-        flight.wait()
-    else:
-        flight.finish()
-    flight.close()
-    state = flight.state  # its thread may be at work, and bring it on
-    if state is SaveState.OVERDUE and known is not SaveState.OVERDUE:
-        logger.warning("the commit of checkpoint-%s is slow; it may still arrive", flight.step)
-    if not state.is_given_up:
-        return state, flight.saved if state is SaveState.COMMITTED else None, []
-    at_work, causes = stuck or flight.running, []
-    if state is SaveState.FAILING:
-        causes = failures or flight.causes
-        writer.record("save_failed", step=flight.step, reason=in_words(causes))
-    if not at_work:  # else: when they have come back
-        try:
-            writer.discard(flight.step)
-        except NotOwnerError:
-            raise
-        except OSError as error:
-            logger.warning("not all of checkpoint-%s could be removed: %s", flight.step, error)
-    flight.told(at_work)
-    return flight.state, None, causes
-
-
-def _facts(reports: Sequence[Report]) -> dict[str, Any]:
-    """See `Saved.facts`."""
-    names = ("stall", "wait", "hold", "copy", "write", "digest")
-    seconds = {n: round(max(r.seconds.get(n, 0.0) for r in reports), 4) for n in names}
-    slowest = max(reports, key=lambda report: report.seconds.get("write", 0.0))
-    rate = sum(r.bytes for r in reports) / max(seconds["write"], 1e-9) / 1e9
-    return {**seconds, "gb_per_s": round(rate, 3), "slowest_rank": slowest.rank}
-
-
-def _finish(writer: RunWriter, checkpoint: Checkpoint, facts: dict[str, Any]) -> Saved:
-    """Main process: after a commit the links, then retention, then the links once more.
-
-    The checkpoint is there whatever the disk says here; what cannot be pruned now goes later.
-    """
-    pruned: list[int] = []
-    best: Checkpoint | None = None
-    free: int | None = None
-    with writer.setbacks.allowed("the links are not set"):
-        writer.point()
-    with writer.setbacks.allowed("nothing is pruned"):
-        pruned = writer.prune()
-    with writer.setbacks.allowed("after a save the run folder cannot be looked at"):
-        writer.point()
-        best = writer.best()
-        if best is not None and best.path == checkpoint.path:
-            best = checkpoint  # the same object: ranks are told its thousands of files once
-        free = writer.storage.free(writer.run.path)
-    return Saved(checkpoint, best, pruned, facts, free)

@@ -1,0 +1,116 @@
+"""Which checkpoints an attempt can go on from where they lie on several disks, or on a mirror."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+from keepstep.policy.retention import Decision
+from keepstep.policy.selection import Choice
+from keepstep.ranks import collectives
+from keepstep.run_folder.reader import Checkpoint, RunFolder
+from keepstep.run_folder.storage import Storage
+from keepstep.run_folder.writer import RunWriter
+from keepstep.save.node_parts import NodeParts, Sources
+
+LOST = "a machine that had a part of it is not there, nor is a copy"
+
+
+class Elsewhere(Protocol):
+    """Where checkpoints lie beside the run folder: a mirror."""
+
+    def bring(
+        self, run: RunFolder, storage: Storage, token: str, together: Collection[int] | None
+    ) -> None:
+        """What is newer there into the folder, which is the owner's of this token by now. Ranks:
+        the main process.
+
+        Args:
+            together: the steps that all machines have together; None: they see one folder.
+        """
+
+    @property
+    def steps(self) -> Collection[int] | None:
+        """Of the checkpoints that were there at the start; None: that is not known. Ranks: the main
+        process."""
+
+    def complete(self, chosen: Checkpoint, wanted: set[str], writer: RunWriter) -> None:
+        """Have these files of a checkpoint in a machine's folder. Ranks: the first of each
+        machine."""
+
+
+class Reach:
+    """What lies on the disks of an attempt's machines, and elsewhere.
+
+    Attributes:
+        together: what the machines had together at the start, and who has which file; None: they
+            see one folder, and what is there is there for all.
+    """
+
+    def __init__(
+        self, run: RunFolder, parts: NodeParts | None = None, elsewhere: Elsewhere | None = None
+    ) -> None:
+        """Ranks: all (collective).
+
+        Args:
+            parts: the disks of the machines; None: they see one folder.
+            elsewhere: where checkpoints lie beside the run folder.
+        """
+        self._run, self._parts, self._elsewhere = run, parts, elsewhere
+        self.together: Sources | None = None if parts is None else parts.look(verify=True)
+
+    def bring(self, storage: Storage, token: str) -> None:
+        """What is newer elsewhere. Ranks: the main process, which owns the folder by now."""
+        if self._elsewhere is not None:
+            self._elsewhere.bring(self._run, storage, token, self.together)
+
+    def takeable(self) -> Collection[int] | None:
+        """The steps that can be had on all machines; None: they see one folder. Ranks: the main
+        process."""
+        if self.together is None:
+            return None
+        elsewhere = self._elsewhere.steps if self._elsewhere else None
+        return {*self.together, *(elsewhere or ())}
+
+    def lost(self, choice: Choice) -> dict[int, str]:
+        """Newer checkpoints than the chosen one of which not all parts are there: step → why it is
+        passed by. Ranks: the main process."""
+        takeable = self.takeable()
+        if takeable is None:
+            return {}
+        there = [checkpoint.step for checkpoint in self._run.checkpoints()]
+        return {s: LOST for s in there if s not in takeable and s > (choice.step or 0)}
+
+    def discard_lost(self, writer: RunWriter, chosen: int) -> None:
+        """Parts of older checkpoints that are whole nowhere any more go; one could be the best, and
+        never be had. (Newer ones are of a branch that was left.) Ranks: the main process."""
+        takeable = self.takeable()
+        if takeable is None or self._elsewhere is None or self._elsewhere.steps is None:
+            return  # nobody knows where they are
+        parts = [c.step for c in self._run.checkpoints() if c.manifest.is_part]
+        lost = [step for step in parts if step < chosen and step not in takeable]
+        writer.discard_all([Decision(step, False, LOST) for step in lost])
+
+    def complete(self, chosen: Checkpoint | None) -> None:
+        """Have on every machine what its ranks will load of a checkpoint of this run. Ranks: all
+        (collective).
+
+        Args:
+            chosen: with the manifest of the whole.
+
+        Raises:
+            OSError, UnreadableError: on every rank: what one of them met.
+        """
+        parts, elsewhere = self._parts, self._elsewhere
+        if parts is None or chosen is None or chosen.path.parent != self._run.path:
+            return
+        sources = parts.look().get(chosen.step)
+        if sources is not None:
+            parts.complete(chosen, sources)
+            return
+
+        def bring() -> None:
+            if parts.writer is not None and elsewhere is not None:
+                elsewhere.complete(chosen, parts.loaded_here(chosen.manifest), parts.writer)
+
+        collectives.on_all("bringing the checkpoint to every machine", bring)
