@@ -234,6 +234,15 @@ def test_faults_that_pass(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None
         assert store.get("name") == do.encode()
 
 
+def test_a_disk_that_is_not_there_now(tmp_path: Path) -> None:
+    """It may be, later: nobody's recipe is wrong."""
+    (tmp_path / "no folder").write_text("")
+    for place in (f"{(tmp_path / 'no folder').as_uri()}/run", "file:///proc/nowhere/run"):
+        with pytest.raises(StoreError, match="opening it") as error:
+            open_store(place)
+        assert not error.value.fatal
+
+
 @pytest.mark.usefixtures("here")
 def test_time_alone_bounds_the_tries(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that restarts takes a while; where a person waits, a shorter one. (Its pauses are

@@ -154,9 +154,12 @@ class ObjectStore(Store):
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
             raise FileExistsError(str(error)) from error
         except (exceptions.BaseError, OSError, ValueError) as error:
-            refused = isinstance(error, FATAL) or what == "opening it"
+            opening = what == "opening it"
+            # No settings of a client that can be wrong; a disk that is not mounted may be later.
+            refused = isinstance(error, FATAL) or (opening and self._local is None)
             answer = read_answer(self._scheme, what, str(error), refused)
-            if isinstance(error, FileNotFoundError) and not NO_BUCKET.search(str(error)):
+            absent = isinstance(error, FileNotFoundError) and not opening
+            if absent and not NO_BUCKET.search(str(error)):
                 raise
             raise StoreError(f"{self.url}: {answer.told}", fatal=answer.fatal) from error
 
