@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -102,6 +103,20 @@ def test_all_that_is_kept_there_and_nothing_twice(four: RunFolder, store: Store)
     told = keepstep("ls", four.path).stdout.splitlines()
     assert ["mirrored" in line for line in told[1:5]] == [False, False, True, True]
     assert keepstep("sync", four.path).stdout == again.stdout, "where it was mirrored is known"
+
+
+def test_what_somebody_has_removed_there_is_sent_again(four: RunFolder, store: Store) -> None:
+    """A manifest alone is no checkpoint: by `sync`, and by an attempt that begins again."""
+    mirrored(four, store, 4)
+    assert sync(four, store).exit_code == 0
+    for mend in (lambda: sync(four, store), lambda: mirrored(four, store, 12)):
+        (name,) = [n for n in store.names() if re.search(r"checkpoint-12/.*/model", n)]
+        store.delete([name])
+        assert keepstep("verify", store.url).exit_code == 1
+        done = mend()
+        assert done is None or done.stdout.startswith("checkpoint-12: "), done.output
+        assert keepstep("verify", store.url, "--deep").exit_code == 0
+        assert steps(store) == [12, 16]
 
 
 def test_a_mirror_that_keeps_more_goes_on_doing_so(four: RunFolder, store: Store) -> None:

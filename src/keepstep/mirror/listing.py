@@ -7,8 +7,10 @@ from pathlib import Path
 
 from keepstep.mirror.owners import there
 from keepstep.mirror.store import Entry, Store
+from keepstep.policy.completeness import differences
 from keepstep.policy.manifest import MANIFEST_NAME, Manifest, ManifestError, finite_metrics
 from keepstep.policy.mirror import RECEIPT, Copied, Part, distinct, evaluations_of, read_receipt
+from keepstep.policy.mirrored import listed_sizes
 from keepstep.policy.strict import TextError
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.evaluations import evaluations_in
@@ -62,6 +64,25 @@ def receipts_of(store: Store, folder: str, names: Iterable[str]) -> list[Part]:
     prefix = f"{folder}/"
     own = sorted(n for n in names if n.startswith(prefix) and RECEIPT.fullmatch(n[len(prefix) :]))
     return distinct(part for name in own for part in read_receipt(store.get(name)))
+
+
+def is_whole(store: Store, folder: str, manifest: Manifest, names: Mapping[str, Entry]) -> bool:
+    """Whether all objects of a checkpoint are listed, in their sizes. A manifest alone does not
+    tell: a rule of the bucket, or somebody, may have removed what it names.
+
+    Args:
+        folder, names: as for `receipts_of`.
+
+    Raises:
+        StoreError: of the store.
+    """
+    try:
+        parts = receipts_of(store, folder, names)
+    except (FileNotFoundError, TextError):
+        return False
+    below = len(folder) + 1
+    listed = {n[below:]: e.bytes for n, e in names.items() if n.startswith(f"{folder}/")}
+    return bool(parts) and not differences(manifest, listed_sizes(manifest, parts, listed))
 
 
 def later_metrics(

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any
 
 from keepstep.mirror.download import check_run, history_of
 from keepstep.mirror.evaluations import send_evaluations
-from keepstep.mirror.listing import checkpoints_on
+from keepstep.mirror.listing import checkpoints_on, is_whole
 from keepstep.mirror.owners import DeposedError, Owner, claim_as
 from keepstep.mirror.owners import there as counted
 from keepstep.mirror.pruning import prune
-from keepstep.mirror.store import Store, StoreError
+from keepstep.mirror.store import Entry, Store, StoreError
 from keepstep.mirror.upload import Upload
 from keepstep.policy.mirror import left_behind, newest_owner, owner_name
 from keepstep.policy.mirrored import (
@@ -65,7 +65,7 @@ class Sync:
         self._pinned = run.pinned()
         self._policy = self._mirrors_policy(names)
         here = {c.step: _whole(c) for c in run.checkpoints()}
-        same = {s for s in here if s in there and _is_same(here[s], there[s])}
+        same = {s for s in here if s in there and self._is_there(here[s], there[s], names)}
         records = run.records_of(
             list(({**there, **here}).values()), self._pinned, self._policy.metric
         )
@@ -76,6 +76,13 @@ class Sync:
         number = newest_owner(names)
         self.owner = number, self._token(number)
         self.leftovers = bool(left_behind(names, number, counted(store, names)))
+
+    def _is_there(self, here: Checkpoint, there: Checkpoint, names: Mapping[str, Entry]) -> bool:
+        """Whether they are one, and all of it is there; or what is there is newer."""
+        if there.manifest.attempt > here.manifest.attempt:
+            return True
+        same = is_same_checkpoint(here.manifest, there.manifest)
+        return same and is_whole(self._store, str(there.path), there.manifest, names)
 
     @property
     def is_another_machines(self) -> bool:
@@ -166,9 +173,3 @@ def _whole(checkpoint: Checkpoint) -> Checkpoint:
         return whole_of(checkpoint)
     except (ValueError, OSError):  # damaged: sending it tells
         return checkpoint
-
-
-def _is_same(here: Checkpoint, there: Checkpoint) -> bool:
-    """Whether they are one; or what is there is newer."""
-    newer = there.manifest.attempt > here.manifest.attempt
-    return newer or is_same_checkpoint(here.manifest, there.manifest)

@@ -11,7 +11,7 @@ from itertools import chain, repeat
 
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
-from keepstep.mirror.listing import receipts_of
+from keepstep.mirror.listing import is_whole, receipts_of
 from keepstep.mirror.owners import DeposedError, Owner, check, there
 from keepstep.mirror.store import Entry, Store, StoreError
 from keepstep.policy.manifest import MANIFEST_NAME, WHOLE_NAME, Manifest
@@ -91,7 +91,7 @@ class Upload:
         part = self._frozen.manifest.is_part
         text = (self._frozen.path / (WHOLE_NAME if part else MANIFEST_NAME)).read_bytes()
         counted = there(self._store, names)
-        if self._is_there(counted, text):
+        if self._is_there(names, counted, text):
             self.sent.found = self._frozen.manifest.total_bytes
         else:
             try:
@@ -141,13 +141,17 @@ class Upload:
                 self._store.delete(sorted(self._store.names(self._folder)))
             raise
 
-    def _is_there(self, counted: list[Copied], text: bytes) -> bool:
-        """Whether it is on the mirror already: brought from there, or before a restart."""
+    def _is_there(self, names: Mapping[str, Entry], counted: list[Copied], text: bytes) -> bool:
+        """Whether it is on the mirror already, all of it: brought from there, or before a
+        restart."""
         same = [one for one in counted if one.step == self._frozen.step]
         try:
-            return bool(same) and self._store.get(f"{same[0].folder}/{MANIFEST_NAME}") == text
+            if not same or self._store.get(f"{same[0].folder}/{MANIFEST_NAME}") != text:
+                return False
         except FileNotFoundError:
             return False  # a listing may show what was deleted
+        manifest = Manifest.from_json(text.decode())
+        return is_whole(self._store, same[0].folder, manifest, names)
 
     def _known(
         self, names: Mapping[str, Entry], counted: list[Copied]
