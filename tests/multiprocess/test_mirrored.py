@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shutil
@@ -197,6 +198,8 @@ def test_two_machines_on_one_mirror(ranks: Ranks, demo: Path, tmp_path: Path, pl
     second.wait_for("carrying on from checkpoint-")
     assert first.wait(60) == [70]
     assert "the run belongs to another machine there" in first.output
+    status = json.loads((tmp_path / "one/run/.keepstep/status.json").read_text())
+    assert "the run belongs to another machine there" in status["reason"], "it was not killed"
     second.wait_for("mirrored checkpoint-")
     second.kill(signal.SIGTERM)
     assert second.wait(60) == [75]

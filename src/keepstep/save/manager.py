@@ -125,8 +125,13 @@ class CheckpointManager:
 
     def owned(self) -> bool:
         """Whether the run is still this attempt's, as far as can be seen. Ranks: any."""
+        return self._given_up is None and self._folder_is_owned()
+
+    def _folder_is_owned(self) -> bool:
+        """The same of its folder: a machine that has lost the run on the mirror has that still."""
         try:
-            self._check()
+            if self._owner is not None:
+                self._owner.check()
         except NotOwnerError:
             return False
         except OSError:  # a network filesystem that fails for a moment
@@ -309,7 +314,7 @@ class CheckpointManager:
         if self._lookout is not None:
             self._lookout.stop()
         outcome.tell_shell()
-        if self._writer is not None and self.owned():
+        if self._writer is not None and self._folder_is_owned():
             self._writer.end(outcome.as_json(), spent=self.time_sheet.told())
             with self._writer.setbacks.allowed("metrics.prom does not tell of the end"):
                 self._show(self._progress(), outcome)
