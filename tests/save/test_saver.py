@@ -106,6 +106,7 @@ def test_a_commit_that_is_slow_is_not_said_to_have_failed(
     while (saved := manager.saver.settle()) is None:
         pass
     assert saved.checkpoint.step == 2
+    manager.saver.timeout = 60.0
     save(manager, 3)
     assert manager.saver.settle() is not None
 
