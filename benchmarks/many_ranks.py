@@ -53,7 +53,7 @@ STEPS: dict[str, tuple[Any, str]] = {  # what the main process does alone
     "read the weights back": (saver, "digest_of_joint"),
     "take in what nobody claimed": (Part, "adopt_unclaimed"),
     "manifest and its checks": (RunWriter, "_seal"),
-    "rename": (RunWriter, "_rename"),
+    "rename": (RunWriter, "_put"),
     "links": (Keeper, "point"),
     "retention and removal": (Keeper, "prune"),
     "choose (sizes, digests)": (RunWriter, "select"),

@@ -33,9 +33,9 @@ def goodput(run: RunArgument, as_json: JsonOption = False) -> None:
 
 
 def tell_short(folder: RunFolder) -> None:
-    """The same in a line, of a run that has begun."""
+    """The same in a line, where something of it is known."""
     found = goodput_of(folder)
-    if found.wall:
+    if found.is_known:
         console.tell_named("goodput", found.told())
 
 

@@ -68,8 +68,8 @@ class RunStatus(JsonObject):
         samples_per_second: likewise, rows.
         seconds_left: until the last step, by what this attempt's steps, evaluations and saves have
             taken; null: likewise.
-        goodput: the share of the wall time that were productive steps, in percent; null: no attempt
-            has begun.
+        goodput: the share of the wall time that were productive steps, in percent; null: nothing is
+            known of it.
         job: the batch job that is queued or at work for the run.
         requests: what somebody has asked for, and nobody has taken up: stop, save-now.
         faults: the run's own files that cannot be believed, and why.
@@ -181,7 +181,7 @@ def _progress(
 ) -> dict[str, Any]:
     """How far the newest attempt has got, and how fast it is."""
     spent, last = goodput_of(run), reached_of(run)
-    found: dict[str, Any] = {"goodput": spent.shares()["productive"]} if spent.wall else {}
+    found: dict[str, Any] = {"goodput": spent.shares()["productive"]} if spent.is_known else {}
     if newest is None:
         return found
     if last is not None and last.attempt == newest.number:

@@ -64,6 +64,11 @@ class Goodput:
         """What the wall time consists of, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "wall"}
 
+    @property
+    def is_known(self) -> bool:
+        """Whether anything tells of any of it. (Of runs of older versions nothing does.)"""
+        return self.wall > self.unknown
+
     def shares(self) -> dict[str, float]:
         """The same in percent, to a tenth: 100.0 together; all 0 where there is no time."""
         if not self.wall:

@@ -113,7 +113,7 @@ def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
     _tell_end(manager, outcome)
     if outcome.outcome in ("finished", "preempted", "failed") and collectives.is_main():
         spent = goodput_of(manager.run)
-        if spent.wall:
+        if spent.is_known:
             say(f"Goodput:     {spent.told()}")
 
 
