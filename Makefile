@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
 .PHONY: install demo example-smollm2 bench test test-quick test-rooms test-rooms-slower test-rooms-others \
-	test-cluster test-runs test-runs-first test-runs-others test-launches test-crashes test-hub \
+	test-cluster test-runs test-runs-first test-runs-others test-launches test-crashes test-hub test-mirror \
 	test-long test-long-runs test-long-others compat compat-oldest compat-newest \
 	check format docs clean
 
@@ -44,14 +44,14 @@ bench: $(VENV)/.extensions # all that is measured without a GPU, into bench-resu
 	$(BIN)/python benchmarks/all_on_cpu.py
 
 # What trains or launches, and so waits for those extensions; the rooms' own tests do not.
-RUNNING := tests/slurm tests/multiprocess tests/crash tests/e2e tests/gpu tests/hub
+RUNNING := tests/slurm tests/multiprocess tests/crash tests/e2e tests/gpu tests/hub tests/mirror
 ROOMS := $(filter-out $(RUNNING) tests/helpers tests/rank_programs, $(patsubst %/,%,$(dir $(wildcard tests/*/__init__.py))))
 SLOWER := tests/run_folder tests/disk tests/save tests/recipe
 PYTEST := $(BIN)/python -m pytest -m 'not long'
 
 test: install # six campaigns at a time: all of them wait, now and then
 	$(MAKE) --jobs=6 --output-sync=target test-cluster test-runs test-launches test-crashes \
-	test-hub test-rooms-slower test-rooms-others
+	test-hub test-mirror test-rooms-slower test-rooms-others
 
 test-quick: install # under three minutes: no launch, no training on several processes
 	$(MAKE) --jobs=2 --output-sync=target test-rooms-slower test-rooms-others
@@ -86,6 +86,9 @@ test-crashes: $(VENV)/.extensions
 
 test-hub: $(VENV)/.extensions
 	$(PYTEST) tests/hub
+
+test-mirror: $(VENV)/.extensions
+	$(PYTEST) -q tests/mirror
 
 test-long: install $(VENV)/.extensions # two at a time
 	$(MAKE) --jobs=2 --output-sync=target test-long-runs test-long-others

@@ -64,7 +64,7 @@ def test_an_adapter_s_card_names_a_path_and_is_not_stored(trainer: Any, tmp_path
     """Neither where the ranks write their slices, nor where one writes what is gathered; whose file
     is read by others as the other files are."""
     trainer.model = get_peft_model(trainer.model, LoraConfig(task_type="CAUSAL_LM"))
-    trainer.manager = SimpleNamespace(storage=Storage())
+    trainer.manager = SimpleNamespace(storage=Storage(), saver=SimpleNamespace(parts=None))
     contents = Contents(trainer)
     contents.plan()
     assert contents._companions is not None
