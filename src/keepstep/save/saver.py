@@ -147,13 +147,12 @@ class Saver:
                 ranks[0].seconds["stall"] = time.perf_counter() - started
             return self._describe(part, manifest, ranks, moved)
 
-        self._draft = Draft(describe)
+        def commit(ranks: list[Report]) -> Saved:
+            return self._commit(draft, ranks, told or {})
+
+        draft = self._draft = Draft(describe)
         self._flight.begin(
-            collectives.world_size(),
-            (lambda ranks: self._commit(self._draft, ranks, told or {}))
-            if collectives.is_main()
-            else None,
-            background,
+            collectives.world_size(), commit if collectives.is_main() else None, background
         )
 
     def is_writing(self) -> bool:
