@@ -136,6 +136,7 @@ def test_a_save_that_was_said_to_have_failed_is_not_committed_afterwards(
         assert manager.saver.settle() is None, "it is told once"
     assert not manager.saver.in_flight
     assert [c.step for c in RunFolder(tmp_path).checkpoints()] == [1]
+    manager.saver.timeout = 60.0
     save(manager, 3)
     assert manager.saver.settle() is not None
 
