@@ -49,8 +49,8 @@ ROOMS := $(filter-out $(RUNNING) tests/helpers tests/rank_programs, $(patsubst %
 SLOWER := tests/run_folder tests/disk tests/save tests/recipe
 PYTEST := $(BIN)/python -m pytest -m 'not long'
 
-test: install # six campaigns at a time: all of them wait, now and then
-	$(MAKE) --jobs=6 --output-sync=target test-cluster test-runs test-launches test-crashes \
+test: install # five campaigns at a time: all of them wait, now and then
+	$(MAKE) --jobs=5 --output-sync=target test-cluster test-runs test-launches test-crashes \
 	test-hub test-mirror test-rooms-slower test-rooms-others
 
 test-quick: install # under three minutes: no launch, no training on several processes

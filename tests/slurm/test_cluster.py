@@ -182,7 +182,7 @@ def test_the_time_limit_comes_at_a_bad_moment(job: Job, undisturbed: Path) -> No
     job.says(r"Stopped (on request|in time)")
     job.says(r"queue again")
     job.faults(step_seconds=0.15, place="evaluation", step=20, seconds=4)
-    job.says(r"carrying on from checkpoint-1\d\n")
+    job.says(r"carrying on from checkpoint-(1\d|20)\n")  # made up, if that is what was due there
     job.fired("evaluation 20")
     job.happens("USR1 during an evaluation")
     job.usr1()
