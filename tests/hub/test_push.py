@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -244,10 +245,10 @@ def test_a_wrong_token(
     message: str,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
-    began = time.monotonic()
     with pytest.raises(PushFailedError, match=message):
         push(run)
-    assert time.monotonic() - began < 10, "it is not tried again"
+    asked = Counter((request.method, request.target) for request in hub.requests())
+    assert max(asked.values()) <= 2, "it is not tried again, but looked at again what there is"
     assert REPO not in hub.store.repos
     assert token not in (run.publishing / "push.log").read_text()
 
