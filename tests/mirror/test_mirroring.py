@@ -181,3 +181,31 @@ def test_a_disk_that_is_full(store: Store, run: RunFolder, monkeypatch: pytest.M
         (fault,) = mirror.finish(run.checkpoint(8), None, 60, lambda: None)
         assert "No space left on device" in fault
     assert mirror.finish(run.checkpoint(8), None, 60, lambda: None) == []
+
+
+def test_a_claim_in_a_process_of_its_own(run: RunFolder, tmp_path: Path) -> None:
+    """For several machines one owner is needed first: told where there is none, given up or made;
+    and the copy that follows is heard of as any."""
+    place = tmp_path / "other disk"
+    store = open_store(place.as_uri() + "/run")
+    mirror = mirroring(run, store)
+    mirror.owner = None
+    mirror.claim()
+    mirror.abandon()
+    place.rename(tmp_path / "away")
+    place.write_text("no folder")
+    mirror.claim()
+    mirror.wait()
+    assert mirror.owner is None
+    (line,) = mirror.lines
+    assert line.startswith("Not mirrored: ")
+    place.unlink()
+    (tmp_path / "away").rename(place)
+    mirror.claim()
+    mirror.wait()
+    assert mirror.owner is not None
+    assert mirror.owner.number > 1
+    mirror.claim()
+    mirror.abandon()
+    mirror.begin(run.checkpoint(8))
+    assert "error" not in until_over(mirror)

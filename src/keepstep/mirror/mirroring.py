@@ -1,4 +1,4 @@
-"""Copies checkpoints to a mirror while a run goes on, and at its end. The main process's alone.
+"""Copies checkpoints to a mirror while a run goes on, and at its end. Of each machine one process.
 
 One copy is under way at a time; while it is, or too soon after one, the newest waits its turn. A
 store that fails for hours costs a few lines, and is caught up with.
@@ -24,6 +24,7 @@ from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.storage import NO_LINK, Storage
 
 logger = logging.getLogger(__name__)
+Take = Callable[[dict[str, Any]], None]
 NOT_TRIED = {"error": "not tried"}
 
 
@@ -91,11 +92,11 @@ class Mirroring:
         self._timeout, self._rate = timeout, rate
         self._share = share or Share()
         self._job: BackgroundJob | None = None
+        self._take_answer: Take = self._take  # what is done with what comes of it
         self._step = -1  # that is under way
         self._began = float("-inf")
         self._done: dict[int, dict[str, Any]] = {}  # step → what came of it
         self._saved: list[int] = []  # steps, as they came
-        self._claiming = False
         name = f"log-{self._share.node}" if self._share.node and not self._share.apart else "log"
         self._log = run.mirroring / name
         self._ending = False  # who waits is told why not; nothing is tried again
@@ -141,8 +142,8 @@ class Mirroring:
 
     def claim(self) -> None:
         """Become the run's owner there, in a process of its own: the store may be away."""
-        self._claiming = True
-        self._safely(lambda: self._run({"url": self.url, "token": self.run.owner()}, self._timeout))
+        job = {"url": self.url, "token": self.run.owner()}
+        self._safely(lambda: self._run(job, self._timeout, self._take_owner))
 
     @property
     def is_busy(self) -> bool:
@@ -245,7 +246,6 @@ class Mirroring:
             "token": self.run.owner(),
             "run": str(self.run.path),
             "frozen": str(frozen),
-            "own": share.freezes,
             "files": None if share.apart or share.nodes == 1 else files,
             "policy": asdict(self._policy),
             "pinned": sorted(self.run.pinned()),
@@ -253,7 +253,7 @@ class Mirroring:
             "node": share.node,
             "nodes": share.nodes,
         }
-        self._run(job, timeout)
+        self._run(job, timeout, self._take)
 
     def _freeze(self, checkpoint: Checkpoint, files: Sequence[str] | None) -> Path | None:
         """Set these files (None: all) of a checkpoint aside. Where they lie; None: it is gone."""
@@ -261,7 +261,8 @@ class Mirroring:
         try:
             # Its manifest as it was committed: what is measured later is an object of its own.
             as_committed = replace(checkpoint, evaluated={})
-            freeze(as_committed, frozen, self._storage, files or list(checkpoint.manifest.files))
+            wanted = list(checkpoint.manifest.files) if files is None else files
+            freeze(as_committed, frozen, self._storage, wanted)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -272,9 +273,10 @@ class Mirroring:
             return checkpoint.path
         return frozen
 
-    def _run(self, job: dict[str, Any], timeout: float) -> None:
+    def _run(self, job: dict[str, Any], timeout: float, take: Take) -> None:
         told: Any = {"who": "the mirror", "what": "the copy", "log": self._log}
         self._job = BackgroundJob("keepstep.mirror.job", job, timeout, **told)
+        self._take_answer = take
 
     def _hear(self) -> None:
         """Take in what came of the copy, if it has ended."""
@@ -282,13 +284,16 @@ class Mirroring:
         if answer is None:
             return
         self._job = None
-        if not self._claiming:
-            self._take(answer)
-            self._sweep()
+        self._take_answer(answer)
+        self._sweep()
+
+    def _take_owner(self, answer: dict[str, Any]) -> None:
+        if "owner" in answer:
+            self.owner, self._pace = Owner(**answer["owner"]), self._pace.done()
             return
-        self._claiming = False
-        self.owner = Owner(**answer["owner"]) if "owner" in answer else None
-        self._pace = self._pace.done() if self.owner else self._pace.failed(now())
+        self._pace = self._pace.failed(now())
+        if self._pace.is_told:
+            self.lines.append(f"Not mirrored: {answer['error']}")
 
     def _take(self, answer: dict[str, Any]) -> None:
         self._done[self._step] = answer
