@@ -5,13 +5,16 @@ import os
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
 
 from tests.helpers import launchers
 from tests.helpers.ranks import ROOT, Ranks
+
+if TYPE_CHECKING:
+    from tests.mirror.server import S3Server
 
 hypothesis.settings.register_profile("slow machines", deadline=None)
 hypothesis.settings.load_profile("slow machines")
@@ -50,6 +53,16 @@ def ranks(workspace: Path) -> Iterator[Ranks]:
     started = Ranks(workspace)
     yield started
     started.close()
+
+
+@pytest.fixture
+def s3() -> Iterator[S3Server]:
+    """An S3 server with one empty bucket."""
+    from tests.mirror.server import S3Server  # it takes a second to import
+
+    server = S3Server()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -23,14 +23,6 @@ HUB_BUCKET = "tester/bucket"
 
 
 @pytest.fixture
-def s3() -> Iterator[S3Server]:
-    """An S3 server with one empty bucket."""
-    server = S3Server()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def here(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment of its user."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:

@@ -10,6 +10,7 @@ import pytest
 from keepstep.mirror.best import bring_best
 from keepstep.mirror.download import bring
 from keepstep.mirror.evaluations import send_evaluations
+from keepstep.mirror.listing import look
 from keepstep.mirror.owners import claim
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.upload import Upload
@@ -44,7 +45,7 @@ def new_machine(store: Store, folder: Path) -> RunFolder:
 
 
 def best(run: RunFolder, store: Store, policy: Policy = POLICY) -> int | None:
-    found = bring_best(run, Storage(), store, run.staging / TOKEN, policy)
+    found = bring_best(run, Storage(), store, run.staging / TOKEN, policy, look(store))
     return None if found is None else found.step
 
 

@@ -40,7 +40,13 @@ def mirror(
     """As a run does it."""
     for step in steps:
         job = {"url": store.url, "run": str(run.path), "owner": None, "token": "0123456789ab"}
-        job |= {"frozen": str(run.path / f"checkpoint-{step}"), "rate": 0, "node": 0, "nodes": 1}
+        job |= {
+            "frozen": str(run.path / f"checkpoint-{step}"),
+            "rate": 0,
+            "node": 0,
+            "nodes": 1,
+            "files": None,
+        }
         assert "error" not in do({**job, "pinned": list(pinned), "policy": POLICY | policy})
 
 

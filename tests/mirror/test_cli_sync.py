@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from keepstep.cli.main import app
 from keepstep.mirror import sync as sync_module
 from keepstep.mirror.job import do
-from keepstep.mirror.listing import checkpoints_on
+from keepstep.mirror.listing import look
 from keepstep.mirror.owners import DeposedError, claim
 from keepstep.mirror.store import Store
 from keepstep.mirror.stores import open_store
@@ -52,7 +52,7 @@ def sync(run: RunFolder, store: Store, *flags: str) -> Result:
 
 
 def steps(store: Store) -> list[int]:
-    return sorted(checkpoints_on(store, store.names())[0])
+    return sorted(look(store).found)
 
 
 def ended(run: RunFolder) -> None:
@@ -70,6 +70,7 @@ def mirrored(run: RunFolder, store: Store, step: int, limit: int = 2) -> None:
         "token": TOKEN,
         "rate": 0,
         "node": 0,
+        "files": None,
         "nodes": 1,
     }
     job |= {"frozen": str(run.path / f"checkpoint-{step}"), "pinned": []}
@@ -168,7 +169,7 @@ def test_a_run_at_work_keeps_its_mirror(four: RunFolder, store: Store) -> None:
     assert store.names("owners") == owners
     assert steps(store) == [4]
     assert "eval_law_loss" in keepstep("ls", store.url, "--json").stdout or "0.25" in str(
-        checkpoints_on(store, store.names())[0][4].evaluated
+        look(store).found[4].evaluated
     ), "metrics depose nobody"
     mirrored(four, store, 16)  # it goes on as if nothing had been
 
@@ -264,7 +265,7 @@ def test_a_step_that_a_branch_has_saved_again(four: RunFolder, store: Store) -> 
     shutil.rmtree(four.path / "checkpoint-16")
     commit(four.path, 16, STATE, attempt=2, parent=8)
     assert sync(four, store).exit_code == 0
-    assert checkpoints_on(store, store.names())[0][16].manifest.attempt == 2
+    assert look(store).found[16].manifest.attempt == 2
 
 
 def test_what_cannot_be_synced(
@@ -345,7 +346,7 @@ def test_a_crash_at_every_operation(
         count += 1
         run.events.write_text("")
         store = open_store(before.url)
-        there = checkpoints_on(store, store.names())[0]
+        there = look(store).found
         assert there.keys() & {4, 8}
         with seen(store) as view:
             assert [view.faults(c, deep=True) for c in view.checkpoints()] == [[] for _ in there]

@@ -356,6 +356,6 @@ def test_what_a_save_costs(s3: S3Server, run: RunFolder) -> None:
     send(run, store, 12, owner)
     files = len(read_checkpoint(run.path / "checkpoint-12").manifest.files)
     asked = Counter("LIST" if "list-type" in r.name else r.method for r in s3.log)
-    # Receipt, manifest, history; what an owner found (three times), a receipt, the manifests there;
+    # Receipt, manifest, history; what an owner found (twice), a receipt, the manifests there;
     # of what goes the manifest first.
-    assert asked == {"PUT": files + 3, "LIST": 4, "GET": 6, "POST": 2}
+    assert asked == {"PUT": files + 3, "LIST": 4, "GET": 5, "POST": 2}

@@ -12,7 +12,7 @@ from keepstep.mirror.download import bring
 from keepstep.mirror.evaluations import send_evaluations
 from keepstep.mirror.interruptible import Interruptible
 from keepstep.mirror.job import do
-from keepstep.mirror.listing import checkpoints_on
+from keepstep.mirror.listing import look
 from keepstep.mirror.owners import claim
 from keepstep.mirror.pruning import prune
 from keepstep.mirror.store import Store
@@ -40,7 +40,7 @@ def measure(run: RunFolder, step: int, rows: str = "5 rows", **metrics: float) -
 
 
 def there(store: Store) -> dict[int, Checkpoint]:
-    return checkpoints_on(store, store.names())[0]
+    return look(store).found
 
 
 def test_they_arrive_once_and_come_back(store: Store, run: RunFolder, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_later_copy_of_the_run_brings_them_too(store: Store, run: RunFolder) -
     measure(run, 4, eval_law_loss=0.5)
     job = {"url": store.url, "run": str(run.path), "owner": None, "token": "ba9876543210"}
     job |= {"frozen": str(run.path / "checkpoint-8"), "rate": 0, "policy": {}, "pinned": []}
-    job |= {"node": 0, "nodes": 1}
+    job |= {"node": 0, "nodes": 1, "files": None}
     assert "error" not in do(job)
     assert there(store)[4].evaluated == {"eval_law_loss": 0.5}
     assert (run.path / "checkpoint-4" / EVALUATIONS_NAME).exists()

@@ -28,13 +28,6 @@ from tests.hub.test_publish import environment
 from tests.mirror.server import BUCKET, S3Server
 
 
-@pytest.fixture
-def s3() -> Iterator[S3Server]:
-    server = S3Server()
-    yield server
-    server.stop()
-
-
 @dataclass(frozen=True)
 class Place:
     """Where runs are mirrored.

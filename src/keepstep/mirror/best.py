@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from keepstep.mirror.download import fetch
-from keepstep.mirror.listing import checkpoints_on
-from keepstep.mirror.owners import there
+from keepstep.mirror.listing import Listed
 from keepstep.mirror.store import Store
 from keepstep.policy.manifest import folder_name
 from keepstep.policy.retention import Policy, best_step, plan_retention
@@ -18,7 +17,12 @@ from keepstep.run_folder.storage import Storage
 
 
 def bring_best(
-    run: RunFolder, storage: Storage, store: Store, staging: Path, policy: Policy
+    run: RunFolder,
+    storage: Storage,
+    store: Store,
+    staging: Path,
+    policy: Policy,
+    listed: Listed,
 ) -> Checkpoint | None:
     """The best of all checkpoints on disk and mirror into the run folder, if that lacks it, and
     would keep it. (What it holds already is known: see `download.bring`.)
@@ -26,6 +30,7 @@ def bring_best(
     Args:
         staging: a folder of the run that a later attempt sweeps.
         policy: the run folder's.
+        listed: what is on the mirror.
 
     Returns:
         It; None: it is there, nothing ranks, or the next save would prune it.
@@ -34,16 +39,14 @@ def bring_best(
         StoreError, TextError: it cannot be had.
         OSError: of the disk.
     """
-    names = store.names()
-    copies = {one.step: one for one in there(store, names)}
     here = {checkpoint.step: checkpoint for checkpoint in run.checkpoints()}
-    all_of_them = {**checkpoints_on(store, names)[0], **here}
+    all_of_them = {**listed.found, **here}
     records = run.records_of(list(all_of_them.values()), run.pinned(), policy.metric)
     best = best_step(records, policy)
     kept = {decision.step for decision in plan_retention(records, policy) if decision.keep}
     target = run.path / folder_name(best or 0)
-    if best is None or best not in kept or best not in copies or target.exists():
+    if best is None or best not in kept or best not in listed.copies or target.exists():
         return None
-    fetched = fetch(store, copies[best], staging / target.name, storage)
+    fetched = fetch(store, listed.copies[best], staging / target.name, storage)
     storage.rename(fetched.path, target)
     return replace(fetched, path=target)

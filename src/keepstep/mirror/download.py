@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from xxhash import xxh3_128_hexdigest
-
-from keepstep.mirror.listing import checkpoints_on, later_evaluations, manifest_of, receipts_of
+from keepstep.mirror.history import take_history
+from keepstep.mirror.listing import Listed, later_evaluations, look, manifest_of, receipts_of
 from keepstep.mirror.owners import there
+from keepstep.mirror.reading import checked
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.upload import AT_ONCE
 from keepstep.policy.manifest import (
@@ -22,7 +22,6 @@ from keepstep.policy.manifest import (
     folder_name,
 )
 from keepstep.policy.mirror import Copied, Part, what_is_missing
-from keepstep.policy.mirrored import history_in
 from keepstep.policy.strict import TextError
 from keepstep.run_folder.checkpoint import Checkpoint, faults_of
 from keepstep.run_folder.contents import digest_of
@@ -31,12 +30,6 @@ from keepstep.run_folder.parts import part_of
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter
-
-
-def history_of(run: RunFolder) -> dict[str, Path]:
-    """The files of a run that a new machine needs beside a checkpoint. run.json is the last: with
-    it a folder is the run's."""
-    return {"samples.jsonl": run.samples_file, "events.jsonl": run.events, "run.json": run.identity}
 
 
 class OtherRunError(StoreError):
@@ -50,12 +43,12 @@ class Brought:
     Attributes:
         checkpoint: in the run folder now; None: nothing newer is there.
         passed_by: newer ones that are not what was written: name → why.
-        there: the steps of all checkpoints that are on the mirror.
+        listed: what was there.
     """
 
     checkpoint: Checkpoint | None
     passed_by: dict[str, str]
-    there: frozenset[int]
+    listed: Listed
 
 
 def bring(
@@ -77,39 +70,37 @@ def bring(
         StoreError: the mirror cannot be read, or what it holds is nothing to go on from.
         OSError: of the disk.
     """
-    names = store.names()
-    counted = {one.step: one for one in there(store, names)}
-    found, unreadable = checkpoints_on(store, names)
-    if not counted:
-        return Brought(None, {}, frozenset())
-    _take_history(run, storage, store, sorted(names))
-    records = run.records_of(list(found.values()), (), None)
+    listed = look(store)
+    copies = listed.copies
+    if not copies:
+        return Brought(None, {}, listed)
+    take_history(run, storage, store, listed.names)
+    records = run.records_of(list(listed.found.values()), (), None)
     here = {c.step: c for c in run.checkpoints()}
     whole = [step for step in here if not here[step].manifest.is_part]
     if together is not None:  # other machines have to get it from there
-        whole = [*together, *(step for step in whole if step in counted)]
+        whole = [*together, *(step for step in whole if step in copies)]
     local = max(whole, default=-1)
     newer = sorted((r.step for r in records if not r.abandoned and r.step > local), reverse=True)
-    passed_by = dict(unreadable)
+    passed_by = dict(listed.unreadable)
     for step in newer:
         try:
-            fetched = fetch(
-                store, counted[step], staging / folder_name(step), storage, here.get(step)
-            )
+            place = staging / folder_name(step)
+            fetched = fetch(store, copies[step], place, storage, here.get(step))
         except (StoreError, TextError) as error:
             if isinstance(error, StoreError) and error.fatal:
                 raise
-            passed_by[counted[step].folder] = str(error)
+            passed_by[copies[step].folder] = str(error)
             continue
         target = run.path / fetched.path.name
         if step in here:  # this machine's part of it
             storage.rename(target, staging / f"part-of-{target.name}")
         storage.rename(fetched.path, target)
-        return Brought(replace(fetched, path=target), passed_by, frozenset(counted))
+        return Brought(replace(fetched, path=target), passed_by, listed)
     if local < 0:
         told = "; ".join(f"{name}: {why}" for name, why in passed_by.items())
         raise StoreError(f"{store.url}: none of its checkpoints can be had: {told}", fatal=False)
-    return Brought(None, passed_by, frozenset(counted))
+    return Brought(None, passed_by, listed)
 
 
 def complete(chosen: Checkpoint, wanted: Collection[str], writer: RunWriter, store: Store) -> None:
@@ -161,7 +152,7 @@ def fetch(
         manifest, content = part_of(manifest, only)
         storage.write(folder / WHOLE_NAME, content)
         text = manifest.to_json().encode()
-    lacking = []
+    lacking = set()
     for name, entry in manifest.files.items():
         if name == WHOLE_NAME:
             continue
@@ -169,7 +160,7 @@ def fetch(
         if here is not None and _has(here, name, entry):
             storage.link(here.path / name, folder / name, or_copy=True)
             continue
-        lacking.append(name)
+        lacking.add(name)
         with storage.create(folder / name, sync=False):
             pass
         os.truncate(folder / name, entry.bytes)
@@ -217,12 +208,12 @@ def _has(here: Checkpoint, name: str, entry: FileEntry) -> bool:
 
 
 def _fetch_part(store: Store, one: Copied, part: Part, folder: Path) -> None:
+    found: bytes | FileNotFoundError
     try:
-        content = store.get(f"{one.folder}/{part.name}")
+        found = store.get(f"{one.folder}/{part.name}")
     except FileNotFoundError as error:
-        raise StoreError(f"{one.folder}: {part.name} is not there", fatal=False) from error
-    if len(content) != part.bytes or xxh3_128_hexdigest(content) != part.xxh3_128:
-        raise StoreError(f"{one.folder}: {part.name} is not what was written", fatal=False)
+        found = error
+    content = checked(part, found, f"{one.folder}: ")
     with open(folder / part.file, "r+b") as file:
         os.pwrite(file.fileno(), content, part.begin)
 
@@ -235,22 +226,13 @@ def check_run(run: RunFolder, store: Store) -> None:
         StoreError: the mirror cannot be read.
     """
     own = run.run_id()
-    found, _ = checkpoints_on(store, store.names()) if own is not None else ({}, {})
-    there = {c.manifest.run_id for c in found.values()}
-    if own is not None and there - {own}:
+    if own is None:
+        return
+    others = {c.manifest.run_id for c in look(store).found.values()} - {own}
+    if others:
         raise OtherRunError(
-            f"{store.url} holds run {', '.join(sorted(there - {own}))}, {run.path} is run {own}\n"
+            f"{store.url} holds run {', '.join(sorted(others))}, {run.path} is run {own}\n"
             "    Hint: another output_dir or another mirror; or move the folder away, to carry on "
             "from the mirror",
             fatal=True,
         )
-
-
-def _take_history(run: RunFolder, storage: Storage, store: Store, names: Sequence[str]) -> None:
-    """Into a folder that has none of its own."""
-    if run.run_id() is not None:
-        return
-    newest = history_in(names)  # an owner may have been killed before its own was complete
-    for name, path in history_of(run).items():
-        if name in newest:
-            storage.replace(path, store.get(newest[name]))

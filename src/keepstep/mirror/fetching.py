@@ -10,15 +10,13 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from xxhash import xxh3_128_hexdigest
-
 from keepstep.errors import KeepstepError
-from keepstep.mirror.reading import in_order
+from keepstep.mirror.reading import checked, in_order
 from keepstep.mirror.store import StoreError
 from keepstep.mirror.view import MirroredRun
 from keepstep.output.units import human_bytes
 from keepstep.policy.manifest import MANIFEST_NAME, FileEntry
-from keepstep.policy.mirror import Part, what_is_missing
+from keepstep.policy.mirror import what_is_missing
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.evaluations import EVALUATIONS_NAME
 from keepstep.run_folder.storage import FULL, Storage
@@ -58,7 +56,7 @@ def fetch_files(
         storage.make_folder((folder / name).parent)
         with storage.create(folder / name, sync=False) as file:
             for part in own:
-                file.write(_checked(part, next(contents)))
+                file.write(checked(part, next(contents)))
                 run.progress(part.bytes)
         if file.xxh3_128 != subset.files[name].xxh3_128:
             raise StoreError(f"{folder.name}: {name} is not what was written", fatal=False)
@@ -119,11 +117,3 @@ def room_for(needed: int, folder: Path) -> Iterator[None]:
         if error.errno not in FULL or isinstance(error, NoRoomError):
             raise
         raise NoRoomError(told(), path=folder, errno=error.errno) from error
-
-
-def _checked(part: Part, content: bytes | FileNotFoundError) -> bytes:
-    if isinstance(content, FileNotFoundError):
-        raise StoreError(f"{part.name} is not there", fatal=False) from content
-    if len(content) != part.bytes or xxh3_128_hexdigest(content) != part.xxh3_128:
-        raise StoreError(f"{part.name} is not what was written", fatal=False)
-    return content

@@ -13,14 +13,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from keepstep.mirror.download import history_of
 from keepstep.mirror.evaluations import send_evaluations
+from keepstep.mirror.history import history_to_send
 from keepstep.mirror.owners import DeposedError, Owner, claim
 from keepstep.mirror.pruning import prune
 from keepstep.mirror.stores import open_store
 from keepstep.mirror.upload import Upload
 from keepstep.policy.manifest import MANIFEST_NAME
-from keepstep.policy.mirrored import RETENTION, retention_text
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.background import serve
 from keepstep.run_folder.checkpoint import Checkpoint, read_checkpoint
@@ -47,19 +46,17 @@ def _copied(job: dict[str, Any]) -> dict[str, Any]:
     frozen = Path(job["frozen"])
     node, nodes = job["node"], job["nodes"]
     checkpoint = _read(frozen, run.path / frozen.name)
-    if job.get("files") is not None:  # it lies there for all machines
+    if job["files"] is not None:  # it lies there for all machines
         files = {n: e for n, e in checkpoint.manifest.files.items() if n in set(job["files"])}
         checkpoint = replace(checkpoint, manifest=replace(checkpoint.manifest, files=files))
     upload = Upload(store, owner, checkpoint, job["rate"], node, nodes)
-    history = {name: path.read_bytes() for name, path in history_of(run).items() if path.exists()}
     policy = Policy(**job["policy"])
-    upload.run({**history, RETENTION: retention_text(policy, job["pinned"])})
+    upload.run(history_to_send(run, policy, job["pinned"]))
     if node == 0:
         send_evaluations(store, run)
-    if (
-        frozen.parent == run.mirroring and job["own"]
-    ):  # here, and not by the thread that trains: it takes a while
-        Storage().remove(frozen)
+    own = node == 0 or job["files"] is None  # else another machine has set it aside
+    if frozen.parent == run.mirroring and own:
+        Storage().remove(frozen)  # here, not by the thread that trains: it takes a while
     gone = prune(store, owner, run, policy, job["pinned"]) if node == 0 else []
     return {**asdict(upload.sent), "pruned": gone, "owner": asdict(owner)}
 

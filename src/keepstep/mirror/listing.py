@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from keepstep.mirror.owners import there
@@ -13,20 +15,37 @@ from keepstep.policy.mirror import RECEIPT, Copied, Part, distinct, evaluations_
 from keepstep.policy.mirrored import listed_sizes
 from keepstep.policy.strict import TextError
 from keepstep.run_folder.checkpoint import Checkpoint
-from keepstep.run_folder.evaluations import evaluations_in
+from keepstep.run_folder.evaluations import evaluations_in, first_believed
 
 
-def checkpoints_on(
-    store: Store, names: Mapping[str, Entry]
-) -> tuple[dict[int, Checkpoint], dict[str, str]]:
-    """By step, with their manifests; and those whose manifest cannot be taken: folder → why.
+@dataclass(frozen=True)
+class Listed:
+    """What was there at one look.
+
+    Attributes:
+        names: of all objects.
+        copies: the checkpoints that count: step → where its objects are.
+        found: by step, with their manifests, and what was measured later.
+        unreadable: those whose manifest cannot be taken: folder → why.
+    """
+
+    names: Mapping[str, Entry]
+    copies: Mapping[int, Copied]
+    found: Mapping[int, Checkpoint]
+    unreadable: Mapping[str, str]
+
+
+def look(store: Store) -> Listed:
+    """What a run's mirror holds.
 
     Raises:
         StoreError: of the store.
     """
+    names = store.names()
+    copies = {one.step: one for one in there(store, names)}
     found: dict[int, Checkpoint] = {}
     unreadable: dict[str, str] = {}
-    for one in there(store, names):
+    for one in copies.values():
         try:
             manifest, _ = manifest_of(store, one)
         except (ManifestError, FileNotFoundError) as error:  # the newest owner takes it away
@@ -34,7 +53,7 @@ def checkpoints_on(
         else:
             later = later_metrics(store, one.folder, names, manifest)
             found[one.step] = Checkpoint(Path(one.folder), manifest, later)
-    return found, unreadable
+    return Listed(names, copies, found, unreadable)
 
 
 def manifest_of(store: Store, one: Copied) -> tuple[Manifest, bytes]:
@@ -80,9 +99,8 @@ def is_whole(store: Store, folder: str, manifest: Manifest, names: Mapping[str, 
         parts = receipts_of(store, folder, names)
     except (FileNotFoundError, TextError):
         return False
-    below = len(folder) + 1
-    listed = {n[below:]: e.bytes for n, e in names.items() if n.startswith(f"{folder}/")}
-    return bool(parts) and not differences(manifest, listed_sizes(manifest, parts, listed))
+    sizes = listed_sizes(manifest, parts, folder, {n: e.bytes for n, e in names.items()})
+    return bool(parts) and not differences(manifest, sizes)
 
 
 def later_metrics(
@@ -105,11 +123,10 @@ def later_evaluations(
     Raises:
         StoreError: of the store.
     """
-    for name in evaluations_of(folder, names):
-        try:
-            text = store.get(name)
-            evaluations_in(text.decode(errors="replace"), manifest)
-        except (FileNotFoundError, TextError):
-            continue
-        return text
-    return None
+
+    def texts() -> Iterator[bytes]:
+        for name in evaluations_of(folder, names):
+            with suppress(FileNotFoundError):
+                yield store.get(name)
+
+    return first_believed(texts(), manifest)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from keepstep.mirror.listing import checkpoints_on
-from keepstep.mirror.owners import Owner, check, there
+from keepstep.mirror.listing import look
+from keepstep.mirror.owners import Owner, check
 from keepstep.mirror.store import Store
 from keepstep.policy.manifest import MANIFEST_NAME
 from keepstep.policy.mirror import claims_left, left_behind
@@ -27,16 +27,16 @@ def prune(
     Raises:
         StoreError: of the store; DeposedError: another machine has the run.
     """
-    names = store.names()
-    found, _ = checkpoints_on(store, names)
-    records = run.records_of(list(found.values()), pinned, policy.metric)
+    listed = look(store)
+    names = listed.names
+    records = run.records_of(list(listed.found.values()), pinned, policy.metric)
     gone = [d.step for d in plan_retention(records, policy) if not d.keep]
     check(store, owner)
     for step in gone:
-        folder = str(found[step].path)
+        folder = listed.copies[step].folder
         store.delete([f"{folder}/{MANIFEST_NAME}"])
         store.delete(sorted(name for name in names if name.startswith(f"{folder}/")))
-    for folder, objects in left_behind(names, owner.number, there(store, names)).items():
+    for folder, objects in left_behind(names, owner.number, listed.copies.values()).items():
         if objects[0] == f"{folder}/{MANIFEST_NAME}":
             store.delete(objects[:1])
             store.delete(objects[1:])

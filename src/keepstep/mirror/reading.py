@@ -8,9 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from xxhash import xxh3_128_hexdigest
+
 from keepstep.mirror.interruptible import Interruptible
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.stores import open_store
+from keepstep.policy.mirror import Part
 
 AT_ONCE = 4  # objects under way or waiting to be taken; each is held in memory
 
@@ -66,3 +69,19 @@ def in_order(store: Store, names: Sequence[str]) -> Iterator[bytes | FileNotFoun
         ended.set()
         for _ in range(AT_ONCE):
             room.release()
+
+
+def checked(part: Part, content: bytes | FileNotFoundError, where: str = "") -> bytes:
+    """A part's content, as it was written.
+
+    Args:
+        where: what an error begins with.
+
+    Raises:
+        StoreError: it is not there, or is something else.
+    """
+    if isinstance(content, FileNotFoundError):
+        raise StoreError(f"{where}{part.name} is not there", fatal=False) from content
+    if len(content) != part.bytes or xxh3_128_hexdigest(content) != part.xxh3_128:
+        raise StoreError(f"{where}{part.name} is not what was written", fatal=False)
+    return content

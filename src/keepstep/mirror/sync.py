@@ -13,22 +13,16 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any
 
-from keepstep.mirror.download import check_run, history_of
+from keepstep.mirror.download import check_run
 from keepstep.mirror.evaluations import send_evaluations
-from keepstep.mirror.listing import checkpoints_on, is_whole
+from keepstep.mirror.history import history_to_send
+from keepstep.mirror.listing import is_whole, look
 from keepstep.mirror.owners import DeposedError, Owner, claim_as
-from keepstep.mirror.owners import there as counted
 from keepstep.mirror.pruning import prune
 from keepstep.mirror.store import Entry, Store, StoreError
 from keepstep.mirror.upload import Upload
 from keepstep.policy.mirror import left_behind, newest_owner, owner_name
-from keepstep.policy.mirrored import (
-    RETENTION,
-    history_in,
-    read_retention,
-    retention_text,
-    what_to_send,
-)
+from keepstep.policy.mirrored import RETENTION, history_in, read_retention, what_to_send
 from keepstep.policy.retention import Policy
 from keepstep.policy.strict import TextError, parse
 from keepstep.run_folder.checkpoint import Checkpoint
@@ -60,8 +54,8 @@ class Sync:
         """
         check_run(run, store)
         self._run, self._store = run, store
-        names = store.names()
-        there, _ = checkpoints_on(store, names)
+        listed = look(store)
+        names, there = listed.names, listed.found
         self._pinned = run.pinned()
         self._policy = self._mirrors_policy(names)
         here = {c.step: _whole(c) for c in run.checkpoints()}
@@ -75,7 +69,7 @@ class Sync:
         self.lacking = [here[step] for step in steps if step not in in_part]
         number = newest_owner(names)
         self.owner = number, self._token(number)
-        self.leftovers = bool(left_behind(names, number, counted(store, names)))
+        self.leftovers = bool(left_behind(names, number, listed.copies.values()))
 
     def _is_there(self, here: Checkpoint, there: Checkpoint, names: Mapping[str, Entry]) -> bool:
         """Whether they are one, and all of it is there; or what is there is newer."""
@@ -137,10 +131,8 @@ class Sync:
         yield {"pruned": prune(self._store, owner, self._run, self._policy, self._pinned)}
 
     def _send(self, owner: Owner, checkpoint: Checkpoint) -> dict[str, int]:
-        files = history_of(self._run).items()
-        history = {name: path.read_bytes() for name, path in files if path.exists()}
         upload = Upload(self._store, owner, checkpoint)
-        upload.run({**history, RETENTION: retention_text(self._policy, self._pinned)})
+        upload.run(history_to_send(self._run, self._policy, self._pinned))
         return asdict(upload.sent)
 
     def _claim(self) -> Owner:

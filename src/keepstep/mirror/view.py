@@ -28,7 +28,7 @@ from keepstep.policy.retention import Policy
 from keepstep.policy.selection import UnreadableError
 from keepstep.policy.strict import TextError, shown
 from keepstep.run_folder.checkpoint import Checkpoint, Unfit, look_at
-from keepstep.run_folder.evaluations import EVALUATIONS_NAME, evaluations_in
+from keepstep.run_folder.evaluations import EVALUATIONS_NAME, first_believed
 from keepstep.run_folder.reader import RunFolder
 
 HISTORY = ("run.json", "events.jsonl")  # as far as it is looked at here
@@ -95,9 +95,8 @@ class MirroredRun(RunFolder):
             return [str(error)]
         if not parts:
             return ["it has no receipt of what was uploaded"]
-        below = len(folder) + 1
-        listed = {n[below:]: e.bytes for n, e in self.names.items() if n.startswith(f"{folder}/")}
-        found = differences(manifest, listed_sizes(manifest, parts, listed))
+        sizes = {name: entry.bytes for name, entry in self.names.items()}
+        found = differences(manifest, listed_sizes(manifest, parts, folder, sizes))
         try:
             if deep and not found:
                 found = list(self._changed(checkpoint, folder, parts))
@@ -189,14 +188,10 @@ class MirroredRun(RunFolder):
                 self._write_evaluations(one, found)
 
     def _write_evaluations(self, one: Copied, found: Checkpoint) -> None:
-        """The newest that can be believed."""
-        for name in evaluations_of(one.folder, self._texts):
-            try:
-                evaluations_in(self._texts[name].decode(errors="replace"), found.manifest)
-            except TextError:
-                continue
-            (found.path / EVALUATIONS_NAME).write_bytes(self._texts[name])
-            return
+        texts = [self._texts[name] for name in evaluations_of(one.folder, self._texts)]
+        text = first_believed(texts, found.manifest)
+        if text is not None:
+            (found.path / EVALUATIONS_NAME).write_bytes(text)
 
 
 def _is_receipt(name: str, folder: str) -> bool:

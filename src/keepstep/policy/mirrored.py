@@ -28,20 +28,21 @@ def runs_in(names: Iterable[str]) -> dict[str, list[Copied]]:
 
 
 def listed_sizes(
-    manifest: Manifest, parts: Sequence[Part], listed: Mapping[str, int]
+    manifest: Manifest, parts: Sequence[Part], folder: str, listed: Mapping[str, int]
 ) -> dict[str, int | None]:
     """The files of a checkpoint, as far as all their objects are there: name → bytes.
 
     Args:
         parts: its objects, as its receipts tell.
-        listed: what is below its folder: name → bytes.
+        folder: of the checkpoint.
+        listed: what is there: name → bytes.
     """
-    lacking = {part.file for part in parts if part.name not in listed}
+    lacking = {part.file for part in parts if f"{folder}/{part.name}" not in listed}
     lacking |= set(what_is_missing(manifest, parts))
     sizes: dict[str, int | None] = {}
     for part in parts:
         if part.file not in lacking:
-            sizes[part.file] = (sizes.get(part.file) or 0) + listed[part.name]
+            sizes[part.file] = (sizes.get(part.file) or 0) + listed[f"{folder}/{part.name}"]
     return sizes
 
 

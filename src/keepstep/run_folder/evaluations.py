@@ -7,7 +7,7 @@ that one counts.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from keepstep.policy.manifest import Manifest, finite_metrics
@@ -49,6 +49,17 @@ def evaluations_in(text: str, manifest: Manifest) -> tuple[dict[str, float], dic
     if values != _whose(manifest):
         raise TextError("it is of another checkpoint")
     return metrics, rows
+
+
+def first_believed(texts: Iterable[bytes], manifest: Manifest) -> bytes | None:
+    """The first of these contents of such a file that is one of this checkpoint."""
+    for text in texts:
+        try:
+            evaluations_in(text.decode(errors="replace"), manifest)
+        except TextError:
+            continue
+        return text
+    return None
 
 
 def evaluations_text(

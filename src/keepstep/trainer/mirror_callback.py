@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from keepstep.mirror import download, owners
 from keepstep.mirror.best import bring_best
+from keepstep.mirror.listing import Listed
 from keepstep.mirror.mirroring import Mirroring, Share
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.stores import open_store
@@ -91,18 +92,21 @@ class Mirrored(TrainerCallback):
                 raise UnreadableError(told) from error
             say(f"mirror: {error}\n    The run goes on from its folder; a later save is copied.")
             return
-        self._steps = found.there
+        self._steps = frozenset(found.listed.copies)
         for name, why in found.passed_by.items():
             say(f"mirror: {name} is passed by: {why}")
         self._tell_brought(found.checkpoint, "")
         if together is None:
-            self._bring_best(run, storage, store, token)
+            self._bring_best(run, storage, store, token, found.listed)
 
-    def _bring_best(self, run: RunFolder, storage: Storage, store: Store, token: str) -> None:
+    def _bring_best(
+        self, run: RunFolder, storage: Storage, store: Store, token: str, listed: Listed
+    ) -> None:
         """What a run can go on without is no reason not to."""
         try:
             staging, policy = run.staging / token, self._args.policy()
-            self._tell_brought(bring_best(run, storage, store, staging, policy), " (the best)")
+            best = bring_best(run, storage, store, staging, policy, listed)
+            self._tell_brought(best, " (the best)")
         except NotOwnerError:
             raise
         except (OSError, TextError) as error:
@@ -255,18 +259,18 @@ class Mirrored(TrainerCallback):
         """The newest and the best checkpoint, as this machine has them. Ranks: any; all
         (collective) where there are several machines."""
 
-        def look() -> tuple[list[int | None], owners.Owner | None]:
+        def wanted() -> tuple[list[int | None], owners.Owner | None]:
             found = manager.run.latest(), manager.run.best(manager.policy)
             return [c.step if c else None for c in found], self._own(manager)
 
         if self._trainer is None or self._url is None:
             return [None, None]
         if self.nodes is not None:
-            steps, owner = collectives.on_main("looking at what is to be copied", look)
+            steps, owner = collectives.on_main("looking at what is to be copied", wanted)
             if self._mirroring is not None:
                 self._mirroring.owner = owner
         elif self._mirroring is not None:
-            steps, _ = look()
+            steps, _ = wanted()
         else:
             return [None, None]
         here = {checkpoint.step: checkpoint for checkpoint in manager.run.checkpoints()}
