@@ -63,6 +63,7 @@ class S3Server:
         self._faults = Faults()
         self._listings: dict[str, tuple[str, list[tuple[str, str]], bytes]] = {}
         self._stopping = threading.Event()
+        self._creating = threading.Lock()
         self._app: Any = DomainDispatcherApplication(create_backend_app)
         self._server = ThreadedWSGIServer("127.0.0.1", 0, self._answer, handler=Quiet)
         self._server.daemon_threads = True
@@ -158,11 +159,13 @@ class S3Server:
         return [body]
 
     def _apply(self, environ: dict[str, Any]) -> tuple[str, list[tuple[str, str]], bytes]:
-        """Do what is asked."""
+        """Do what is asked; what is asked on condition one after the other, since moto looks first
+        and writes later."""
         told: list[Any] = []
-        body = b"".join(
-            self._app(environ, lambda status, headers, _=None: told.extend((status, headers)))
-        )
+        with self._creating if "HTTP_IF_NONE_MATCH" in environ else contextlib.nullcontext():
+            body = b"".join(
+                self._app(environ, lambda status, headers, _=None: told.extend((status, headers)))
+            )
         return told[0], told[1], body
 
     def _half(

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ import hypothesis
 import pytest
 from huggingface_hub import constants
 from hypothesis import strategies as st
+from moto.s3.models import S3Backend
 from tenacity import wait_none
 
 from keepstep.mirror import claims, hub_store, object_store
@@ -61,6 +63,24 @@ def test_one_of_many_creates_an_object(each_store: Store) -> None:
     assert not store.create("owner", b"second")
     assert store.get("owner") == b"first"
     assert list(store.names()) == ["owner"], "no claim is left"
+
+
+@pytest.mark.usefixtures("here")
+def test_the_server_of_these_tests_creates_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As S3 does: whoever asks while an object is being created is refused. (moto by itself looks
+    whether it is there, and writes it some time later.)"""
+    look = S3Backend.get_object
+
+    def look_long(*arguments: Any, **named: Any) -> Any:
+        found = look(*arguments, **named)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(S3Backend, "get_object", look_long)
+    store = open_store(f"s3://{BUCKET}/run")
+    with ThreadPoolExecutor(8) as pool:
+        created = list(pool.map(lambda n: store.create("owner", b"%d" % n), range(8)))
+    assert sum(created) == 1
 
 
 @pytest.mark.parametrize("racers", [8])
