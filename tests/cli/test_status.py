@@ -7,12 +7,16 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from keepstep.cli import probe
 from keepstep.cli.common import console
 from keepstep.cli.main import app
 from keepstep.cli.status import FIELDS, status_of
@@ -240,3 +244,73 @@ def test_it_imports_no_torch(run: Path) -> None:
     code += "; sys.exit('torch' in sys.modules)"
     command = [sys.executable, "-c", code, "status", str(run)]
     assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def healthy(run: Path) -> tuple[int, str]:
+    done = runner.invoke(app, ["status", str(run), "--healthy"])
+    return done.exit_code, done.stdout
+
+
+def silent(run: Path, seconds: float) -> None:
+    """The attempt of `begin` has got on for the last time so long ago."""
+    at = datetime.fromtimestamp(time.time() - seconds, UTC).isoformat()
+    words = RunFolder(run).owner_words()
+    number = RunFolder(run).attempts()[-1].number
+    line = Reached(at, number, 31, {"step": 1.0}).as_line()
+    (run / ".keepstep/heartbeat").write_text(f"{words[0]} 7\n{line}\n")
+
+
+def test_healthy(run: Path) -> None:
+    assert healthy(run / "not-there-yet")[0] == 0
+    assert healthy(run)[0] == 0
+    begin(run)
+    assert healthy(run) == (0, "the attempt begins\n")
+    silent(run, 2900)  # a long save, or evaluation
+    assert healthy(run)[0] == 0
+    silent(run, 3100)
+    code, said = healthy(run)
+    assert code == 1
+    assert said.startswith("unhealthy: the last sign of life was 3100 s ago")
+
+
+def test_another_attempts_silence_is_not_this_ones(run: Path) -> None:
+    begin(run)
+    silent(run, 1e6)
+    owner = run / ".keepstep/owner"
+    theirs = owner.read_text()
+    owner.write_text(theirs.replace(socket.gethostname(), "elsewhere"))
+    assert healthy(run)[0] == 0
+    owner.write_text(f"new {theirs.split(maxsplit=1)[1]}")  # the heartbeat is of the one before
+    assert healthy(run) == (0, "the attempt begins\n")
+
+
+def test_a_limit_of_the_recipe(run: Path) -> None:
+    begin(run)
+    silent(run, 50)
+    number = RunFolder(run).attempts()[-1].number
+    text = json.dumps({"recipe": {"hang_timeout_seconds": 20, "save_timeout_seconds": 20.0}})
+    (run / ".keepstep/launched").mkdir()
+    (run / f".keepstep/launched/{number}.json").write_text(text)
+    assert healthy(run)[0] == 1
+
+
+@pytest.mark.parametrize("name", ["owner", "heartbeat"])
+def test_what_cannot_be_read_ends_nothing(run: Path, name: str) -> None:
+    begin(run)
+    silent(run, 1e6)
+    path = run / ".keepstep" / name
+    path.unlink()
+    assert healthy(run)[0] == 0
+    path.mkdir()
+    assert healthy(run)[0] == 0
+    path.rmdir()
+    os.mkfifo(path)
+    assert healthy(run)[0] == 0
+
+
+def test_a_folder_that_does_not_answer_ends_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(RunFolder, "owner_words", lambda self: threading.Event().wait())
+    assert healthy(run) == (0, f"{run} does not answer\n")

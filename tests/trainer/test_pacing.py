@@ -307,7 +307,8 @@ def test_what_training_stood_still_for() -> None:
     )
     assert run.step(9.0) is None
     assert run.step(1.0) == "interval"
-    assert run.save(0.3, hold=0.2) == {"why": "interval", "interval": 10.0, "overhead": 0.0}
+    known = {"why": "interval", "interval": 10.0, "overhead": 0.0}
+    assert run.save(0.3, hold=0.2) == known | {"longest_step": 9.0}
     assert run.pacer.told() is not None
     assert run.pacer.told() is None, "once"
     assert run.pacer.costs.stood_still == pytest.approx(0.5)

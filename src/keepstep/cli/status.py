@@ -22,12 +22,14 @@ from keepstep.cli.common import (
     fail,
     run_folder,
 )
+from keepstep.cli.probe import health_at
 from keepstep.cli.rows import JsonObject
 from keepstep.output.printable import printable
 from keepstep.output.units import human_duration
 from keepstep.policy.lineage import Attempt
 from keepstep.policy.manifest import BOUNDS
 from keepstep.policy.next_step import advice
+from keepstep.policy.probes import grace_seconds
 from keepstep.policy.retention import best_step
 from keepstep.policy.strict import TextError, build
 from keepstep.ranks.outcome import Word
@@ -70,6 +72,9 @@ class RunStatus(JsonObject):
             taken; null: likewise.
         goodput: the share of the wall time that were productive steps, in percent; null: nothing is
             known of it.
+        grace_seconds: what a stop request is to be given before SIGKILL: the longest step, twice
+            what 95 % of saves took at most, 60 s for a copy if there is a mirror, 30 s to leave;
+            null: no save has told yet.
         job: the batch job that is queued or at work for the run.
         requests: what somebody has asked for, and nobody has taken up: stop, save-now.
         faults: the run's own files that cannot be believed, and why.
@@ -95,6 +100,7 @@ class RunStatus(JsonObject):
     samples_per_second: float | None = None
     seconds_left: float | None = None
     goodput: float | None = None
+    grace_seconds: int | None = None
     job: str | None = None
     requests: tuple[str, ...] = ()
     faults: dict[str, str] | None = None
@@ -169,6 +175,7 @@ def status_of(run: RunFolder) -> RunStatus:
         owner_alive=owner_alive,
         silent_seconds=_silence(run) if state in ("running", "unknown") else None,
         **_progress(run, attempts[-1] if attempts else None, state, told),
+        grace_seconds=grace_seconds(run.commits(), run.mirror() is not None),
         job=job_of(run),
         requests=run.requests(),
         faults=faults or None,
@@ -273,6 +280,7 @@ def _silence(run: RunFolder) -> float | None:
     epilog=examples(
         "keepstep status runs/mine",
         "keepstep status runs/mine --field outcome",
+        "keepstep status runs/mine --healthy",
         "keepstep status runs/mine --json",
     )
 )
@@ -288,8 +296,21 @@ def status(
         ),
     ] = None,
     as_json: JsonOption = False,
+    healthy: Annotated[
+        bool,
+        typer.Option(
+            "--healthy",
+            help="For a container's liveness probe: exit status 1 if the attempt at work on this "
+            "machine has not got on for longer than hang_timeout_seconds + save_timeout_seconds, "
+            "else 0: also while it begins, saves or evaluates, and where there is no attempt.",
+        ),
+    ] = False,
 ) -> None:
     """Say how a run stands: how its newest attempt ended, at which step, and what to do now."""
+    if healthy:
+        found_health = health_at(run)
+        console.tell(("" if found_health.healthy else "unhealthy: ") + found_health.why)
+        raise typer.Exit(0 if found_health.healthy else 1)
     with errors_apart() if field is not None else nullcontext():
         if field is not None and field not in FIELDS:
             fail(f"--field {field} is none of {', '.join(FIELDS)}")

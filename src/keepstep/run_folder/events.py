@@ -51,6 +51,7 @@ FACTS: dict[str, Any] = {
 FACTS_OF_COMMITS: dict[str, Any] = {
     **dict.fromkeys(("stall", "wait", "hold", "copy", "write", "digest"), float),
     **dict.fromkeys(("read_back", "commit", "gb_per_s", "interval", "overhead"), float),
+    "longest_step": float,
     "why": str,
     "slowest_rank": int,
     "metrics": dict[str, float],

@@ -58,7 +58,7 @@ class Pacer:
         self.step_seconds: list[float] = []
         self.evaluation_seconds: list[float] = []
         self._batch_seconds: list[float] = []
-        self._stalls = 0.0
+        self._stalls = self._longest_step = 0.0  # the step: since the newest save began
         self.last_save = self._since = self._began = clock()
         self._heard: tuple[str, ...] = ()
         self._stall_seconds: list[float] = []
@@ -110,6 +110,7 @@ class Pacer:
 
     def step_ended(self) -> None:
         self.step_seconds.append(self._lap())
+        self._longest_step = max(self._longest_step, self.step_seconds[-1])
         self._batch_seconds.clear()  # of an evaluation that a callback has made
 
     def batch_ended(self) -> None:
@@ -188,6 +189,9 @@ class Pacer:
     def _told_of_save(self) -> dict[str, Any]:
         """Why it is made, if the strategy is not why; and how things stand for `auto`."""
         facts: dict[str, Any] = {} if self.reason is None else {"why": self.reason}
+        if self._longest_step:
+            facts["longest_step"] = round(self._longest_step, 3)
+            self._longest_step = 0.0
         auto = self.schedule.interval
         if isinstance(auto, AutoInterval):
             share = self.costs.share(self._clock())
