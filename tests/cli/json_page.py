@@ -12,6 +12,7 @@ from keepstep.cli import rows
 from keepstep.cli.history import AttemptShown, RunShown
 from keepstep.cli.log import LogLine
 from keepstep.cli.samples import SampleRow
+from keepstep.cli.space import Freed
 from keepstep.cli.status import RunStatus
 from keepstep.recipe.problems import Problem
 from tests.helpers.ranks import ROOT
@@ -27,6 +28,8 @@ COMMANDS: dict[str, tuple[str, type]] = {
     "log": ("keepstep log RUN --json", LogLine),
     "goodput": ("keepstep goodput RUN --json", rows.GoodputReport),
     "verify": ("keepstep verify RUN --json", rows.VerifyReport),
+    "prune": ("keepstep prune RUN --json", Freed),
+    "rm": ("keepstep rm RUN STEP… --json", Freed),
     "samples": ("keepstep samples RUN --json", SampleRow),
     "check": ("keepstep check RECIPE --json", rows.CheckReport),
     "estimate": ("keepstep estimate RECIPE --json", rows.Estimate),

@@ -208,6 +208,8 @@ COMMANDS = [
     ["verify", "RUN/checkpoint-30"],
     ["prune", "RUN"],
     ["prune", "RUN", "--dry-run"],
+    ["prune", "RUN", "--quarantine", "--leftovers"],
+    ["rm", "RUN", "30"],
     ["pin", "RUN", "7"],
     ["unpin", "RUN", "7"],
     ["stop", "RUN"],

@@ -172,7 +172,7 @@ def test_the_digest_is_found_as_specified(tmp_path: Path) -> None:
 def test_a_line_carries_its_check_as_specified(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     (tmp_path / ".keepstep").mkdir()
-    Keeper(run, Policy(), Storage()).record("prune", step=3, reason='a "reason"')
+    Keeper(run, Policy(), Storage()).record("prune", step=3, reason='a "reason"', by="me")
     line = run.events.read_text().strip()
     body, check = re.fullmatch(r'(.*), "check": "([0-9a-f]{8})"\}', line).groups()
     assert int(check, 16) == zlib.crc32(f"{body}}}".encode())

@@ -22,6 +22,7 @@ from keepstep.cli.common import (
     used_run,
 )
 from keepstep.cli.rows import VerifyReport, checkpoint_rows
+from keepstep.cli.space import tell_waste
 from keepstep.cli.status import tell_status, tell_without_checkpoints
 from keepstep.cli.tables import (
     attempt_table,
@@ -150,6 +151,7 @@ def _tell(
     console.tell(f"{len(told)} checkpoint{plural}, {human_bytes(total)}")
     if found is None:
         _tell_elsewhere(folder)
+        tell_waste(folder)
     goodput.tell_short(folder)
     if verbose or any(attempt.job for attempt in folder.attempts()):
         console.table_that_fits(partial(attempt_table, folder))

@@ -15,6 +15,7 @@ from keepstep.cli import (  # noqa: F401  # these register their commands
     check,
     convert,
     evaluate,
+    free,
     goodput,
     history,
     log,
@@ -43,7 +44,6 @@ from keepstep.cli.tables import tell_answer
 from keepstep.output.environment import without_secrets
 from keepstep.output.printable import printable
 from keepstep.output.terminal import show_as_data
-from keepstep.policy.retention import plan_retention
 from keepstep.policy.selection import WORDS
 from keepstep.run_folder.keeping import Keeper
 from keepstep.run_folder.storage import Storage
@@ -136,33 +136,6 @@ def _ask(run: Path, request: str) -> None:
         if at_work
         else f"asked for: job {job} ends before its next attempt; scancel {job} ends it now"
     )
-
-
-@app.command(epilog=examples("keepstep prune runs/mine --dry_run"))
-def prune(
-    run: RunArgument,
-    dry_run: Annotated[
-        bool, typer.Option("--dry_run", help="Only say what would be removed.")
-    ] = False,
-) -> None:
-    """Remove the checkpoints that the retention policy does not keep, and abandoned branches."""
-    folder = run_folder(run)
-    policy = folder.policy()
-    plan = plan_retention(folder.records(policy.metric), policy, keep_abandoned=False)
-    gone = [decision for decision in plan if not decision.keep]
-    for decision in gone:
-        verb = "would remove" if dry_run else "removing"
-        console.tell(f"{verb} checkpoint-{decision.step}: {decision.reason}")
-    if gone and not dry_run:
-        newest = folder.checkpoints()[-1]
-        faults = folder.faults(newest, deep=None)
-        if faults:
-            fail(f"{newest.path.name} is damaged, nothing is pruned: {faults[0]}")
-        keeper = Keeper(folder, policy, Storage())
-        keeper.prune(keep_abandoned=False)
-        keeper.point()
-    if not gone:
-        console.tell("nothing to prune")
 
 
 @app.command(epilog=examples("keepstep pin runs/mine 500"))

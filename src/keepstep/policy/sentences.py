@@ -112,7 +112,19 @@ def _rewind(event: Event) -> str:
 
 
 def _prune(event: Event) -> str:
-    return f"removed checkpoint-{event.get('step')}: {event.get('reason')}"
+    return f"removed checkpoint-{event.get('step')}: {event.get('reason')}" + _by(event)
+
+
+def _discard(event: Event) -> str:
+    names, size = event.get("names") or (), event.get("bytes")
+    took = f", {human_bytes(size)}" if isinstance(size, int) else ""
+    what = {"leftovers": "what killed attempts left", "quarantine": "damaged checkpoints"}
+    told = what.get(str(event.get("what")), str(event.get("what")))
+    return f"removed {told} ({first_few(list(names), at_most=SHOWN)}{took})" + _by(event)
+
+
+def _by(event: Event) -> str:
+    return f" ({event['by']})" if event.get("by") else ""
 
 
 def _quarantine(event: Event) -> str:
@@ -187,6 +199,7 @@ SENTENCES: Mapping[str, Callable[[Event], str]] = {
     "spike": _spike,
     "rewind": _rewind,
     "prune": _prune,
+    "discard": _discard,
     "quarantine": _quarantine,
     "stop_asked": _stop_asked,
     "publish": _publish,

@@ -41,6 +41,7 @@ class Keeper:
             whoever still wants to put something there cannot.
         setbacks: what could not be done, and stopped nothing.
         parent: the step that this attempt grew from, until it has committed.
+        by: who prunes, where it is no attempt; its events tell.
         heard: is told of each event, written down or not; it raises nothing.
     """
 
@@ -54,6 +55,7 @@ class Keeper:
         self.setbacks = Setbacks()
         self.trash = Trash(run, storage, self.owner, self.setbacks)
         self.parent: int | None = None
+        self.by: str | None = None
         self.heard: Callable[[Mapping[str, Any]], None] = lambda event: None
         self.run_id = run.run_id() or secrets.token_hex(6)
         self.attempt = max((attempt.number for attempt in run.attempts()), default=0)
@@ -174,7 +176,8 @@ class Keeper:
 
     def _empty(self, aside: Path, step: int, reason: str) -> None:
         self.trash.empty(aside)
-        self.record("prune", step=step, reason=reason)
+        by = {} if self.by is None else {"by": self.by}
+        self.record("prune", step=step, reason=reason, **by)
 
     def _without_paths(self, text: str) -> str:
         """Error texts name files; what is written down does not say where they lie here."""

@@ -100,7 +100,7 @@ def claim(run: RunFolder, storage: Storage, patience: float = WAIT_SECONDS) -> O
     while True:
         # Of two launches at the same moment one looks after the other has written its name.
         with storage.locked(run.private / LOCK, LOCK_SECONDS):
-            who = None if token else _at_work(run)
+            who = None if token else at_work(run)
             if who is None:
                 token = token or secrets.token_hex(6)
                 _take(run, storage, f"{token} {_process(os.getpid())}\n".encode())
@@ -180,7 +180,7 @@ def _names_a_process(words: Sequence[str]) -> bool:
     return len(words) == 4 and words[2].isdecimal() and len(words[2]) <= 10
 
 
-def _at_work(run: RunFolder) -> str | None:
+def at_work(run: RunFolder) -> str | None:
     """Who works for the run, as far as that can be seen from here; a second or more."""
     words = _words(run)
     if _names_a_process(words):
