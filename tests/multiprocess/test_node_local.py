@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from keepstep.cli.main import app
-from keepstep.policy.manifest import WHOLE_NAME, Manifest
+from keepstep.policy.manifest import MANIFEST_NAME, WHOLE_NAME, Manifest
 from keepstep.run_folder.contents import digest_of
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.campaigns import cases
@@ -59,7 +59,9 @@ def is_gathered(name: str, strategy: str) -> bool:
 
 def whole_digests(run: Path, step: int, strategy: str) -> dict[str, str]:
     """As `final_digests`, of all machines' parts."""
-    text = (run / f"checkpoint-{step}/{WHOLE_NAME}").read_text()
+    folder = run / f"checkpoint-{step}"
+    whole = folder / WHOLE_NAME
+    text = (whole if whole.exists() else folder / MANIFEST_NAME).read_text()
     files = Manifest.from_json(text).files
     del files["trainer_state.json"]
     return {n: e.xxh3_128 for n, e in files.items() if not is_gathered(n, strategy)}
@@ -106,6 +108,39 @@ def test_a_machine_is_lost_with_its_disk(
     assert len(there) <= 2
     once_more = ranks.run(command, **how)
     assert "there is nothing to train" in once_more.output
+
+
+@pytest.mark.parametrize(
+    ("strategy", "lost"),
+    cases([("cpu_zero3", 0), ("cpu_zero3", 1), ("ddp", 0)], long=[("cpu_zero3", 1), ("ddp", 0)]),
+)
+def test_a_machine_is_lost_with_the_best(
+    ranks: Ranks, demo: Path, tmp_path: Path, disks: Path, strategy: str, lost: int
+) -> None:
+    """It is not the newest, and the run ends with it all the same, whole where the main process is
+    though its own disk was lost."""
+    mirror = {"mirror": (tmp_path / "mirror").as_uri(), "node_local": True}
+    fields: dict[str, Any] = {"max_steps": 60, "save_total_limit": 2, **mirror}
+    fields |= {"greater_is_better": True, "load_best_model_at_end": True}
+    how: dict[str, Any] = {"strategy": strategy, "nodes": 2, "disks": disks}
+    command = argv(demo, disks / "here/run", **fields)
+    run = ranks.start(command, **how)
+    run.wait_for(r"mirrored checkpoint-(8|\d\d)")
+    run.kill(signal.SIGKILL)
+    run.wait()
+    before = whole_digests(disks / "0/run", 4, strategy)
+    shutil.rmtree(disks / str(lost))
+    (disks / str(lost)).mkdir()
+    again = ranks.run(command, **how)
+    assert ("checkpoint-4 (the best) brought" in again.output) == (lost == 0)
+    found = RunFolder(disks / "0/run")
+    assert [c.step for c in found.checkpoints()] == [4, 60]
+    assert found.best().step == 4
+    assert whole_digests(disks / "0/run", 4, strategy) == before
+    exported = CliRunner().invoke(
+        app, ["export", str(disks / "0/run/best"), "--to", str(tmp_path / "model")]
+    )
+    assert exported.exit_code == 0, exported.output
 
 
 @pytest.mark.parametrize(

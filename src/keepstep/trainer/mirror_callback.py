@@ -96,8 +96,7 @@ class Mirrored(TrainerCallback):
         for name, why in found.passed_by.items():
             say(f"mirror: {name} is passed by: {why}")
         self._tell_brought(found.checkpoint, "")
-        if together is None:
-            self._bring_best(run, storage, store, token, found.listed)
+        self._bring_best(run, storage, store, token, found.listed)
 
     def _bring_best(
         self, run: RunFolder, storage: Storage, store: Store, token: str, listed: Listed
