@@ -5,7 +5,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 recipe=launch/recipes/demo.yaml
 export HF_HUB_OFFLINE=1 HF_DATASETS_CACHE=$PWD/.demo/cache # nothing is fetched
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+bold='' plain=''
+if [[ -t 1 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then bold=$'\033[1m' plain=$'\033[0m'; fi
+say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 
 rm -rf runs/demo runs/demo-interrupted
 say "1. Make a tiny model and data from nothing"

@@ -18,7 +18,9 @@ run=$out/run
 base=() # what an adapter is asked with
 [[ $kind == full ]] || base=(--base .smollm2/model)
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+bold='' plain=''
+if [[ -t 1 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then bold=$'\033[1m' plain=$'\033[0m'; fi
+say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 
 # A folder that is made by this command; a half of one is not taken for it.
 once() { # FOLDER COMMAND...

@@ -55,11 +55,24 @@ def test_checkpoints_take_a_line_each(tmp_path: Path, metric: str) -> None:
     assert wide[0].split()[:5] == ["step", metric, "size", "written", "by"]
     assert wide[0].endswith("lineage    state  kept because")
     named = metric if metric == "eval_loss" else "metric"
-    assert narrow[0].split() == ["step", named, "size", "saved", *TITLES]
+    assert narrow[0].split() == ["step", named, "size", "written", "by", "saved", *TITLES]
     assert len(narrow) == len(wide) == 4
     assert narrow[3].endswith("2026-11-21 05:00  valid  newest, best")
     assert all(len(line) <= 80 and "…" not in line for line in narrow)
     assert shown(checkpoint_table, run, 200, is_terminal=False) == wide
+
+
+def test_a_narrow_terminal_shows_what_is_worth_most(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "eval_loss")
+    (tmp_path / "checkpoint-200000/rng_state_1.pth").unlink()
+    narrow = shown(checkpoint_table, run, 40)
+    assert narrow[0].split() == ["step", "eval_loss", "state"]
+    assert narrow[2].endswith("rng_state_1.pth is m…")
+    for width in range(1, 200):
+        for table in (checkpoint_table, save_table, attempt_table):
+            lines = shown(table, run, width)
+            assert all(len(line) <= width for line in lines)
+            assert len(lines) == len(table(run).lines())
 
 
 def test_saves_are_readable(tmp_path: Path) -> None:

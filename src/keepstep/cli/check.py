@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from keepstep.cli.common import JsonOption, above_zero, app, console, examples, fail
 from keepstep.cli.rows import CheckReport, Estimate, EstimateRow
 from keepstep.cli.tables import step_seconds
 from keepstep.output import log_filters
+from keepstep.output.table import Column, Table
 from keepstep.output.units import human_bytes
 from keepstep.policy.auto_interval import AutoInterval, costs_of, seconds_apart
 from keepstep.run_folder.reader import RunFolder
@@ -165,7 +166,7 @@ def estimate(
         told = Estimate(shapes.total, shapes.trained, speed, num_processes, tuple(rows))
         typer.echo(json.dumps(told.as_dict(), indent=1))
         return
-    console.table(_table(rows, limit))
+    console.table_that_fits(partial(_table, rows, limit))
     shared = f", shared by {sequences} (evaluations: whole rows)" if sequences > 1 else ""
     console.tell(
         f"{shapes.total:,} parameters, {shapes.trained:,} trained; {num_processes} processes, "
@@ -176,17 +177,21 @@ def estimate(
     )
 
 
-def _table(rows: list[EstimateRow], limit: int | None) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("strategy", no_wrap=True)
-    titles = ("memory per device", "host memory", "checkpoint", f"disk ({limit} + 1)", "one save")
-    for title in titles:
-        table.add_column(title, justify="right")
+def _table(rows: list[EstimateRow], limit: int | None, narrow: bool) -> Table:
+    memory, seconds = ("memory", "save") if narrow else ("memory per device", "one save")
+    table = Table(
+        Column("strategy", least=16, elide="middle"),
+        Column(memory, "right", worth=5),
+        Column("host" if narrow else "host memory", "right", worth=2),
+        Column("checkpoint", "right", worth=4),
+        Column("disk" if narrow else f"disk ({limit} + 1)", "right", worth=3),
+        Column(seconds, "right", worth=1),
+    )
     for row in rows:
         counts = (row.device_bytes, row.host_bytes, row.checkpoint_bytes, row.disk_bytes)
         cells = ["" if count is None else human_bytes(count) for count in counts]
-        seconds = row.save_seconds
-        table.add_row(row.strategy, *cells, "" if seconds is None else f"{seconds:.1f} s")
+        took = row.save_seconds
+        table.add_row(row.strategy, *cells, "" if took is None else f"{took:.1f} s")
     return table
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import typer
-from rich.table import Table
 
 from keepstep.cli.common import JsonOption, RunArgument, app, console, examples, run_folder
 from keepstep.cli.rows import GoodputReport
+from keepstep.output.table import Column, Table
 from keepstep.output.units import human_duration
 from keepstep.policy.goodput import TITLES, Goodput
 from keepstep.run_folder.progress import goodput_of
@@ -45,9 +45,8 @@ def report(found: Goodput, attempts: int) -> GoodputReport:
 
 
 def _table(found: Goodput) -> Table:
-    table, shares = Table(box=None, pad_edge=False, show_header=False), found.shares()
-    for justify in ("left", "right", "right"):
-        table.add_column(justify=justify)
+    columns = Column("", least=12), Column("", "right"), Column("", "right", worth=1)
+    table, shares = Table(*columns, header=False), found.shares()
     for name, title in TITLES.items():
         took = human_duration(found.parts[name] / 1000)
         table.add_row(title, f"{shares[name]:.1f} %", took)

@@ -43,11 +43,12 @@ from keepstep.cli.status import job_of
 from keepstep.cli.tables import tell_answer
 from keepstep.output.environment import without_secrets
 from keepstep.output.printable import printable
-from keepstep.output.terminal import show_as_data
+from keepstep.output.terminal import is_plain, show_as_data
 from keepstep.policy.selection import WORDS
 from keepstep.run_folder.keeping import Keeper
 from keepstep.run_folder.storage import Storage
 
+NO_STYLES = "_TYPER_FORCE_DISABLE_TERMINAL"  # of typer 0.20 to 0.29, not documented
 # DeepSpeed's shards; push, and an export from a mirror, have a process for that.
 UNPICKLING = ("export", "reshard", "adopt")
 EXIT_STATUSES = (
@@ -176,6 +177,8 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1] not in LAUNCHING:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed only unpickles its classes here
     show_as_data()
+    if is_plain() or not sys.stdout.isatty():  # of the help, which typer prints
+        os.environ[NO_STYLES] = "1"
     if all(printable(argument) == argument for argument in sys.argv):
         app()
     try:  # errors of usage quote arguments

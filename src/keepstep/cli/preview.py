@@ -38,7 +38,7 @@ def preview(
     from keepstep.recipe.config import ConfigError
     from keepstep.recipe.model import build_tokenizer
 
-    if not console.is_terminal:
+    if not console.moves_cursor:
         datasets.disable_progress_bars()
     try:
         asked = parse(recipe, context.args)

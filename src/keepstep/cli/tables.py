@@ -9,8 +9,6 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from rich.table import Table
-
 from keepstep.cli.rows import (
     SAVE_FACTS,
     CheckpointRow,
@@ -19,6 +17,7 @@ from keepstep.cli.rows import (
     checkpoint_rows,
 )
 from keepstep.output.printable import first_few, printable
+from keepstep.output.table import Column, Table
 from keepstep.output.units import human_bytes
 from keepstep.policy.auto_interval import (
     LOOK_BACK,
@@ -33,6 +32,7 @@ from keepstep.run_folder.reader import RunFolder
 
 OF_AUTO = ("interval", "overhead")  # what a commit tells under `save_interval_seconds: auto`
 LONGEST = 12  # characters of a number in a table
+SECONDS_WORTH = {"stall": 8, "write": 7, "wait": 3}  # of a table's columns; others: 1
 CUT = 60  # characters of a text in a table that anybody may have written
 
 
@@ -61,28 +61,33 @@ def cell(value: object) -> str:
 def checkpoint_table(
     run: RunFolder, narrow: bool = False, step: int | None = None, copies: bool = True
 ) -> Table:
-    """The same rows, to be read; `narrow`: the columns that 80 characters hold; `step`: this one's
-    alone; `copies`: say of which there is a copy on a mirror."""
-    table = Table(box=None, pad_edge=False)
+    """The same rows, to be read; `narrow`: in shorter words; `step`: this one's alone;
+    `copies`: say of which there is a copy on a mirror."""
     metric = run.policy().metric or "metric"
-    for title in ("step", "metric" if narrow and len(metric) > LONGEST else metric, "size"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for title in ("saved (UTC)",) if narrow else ("written by", "saved (UTC)", "lineage"):
-        table.add_column(title, no_wrap=True)
-    for title in ("state", "kept because"):
-        table.add_column(title, overflow="fold")
+    title = "metric" if narrow and len(metric) > LONGEST else metric
+    table = Table(
+        Column("step", "right"),
+        Column(title, "right", worth=6),
+        Column("size", "right", worth=3),
+        Column("written by", worth=2),
+        Column("saved (UTC)", worth=4),
+        Column("lineage", worth=1),
+        Column("state", least=20),
+        Column("kept because", worth=5, least=24),
+    )
     for row in [row for row in checkpoint_rows(run) if step in (None, row.step)]:
         valid = "valid part" if row.part else "valid"
         state = "; ".join(row.faults) or (valid if row.finite else f"{valid}, not finite")
         state += ", mirrored" if copies and row.mirror is not None else ""
         layout = ParallelLayout(row.world_size, row.zero_stage, row.deepspeed)
         saved = row.saved_at[: 16 if narrow else 19].replace("T", " ")
-        written = [str(layout), saved, _lineage(row)]
         table.add_row(
             str(row.step),
             "" if row.value is None else figure(row.value),
             human_bytes(row.bytes),
-            *([saved] if narrow else written),
+            str(layout),
+            saved,
+            _lineage(row),
             state,
             row.reason if row.keep else f"to be pruned: {row.reason}",
         )
@@ -91,11 +96,13 @@ def checkpoint_table(
 
 def mirrored_run_table(rows: Sequence[MirroredRunRow], narrow: bool = False) -> Table:
     """Runs on a mirror; `narrow`: what follows the last slash of their addresses."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("run", overflow="fold")
-    for title in ("checkpoints", "newest", "size"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("saved (UTC)", no_wrap=True)
+    table = Table(
+        Column("run", least=20, elide="middle"),
+        Column("checkpoints", "right", worth=2),
+        Column("newest", "right", worth=4),
+        Column("size", "right", worth=3),
+        Column("saved (UTC)", worth=1),
+    )
     for row in rows:
         saved = "not known" if row.saved_at is None else row.saved_at[:16].replace("T", " ")
         table.add_row(
@@ -111,17 +118,17 @@ def mirrored_run_table(rows: Sequence[MirroredRunRow], narrow: bool = False) -> 
 def attempt_table(run: RunFolder, narrow: bool = False) -> Table:
     """Every attempt: when, as which batch job and where, from what, and how it ended; `narrow`: in
     80 characters."""
-    table, attempts = Table(box=None, pad_edge=False), run.attempts()
-    of_jobs = ["job", "restarts", "nodes"]
-    if narrow:
-        of_jobs = ["job", "nodes"] if any(attempt.job for attempt in attempts) else []
-    for title in ("attempt", "began (UTC)"):
-        table.add_column(title, no_wrap=True)
-    for title in of_jobs:
-        table.add_column(title, overflow="fold" if narrow else "ellipsis", no_wrap=not narrow)
-    for title in ("from", "commits"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("ended", overflow="fold")
+    attempts, of_jobs = run.attempts(), {"job": 3, "restarts": 1, "nodes": 2}
+    if narrow and not any(attempt.job for attempt in attempts):
+        of_jobs = {}
+    table = Table(
+        Column("attempt"),
+        Column("began (UTC)", worth=4),
+        *(Column(name, worth=worth, least=12, elide="middle") for name, worth in of_jobs.items()),
+        Column("from", worth=6),
+        Column("commits", worth=5),
+        Column("ended", least=24, elide="middle"),
+    )
     for attempt in attempts:
         job = [cell(attempt.job.get(name, "")) for name in of_jobs]
         began = (attempt.began or "")[5 if narrow else 0 : 16 if narrow else 19].replace("T", " ")
@@ -144,11 +151,16 @@ def _lineage(row: CheckpointRow) -> str:
 def save_table(run: RunFolder, narrow: bool = False) -> Table:
     """What each save has cost: seconds of the slowest rank, and how fast all of them wrote;
     `narrow`: in 80 characters."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0) if narrow else (0, 1))
     *seconds, rate, slowest = SAVE_FACTS
-    for title in ("step", "size", *seconds, "GB/s", "rank" if narrow else "slowest rank"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold")
+    table = Table(
+        Column("step", "right"),
+        Column("size", "right", worth=4),
+        *(Column(name, "right", worth=SECONDS_WORTH.get(name, 1)) for name in seconds),
+        Column("GB/s", "right", worth=5),
+        Column("rank" if narrow else "slowest rank", "right", worth=2),
+        Column("why", worth=6, least=8),
+        gap=1 if narrow else 2,
+    )
     shown = short_figure if narrow else partial(figure, places=3)
     for step, save in sorted(run.saves().items()):
         figures = [shown(save[name]) if name in save else "" for name in (*seconds, rate)]

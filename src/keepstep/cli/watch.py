@@ -22,12 +22,12 @@ def again_and_again(look: Callable[[], None], pause: float = LOOK_SECONDS) -> No
     """
     try:
         while True:
-            if console.is_terminal:
+            if console.moves_cursor:
                 console.clear()
             with contextlib.suppress(typer.Exit):  # what is not as it should be may be so later
                 look()
             time.sleep(pause)
-            if not console.is_terminal:
+            if not console.moves_cursor:
                 console.tell("")
     except KeyboardInterrupt:
         pass

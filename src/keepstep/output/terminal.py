@@ -8,21 +8,28 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from keepstep.output.printable import printable
+from keepstep.output.table import Table
+
+PLAIN = ("dumb", "unknown")  # as rich has it of TERM
 
 if TYPE_CHECKING:  # few commands show a bar, and all would wait for what it is made of
     from rich.progress import Progress, ProgressColumn, TextColumn
+
+
+def is_plain() -> bool:
+    """Whether a person, or the terminal, wants no color, nothing bold: https://no-color.org."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "").lower() in PLAIN
 
 
 class Terminal(Console):
@@ -33,7 +40,21 @@ class Terminal(Console):
         options = {"force_jupyter": False} | options
         if "ipykernel" in sys.modules:  # it calls itself a terminal, and moves no cursor
             options = {"force_terminal": False} | options
+        if is_plain():
+            options = {"color_system": None} | options
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    @property
+    def is_terminal(self) -> bool:
+        """FORCE_COLOR makes none of a file: bars and bold titles would be written there."""
+        if self._force_terminal is not None:
+            return self._force_terminal
+        return super().is_terminal and self.file.isatty()
+
+    @property
+    def moves_cursor(self) -> bool:
+        """Whether a bar can be drawn again at its place."""
+        return self.is_terminal and not self.is_dumb_terminal
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Cells and titles come through here."""
@@ -62,20 +83,17 @@ class Terminal(Console):
             begin = " " * len(begin)
 
     def table(self, table: Table) -> None:
-        """One whose cells are data, too."""
-        lines = _lines_that_fit(table, self.width)
-        if lines is None:
-            self.print(table)
-        else:
-            text = Text("\n".join(lines))
+        """One whose cells are data, too; on a terminal within its width."""
+        lines = table.lines(self.width if self.is_terminal else None)
+        text = Text("\n".join(lines))
+        if table.header:
             text.stylize("bold", 0, len(lines[0]))
-            self.print(text, soft_wrap=True)
+        self.print(text, soft_wrap=True)
 
     def table_that_fits(self, make: Callable[[bool], Table]) -> None:
         """The same; made `narrow` (True) where a terminal has not the width for all of it."""
-        table, endless = make(False), self.options.update(width=10**6)
-        narrow = self.is_terminal and self.measure(table, options=endless).maximum > self.width
-        self.table(make(True) if narrow else table)
+        table = make(False)
+        self.table(make(True) if self.is_terminal and not table.fits(self.width) else table)
 
     @contextlib.contextmanager
     def waiting(self, text: str) -> Iterator[None]:
@@ -88,26 +106,6 @@ class Terminal(Console):
         from rich.progress import Progress
 
         return Progress(*columns, console=self, transient=transient)
-
-
-def _lines_that_fit(table: Table, width: int) -> list[str] | None:
-    """The lines of a table, the titles first, as rich makes them: it takes a second for a thousand.
-    None: there is more to it, or a cell has to be folded."""
-    if table.box is not None or table.title or table.caption:
-        return None
-    gap = table.padding[1] + table.padding[3]
-    columns = [[printable(str(text)) for text in (c.header, *c.cells)] for c in table.columns]
-    widths = [max(map(cell_len, column)) for column in columns]
-    if sum(widths) + gap * (len(widths) - 1) > width:
-        return None
-    filled = []
-    for column, texts, wide in zip(table.columns, columns, widths, strict=True):
-        if column.justify == "right":  # what it ends with is rich's to leave out
-            texts = [text.rstrip() for text in texts]
-        blanks = [" " * (wide - cell_len(text)) for text in texts]
-        pairs = zip(blanks, texts, strict=True)
-        filled.append([b + t if column.justify == "right" else t + b for b, t in pairs])
-    return [(" " * gap).join(line).rstrip() for line in zip(*filled, strict=True)]
 
 
 def _lines(text: str) -> str:

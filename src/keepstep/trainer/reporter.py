@@ -47,7 +47,7 @@ TAKES_TEXTS = ("TensorBoardCallback", "WandbCallback", "TrackioCallback")
 
 def show_library_bars() -> None:
     """Progress bars of datasets and transformers: on a terminal, by the main process only."""
-    if not (console.is_terminal and collectives.is_main()):
+    if not (console.moves_cursor and collectives.is_main()):
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
 
@@ -235,7 +235,7 @@ class RunReporter(TrainerCallback):
         if self.trainer.resharded is not None:
             say(_told(self.trainer.resharded))
         self._logged = state.global_step, 0
-        if not console.is_terminal or not collectives.is_main():
+        if not console.moves_cursor or not collectives.is_main():
             return
         self.progress = console.bar(
             bar_text("step {task.completed:.0f}/{task.total:.0f}"),
