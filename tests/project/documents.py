@@ -12,7 +12,7 @@ from tests.helpers.ranks import ROOT
 
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/**/*.md", "slurm/*.md", ".github/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "slurm/*.md", "kubernetes/*.md", ".github/**/*.md")
     for path in ROOT.glob(pattern)
 )
 BLOCK = re.compile(
