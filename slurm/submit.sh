@@ -93,6 +93,10 @@ SITE_SBATCH=("${SITE_SBATCH[@]}")
 [[ ! " ${SITE_SBATCH[*]}" =~ \ (-N|--nodes($|[ =])) ]] ||
   fail "SITE_SBATCH of $site asks for nodes, and the job must know how many: submit.sh --nodes"
 
+[[ -z ${SBATCH_ARRAY_INX:-} && ! " ${SITE_SBATCH[*]}" =~ \ (-a|--array($|[ =])) ]] ||
+  fail "SITE_SBATCH of $site, or SBATCH_ARRAY_INX, asks for an array: all its jobs would train one run" \
+    "    Hint: one submit.sh for each run, with its own --output_dir, in a loop"
+
 number_of() { # LIST: of Slurm's [NAME:]NUMBER,…
   local item total=0
   for item in ${1//,/ }; do

@@ -23,7 +23,20 @@ from tests.helpers import launchers
 from tests.helpers.ranks import ROOT
 
 USER = 1000
+APART = ("unshare", "-m", "-u", "-p", "-f", "--mount-proc", "--propagation=private")
 KILLED = 137
+
+
+def obstacle() -> str | None:
+    """Why no pod can be replayed on this machine; None: nothing is in the way."""
+    programs = ("tini", "unshare", "setpriv", "hostname", "mount")
+    missing = [name for name in programs if shutil.which(name) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    if os.geteuid() != 0:
+        return "not root: a container is namespaces"
+    done = subprocess.run([*APART, "true"], capture_output=True, text=True)
+    return None if done.returncode == 0 else f"no namespaces: {done.stderr.strip()}"
 
 
 def verdict(rules: Sequence[Mapping[str, Any]], code: int | None, disrupted: bool) -> str:
@@ -140,8 +153,7 @@ class Job:
         environment |= {k: v for k, v in self.values.items() if k not in environment}
         image = ["tini", "--", "keepstep", "launch"]
         command = [*image, *(_mounted(word, mounts) for word in container["args"])]
-        apart = ["unshare", "-m", "-u", "-p", "-f", "--mount-proc"]
-        apart += ["--propagation=private", "bash", "-c", self._script(index, environment, command)]
+        apart = [*APART, "bash", "-c", self._script(index, environment, command)]
         process = launchers.start(apart, log)
         return Pod(index, process, log)
 

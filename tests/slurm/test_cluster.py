@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tests.helpers import unreadable
 from tests.helpers.folders import final_digests
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import argv
-from tests.slurm.helpers.job import LAUNCHER, RANK, Job
+from tests.slurm.helpers.job import HOOKS, LAUNCHER, RANK, Job
 from tests.slurm.helpers.processes import wait_for
 
 
@@ -124,6 +125,26 @@ def test_a_node_is_cut_off_and_trains_on(job: Job) -> None:
     assert {e["attempt"] for e in commits if e["time"] > taken} == {2}
     assert not job.cluster.find(first, RANK)
     assert [a.outcome for a in job.run.attempts()] == [None, "finished"]
+    job.intact()
+
+
+@pytest.mark.long
+def test_in_a_container_without_slurm(job: Job, undisturbed: Path) -> None:
+    """The launcher and its ranks are inside, what looks after them is outside."""
+    image = f"export KEEPSTEP_IMAGE={job.warm.bin}:{Path(sys.executable).parent}"
+    job.submit("--nodes=2", more=f"{image}\nSITE_CONTAINER=({HOOKS / 'container'})")
+    job.says(r"saved checkpoint-10")
+    job.happens("SIGKILL to the rank on n2")
+    job.signal("n2", RANK, signal.SIGKILL)
+    job.says(r"carrying on from checkpoint-10")
+    job.says(r"saved checkpoint-20")
+    job.happens("the time limit is near")
+    job.usr1()
+    job.says(r"carrying on from checkpoint-2\d")
+    job.says(r"\] finished")
+    told = job.ends("COMPLETED")
+    assert (told["ExitCode"], told["Restarts"]) == ("0:0", "1")
+    assert final_digests(job.run.path, 40) == final_digests(undisturbed, 40)
     job.intact()
 
 

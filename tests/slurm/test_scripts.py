@@ -214,6 +214,8 @@ def test_gpus_that_the_site_asks_for(
         (["--nodes="], "", "--nodes:  is neither N nor MIN-MAX"),
         (["--nodes=2"], "SITE_SBATCH=(--nodes=3)", "submit.sh --nodes"),
         ([], "SITE_SBATCH=(-N 3)", "submit.sh --nodes"),
+        ([], "SITE_SBATCH=(--array=0-3)", "asks for an array"),
+        ([], "SITE_SBATCH=(-a 0-3)", "asks for an array"),
         ([], "SITE_SBATCH='-p gpu -A me'", "one word: SITE_SBATCH=(-p gpu -A me)"),
         ([], "SITE_CONTAINER='apptainer exec x.sif'", "SITE_CONTAINER=(apptainer exec x.sif)"),
     ],
@@ -241,6 +243,21 @@ def test_cores(tmp_path: Path, flags: list[str], site: str, asked: list[str]) ->
     job = Submission(tmp_path)
     assert job.submit(*flags, site=site).returncode == 0
     assert [flag for flag in job.argv if flag.startswith("--cpus-per-task")] == asked
+
+
+def test_an_array_by_the_environment(tmp_path: Path) -> None:
+    done = Submission(tmp_path).submit(SBATCH_ARRAY_INX="0-3")
+    assert (done.returncode, "asks for an array" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("words", [[], ["/no/such/folder"]])
+def test_the_batch_script_submitted_by_hand(words: list[str]) -> None:
+    """It says what submits it, and nothing is begun."""
+    script = ["bash", str(ROOT / "slurm/train.sbatch"), *words]
+    environment = os.environ | {"SLURM_JOB_ID": "7"}
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "slurm/submit.sh RECIPE prepares and submits" in done.stderr
 
 
 OURS = """here=/x root=/x nodes=7 recipe=/x time=1 dry_run=1 overrides=(--seed 9) run=/x job=/x
