@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from keepstep.cli import rows
 from keepstep.cli.history import AttemptShown, RunShown
-from keepstep.cli.log import LogLine
+from keepstep.cli.log import LogLine, SaidLine
 from keepstep.cli.samples import SampleRow
 from keepstep.cli.space import Freed
 from keepstep.cli.status import RunStatus
@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, type]] = {
     "status": ("keepstep status RUN --json", RunStatus),
     "show": ("keepstep show RUN --json", RunShown),
     "log": ("keepstep log RUN --json", LogLine),
+    "said": ("keepstep log RUN --said --json", SaidLine),
     "goodput": ("keepstep goodput RUN --json", rows.GoodputReport),
     "verify": ("keepstep verify RUN --json", rows.VerifyReport),
     "prune": ("keepstep prune RUN --json", Freed),
@@ -35,7 +36,7 @@ COMMANDS: dict[str, tuple[str, type]] = {
     "estimate": ("keepstep estimate RECIPE --json", rows.Estimate),
 }
 ARRAYS = {"ls", "ls-runs", "which", "samples"}
-LINES = {"log"}
+LINES = {"log", "said"}
 INNER = {AttemptShown: "show", Problem: "check", rows.EstimateRow: "estimate"}
 TYPES = {int: "integer", float: "number", str: "string", bool: "true or false"}
 HEAD = """# What `--json` prints

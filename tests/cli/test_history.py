@@ -151,6 +151,33 @@ def test_show_tells_what_it_was_and_the_way_on(tmp_path: Path) -> None:
     assert shown["attempts"][1]["launched"]["recipe"] == other
 
 
+def test_what_it_said(tmp_path: Path) -> None:
+    """The last lines of one that failed, in `show`; all of it in `log --said`."""
+    begin(tmp_path)
+    writer = begin(tmp_path)
+    folder = RunFolder(tmp_path)
+    for number, words in ((1, "first\n"), (2, "one\n\x1b[2Jtwo\n" + "x\n" * 11)):
+        (folder.launched / f"{number}.log").write_text(words)
+    (folder.launched / "2.node-1.log").write_text("[rank 8] there\n")
+    assert "    | " in told("show", tmp_path)[1]  # no word of its end, and nobody is there
+    facts = {"reason": "x", "global_step": None, "best_step": None}
+    writer.end({"outcome": "failed", **facts, "exit": 70})
+    lines = told("show", tmp_path)[1].splitlines()
+    assert "  it said:      keepstep log RUN --said (.keepstep/launched/2.log)" in lines
+    assert next(line for line in lines if "    | " in line) == "    | \\x1b[2Jtwo"
+    said = runner.invoke(app, ["log", str(tmp_path), "--said"]).stdout.splitlines()
+    assert said[:2] == ["one", "\\x1b[2Jtwo"]
+    assert said[-2:] == ["[.keepstep/launched/2.node-1.log]", "[rank 8] there"]
+    said = runner.invoke(app, ["log", str(tmp_path), "--said", "--attempt", "1", "--json"]).stdout
+    assert json.loads(said) == {"attempt": 1, "file": ".keepstep/launched/1.log", "text": "first"}
+    assert runner.invoke(app, ["log", str(tmp_path), "--said", "--attempt", "9"]).exit_code == 2
+    assert runner.invoke(app, ["log", str(tmp_path), "--said", "--follow"]).exit_code == 2
+    only = runner.invoke(app, ["log", str(tmp_path), "--attempt", "1"]).stdout.splitlines()
+    assert [line.split()[2] for line in only] == ["1"]
+    writer.end({"outcome": "finished", **facts, "reason": None, "exit": 0})
+    assert "    | " not in told("show", tmp_path)[1]
+
+
 def test_a_recipe_that_is_wrong_is_no_way_on_as_it_is(tmp_path: Path) -> None:
     writer = begin(tmp_path)
     writer.record("resume", request="auto", step=None)

@@ -91,6 +91,12 @@ def test_a_run_of_kills(ranks: Ranks, demo: Path, workspace: Path) -> None:
     assert kept[2].command == "x --hub_token ***"
     assert kept[1].data["training"] == str(demo / "data/train.jsonl")
     assert changed(kept[1].recipe, kept[2].recipe)["max_steps"] == (100_000, step + 30)
+    said = CliRunner().invoke(app, ["log", str(run.path), "--said", "--attempt", "1"]).stdout
+    assert "attempt 1, 2 x ZeRO-3" in said
+    assert "saved checkpoint-30" in said
+    assert "\r" not in said
+    said = CliRunner().invoke(app, ["log", str(run.path), "--said"]).stdout
+    assert f"Finished: {step + 30} steps." in said
     written = b"".join(p.read_bytes() for p in run.private.rglob("*") if p.is_file())
     assert b"s3cret" not in written
     assert b"a" * 20 not in written

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ from keepstep.cli.rows import JsonObject
 from keepstep.cli.status import RunStatus, in_words, job_of, status_of
 from keepstep.output.printable import first_few
 from keepstep.policy.lineage import RECIPE, Attempt
+from keepstep.run_folder.by_hand import may_be_at_work
 from keepstep.run_folder.launched import Launched, changed, launched_of
 from keepstep.run_folder.progress import goodput_of
 from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.said import last_words, said_by
 
+LAST_WORDS = 12  # lines
 CUT = 120  # characters of a value, and of a reason in a list
 FOLLOWS = {  # outcome → what it means
     "finished": "all that was asked for is trained, and its last save is committed",
@@ -46,6 +49,8 @@ class AttemptShown(JsonObject):
         reason: what asked for its end, or the error; null: there is none.
         changed: fields of the recipe that the attempt before had otherwise: name → before, now.
         launched: what is kept of its launch (docs/format.md); null: an older version's, or lost.
+        said: the files that hold what it said, in the run folder; empty: an older version's.
+        last_words: the last lines of these, if it failed, or was killed; else empty.
     """
 
     number: int
@@ -59,6 +64,8 @@ class AttemptShown(JsonObject):
     reason: str | None
     changed: dict[str, Any]
     launched: dict[str, Any] | None
+    said: tuple[str, ...]
+    last_words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,7 @@ def show(run: RunArgument, as_json: JsonOption = False) -> None:
         console.tell_named("goodput", spent.told())
     for attempt in found.attempts:
         _tell_attempt(attempt)
+    _tell_last_words(run, found.attempts)
     if found.way_on is not None:
         mended = ", once that is mended" if found.status.exit == RECIPE else ""
         console.tell(f"the way on{mended}:")
@@ -108,7 +116,7 @@ def shown(run: RunFolder) -> RunShown:
             continue
         now = launched.get(attempt.number)
         other: dict[str, Any] = changed(before.recipe, now.recipe) if before and now else {}
-        rows.append(_row(attempt, now, {name: list(pair) for name, pair in other.items()}))
+        rows.append(_row(run, attempt, now, {name: list(pair) for name, pair in other.items()}))
         before = now or before
     return RunShown(
         status=status,
@@ -118,7 +126,9 @@ def shown(run: RunFolder) -> RunShown:
     )
 
 
-def _row(attempt: Attempt, launched: Launched | None, other: dict[str, Any]) -> AttemptShown:
+def _row(
+    run: RunFolder, attempt: Attempt, launched: Launched | None, other: dict[str, Any]
+) -> AttemptShown:
     last = max((spent.step for spent in attempt.spent), default=0) or None
     begun = attempt.request is not None or attempt.commits
     return AttemptShown(
@@ -133,7 +143,17 @@ def _row(attempt: Attempt, launched: Launched | None, other: dict[str, Any]) -> 
         reason=attempt.reason,
         changed=other,
         launched=None if launched is None else vars(launched).copy(),
+        said=tuple(p.relative_to(run.path).as_posix() for p in said_by(run, attempt.number)),
+        last_words=_last_words(run, attempt),
     )
+
+
+def _last_words(run: RunFolder, attempt: Attempt) -> tuple[str, ...]:
+    """Of an attempt that did not end as it was to."""
+    fine = ("finished", "preempted", "rewound")
+    if attempt.outcome in fine or (attempt.outcome is None and may_be_at_work(run)):
+        return ()
+    return tuple(last_words(run, attempt.number, LAST_WORDS))
 
 
 def _why(status: RunStatus) -> str:
@@ -205,6 +225,16 @@ def _tell_attempt(attempt: AttemptShown) -> None:
         console.tell(_cut(f"  {reason}", max(40, min(CUT, console.width))))
     for line in _changes(attempt.changed):
         console.tell(f"  {line}")
+
+
+def _tell_last_words(run: Path, attempts: Sequence[AttemptShown]) -> None:
+    """What the newest attempt said, and where the rest is."""
+    if not attempts or not attempts[-1].said:
+        return
+    newest = attempts[-1]
+    console.tell_named("it said", f"keepstep log {run} --said ({newest.said[0]})")
+    for line in newest.last_words:
+        console.tell(_cut(f"    | {line}", max(40, console.width)))
 
 
 def _story(attempt: AttemptShown) -> str:

@@ -10,12 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from keepstep.cli.common import JsonOption, RunArgument, app, console, examples, used_run
+from keepstep.cli.common import JsonOption, RunArgument, app, console, examples, fail, used_run
 from keepstep.cli.rows import JsonObject
 from keepstep.policy.sentences import sentence
 from keepstep.run_folder.events import read_lines
 from keepstep.run_folder.paths import RunPaths
+from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import ABSENT, LONGEST_LOG, read_bytes
+from keepstep.run_folder.said import lines_said, said_by
 
 LOOK_SECONDS = 0.5
 UNTOLD = ("time", "attempt", "event")
@@ -40,9 +42,26 @@ class LogLine(JsonObject):
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class SaidLine(JsonObject):
+    """A line of what an attempt said, as `--said` tells it.
+
+    Attributes:
+        attempt: whose it is.
+        file: that holds it, in the run folder; of several parts the older comes first.
+        text: the line, without secrets.
+    """
+
+    attempt: int
+    file: str
+    text: str
+
+
 @app.command(
     epilog=examples(
-        "keepstep log runs/mine", "keepstep log runs/mine --follow", "keepstep log runs/mine --json"
+        "keepstep log runs/mine",
+        "keepstep log runs/mine --follow",
+        "keepstep log runs/mine --said --attempt 2",
     )
 )
 def log(
@@ -50,10 +69,28 @@ def log(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with what happens from now on.")
     ] = False,
+    said: Annotated[
+        bool,
+        typer.Option("--said", help="Print what an attempt itself said, in the place of events."),
+    ] = False,
+    attempt: Annotated[
+        int | None,
+        typer.Option(
+            "--attempt",
+            min=1,
+            metavar="N",
+            help="This attempt's alone; with --said without it the newest attempt's.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tell what has happened to a run, a sentence a line: starts, saves, errors, ends."""
     folder = used_run(run)
+    if said and follow:
+        fail("--follow goes with events, not with --said")
+    if said:
+        _tell_said(folder, attempt, as_json)
+        return
     damaged = 0
     if not follow and not as_json and not folder.events.exists():
         console.tell(f"{run}: nothing is written down: there is no {folder.events.name}")
@@ -61,12 +98,32 @@ def log(
         for lines, lost in _new_lines(folder, follow):
             damaged += lost
             for line in lines:
-                _tell(line, as_json)
+                if attempt in (None, line.attempt):
+                    _tell(line, as_json)
     except KeyboardInterrupt:
         if not follow:
             raise
     if damaged and not as_json:
         console.tell(f"{damaged} lines are damaged, and passed by")
+
+
+def _tell_said(run: RunFolder, attempt: int | None, as_json: bool) -> None:
+    known = [one.number for one in run.attempts() if one.number]
+    number = attempt or max(known, default=0)
+    paths = said_by(run, number)
+    if number not in known and not paths:
+        fail(f"{run.path} has no attempt {number}; there: {', '.join(map(str, known)) or 'none'}")
+    for path in paths:
+        name = path.relative_to(run.path).as_posix()
+        if path != paths[0] and not as_json:
+            console.tell(f"[{name}]")
+        for text in lines_said(path):
+            if as_json:
+                typer.echo(json.dumps(SaidLine(number, name, text).as_dict()))
+            else:
+                console.tell(text)
+    if not paths and not as_json:
+        console.tell(f"attempt {number}: nothing is kept of what it said")
 
 
 def _new_lines(run: RunPaths, follow: bool) -> Iterator[tuple[list[LogLine], int]]:

@@ -17,6 +17,8 @@ import sys
 import time
 from typing import Any
 
+from keepstep.output.said import hear
+
 WAIT_SECONDS = 5.0  # for a terminal or a pipe that takes nothing; from then on lines are lost
 
 
@@ -51,7 +53,7 @@ def _stream(number: int, before: Any) -> io.TextIOWrapper:
         io.BufferedWriter(raw),
         encoding=getattr(before, "encoding", None) or "utf-8",
         errors="backslashreplace",
-        line_buffering=number == 2 or raw.isatty(),
+        line_buffering=True,  # what was said before a kill is there
         write_through=getattr(before, "write_through", False),
     )
 
@@ -62,11 +64,13 @@ class Lossy(io.FileIO):
     def __init__(self, number: int) -> None:
         super().__init__(number, "w", closefd=False)
         self._patience = WAIT_SECONDS
+        self._number = number
         self._out = _not_waiting(number)
 
     def write(self, data: Any) -> int:
         """Write what can be written; says that it was all of it."""
         left = memoryview(data).cast("B")
+        hear(self._number, bytes(left))
         size, end = len(left), time.monotonic() + self._patience
         with contextlib.suppress(OSError):  # it is gone, or full: the lines are lost
             while left and self._ready(end):

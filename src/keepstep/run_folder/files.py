@@ -217,3 +217,10 @@ def write_all(descriptor: int, content: memoryview, offset: int) -> None:
     while content.nbytes:
         written = os.pwrite(descriptor, content, offset)
         content, offset = content[written:], offset + written
+
+
+def write_all_of(descriptor: int, content: bytes) -> None:
+    """At its end, of a file that is opened to be added to."""
+    left = memoryview(content)
+    while left.nbytes:
+        left = left[os.write(descriptor, left) :]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import secrets
 import threading
@@ -17,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from keepstep.output.environment import hidden
 from keepstep.policy.manifest import folder_name, step_of
 from keepstep.policy.retention import Decision, Policy, Record, plan_retention, room_for
 from keepstep.policy.strict import with_check
@@ -27,6 +29,8 @@ from keepstep.run_folder.storage import NotOwnerError, Storage
 from keepstep.run_folder.trash import Trash, manifest_first
 
 logger = logging.getLogger(__name__)
+
+TEXTS = ("reason", "error")  # facts of an event that errors are quoted in
 
 
 class Keeper:
@@ -142,6 +146,7 @@ class Keeper:
 
     def record(self, event: str, **facts: Any) -> None:
         """Add one line to events.jsonl. A full disk may cost the line, never the deed."""
+        facts |= {n: without_secrets_of_this(facts[n]) for n in TEXTS if n in facts}
         line = {"time": now(), "attempt": self.attempt, "event": event, **facts}
         told = self._without_paths(json.dumps(line))
         try:
@@ -186,6 +191,11 @@ class Keeper:
                 # A mirror's address without its folder would be none, for people and `sync`.
                 text = re.sub(rf"(?<!file://){re.escape(str(place))}/", "", text)
         return text
+
+
+def without_secrets_of_this(text: Any) -> Any:
+    """An error's text may quote anything."""
+    return hidden(text, os.environ) if isinstance(text, str) else text
 
 
 def now() -> str:

@@ -31,6 +31,7 @@ from keepstep.run_folder.files import (
     read_blocks,
     unlink,
     unlink_all,
+    write_all_of,
 )
 
 # Answers to `link`: to another file system, not allowed there, none there, or too many of the file.
@@ -201,6 +202,17 @@ class Storage:
         with open(temporary, "w", opener=no_link) as file:
             file.write(text)
         os.replace(temporary, path)
+
+    def append(self, path: Path, content: bytes) -> int:
+        """Add to a log that may be lost: not synced. A kill of the process costs nothing of it.
+
+        Returns:
+            The size of the file, in bytes.
+        """
+        self.before("append", path)
+        with naming("append", path), open(path, "ab", 0, opener=no_link) as file:
+            write_all_of(file.fileno(), content)
+            return file.tell()
 
     def claim(self, path: Path) -> bool:
         """Make an empty file, and say whether it was not there: of several only one hears so."""

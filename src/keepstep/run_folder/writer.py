@@ -29,7 +29,7 @@ from keepstep.policy.retention import Policy
 from keepstep.policy.samples import Sample, lines_of
 from keepstep.policy.selection import WORDS, Choice, SelectionError, UnreadableError, Verify, choose
 from keepstep.run_folder.contents import sizes_of
-from keepstep.run_folder.keeping import Keeper, now
+from keepstep.run_folder.keeping import Keeper, now, without_secrets_of_this
 from keepstep.run_folder.launched import Launched, path_of
 from keepstep.run_folder.notes import notes_on
 from keepstep.run_folder.progress import unheard
@@ -337,6 +337,7 @@ class RunWriter(Keeper):
     def end(self, status: dict[str, Any], **facts: Any) -> None:
         """Say how this attempt ended: status.json for shells, a line in events.jsonl, which has
         the `facts`, too."""
+        status = status | {"reason": without_secrets_of_this(status.get("reason"))}
         self.record("end", **status, **facts)
         text = self._without_paths(json.dumps({**status, "owner": self.owner}, indent=1))
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import socket
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from keepstep.errors import KeepstepError
+from keepstep.output import streams
+from keepstep.output.said import finish_lines, keep_lines
 from keepstep.policy.selection import Choice, NoProgressError, SelectionError, UnreadableError
 from keepstep.policy.standstill import Standstills
 from keepstep.preflight.agreement import agree
@@ -28,6 +31,7 @@ from keepstep.recipe.config import Recipe
 from keepstep.recipe.problems import ConfigError
 from keepstep.run_folder.ownership import NotOwnerError
 from keepstep.run_folder.reader import Checkpoint
+from keepstep.run_folder.said import Said
 from keepstep.save.manager import CheckpointManager
 from keepstep.save.resume_checks import DriftError, Resume
 from keepstep.sharding.sources import ReshardError
@@ -38,6 +42,8 @@ from keepstep.trainer.mirror_callback import Mirrored
 from keepstep.trainer.notify import Notifier
 from keepstep.trainer.publish_callback import Publishing
 from keepstep.trainer.reporter import farewell
+
+LAST_WORDS_SECONDS = 5.0  # until what was said at the end is written down
 
 
 class StoppedError(KeepstepError):
@@ -91,6 +97,7 @@ class CurrentAttempt:
         self.trained_to: int | None = None
         self.outcome: Outcome | None = None
         self.is_open = self._begun = False
+        self._said: Said | None = None
         self._signals = contextlib.ExitStack()
 
     def check(self) -> None:
@@ -123,9 +130,24 @@ class CurrentAttempt:
         apart = self.recipe.training.node_local
         self.manager.start(self.mirror, self.mirror.nodes if apart else None)
         hosts = collectives.gather(socket.gethostname())
+        self._keep_what_is_said(hosts)
         collectives.on_main("writing down what is launched", lambda: self._keep_launched(hosts))
         self._signals.callback(signals.tell_at_once(self.manager.stop_asked))
         stop_if_asked()
+
+    def _keep_what_is_said(self, hosts: list[str]) -> None:
+        """From here on, and what was said until now. Ranks: all; each for itself."""
+        rank = collectives.rank()
+        streams.protect()
+        node = list(dict.fromkeys(hosts)).index(hosts[rank])
+        self._said = Said(self.manager.run, self.manager.attempt, node, rank)
+        keep_lines(self._said.keep)
+        atexit.register(self._end_of_words)
+
+    def _end_of_words(self) -> None:
+        finish_lines()
+        if self._said is not None:
+            self._said.drain(LAST_WORDS_SECONDS)
 
     def _keep_launched(self, hosts: list[str]) -> None:
         self.manager.writer.keep_launched(launched(self.recipe, self.manager.attempt, hosts))
@@ -232,6 +254,7 @@ class CurrentAttempt:
         if not collectives.is_main() and is_of_main(reason):
             self.notifier.tell_of_main(reason, self.manager, step or None)
         self.notifier.close()
+        self._end_of_words()  # no other end follows
 
 
 def stop_asked() -> str | None:
