@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, type]] = {
     "goodput": ("keepstep goodput RUN --json", rows.GoodputReport),
     "verify": ("keepstep verify RUN --json", rows.VerifyReport),
     "prune": ("keepstep prune RUN --json", Freed),
+    "drop": ("keepstep export RUN/best --to DIR --drop_run --json", Freed),
     "rm": ("keepstep rm RUN STEP… --json", Freed),
     "samples": ("keepstep samples RUN --json", SampleRow),
     "check": ("keepstep check RECIPE --json", rows.CheckReport),

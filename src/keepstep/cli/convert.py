@@ -21,6 +21,7 @@ from keepstep.cli.common import (
     run_folder,
     without_links,
 )
+from keepstep.cli.drop_run import export_and_drop
 from keepstep.cli.export_from_mirror import export_from_mirror, tell_exported
 from keepstep.output import log_filters
 from keepstep.output.terminal import progress_bar
@@ -38,6 +39,7 @@ CARD_HINT = """    Hint: as in --card '{"license": "apache-2.0"}'"""
         "keepstep export runs/mine/best --to out/model",
         "keepstep export runs/mine/checkpoint-500 --to out/merged --merge_adapter --dtype bf16",
         "keepstep export s3://my-bucket/runs/mine/best --to out/model",
+        "keepstep export runs/mine/best --to out/model --drop_run",
     )
 )
 def export(
@@ -67,6 +69,17 @@ def export(
             "--merge_adapter", help="Write the base model with the adapter merged into it."
         ),
     ] = False,
+    drop_run: Annotated[
+        bool,
+        typer.Option(
+            "--drop_run",
+            help="Of a finished run: read the export back and compare it, then remove the run's "
+            "checkpoints; pinned ones stay. Killed on the way, the same command goes on.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --drop_run: print what went, as docs/json.md says.")
+    ] = False,
 ) -> None:
     """Write the weights of a checkpoint for inference, as `from_pretrained` reads them."""
     from keepstep.convert.api import export as write_out  # torch: seconds to import
@@ -76,7 +89,14 @@ def export(
         log_filters.silence()
     options: dict[str, Any] = {"dtype": dtype, "max_shard_size": max_shard_size}
     options["merge_adapter"] = merge_adapter
+    if drop_run and on_mirror.is_address(checkpoint):
+        fail("--drop_run removes nothing from a mirror: name a run folder")
+    if as_json and not drop_run:
+        fail("--json goes with --drop_run")
     try:
+        if drop_run:
+            export_and_drop(Path(checkpoint), to, options, as_json)
+            return
         if on_mirror.is_address(checkpoint):
             export_from_mirror(checkpoint, to, **options)
             return

@@ -163,8 +163,6 @@ def rm(
             gone = ByHand(folder, "keepstep rm").remove(whys)
         _unpin(folder, gone)
     work.end()
-    if not as_json and there == set(steps):
-        console.tell(f"no checkpoint is left: launched again, {run} begins at step 0")
 
 
 def _unpin(folder: RunFolder, steps: list[int]) -> None:

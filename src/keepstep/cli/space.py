@@ -159,6 +159,8 @@ class Work:
         if found.mirror is not None:
             names = first_few([folder_name(step) for step in found.on_mirror])
             console.tell(f"not touched on the mirror {found.mirror}: {names}")
+        if found.removed and not found.dry_run and not self.run.checkpoints():
+            console.tell(f"no checkpoint is left: launched again, {self.run.path} begins at step 0")
         tell_waste(self.run)
 
     def _tell(self, text: str) -> None:

@@ -297,7 +297,7 @@ def _write_weights(
     storage: Storage,
     progress: Callable[[int, int], None],
 ) -> None:
-    entries = {name: _cast(entry, dtype) for name, entry in weights.entries.items()}
+    entries = {name: as_written(entry, dtype) for name, entry in weights.entries.items()}
     total, done = sum(entry.nbytes for entry in entries.values()), 0
     whole = file_name.startswith("adapter")  # PEFT reads one file
     memory = aligned(CHUNK)
@@ -309,7 +309,7 @@ def _write_weights(
         with storage.create(folder / name) as file:
             file.write(header)
             for member in members:
-                for content in _contents(weights, member, entries[member], memory):
+                for content in contents(weights, member, entries[member], memory):
                     done += file.write(bytes_of(content))
                     progress(done, total)
     if split.is_sharded:
@@ -318,7 +318,7 @@ def _write_weights(
         storage.write(folder / f"{file_name}.index.json", text)
 
 
-def _contents(
+def contents(
     weights: Weights, name: str, entry: Entry, memory: torch.Tensor
 ) -> Iterator[torch.Tensor]:
     """A tensor's elements in their type, as many at a time as `memory` holds, and there."""
@@ -331,7 +331,7 @@ def _contents(
         yield part
 
 
-def _cast(entry: Entry, dtype: str | None) -> Entry:
+def as_written(entry: Entry, dtype: str | None) -> Entry:
     return Entry(PRECISIONS[dtype], entry.shape) if dtype and _is_float(entry) else entry
 
 
@@ -343,7 +343,7 @@ def _main_type(weights: Weights, dtype: str | None) -> str:
     """The type of most weights."""
     sizes: dict[str, int] = {}
     for entry in weights.entries.values():
-        cast = _cast(entry, dtype)
+        cast = as_written(entry, dtype)
         name = str(cast.dtype).removeprefix("torch.")
         sizes[name] = sizes.get(name, 0) + cast.nbytes
     return max(sizes, key=lambda name: sizes[name])

@@ -123,6 +123,11 @@ def _discard(event: Event) -> str:
     return f"removed {told} ({first_few(list(names), at_most=SHOWN)}{took})" + _by(event)
 
 
+def _export(event: Event) -> str:
+    told = f"exported checkpoint-{event.get('step')} to {event.get('folder')}, read back whole"
+    return told + _by(event)
+
+
 def _by(event: Event) -> str:
     return f" ({event['by']})" if event.get("by") else ""
 
@@ -200,6 +205,7 @@ SENTENCES: Mapping[str, Callable[[Event], str]] = {
     "rewind": _rewind,
     "prune": _prune,
     "discard": _discard,
+    "export": _export,
     "quarantine": _quarantine,
     "stop_asked": _stop_asked,
     "publish": _publish,
