@@ -35,4 +35,9 @@ def take_history(run: RunFolder, storage: Storage, store: Store, names: Iterable
 
 def _files(run: RunFolder) -> dict[str, Path]:
     """run.json is the last: with it a folder is the run's."""
-    return {"samples.jsonl": run.samples_file, "events.jsonl": run.events, "run.json": run.identity}
+    return {
+        "samples.jsonl": run.samples_file,
+        "trackers.json": run.trackers,
+        "events.jsonl": run.events,
+        "run.json": run.identity,
+    }

@@ -38,6 +38,7 @@ class RunPaths:
         self.owner_file = self.private / "owner"
         self.metrics = self.private / "metrics.prom"
         self.heartbeat = self.private / "heartbeat"
+        self.trackers = self.private / "trackers.json"  # what trackers have been given
         self.launched = self.private / "launched"  # what each attempt was launched as
         self.job = self.private / "job"  # what slurm/submit.sh has put there
 

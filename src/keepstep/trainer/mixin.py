@@ -45,6 +45,7 @@ from keepstep.trainer.rows_mixin import RowsMixin
 from keepstep.trainer.saving import Saving
 from keepstep.trainer.saving_mixin import SavingMixin
 from keepstep.trainer.state import Contents
+from keepstep.trainer.trackers import Trackers
 from keepstep.trainer.unrestored import check_restorable
 from keepstep.trainer.upstream_check import check
 
@@ -171,6 +172,7 @@ class CheckpointMixin(
         self.add_callback(RunReporter(self))
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
+        self.callback_handler.callbacks.insert(0, Trackers(self))
         self._args_as_made = plain_fields(self.args)
         own_start.ended("model")
 

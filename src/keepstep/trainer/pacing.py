@@ -263,6 +263,16 @@ class EveryStep(TrainerCallback):
         if line is not None:
             say(line)
 
+    def lost_work_bound(self) -> float | None:
+        """Seconds of work that a failure loses at most, as saves are now; None: not known, or there
+        are none. Ranks: any; the main process knows."""
+        if self.pacer is None:
+            return None
+        args, state, pacer = self.trainer.args, self.trainer.state, self.pacer
+        apart = self._save_steps(args, state)
+        minutes = lost_minutes(apart, pacer.interval, pacer.step_seconds)
+        return None if minutes is None or minutes == float("inf") else 60 * minutes
+
     def _tell_lost(self, args: Any, state: Any, pacer: Pacer) -> None:
         """Once the pace is known: does a failure lose more than `max_lost_minutes`?"""
         seconds, hint = pacer.interval, f"save_interval_seconds: {60 * args.max_lost_minutes:.0f}"

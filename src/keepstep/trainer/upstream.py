@@ -31,6 +31,7 @@ ZERO3 = "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3"
 PARTITIONED = "deepspeed.runtime.zero.partition_parameters.Init"
 DEEPSPEED_FILES = "deepspeed.runtime.checkpoint_engine.checkpoint_engine.CheckpointEngine"
 CALLBACK = "transformers.TrainerCallback"
+REPORTS = "transformers.integrations.integration_utils"
 GROUPS = "torch.distributed.distributed_c10d"
 STREAM = "datasets.IterableDataset"
 STREAM_STEP = "datasets.iterable_dataset._BaseExamplesIterable"
@@ -326,6 +327,42 @@ HOOKS: list[Hook] = [
         "replaced",
         ("_original_object_hash", "", "generation_config.json is stored as it came"),
     ),
+    *(
+        hook
+        for kind in ("Wandb", "Trackio", "MLflow", "SwanLab", "Comet")
+        for hook in _hooks(
+            f"{REPORTS}.{kind}Callback",
+            "called",
+            ("setup", "args state model", "a tracker's run is continued, by its id"),
+            ("on_log", "args state control", "a tracker is told of a step once it is saved"),
+        )
+    ),
+    *_hooks(
+        f"{REPORTS}.TensorBoardCallback",
+        "called",
+        ("on_log", "args state control logs", "each value once"),
+    ),
+    *_hooks(
+        f"{REPORTS}.TensorBoardCallback",
+        "replaced",
+        ("tb_writer", "", "one that takes back what was not saved"),
+        ("logging_dir", "", "one folder for all attempts"),
+    ),
+    *_hooks(
+        f"{REPORTS}.TensorBoardCallback",
+        "read",
+        ("_SummaryWriter", "", "PyTorch's, or tensorboardX's"),
+    ),
+    *_hooks(f"{REPORTS}.WandbCallback", "read", ("_wandb", "", "the run that is open")),
+    *_hooks(
+        f"{REPORTS}.TrackioCallback",
+        "read",
+        ("_trackio", "", "keepstep's own figures"),
+        ("_space_id", "", "whether the store is here"),
+    ),
+    *_hooks(f"{REPORTS}.MLflowCallback", "read", ("_ml_flow", "", "its client")),
+    *_hooks(f"{REPORTS}.SwanLabCallback", "read", ("_swanlab", "", "keepstep's own figures")),
+    *_hooks(f"{REPORTS}.CometCallback", "read", ("_experiment", "", "keepstep's own figures")),
     *_hooks(
         "transformers.EarlyStoppingCallback",
         "replaced",

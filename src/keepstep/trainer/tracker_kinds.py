@@ -1,0 +1,291 @@
+"""The trackers of transformers that continue one run: how each is told its id, what it has already,
+and how it is given keepstep's own figures. All else is their own callbacks'.
+
+The libraries themselves are imported by these callbacks alone: none of them need be there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keepstep.policy.tracking import OWN, TrackerRun
+
+STEP = "train/global_step"  # the axis that those callbacks give to W&B and trackio
+TAG = "keepstep.run"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a tracker is opened with.
+
+    Attributes:
+        run: its names.
+        start: the step that the attempt goes on from.
+        reached: the step up to which it has been given everything, as the run folder knows it.
+        args, state, model: the Trainer's.
+    """
+
+    run: TrackerRun
+    start: int
+    reached: int
+    args: Any
+    state: Any
+    model: Any
+
+    def named(self, title: str) -> Any:
+        """The Trainer's arguments, with this for the run's name."""
+        args = copy.copy(self.args)
+        args.run_name = title
+        return args
+
+
+class Tracker:
+    """A callback of transformers, and what keepstep adds. Ranks: the main process.
+
+    Attributes:
+        callback: it.
+        name: as `report_to` has it.
+        is_live: what comes twice takes the place of what was there, so nothing need be held back.
+    """
+
+    name = ""
+    is_live = False
+
+    def __init__(self, callback: Any) -> None:
+        self.callback = callback
+
+    def open(self, opening: Opening) -> int:
+        """Continue the tracker run, or begin it; returns the step up to which it has everything.
+
+        Raises:
+            Exception: whatever the tracker raises: it cannot be reached, nobody is logged in.
+        """
+        raise NotImplementedError
+
+    def give(self, step: int, values: Mapping[str, Any], state: Any, control: Any) -> None:
+        """The values of one step."""
+        own = {name: value for name, value in values.items() if name.startswith(OWN)}
+        logs = {name: value for name, value in values.items() if name not in own}
+        if own:
+            self.give_own(step, own)
+        if logs:
+            self._log(step, logs, state, control)
+
+    def give_own(self, step: int, figures: Mapping[str, float]) -> None:
+        """keepstep's own figures, under their own names."""
+        raise NotImplementedError
+
+    def _log(self, step: int, logs: dict[str, Any], state: Any, control: Any) -> None:
+        """As the Trainer would have told it at that step."""
+        at_step = copy.copy(state)
+        at_step.global_step, at_step.epoch = step, logs.get("epoch", state.epoch)
+        # Not the callback's own attribute, which holds back.
+        type(self.callback).on_log(self.callback, self._args, at_step, control, logs=logs)
+
+    _args: Any = None
+
+
+class TensorBoard(Tracker):
+    """One folder. What an attempt has shown after its last commit, the next one takes back
+    (`purge_step`), and shows again."""
+
+    name, is_live = "tensorboard", True
+
+    def open(self, opening: Opening) -> int:
+        callback, self._args = self.callback, opening.args
+        above = callback.logging_dir or os.path.join(opening.args.output_dir, "runs")
+        folder = Path(above) / opening.run.id
+        is_there = any(folder.glob("events.out.tfevents.*"))  # on another machine: nothing is
+        reached = min(opening.reached, opening.start) if is_there else opening.run.origin
+        callback.logging_dir = str(folder)
+        purge = {"purge_step": reached + 1} if is_there else {}
+        callback.tb_writer = callback._SummaryWriter(log_dir=str(folder), **purge)
+        return reached
+
+    def give_own(self, step: int, figures: Mapping[str, float]) -> None:
+        writer = self.callback.tb_writer
+        if writer is not None:
+            for name, value in figures.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+
+
+class WeightsAndBiases(Tracker):
+    """One id, `resume: allow`. Rows have the steps' own numbers: of what comes twice a server takes
+    the first."""
+
+    name = "wandb"
+
+    def open(self, opening: Opening) -> int:
+        run, self._args, wandb = opening.run, opening.args, self.callback._wandb
+        own = _own_id("WANDB_RUN_ID", run)
+        if self._run is not None and self._run.id in _OPENED - {own}:
+            wandb.finish()  # of another run of this process
+        if self._run is None:  # else a person has opened it
+            # Not by its variables, which it reads once in a process.
+            wandb.init(
+                project=os.getenv("WANDB_PROJECT", "huggingface"),
+                **{"id": own, "resume": "allow"},
+                name=run.title if opening.args.run_name else os.getenv("WANDB_NAME", run.title),
+                group=os.getenv("WANDB_RUN_GROUP", run.group),
+            )
+            _OPENED.add(own)
+        self.callback.setup(opening.args, opening.state, opening.model)
+        known = int(getattr(self._run, "starting_step", 0) or 0) - 1  # of a server
+        reached = max(opening.reached, known)
+        self._floor = reached + 1
+        return reached
+
+    @property
+    def _run(self) -> Any:
+        return self.callback._wandb.run
+
+    def give(self, step: int, values: Mapping[str, Any], state: Any, control: Any) -> None:
+        own = {name: value for name, value in values.items() if name.startswith(OWN)}
+        logs = {name: value for name, value in values.items() if name not in own}
+        row = max(step, self._floor, self._run.step)
+        self._run.log(own | ({} if logs else {STEP: step}), step=row, commit=not logs)
+        if logs:
+            self._log(step, logs, state, control)  # into the same row
+
+
+_OPENED: set[str] = set()  # ids of runs of W&B, by this process
+
+
+class Trackio(Tracker):
+    """A run is known by its name."""
+
+    name = "trackio"
+
+    def open(self, opening: Opening) -> int:
+        self._args = opening.args
+        title = f"{opening.run.name}-{opening.run.id}"
+        self.callback.setup(opening.named(title), opening.state, opening.model)
+        if self.callback._space_id is not None:
+            return opening.reached
+        # What a killed process had not written yet (half a second) is made up for.
+        from trackio.sqlite_storage import SQLiteStorage
+
+        rows = SQLiteStorage.get_logs(opening.args.project, title)
+        return max((int(row[STEP]) for row in rows if STEP in row), default=opening.run.origin)
+
+    def give_own(self, step: int, figures: Mapping[str, float]) -> None:
+        self.callback._trackio.log({**figures, STEP: step})
+
+
+class MLflow(Tracker):
+    """The server makes ids, so a run is found by its tag, on whatever machine. It is asked for the
+    last step that it has."""
+
+    name = "mlflow"
+
+    def open(self, opening: Opening) -> int:
+        self._args, mlflow, run = opening.args, self.callback._ml_flow, opening.run
+        client = mlflow.MlflowClient()
+        asked = None if run.branch else os.environ.get("MLFLOW_RUN_ID")
+        found = asked or self._find(client, run.id)
+        is_new = found is None
+        if found is None:
+            parent = self._find(client, run.first_id) if run.branch else None
+            tags = {TAG: run.id} | ({"mlflow.parentRunId": parent} if parent else {})
+            made = client.create_run(self._experiment(client), run_name=run.title, tags=tags)
+            found = made.info.run_id
+        # Parameters are not to change: those of the first attempt stay.
+        with _environment({"MLFLOW_RUN_ID": found}, {} if is_new else _NO_PARAMETERS):
+            self.callback.setup(opening.named(run.title), opening.state, opening.model)
+        points = client.get_metric_history(found, "epoch")  # is in every line of the Trainer's
+        return max((point.step for point in points), default=run.origin)
+
+    def _experiment(self, client: Any) -> str:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
+        found = client.get_experiment_by_name(name)
+        return str(client.create_experiment(name) if found is None else found.experiment_id)
+
+    def _find(self, client: Any, own: str) -> str | None:
+        asked = f"tags.`{TAG}` = '{own}'"
+        found = client.search_runs([self._experiment(client)], filter_string=asked)
+        return str(found[0].info.run_id) if found else None
+
+    def give_own(self, step: int, figures: Mapping[str, float]) -> None:
+        self.callback._ml_flow.log_metrics(dict(figures), step=step, synchronous=False)
+
+
+_NO_PARAMETERS = {"MLFLOW_MAX_LOG_PARAMS": "0"}
+
+
+class SwanLab(Tracker):
+    """One id of 21 characters, `resume: allow`."""
+
+    name = "swanlab"
+
+    def open(self, opening: Opening) -> int:
+        self._args = opening.args
+        own = hashlib.sha256(opening.run.id.encode()).hexdigest()[:21]
+        with _environment({"SWANLAB_RUN_ID": own, "SWANLAB_RESUME": "allow"}):
+            args = opening.named(opening.run.title)
+            self.callback.setup(args, opening.state, opening.model)
+        return opening.reached
+
+    def give_own(self, step: int, figures: Mapping[str, float]) -> None:
+        self.callback._swanlab.log(dict(figures), step=step)
+
+
+class Comet(Tracker):
+    """One experiment key of 32 characters."""
+
+    name = "comet_ml"
+
+    def open(self, opening: Opening) -> int:
+        self._args = opening.args
+        own = hashlib.sha256(opening.run.id.encode()).hexdigest()[:32]
+        with _environment({"COMET_EXPERIMENT_KEY": own}):
+            args = opening.named(opening.run.title)
+            self.callback.setup(args, opening.state, opening.model)
+        return opening.reached
+
+    def give_own(self, step: int, figures: Mapping[str, float]) -> None:
+        if self.callback._experiment is not None:
+            self.callback._experiment.log_metrics(dict(figures), step=step)
+
+
+# By the name of the callback's class.
+KINDS: Mapping[str, type[Tracker]] = {
+    "TensorBoardCallback": TensorBoard,
+    "WandbCallback": WeightsAndBiases,
+    "TrackioCallback": Trackio,
+    "MLflowCallback": MLflow,
+    "SwanLabCallback": SwanLab,
+    "CometCallback": Comet,
+}
+
+
+def _own_id(variable: str, run: TrackerRun) -> str:
+    """What a person has set is the first tracker run's."""
+    asked = os.environ.get(variable)
+    return run.id if not asked else asked + run.id.removeprefix(run.run_id)
+
+
+@contextlib.contextmanager
+def _environment(
+    values: Mapping[str, str], unless_set: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """These variables, while a tracker is opened: it reads them, and so would another program that
+    this one starts later."""
+    wanted = {**{k: v for k, v in (unless_set or {}).items() if k not in os.environ}, **values}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

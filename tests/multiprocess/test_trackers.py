@@ -1,0 +1,68 @@
+"""One tracker run per run, over a kill, a stop and going back: the real trackers, read by their own
+readers, and their points counted."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keepstep.run_folder.reader import RunFolder
+from keepstep.run_folder.tracking import tracked_of
+from tests.helpers import trackers
+from tests.helpers.ranks import PROGRAMS, Ranks
+from tests.helpers.recipes import argv
+
+STOPPED = PROGRAMS / "stopped.py"  # signals on the way to step 5
+
+
+@pytest.fixture(scope="module")
+def followed(ranks: Ranks, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Three attempts: killed on the way to step 5, with a checkpoint of step 3; stopped after step
+    5; and finished."""
+    run = RunFolder(tmp_path_factory.mktemp("followed") / "run")
+    around = run.path.parent
+    env = {"WANDB_MODE": "offline", "WANDB_DIR": str(around), "WANDB_SILENT": "true"}
+    env["WANDB_DISABLE_GIT"] = "true"
+    fields = {"save_steps": 3, "eval_steps": 3, "max_steps": 8, "async_save": "off"}
+    words = argv(demo, run.path, **fields)
+    words += ["--report_to", "tensorboard", "wandb"]
+    for name, status in (("SIGKILL", -signal.SIGKILL), ("SIGTERM", 75)):
+        begun = ranks.start(
+            ["forward", "0", name, *words], script=STOPPED, strategy="ddp", processes=1, env=env
+        )
+        assert begun.wait() == [status], begun.output
+    finished = ranks.run(words, strategy="ddp", env=env)
+    return {"run": run, "around": around, "words": words, "env": env, "output": finished.output}
+
+
+def test_one_curve(followed: dict[str, Any]) -> None:
+    run, around, every = followed["run"], followed["around"], list(range(1, 9))
+    assert [a.resumed_from for a in run.attempts()] == [0, 3, 5]
+    (folder,) = (run.path / "runs").iterdir()
+    assert folder.name == run.run_id()
+    curves = trackers.tensorboard(folder)
+    assert [step for step, _ in curves["train/loss"]] == every
+    assert [step for step, _ in curves["eval/loss"]] == [3, 6, 8]
+    assert [step for step, _ in curves["train/train_runtime"]] == [8]
+    saves = [step for step, _ in curves["keepstep/save_stall_seconds"]]
+    assert saves == [3, 5, 6, 8]
+    assert [step for step, _ in curves["keepstep/attempt"]] == [1, 4, 6]
+    assert all(len({s for s, _ in points}) == len(points) for points in curves.values())
+
+    (own, rows), *others = trackers.wandb_rows(around, killed=1).items()
+    assert (own, others) == (run.run_id(), [])
+    assert len(list(around.glob("wandb/offline-run-*"))) == 3
+    assert trackers.steps_of(rows, "train/loss") == every
+    assert [row["_step"] for row in rows] == every
+    assert trackers.steps_of(rows, "eval/loss") == [3, 6, 8]
+    assert trackers.steps_of(rows, "keepstep/save_bytes") == saves
+    seen = dict(curves["train/loss"])
+    assert {row["train/global_step"]: pytest.approx(row["train/loss"]) for row in rows} == seen
+    assert set(tracked_of(run).reached.values()) == {8}
+    for name in ("goodput", "save_gb_per_second", "save_lag_seconds", "disk_free_bytes"):
+        assert f"keepstep/{name}" in curves
+        assert f"keepstep/{name}" in rows[-1]
+    assert 0 < rows[-1]["keepstep/goodput"] < 1
