@@ -7,11 +7,10 @@ import json
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-BLOCK, HEADER = 32768, 7  # of W&B's log files, which are LevelDB's
+from keepstep.trainer.wandb_files import records
 
 
 def tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -34,7 +33,7 @@ def wandb_rows(folder: Path, killed: int = 0) -> dict[str, list[dict[str, Any]]]
         own, open_ones = [], 0
         for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
             open_ones += 1
-            for data in _records(file.read_bytes()):
+            for data in records(file.read_bytes()):
                 record = Record()
                 record.ParseFromString(data)
                 what = record.WhichOneof("record_type")
@@ -48,23 +47,6 @@ def wandb_rows(folder: Path, killed: int = 0) -> dict[str, list[dict[str, Any]]]
         if open_ones <= killed or time.monotonic() > deadline:
             return rows
         time.sleep(0.05)
-
-
-def _records(data: bytes) -> Iterator[bytes]:
-    """Whole records; the last one of a killed process may be torn."""
-    place, parts = HEADER, b""  # the file's own header
-    while place + HEADER <= len(data):
-        if BLOCK - place % BLOCK < HEADER:
-            place += BLOCK - place % BLOCK
-            continue
-        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
-        if kind == 0:
-            return
-        parts += data[place + HEADER : place + HEADER + length]
-        place += HEADER + length
-        if kind in (1, 4):  # the whole, or its last part
-            yield parts
-            parts = b""
 
 
 def mlflow_points(store: str) -> dict[str, dict[str, list[tuple[int, float]]]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from keepstep.policy.tracking import OWN, TrackerRun
+from keepstep.trainer.wandb_files import newest_step
 
 STEP = "train/global_step"  # the axis that those callbacks give to W&B and trackio
 TAG = "keepstep.run"
@@ -138,10 +139,19 @@ class WeightsAndBiases(Tracker):
             )
             _OPENED.add(own)
         self.callback.setup(opening.args, opening.state, opening.model)
-        known = int(getattr(self._run, "starting_step", 0) or 0) - 1  # of a server
-        reached = max(opening.reached, known)
+        reached = self._reached(opening)
         self._floor = reached + 1
         return reached
+
+    def _reached(self, opening: Opening) -> int:
+        """As W&B itself tells it: a killed process takes along what it had not sent, or written."""
+        run = self._run
+        if run.offline:
+            own = Path(run.settings.sync_file)
+            there = newest_step(own.parents[1], run.id, own, STEP)
+            return opening.reached if there is None else max(there, opening.run.origin)
+        known = run.summary.get(STEP) if run.resumed else None
+        return opening.run.origin if known is None else int(known)
 
     @property
     def _run(self) -> Any:
