@@ -72,7 +72,8 @@ def test_one_curve(followed: dict[str, Any]) -> None:
     # W&B had not written anything of the first attempt: its losses are made up for.
     assert trackers.steps_of(rows, "keepstep/save_bytes") == saves[1:]
     seen = dict(curves["train/loss"])
-    assert {row["train/global_step"]: pytest.approx(row["train/loss"]) for row in rows} == seen
+    told = {row["train/global_step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    assert told == pytest.approx(seen)
     assert set(tracked_of(run).reached.values()) == {8}
     for name in ("goodput", "save_gb_per_second", "save_lag_seconds", "disk_free_bytes"):
         assert f"keepstep/{name}" in curves
