@@ -4,6 +4,8 @@
 #   --nodes N | MIN-MAX        nodes; a range goes on with those that are left (default: 1)
 #   --gpus-per-node [TYPE:]G   GPUs of each, and processes (default: the site's; none: CPU)
 #   --time T                   time limit, as sbatch takes it; the job queues again until it is finished
+#   --runs FILE                a run for each line of it: the flags that it has beside these
+#   --at_most N                of these runs so many at once
 #   --dry_run                  print the job that would be submitted
 #
 # Everything else is a field of the recipe. What is this cluster's own stands in slurm/site.env (see
@@ -40,20 +42,26 @@ root=$(dirname "$here") package=$(dirname "$here")/src/keepstep
 [[ -d $package ]] || package=$(dirname "$root") # installed: this is keepstep/files/slurm
 site=$(find_site)
 submitted_as=("$0" "$@")
-[[ -z ${KEEPSTEP_CALLED_AS:-} ]] || submitted_as=("${KEEPSTEP_CALLED_AS% *}" "${KEEPSTEP_CALLED_AS#* }" "$@")
+called_as=${KEEPSTEP_CALLED_AS:-}
+[[ -z $called_as ]] || submitted_as=("${called_as% *}" "${called_as#* }" "$@")
 unset KEEPSTEP_CALLED_AS # it is no business of the job
-nodes=1 asked_gpus='' time='' dry_run=0 recipe='' overrides=()
+nodes=1 asked_gpus='' time='' dry_run=0 recipe='' overrides=() runs='' at_most='' this_job=0
+slot='' of_many=0 # one of --runs
 while (($#)); do
   case $1 in
-    --nodes=* | --gpus[-_]per[-_]node=* | --time=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+    --nodes=* | --gpus[-_]per[-_]node=* | --time=* | --runs=* | --at[-_]most=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
   esac
   case $1 in
-    --nodes | --gpus[-_]per[-_]node | --time) (($# > 1)) || fail "$1 needs a value" ;;&
+    --nodes | --gpus[-_]per[-_]node | --time | --runs | --at[-_]most) (($# > 1)) || fail "$1 needs a value" ;;&
     --nodes) nodes=$2 && shift ;;
     --gpus[-_]per[-_]node) asked_gpus=$2 && shift ;;
     --time) time=$2 && shift ;;
+    --runs) runs=$2 && shift ;;
+    --at[-_]most) at_most=$2 && shift ;;
+    --slot) slot=$2 of_many=1 && shift ;; # by this script: jobs of one name run one after the other
+    --this_job) this_job=1 ;;             # by train.sbatch: here and now, in the job that it is
     --dry_run | --dry-run) dry_run=1 ;;
-    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0" && exit ;;
+    -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0" && exit ;;
     -*) overrides+=("$1") ;;
     *) if ((${#overrides[@]})); then overrides+=("$1"); elif [[ -n $recipe ]]; then fail "$1: there is a recipe already"; else recipe=$1; fi ;;
   esac
@@ -63,11 +71,24 @@ done
 [[ -n $recipe ]] || fail "which recipe? $0 --help"
 [[ -f $recipe && -r $recipe ]] || fail "there is no recipe $recipe"
 command -v keepstep >/dev/null || fail "activate keepstep's environment first: source .venv/bin/activate"
-((dry_run)) || command -v sbatch >/dev/null || fail "there is no sbatch: is this a login node of a Slurm cluster?"
+((dry_run || this_job)) || command -v sbatch >/dev/null || fail "there is no sbatch: is this a login node of a Slurm cluster?"
+if ((this_job)); then # what it has been given
+  [[ -n ${SLURM_JOB_ID:-} ]] || fail "--this_job: this is no job of Slurm's"
+  [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || fail "an array of jobs on one run: all of them would train it" \
+    "    Hint: slurm/submit.sh RECIPE --runs FILE, a run for each line of it"
+  SITE_SBATCH=() nodes=$SLURM_JOB_NUM_NODES asked_gpus=${asked_gpus:-${SLURM_GPUS_ON_NODE:-}} time=''
+  submitted_as=(sbatch --nodes="$nodes" "$here/train.sbatch" "$recipe" "${overrides[@]}")
+fi
 [[ $nodes =~ ^[1-9][0-9]*(-[1-9][0-9]*)?$ ]] || fail "--nodes: $nodes is neither N nor MIN-MAX"
 ((${nodes%-*} <= ${nodes#*-})) || fail "--nodes: $nodes is no range"
 [[ -z $asked_gpus || $asked_gpus =~ ^([A-Za-z][A-Za-z0-9_.-]*:)?[0-9]+$ ]] || fail "--gpus-per-node: $asked_gpus is no number"
 [[ " ${overrides[*]-} " != *" --hub_token"* ]] || fail "--hub_token would stand in files; export HF_TOKEN=..."
+
+if [[ -n $runs$at_most ]]; then
+  # shellcheck source-path=SCRIPTDIR source=runs.sh
+  source "$here/runs.sh"
+  submit_each
+fi
 
 seconds_of() { # Slurm's [days-]hours:minutes:seconds, minutes:seconds, minutes, days-hours[:minutes]
   local days=0 parts
@@ -95,7 +116,7 @@ SITE_SBATCH=("${SITE_SBATCH[@]}")
 
 [[ -z ${SBATCH_ARRAY_INX:-} && ! " ${SITE_SBATCH[*]}" =~ \ (-a|--array($|[ =])) ]] ||
   fail "SITE_SBATCH of $site, or SBATCH_ARRAY_INX, asks for an array: all its jobs would train one run" \
-    "    Hint: one submit.sh for each run, with its own --output_dir, in a loop"
+    "    Hint: --runs FILE, a run for each line of it"
 
 number_of() { # LIST: of Slurm's [NAME:]NUMBER,…
   local item total=0
@@ -185,10 +206,17 @@ case $(stat -f -c %T "$there") in
     ;;
 esac
 
-if [[ -s $job/id ]] && command -v squeue >/dev/null; then
+restarted=0 # a job that has prepared itself, and was queued again: what it runs is what it began with
+if ((this_job)) && [[ -s $job/id && $(<"$job/id") == "$SLURM_JOB_ID" ]]; then
+  restarted=1
+elif [[ -s $job/id ]] && command -v squeue >/dev/null; then
   id=$(<"$job/id")
   state=$(squeue --noheader --job "$id" --format %T 2>&1) || [[ $state == *nvalid* ]] ||
     fail "Slurm does not say whether job $id of this run is at work: $state"
+  if ((of_many)) && [[ -n $state && $state != *nvalid* ]]; then
+    echo "Job $id of $run is $state already: it is left alone."
+    exit
+  fi
   [[ -z $state || $state == *nvalid* ]] ||
     fail "job $id of this run is $state already" \
       "    Hint: keepstep stop $run (ends it with a save), or scancel $id"
@@ -205,6 +233,7 @@ flags=(--nodes="$nodes" --output="${shared//%/%%}/logs/%j.log")
   flags+=(--cpus-per-task=$((processes * cores)))
 flags+=("${SITE_SBATCH[@]}")
 [[ -z $time ]] || flags+=(--time="$time") # sbatch takes the last one
+[[ -z $slot ]] || flags+=(--job-name="$slot" --dependency=singleton)
 
 describe() { # job.env
   local environment='' name launcher
@@ -230,6 +259,7 @@ if ((dry_run)); then
   exit
 fi
 
+((!restarted)) || exec bash "$job/train.sbatch" "$job"
 mkdir -p "$shared/logs" "$job"
 chmod 700 "$job" # the site's file, and the code's changes, are nobody else's
 cp "$recipe" "$job/recipe.yaml"
@@ -242,6 +272,10 @@ describe >"$job/job.env"
   >"$job/git.txt" 2>/dev/null || echo "no git: keepstep $(keepstep --version)" >"$job/git.txt"
 
 rm -f "$job/fruitless" "$job/ended" "$run/.keepstep/stop" # of an earlier job
+if ((this_job)); then
+  echo "$SLURM_JOB_ID" >"$job/id"
+  exec bash "$job/train.sbatch" "$job"
+fi
 clean=() # the new job is no part of one that this shell may be in, and inherits nothing of it
 for name in $(compgen -e); do
   [[ ! $name =~ ^(SLURM|SLURMD|SRUN)_ || $name =~ ^SLURM_(CONF|CONF_SERVER|JWT|CLUSTERS)$ ]] || clean+=(-u "$name")

@@ -16,7 +16,9 @@ runner = CliRunner()
 KEEPSTEP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = KEEPSTEP.commands
 # Options that the scripts behind these commands take apart themselves.
-OF_SCRIPTS = {"submit": {"--nodes", "--gpus-per-node", "--time", "--dry_run"}}
+OF_SCRIPTS = {
+    "submit": {"--nodes", "--gpus-per-node", "--time", "--runs", "--at_most", "--dry_run"}
+}
 
 
 ALL = [("", KEEPSTEP), *COMMANDS.items()]

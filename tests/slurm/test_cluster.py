@@ -316,6 +316,48 @@ def test_stopped_by_its_user_and_not_allowed_to_requeue(job: Job) -> None:
     assert [a.outcome for a in job.run.attempts()] == ["preempted", "preempted"]
 
 
+def test_submitted_by_hand(job: Job) -> None:
+    """With a recipe: it prepares itself where it begins."""
+    job.by_hand("--nodes=1", "--cpus-per-task=2", processes=2, fields={"max_steps": 10})
+    job.ends("COMPLETED")
+    assert job.run.checkpoints()[-1].step == 10
+    frozen = {file.name for file in (job.run.private / "job").iterdir()}
+    assert {"recipe.yaml", "train.sbatch", "id", "site.env"} <= frozen
+
+
+@pytest.mark.long
+def test_submitted_by_hand_and_queued_again(job: Job) -> None:
+    """It goes on with what it began with, whatever has become of the recipe."""
+    job.by_hand("--nodes=2", "--cpus-per-task=1")
+    job.says(r"saved checkpoint-10", timeout=120)
+    (job.folder / "recipe.yaml").write_text((job.folder / "recipe.yaml").read_text() + "seed: 7\n")
+    job.happens("scontrol requeue")
+    job.cluster.slurm("scontrol", "requeue", job.number)
+    job.says(r"carrying on from checkpoint-\d+", timeout=120)
+    told = job.ends("COMPLETED")
+    assert told["Restarts"] == "1"
+    assert job.run.checkpoints()[-1].step == 40
+    assert [e["outcome"] for e in job.events("launch")][-1] == "finished"
+
+
+@pytest.mark.long
+def test_many_runs_and_one_at_a_time(job: Job) -> None:
+    """Each is a job of its own, and finishes."""
+    runs = [RunFolder(job.folder / name) for name in "abc"]
+    lines = [f"--output_dir {run.path} --learning_rate {n}e-4" for n, run in enumerate(runs, 1)]
+    (job.folder / "runs").write_text("\n".join(lines))
+    done = job.try_to_submit("--runs", str(job.folder / "runs"), "--at_most", "1", processes=2)
+    assert done.returncode == 0, done.stderr
+    numbers = re.findall(r"Job (\d+) trains", done.stdout)
+    assert len(numbers) == 3
+    atonce = 0
+    while queue := job.cluster.slurm("squeue", "-h", "-o", "%i %T").splitlines():
+        atonce = max(atonce, sum("RUNNING" in line for line in queue))
+        time.sleep(0.5)
+    assert atonce == 1
+    assert [run.checkpoints()[-1].step for run in runs] == [40] * 3
+
+
 @pytest.mark.long
 def test_the_batch_host_of_a_range_dies(job: Job) -> None:
     """Slurm neither ends nor requeues it (--no-kill): the guard on the other nodes does."""

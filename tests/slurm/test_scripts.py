@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -127,13 +128,16 @@ def test_what_is_wrong_is_said(
 
 KEEPSTEP = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >>"$FAKE/checked"
-exec python -c 'import json, os
-found = {"report": "", "output_dir": os.environ["RUN"], "hang_timeout": 9}
+exec python -c 'import json, os, sys
+words = [part for word in sys.argv for part in word.split("=")]
+run = words[words.index("--output_dir") + 1] if "--output_dir" in words else ""
+found = {"report": "", "output_dir": run or os.environ["RUN"], "hang_timeout": 9}
 own = "NODE_LOCAL" in os.environ
-print(json.dumps({**found, "node_local": own, "mirror": "s3://b/runs/x" if own else None}))'
+print(json.dumps({**found, "node_local": own, "mirror": "s3://b/runs/x" if own else None}))' "$@"
 """
 SBATCH = """#!/usr/bin/env bash
 printf '%s\\0' "$@" >"$FAKE/argv"
+printf '%s\\n' "$*" >>"$FAKE/submitted"
 env -0 >"$FAKE/env"
 [[ ! -e $FAKE/refuses ]] || { echo 'sbatch: error: invalid account' >&2; exit 1; }
 echo '12;cluster'
@@ -365,6 +369,84 @@ def test_a_site_may_use_what_is_not_set(tmp_path: Path) -> None:
 def test_a_run_folder_that_no_other_node_sees(tmp_path: Path, place: str) -> None:
     job = Submission(tmp_path, f"{place}/keepstep-not-there-yet/runs/x")
     assert "looks like this machine's own disk or memory" in job.submit("--dry-run").stderr
+
+
+RUNS = """# the learning rate
+--output_dir {0}/a --learning_rate 1e-4
+
+--output_dir={0}/b --learning_rate 2e-4 --run_name 'two words; $(touch {0}/ran)'
+--learning_rate 3e-4 --output_dir {0}/c"""
+
+
+@pytest.mark.parametrize("at_most", [None, 2])
+def test_many_runs(tmp_path: Path, at_most: int | None) -> None:
+    """A job for each line, with its flags above those that all have; so many at once."""
+    (tmp_path / "runs.txt").write_text(RUNS.format(tmp_path))
+    bound = [] if at_most is None else ["--at_most", str(at_most)]
+    job = Submission(tmp_path)
+    done = job.submit("--runs", "runs.txt", *bound, "--time=60", "--learning_rate", "1e-5")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"Job 12 trains (\S+)", done.stdout) == [f"{tmp_path}/{n}" for n in "abc"]
+    submitted = (tmp_path / "submitted").read_text().splitlines()
+    assert all("--time=60" in line for line in submitted)
+    names = re.findall(r"--job-name=(\S+) --dependency=singleton", "".join(submitted))
+    assert [name[-1] for name in names] == ([] if at_most is None else ["0", "1", "0"])
+    env = subprocess.run(
+        ["bash", "-c", f'. {tmp_path}/b/.keepstep/job/job.env; printf "%s\\n" "${{overrides[@]}}"'],
+        capture_output=True,
+        text=True,
+    )
+    assert env.stdout.splitlines() == [
+        *("--learning_rate", "1e-5", f"--output_dir={tmp_path}/b", "--learning_rate", "2e-4"),
+        *("--run_name", f"two words; $(touch {tmp_path}/ran)"),
+    ]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_many_runs_once_more(tmp_path: Path) -> None:
+    """Those that are at work are left alone; one that cannot be submitted stops no other."""
+    (tmp_path / "runs.txt").write_text(RUNS.format(tmp_path))
+    job = Submission(tmp_path)
+    queue = tmp_path / "bin/squeue"
+    (tmp_path / "a/.keepstep/job").mkdir(parents=True)
+    (tmp_path / "a/.keepstep/job/id").write_text("7")
+    (tmp_path / "b").touch()
+    queue.write_text("#!/bin/sh\necho RUNNING")
+    done = job.submit("--runs", "runs.txt")
+    assert done.returncode == 2
+    assert f"Job 7 of {tmp_path}/a is RUNNING already: it is left alone." in done.stdout
+    assert f"Job 12 trains {tmp_path}/c " in done.stdout
+    assert "not submitted: line 4 of runs.txt" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ("--learning_rate 1", [], "line 1 of runs.txt has no --output_dir"),
+        ("#\n--output_dir a\n--output_dir a/", [], "line 3 of runs.txt: another line has"),
+        ("\n# none\n", [], "runs.txt has no runs in it"),
+        ("--output_dir a", ["--at_most", "0"], "--at_most: 0 is no number of runs"),
+    ],
+)
+def test_many_runs_that_are_none(tmp_path: Path, text: str, flags: list[str], message: str) -> None:
+    (tmp_path / "runs.txt").write_text(text)
+    done = Submission(tmp_path).submit("--runs", "runs.txt", *flags)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "submitted").exists(), "nothing is submitted"
+
+
+def test_an_array_by_hand(tmp_path: Path) -> None:
+    job = Submission(tmp_path)
+    done = job.submit("--this_job", SLURM_JOB_ID="7", SLURM_ARRAY_TASK_ID="1")
+    assert done.returncode == 2
+    assert "an array of jobs on one run" in done.stderr
+    assert "this is no job of Slurm's" in job.submit("--this_job").stderr
+
+
+def test_at_most_without_runs(tmp_path: Path) -> None:
+    assert "--at_most goes with --runs" in Submission(tmp_path).submit("--at_most", "2").stderr
+    assert "there is no file x" in Submission(tmp_path).submit("--runs", "x").stderr
 
 
 def test_the_script_is_submitted_by_hand(tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ def launch(
     epilog=examples(
         "keepstep submit recipe.yaml --nodes 2 --gpus-per-node 8 --time 1-00:00:00 --dry_run",
         "keepstep submit recipe.yaml --nodes 2-4 --gpus-per-node 8 --time 1-00:00:00",
+        "keepstep submit recipe.yaml --gpus-per-node 8 --runs runs.txt --at_most 2",
     ),
 )
 def submit(
@@ -173,7 +174,8 @@ def submit(
         typer.Argument(
             metavar="RECIPE [options] [--field value ...]",
             help="A recipe; --nodes N or MIN-MAX, --gpus-per-node [TYPE:]G and --time T as sbatch "
-            "takes them, --dry_run to print the job only; and fields of the recipe with other "
+            "takes them, --runs FILE for a run for each of its lines, --at_most N of them at once, "
+            "--dry_run to print the job only; and fields of the recipe with other "
             "values. A cluster's own settings stand in ~/.config/keepstep/site.env, or in the "
             "file that KEEPSTEP_SITE names (`keepstep config site.env` is an example).",
         ),

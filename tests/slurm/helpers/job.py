@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -96,21 +98,45 @@ class Job:
     def try_to_submit(
         self, *flags: str, fields: dict[str, object] | None = None, **site: object
     ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["slurm/submit.sh", str(self._recipe(fields)), *flags],
+            cwd=ROOT,
+            env=self._environment(**site),
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+
+    def by_hand(self, *flags: str, fields: dict[str, object] | None = None, **site: object) -> None:
+        """sbatch slurm/train.sbatch, with the same recipe."""
+        self.logs = self.folder / "logs"
+        self.logs.mkdir()
+        environment = self._environment(**site)  # a warm command would be no process of the job
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        words = ["--parsable", "--mem=1000", f"--output={self.logs}/%j.log", *flags]
+        done = subprocess.run(
+            ["sbatch", *words, "slurm/train.sbatch", str(self._recipe(fields))],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        self.number, self._read = int(done.stdout), 0
+        self.happens(f"sbatch {' '.join(flags)} slurm/train.sbatch")
+
+    def _recipe(self, fields: dict[str, object] | None) -> Path:
         steps = {"max_steps": 40, "eval_steps": 10, "save_steps": 10, "peer_timeout_seconds": 8}
         words = argv(self.demo, self.run.path, **(steps | (fields or {})))
         recipe = self.folder / "recipe.yaml"
         pairs = zip(words[::2], words[1::2], strict=True)
         recipe.write_text("".join(f"{name[2:]}: {json.dumps(value)}\n" for name, value in pairs))
+        return recipe
+
+    def _environment(self, **site: object) -> dict[str, str]:
         environment = {**self.cluster.env, "KEEPSTEP_SITE": str(self.site(**site))}  # type: ignore[arg-type]
         environment["PATH"] = self.warm.path()
-        return subprocess.run(
-            ["slurm/submit.sh", str(recipe), *flags],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=90,
-        )
+        return environment
 
     def command(self, *argv: str) -> str:
         """What `keepstep` answers."""
