@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from keepstep.run_folder.reader import RunFolder
-from tests.helpers.pods import USER, Job, copied, obstacle, verdict
+from tests.helpers.pods import USER, Job, copied, image, obstacle, verdict
 from tests.helpers.recipes import argv
 from tests.kubernetes.manifests import FILES, job_spec
 
@@ -37,7 +36,7 @@ def job(name: str, folder: Path, demo: Path, processes: int, **fields: object) -
     compiled = copied(os.environ["TORCH_EXTENSIONS_DIR"], folder / "extensions")
     values["TORCH_EXTENSIONS_DIR"] = str(compiled)
     made = Job(job_spec(name), folder, values)
-    short = {"max_steps": STEPS, "save_steps": 5, "eval_steps": 5}
+    short = {"max_steps": STEPS, "save_steps": 10, "eval_steps": 10}
     flags = argv(folder / "demo", Path("/"), **short | fields)
     pairs = dict(zip(flags[::2], flags[1::2], strict=True))
     del pairs["--output_dir"]  # the manifest names it
@@ -75,8 +74,9 @@ def test_evicted_then_killed_for_lack_of_memory(folder: Path, demo: Path) -> Non
     first.wait_until("step  2/40  loss")
     assert first.init().cmdline()[0] == "tini"
     assert {p.uids().real for p in first.ranks()} == {USER}
-    probed = subprocess.run(made.probe(), capture_output=True, text=True)
+    probed = first.run(made.probe())
     assert probed.returncode == 0, probed.stdout
+    assert probed.stdout.startswith("the last sign of life was "), probed.stderr
     code = first.evict(made.grace)
     assert code == 75, first.log.read_text()
     assert made.judge(first, code) == "Again"
@@ -85,8 +85,7 @@ def test_evicted_then_killed_for_lack_of_memory(folder: Path, demo: Path) -> Non
     second = made.start()
     second.wait_until(f"carrying on from checkpoint-{stopped}")
     second.wait_until("loss")
-    for process in second.init().children(recursive=True):  # the whole group, as kubelet has it
-        process.kill()
+    second.kill_all()
     code = second.ended()
     assert code == 137, second.log.read_text()
     assert made.judge(second, code) == "Again"
@@ -103,8 +102,12 @@ def test_evicted_then_killed_for_lack_of_memory(folder: Path, demo: Path) -> Non
 
 @pytest.mark.long
 def test_a_pods_life(folder: Path, demo: Path) -> None:
-    """Evicted three times, killed at the grace's end, a rank killed, its node lost: it ends."""
-    made = job("one-pod.yaml", folder, demo, 2, max_steps=150, save_steps=10, eval_steps=10)
+    """Evicted three times, killed at the grace's end, a rank killed, its node lost: it ends.
+
+    Installed from what the Dockerfile copies, into an environment of its own.
+    """
+    made = job("one-pod.yaml", folder, demo, 2, max_steps=150)
+    made.commands = image(folder)
     codes: list[int | None] = []
     for number, fate in enumerate(["evicted"] * 3 + ["too late", "rank", "node", "none"]):
         pod = made.start()
@@ -151,7 +154,7 @@ def test_a_wrong_recipe_fails_the_job(folder: Path, demo: Path) -> None:
 @pytest.mark.long
 def test_a_pod_without_a_volume(folder: Path, demo: Path) -> None:
     """The next one has nothing but the mirror."""
-    made = job("one-pod-mirror.yaml", folder, demo, 1)
+    made = job("one-pod-mirror.yaml", folder, demo, 1, max_steps=300, save_steps=30, eval_steps=30)
     made.values["KEEPSTEP_MIRROR"] = made._own("mirror").as_uri()
     first = made.start()
     first.wait_until("mirrored checkpoint-")

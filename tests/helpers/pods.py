@@ -5,6 +5,8 @@ the image is this environment. What is decided, the manifest's own rules decide.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shlex
@@ -12,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import venv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +26,15 @@ from tests.helpers import launchers
 from tests.helpers.ranks import ROOT
 
 USER = 1000
+AS_USER = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
+AS_USER += ("--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
 APART = ("unshare", "-m", "-u", "-p", "-f", "--mount-proc", "--propagation=private")
 KILLED = 137
 
 
 def obstacle() -> str | None:
     """Why no pod can be replayed on this machine; None: nothing is in the way."""
-    programs = ("tini", "unshare", "setpriv", "hostname", "mount")
+    programs = ("tini", "unshare", "nsenter", "setpriv", "hostname", "mount")
     missing = [name for name in programs if shutil.which(name) is None]
     if missing:
         return f"not installed: {', '.join(missing)}"
@@ -82,8 +87,25 @@ class Pod:
         return one
 
     def ranks(self) -> list[psutil.Process]:
-        below = self.init().children(recursive=True)
-        return [p for p in below if "-m keepstep.train" in " ".join(p.cmdline()[:4])]
+        found = []
+        for process in self.init().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # helpers of the script come and go
+                if "-m keepstep.train" in " ".join(process.cmdline()[:4]):
+                    found.append(process)
+        return found
+
+    def kill_all(self) -> None:
+        """But PID 1: as the kernel does for lack of memory, where the kubelet has it so."""
+        for process in self.init().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """A command in the container, as the kubelet runs a probe."""
+        init = self.init()
+        told = [f"{name}={value}" for name, value in init.environ().items()]
+        enter = ["nsenter", "-t", str(init.pid), "-m", "-u", "-p", "env", "-i", *told, *AS_USER]
+        return subprocess.run([*enter, *command], capture_output=True, text=True, timeout=60)
 
     def ended(self, timeout: float = launchers.TIMEOUT) -> int | None:
         """The container's exit status; None: it went with its node."""
@@ -118,12 +140,14 @@ class Job:
         folder: for the volumes and logs; every user may enter it.
         values: environment variables in the place of the manifest's: a laptop has no 8 GPUs.
         names: pods' names of the network, all at this machine.
+        commands: the folder of the image's commands.
     """
 
     spec: dict[str, Any]
     folder: Path
     values: dict[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()
+    commands: Path = Path(sys.executable).parent
     failed: int = 0
     made: int = 0
     failed_for: str | None = None
@@ -140,7 +164,7 @@ class Job:
         log = self.folder / f"pod-{self.made}.log"
         mounts = {m["mountPath"]: str(self._volume(m["name"])) for m in container["volumeMounts"]}
         environment = {
-            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin:/usr/sbin:/sbin",
+            "PATH": f"{self.commands}:/usr/bin:/bin:/usr/sbin:/sbin",
             "HOME": str(self._own("home")),
             **{n: os.environ[n] for n in ("OMP_NUM_THREADS", "HF_HUB_OFFLINE")},
         }
@@ -151,8 +175,10 @@ class Job:
                 text = self.values.get(one["name"], value)
                 environment[one["name"]] = _mounted(expand(text, environment), mounts)
         environment |= {k: v for k, v in self.values.items() if k not in environment}
-        image = ["tini", "--", "keepstep", "launch"]
-        command = [*image, *(_mounted(word, mounts) for word in container["args"])]
+        dockerfile = (ROOT / "kubernetes/Dockerfile").read_text()
+        entry = re.search(r"^ENTRYPOINT (.+)$", dockerfile, re.M)
+        assert entry
+        command = [*json.loads(entry[1]), *(_mounted(word, mounts) for word in container["args"])]
         apart = [*APART, "bash", "-c", self._script(index, environment, command)]
         process = launchers.start(apart, log)
         return Pod(index, process, log)
@@ -190,8 +216,6 @@ class Job:
         names = ("localhost", "keepstep-0", "keepstep-1", *self.names)
         hosts.write_text("".join(f"127.0.0.1 {name}\n" for name in names))
         told = [f"{name}={value}" for name, value in environment.items()]
-        user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
-        user += ["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
         return "\n".join(
             [
                 "set -e",
@@ -200,7 +224,7 @@ class Job:
                 "mount -t tmpfs -o size=1g tmpfs /dev/shm",
                 *_opened([ROOT, Path(sys.base_prefix).resolve()], self.folder),
                 "cd /",
-                shlex.join(["exec", "env", "-i", *told, *user, *command]),
+                shlex.join(["exec", "env", "-i", *told, *AS_USER, *command]),
             ]
         )
 
@@ -226,6 +250,35 @@ def _opened(paths: Sequence[Path], aside: Path) -> list[str]:
         then += [f"mkdir -p {path}", shlex.join(["mount", "--bind", str(kept), str(path)])]
         tops += [closed[0]] if closed[0] not in tops else []
     return [*first, *(f"mount -t tmpfs -o mode=755 tmpfs {top}" for top in tops), *then]
+
+
+def image(folder: Path) -> Path:
+    """An environment of what the Dockerfile copies, installed as it says (but for the libraries,
+    which are those of this environment); the folder of its commands."""
+    context, made = folder / "context", folder / "image"
+    context.mkdir()
+    dockerfile = (ROOT / "kubernetes/Dockerfile").read_text()
+    for line in re.findall(r"^COPY (?!--)(.+) \S+$", dockerfile, re.M):
+        for name in line.split():
+            source = ROOT / name
+            put = shutil.copytree if source.is_dir() else shutil.copy
+            put(source, context / name)
+    venv.create(made, with_pip=True)
+    (site,) = made.glob("lib/python3*/site-packages")
+    libraries = [p for p in sys.path if p.endswith("site-packages")]
+    (site / "libraries.pth").write_text("\n".join(libraries) + "\n")
+    python = made / "bin/python"
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--no-index", context], check=True)
+    launcher = made / "bin/accelerate-launch"  # pip would make it with torch's own install
+    program = "from accelerate.commands.launch import main\nmain()\n"
+    launcher.write_text(f"#!{python}\n{program}")
+    launcher.chmod(0o755)
+    (made / "bin/ninja").symlink_to(Path(sys.executable).with_name("ninja"))
+    for path in (made, *made.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | 0o044 | (0o011 if path.is_dir() else 0))
+    return made / "bin"
 
 
 def copied(source: str | Path, folder: Path) -> Path:

@@ -131,7 +131,8 @@ def test_a_node_is_cut_off_and_trains_on(job: Job) -> None:
 @pytest.mark.long
 def test_in_a_container_without_slurm(job: Job, undisturbed: Path) -> None:
     """The launcher and its ranks are inside, what looks after them is outside."""
-    image = f"export KEEPSTEP_IMAGE={job.warm.bin}:{Path(sys.executable).parent}"
+    image = f"export KEEPSTEP_IMAGE={Path(sys.executable).parent}"
+    image += f" KEEPSTEP_HOME={job.cluster.own / 'home'}"  # each node's own
     job.submit("--nodes=2", more=f"{image}\nSITE_CONTAINER=({HOOKS / 'container'})")
     job.says(r"saved checkpoint-10")
     job.happens("SIGKILL to the rank on n2")
