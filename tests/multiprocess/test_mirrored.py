@@ -124,6 +124,19 @@ def test_lost_with_its_disk(
         assert not any(token.encode() in path.read_bytes() for token in tokens), path
 
 
+def test_damaged_here_and_not_there(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
+    """It is brought once more, where it is the only one, too."""
+    how: dict[str, Any] = {"strategy": "ddp", "processes": 1}
+    fields: dict[str, Any] = {"max_steps": 8, "save_total_limit": 1, "keep_ranking": "recency"}
+    command = argv(demo, tmp_path / "run", mirror=(tmp_path / "mirror").as_uri(), **fields)
+    ranks.run(command, **how)
+    (last,) = RunFolder(tmp_path / "run").checkpoints()
+    (last.path / "optimizer.pt").write_bytes(b"x" * last.manifest.files["optimizer.pt"].bytes)
+    again = ranks.run(command, **how)
+    assert "checkpoint-8 was damaged here, and is brought once more: optimizer.pt" in again.output
+    assert last.faults(deep=True) == []
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("same", [True, False])
 def test_lost_at_random_moments(

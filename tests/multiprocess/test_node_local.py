@@ -52,6 +52,13 @@ def names(run: Path, step: int) -> set[str]:
     return {path.name for path in folder.rglob("*") if path.is_file()}
 
 
+def damage(file: Path) -> None:
+    """One bit in the middle is another."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 def is_gathered(name: str, strategy: str) -> bool:
     """Whether this file is laid out by `save_pretrained`: the main process has gathered it."""
     return strategy == "cpu_zero3" and name in ("model.safetensors", "weights_layout.json")
@@ -239,12 +246,27 @@ def test_a_part_is_damaged(ranks: Ranks, demo: Path, tmp_path: Path, disks: Path
     run.wait()
     newest = RunFolder(disks / "1/run").checkpoints()[-1]
     shard = next(newest.path.rglob("*optim_states.pt"))
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
+    damage(shard)
     again = ranks.run(command, **how)
     assert f"this machine's part of checkpoint-{newest.step}" in again.output
     assert re.search(r"carrying on from checkpoint-(\d+)", again.output)
+
+
+@pytest.mark.parametrize("where", cases([1, 0], long=[0]))
+def test_a_part_is_damaged_that_the_mirror_has(
+    ranks: Ranks, demo: Path, tmp_path: Path, disks: Path, where: int
+) -> None:
+    """On whichever machine, it is fetched once more before it is loaded."""
+    mirror = {"mirror": (tmp_path / "mirror").as_uri(), "node_local": True}
+    command = argv(demo, disks / "here/run", max_steps=8, keep_ranking="recency", **mirror)
+    how: dict[str, Any] = {"strategy": "cpu_zero2", "nodes": 2, "disks": disks}
+    ranks.run(command, **how)
+    newest = RunFolder(disks / f"{where}/run").checkpoints()[-1]
+    damage(next(newest.path.rglob("*optim_states.pt")))
+    again = ranks.run(command, **how)
+    assert "this machine's part of checkpoint-8" in again.output
+    assert "carrying on from checkpoint-8" in again.output
+    assert RunFolder(disks / f"{where}/run").checkpoints()[-1].faults(deep=True) == []
 
 
 def test_on_other_machines(

@@ -104,8 +104,8 @@ def bring(
 
 
 def complete(chosen: Checkpoint, wanted: Collection[str], writer: RunWriter, store: Store) -> None:
-    """These files of a checkpoint into the folder of another machine than that which has chosen it:
-    what is there of them already is not fetched.
+    """These files of a checkpoint into a folder that lacks some, or where some are damaged: what is
+    there of them already is not fetched.
 
     Raises:
         StoreError, TextError: it is not what was written there, or not the one that was chosen.
@@ -121,7 +121,8 @@ def complete(chosen: Checkpoint, wanted: Collection[str], writer: RunWriter, sto
     if manifest_of(store, one)[0].to_json() != chosen.manifest.to_json():
         raise StoreError(f"{store.url}: {chosen.path.name} is another one there", fatal=False)
     staged = writer.staging / chosen.path.name
-    writer.put_in_place(fetch(store, one, staged, writer.storage, here, wanted))
+    only = None if chosen.manifest.files.keys() <= set(wanted) else wanted
+    writer.put_in_place(fetch(store, one, staged, writer.storage, here, only))
 
 
 def fetch(

@@ -7,6 +7,7 @@ decides or changes in the run folder, the main process does (`RunWriter`) and th
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,8 @@ from keepstep.save.resume_checks import (
     check_state,
 )
 from keepstep.save.saver import Mode, Saver
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointManager:
@@ -196,7 +199,7 @@ class CheckpointManager:
             chosen, choice, self.finish = collectives.on_main(
                 "choosing the checkpoint", lambda: self._decide(resume)
             )
-            self._reach.complete(chosen)
+            self._reach.complete(chosen, at_start=True)
             collectives.on_all(
                 "looking at the checkpoint", lambda: check_sight(chosen, resume.verify)
             )
@@ -332,7 +335,13 @@ class CheckpointManager:
         """Main process: select, quarantine, check for drift, and write it down."""
 
         def verify(step: int) -> list[str]:
-            return self._faults(self.run.checkpoint(step), resume.verify)
+            found = self.run.checkpoint(step)
+            faults = self._faults(found, resume.verify)
+            if faults and self._reach.mended(found, self.writer):
+                told = "%s was damaged here, and is brought once more: %s"
+                logger.warning(told, found.path.name, faults[0])
+                return self._faults(self.run.checkpoint(step), resume.verify)
+            return faults
 
         attempts = self.run.attempts()
         finish, self.suspect = last_finish(attempts, resume.recipe), newest_hang(attempts)

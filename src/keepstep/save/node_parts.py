@@ -61,13 +61,17 @@ class NodeParts:
         found = together(collectives.gather_some(here))
         while verify and found:
             newest = max(found)
-            (damaged,) = collectives.any_of(
-                collectives.on_all(what, partial(self._is_damaged, newest))
-            )
-            if not damaged:
+            if not self.is_damaged(newest):
                 break
             del found[newest]
         return found
+
+    def is_damaged(self, step: int) -> bool:
+        """Whether any machine's part of a checkpoint is not what was written there, compared as by
+        `look`. Ranks: all (collective)."""
+        what = f"comparing each machine's part of checkpoint-{step}"
+        (damaged,) = collectives.any_of(collectives.on_all(what, partial(self._is_damaged, step)))
+        return damaged
 
     def _is_damaged(self, step: int) -> bool:
         if not self.nodes.acts:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from typing import Protocol
 
+from keepstep.policy.manifest import ManifestError
 from keepstep.policy.retention import Decision
-from keepstep.policy.selection import Choice
+from keepstep.policy.selection import Choice, UnreadableError
 from keepstep.ranks import collectives
+from keepstep.run_folder.parts import whole_of
 from keepstep.run_folder.reader import Checkpoint, RunFolder
-from keepstep.run_folder.storage import Storage
+from keepstep.run_folder.safe_read import OddFileError
+from keepstep.run_folder.storage import NotOwnerError, Storage
 from keepstep.run_folder.writer import RunWriter
 from keepstep.save.node_parts import NodeParts, Sources
 
+logger = logging.getLogger(__name__)
 LOST = "a machine that had a part of it is not there, nor is a copy"
 
 
@@ -91,12 +96,29 @@ class Reach:
         lost = [step for step in parts if step < chosen and step not in takeable]
         writer.discard_all([Decision(step, False, LOST) for step in lost])
 
-    def complete(self, chosen: Checkpoint | None) -> None:
+    def mended(self, damaged: Checkpoint, writer: RunWriter) -> bool:
+        """Whether a checkpoint that is damaged here has been brought once more from elsewhere.
+        Ranks: the main process."""
+        elsewhere = self._elsewhere
+        if elsewhere is None or damaged.step not in (elsewhere.steps or ()):
+            return False
+        try:
+            whole = whole_of(damaged)
+            elsewhere.complete(whole, set(whole.manifest.files), writer)
+        except NotOwnerError:
+            raise
+        except (ManifestError, OddFileError, UnreadableError, OSError) as error:
+            logger.warning("%s is not brought once more: %s", damaged.path.name, error)
+            return False
+        return True
+
+    def complete(self, chosen: Checkpoint | None, at_start: bool = False) -> None:
         """Have on every machine what its ranks will load of a checkpoint of this run. Ranks: all
         (collective).
 
         Args:
             chosen: with the manifest of the whole.
+            at_start: it is what the attempt goes on from: no part counts that is damaged.
 
         Raises:
             OSError, UnreadableError: on every rank: what one of them met.
@@ -104,7 +126,7 @@ class Reach:
         parts, elsewhere = self._parts, self._elsewhere
         if parts is None or chosen is None or chosen.path.parent != self._run.path:
             return
-        sources = parts.look().get(chosen.step)
+        sources = self._intact(parts, chosen.step) if at_start else parts.look().get(chosen.step)
         if sources is not None:
             parts.complete(chosen, sources)
             return
@@ -114,3 +136,12 @@ class Reach:
                 elsewhere.complete(chosen, parts.loaded_here(chosen.manifest), parts.writer)
 
         collectives.on_all("bringing the checkpoint to every machine", bring)
+
+    def _intact(self, parts: NodeParts, step: int) -> dict[str, int] | None:
+        """Who has which file of a checkpoint that the machines had together at the start; None: not
+        all of it is there, or some of it is damaged. Ranks: all (collective)."""
+        together = self.together or {}
+        if step not in together:
+            return None
+        compared = step == max(together)  # at the first look
+        return None if not compared and parts.is_damaged(step) else together[step]

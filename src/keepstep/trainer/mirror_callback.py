@@ -130,7 +130,7 @@ class Mirrored(TrainerCallback):
             UnreadableError: it cannot be had now.
             OSError: of the disk.
         """
-        assert self._url is not None  # node_local has one
+        assert self._url is not None  # else nothing is there
         try:
             download.complete(chosen, wanted, writer, open_store(self._url))
         except (StoreError, TextError) as error:
