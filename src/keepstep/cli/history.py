@@ -192,7 +192,7 @@ def _tell(run: Path, found: RunShown) -> None:
         "which means": found.why,
         "reason": " ".join((status.reason or "").split()),
         "checkpoints": ", ".join(checkpoints),
-        **(_launch(newest) if newest else {}),
+        **(launch_in_words(newest) if newest else {}),
         "next": status.next,
     }
     for name, text in lines.items():
@@ -200,7 +200,7 @@ def _tell(run: Path, found: RunShown) -> None:
             console.tell_named(name, text)
 
 
-def _launch(newest: Mapping[str, Any]) -> dict[str, str]:
+def launch_in_words(newest: Mapping[str, Any]) -> dict[str, str]:
     """Where it came from, as the newest attempt was launched."""
     versions, code, hosts = newest["versions"], newest["code"], newest["hosts"]
     known = ("keepstep", "torch", "transformers", "trl", "deepspeed")

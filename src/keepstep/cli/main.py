@@ -22,6 +22,7 @@ from keepstep.cli import (  # noqa: F401  # these register their commands
     look,
     mirror,
     preview,
+    report,
     samples,
     start,
     status,

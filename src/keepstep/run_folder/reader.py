@@ -366,6 +366,10 @@ class RunFolder(RunPaths):
         urls = [event.get("url") for event in self._events() if event["event"] == "mirror"]
         return str(urls[-1]) if urls and urls[-1] else None
 
+    def log(self) -> list[dict[str, Any]]:
+        """What has happened, in its order, as far as events.jsonl can be believed and read."""
+        return list(self._events())
+
     def commits(self) -> list[dict[str, Any]]:
         """What events.jsonl says of every save, in their order; also of those that are pruned."""
         return [e for e in self._events() if e["event"] == "commit" and e.get("step") is not None]

@@ -1,0 +1,109 @@
+"""`keepstep report`: of what it is made, where it is written, and what it says where it cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from keepstep.cli.main import app
+from keepstep.cli.report import facts_of
+from keepstep.run_folder.reader import RunFolder
+from tests.cli.test_history import failed
+from tests.cli.test_status import begin
+from tests.helpers.folders import commit, identify
+
+runner = CliRunner()
+LOG = [{"step": 5, "loss": 3.0, "epoch": 0.5}, {"step": 10, "eval_loss": 2.0}, "torn", {"loss": 1}]
+
+
+def run_report(*arguments: object) -> tuple[int, str]:
+    done = runner.invoke(app, ["report", *map(str, arguments)])
+    return done.exit_code, " ".join(done.stdout.split())
+
+
+def a_run(run: Path) -> Path:
+    identify(run)
+    for step in (10, 20):
+        (commit(run, step) / "trainer_state.json").write_text(json.dumps({"log_history": LOG}))
+    return run
+
+
+def test_a_report_of_a_run(tmp_path: Path) -> None:
+    run, out = a_run(tmp_path / "run <b>"), tmp_path / "report.html"
+    status, said = run_report(run, "--out", out)
+    assert status == 0
+    assert f"written: {out}" in said
+    first = out.read_text()
+    assert "run &lt;b&gt;" in first
+    assert "Training loss" in first
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "run <b>"]
+    assert run_report(run, run, a_run(tmp_path / "other"), "--out", out)[0] == 0  # an earlier one
+    assert "2 runs side by side" in out.read_text()
+
+
+def test_without_a_name_it_is_report_html(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    failed(tmp_path / "run")
+    assert run_report("run")[0] == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "failed; 1 attempt" in text
+    assert "ValueError: no such column" in text
+    assert "There is nothing to draw yet" in text
+    assert "Qwen/Qwen3-0.6B" in text
+
+
+def test_of_a_run_at_work(tmp_path: Path) -> None:
+    begin(tmp_path / "run")  # by this process, which is there
+    status, said = run_report(tmp_path / "run", "--out", tmp_path / "r.html")
+    assert status == 0
+    assert "at work; 1 attempt" in said
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    (tmp_path / "empty").mkdir()
+    stock = tmp_path / "stock/checkpoint-10"
+    stock.mkdir(parents=True)
+    (stock / "trainer_state.json").write_text("{}")
+    for name, answer in {
+        "empty": "is empty: no run has begun there",
+        "stock": "a stock Trainer has written checkpoint-10",
+        "nowhere": "there is no folder",
+        "s3://bucket/run": "this command looks at folders, not at a mirror",
+    }.items():
+        path = name if "://" in name else tmp_path / name
+        status, said = run_report(path, "--out", out)
+        assert status == 2
+        assert answer in said
+    assert not out.exists()
+
+
+def test_nothing_else_is_replaced(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    mine, link = tmp_path / "mine.html", tmp_path / "link.html"
+    mine.write_text("<p>mine")
+    link.symlink_to(mine)
+    for out, answer in {
+        mine: "is there, and is no report of keepstep",
+        link: "is no file that could be replaced",
+        tmp_path: "is no file that could be replaced",
+        tmp_path / "no/r.html": "there is no folder",
+        run / ".keepstep/r.html": "is its own",
+        run / "checkpoint-10/r.html": "is its own",
+    }.items():
+        status, said = run_report(run, "--out", out)
+        assert status == 2
+        assert answer in said
+    assert mine.read_text() == "<p>mine"
+    assert run_report(run, "--out", run / "report.html")[0] == 0
+
+
+@pytest.mark.parametrize("state", ["{", "[]", "null", '{"log_history": {"a": 1}}', "[" * 100_000])
+def test_curves_that_cannot_be_read_are_left_out(tmp_path: Path, state: str) -> None:
+    run = a_run(tmp_path / "run")
+    (run / "checkpoint-20/trainer_state.json").write_text(state)
+    assert facts_of(RunFolder(run), "run").history == []
+    assert run_report(run, "--out", tmp_path / "r.html")[0] == 0
