@@ -11,18 +11,21 @@ from keepstep.report.tree import lineage
 
 Point = tuple[float, float]
 Shape = Literal["line", "dashed", "stairs", "level", "rug", Fate, "published"]
-MARKS: dict[Shape, str] = {  # what has become of a checkpoint → how the legend calls it
+MARKS: dict[
+    Shape, str
+] = {  # the last one is drawn on top: what has become of a checkpoint → how the legend calls it
     "kept": "kept",
-    "best": "best",
     "pruned": "pruned",
     "abandoned": "saved on it",
     "quarantined": "quarantined",
     "published": "published",
+    "best": "best",
 }
 UNTOLD = ("_runtime", "_per_second", "_num_tokens", "_time")  # of evaluations: costs, no results
 FIRST = ("loss", "accuracy", "perplexity", "match")
 OF_STEPS = {"loss": "Training loss", "learning_rate": "Learning rate", "grad_norm": "Gradient norm"}
 MOST = 1e300  # what is above that, and what is no number, cannot be drawn
+MOST_PRUNED = 100  # marks of pruned checkpoints: more would be a band
 MOST_MARKED = 12  # starts of attempts that are marked by lines: more would be a hatching
 
 
@@ -208,6 +211,8 @@ def _marks(
         if shape == "published":
             steps = sorted(step for _, step in run.published())
             points = [(float(step), known[step]) for step in steps if step in known]
+        if shape == "pruned" and len(points) > MOST_PRUNED:
+            label += f" ({len(points):,}, not drawn)"
         yield Series(label, points, shape)
 
 

@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from keepstep.output.printable import printable
-from keepstep.report.charts import Chart, Lifeline, Point, Series
+from keepstep.report.charts import MOST_PRUNED, Chart, Lifeline, Point, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,6 +151,8 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 
 
 def _add(axes: Axes, series: Series, factor: float) -> None:
+    if series.shape == "pruned" and len(series.points) > MOST_PRUNED:
+        return
     points = thinned(series.points)
     xs, ys = [x / factor for x, _ in points], [y for _, y in points]
     colour = PALETTE[series.colour % len(PALETTE)]

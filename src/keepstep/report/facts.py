@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Literal
 
 from keepstep.output.units import human_duration
@@ -135,8 +136,12 @@ class RunFacts:
         at = commit["attempt"], commit["step"]
         if at in self.fates:
             return self.fates[at]
-        aside = {e["step"] for e in self.of_kind("quarantine") if e["time"] >= commit["time"]}
-        return "quarantined" if at[1] in aside else "pruned"
+        return "quarantined" if self._aside.get(at[1], "") >= commit["time"] else "pruned"
+
+    @cached_property
+    def _aside(self) -> dict[int, str]:
+        """Step → when it was last set aside."""
+        return {event["step"]: event["time"] for event in self.of_kind("quarantine")}
 
 
 def headline(run: RunFacts) -> str:

@@ -20,6 +20,7 @@ from keepstep.report.tree import lineage
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+MOST_SAVES = 200  # of a run; of more, pruned ones are only counted
 GENERATOR = "keepstep report"  # what tells one of these files from a person's own
 LETTERS = {  # a mark of a chart → the character that the legend has for it
     **{"line": "━", "stairs": "━", "dashed": "╌", "level": "╌", "rug": "|"},
@@ -58,7 +59,7 @@ def _environment() -> Environment:
 
     found = Environment(autoescape=True, finalize=_shown, undefined=StrictUndefined)
     found.trim_blocks = found.lstrip_blocks = True
-    found.filters["text"] = _lines
+    found.filters |= {"text": _lines, "pruned": lambda save, fate: fate(save) == "pruned"}
     return found
 
 
@@ -79,7 +80,8 @@ def _run(run: RunFacts, key: str) -> dict[str, Any]:
         "published": run.published(),
         "tables": tables_of(run),
         "samples": samples_of(run),
-        "saves": bool(run.of_kind("commit")),
+        "saves": (saves := len(run.of_kind("commit"))),
+        "counts_pruned": saves > MOST_SAVES,
         "attempts": len(run.attempts),
     }
 
@@ -91,6 +93,8 @@ def _lives(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
         life = lifeline(run)
         if life is not None:
             title = "Attempts" if len(runs) == 1 else f"Attempts of {run.name}"
+            if len(life.bars) < len(run.attempts):
+                title += f", the newest {len(life.bars)} of {len(run.attempts):,}"
             legend = _ends([how for *_, how in life.bars], life.marks)
             svg = Markup(draw_lifeline(life, f"life{number}"))
             found.append({"title": title, "svg": svg, "legend": legend, "numbers": None})
