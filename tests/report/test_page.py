@@ -14,6 +14,7 @@ from keepstep.report.charts import charts_of, lifeline
 from keepstep.report.drawing import draw, thinned
 from keepstep.report.facts import AttemptFacts, RunFacts, headline
 from keepstep.report.page import page
+from keepstep.report.tables import numbers_of
 from keepstep.report.tree import Stretch, lineage
 from tests.report.nights import HOSTILE, attempt, commit, event, hostile, night
 
@@ -159,9 +160,11 @@ def test_several_runs_are_laid_over_each_other() -> None:
     charts = charts_of([night("a"), night("b")])
     loss = next(chart for chart in charts if chart.key == "loss")
     assert [(one.label, one.colour) for one in loss.series] == [
-        ("a: each log line", 0),
-        ("b: each log line", 1),
+        ("a", 0),
+        ("b", 1),
     ]
+    best = [row for row in numbers_of(charts[3]).rows if row[1] == "best"]
+    assert best == [["40", "best", "2"]] * 2
     read = made(night("a"), night("b"))
     assert "Side by side" in read.texts
     assert [a["href"] for a in read.of("a") if a["href"] not in ("#main",)] == ["#run1", "#run2"]

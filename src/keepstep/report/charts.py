@@ -125,7 +125,7 @@ def _chart(
         for series in series_of(run):
             if not series.points or not (alone or series.shape in ("line", "stairs", "best")):
                 continue
-            label = series.label if alone else f"{run.name}: {series.label}"
+            label = series.label if alone or series.shape == "best" else run.name
             colour = series.colour if alone else number
             drawn.append(replace(series, label=label, colour=colour))
     if not any(series.shape in ("line", "stairs") for series in drawn):

@@ -123,19 +123,14 @@ def samples_of(run: RunFacts) -> Table | None:
 
 def numbers_of(chart: Chart) -> Table:
     """What a chart shows, for who does not see it."""
-    points = {one.label: thinned(one.points, MOST_ROWS) for one in chart.series}
     rows = [
-        [f"{x:,.6g}", label, "" if _is_rug(chart, label) else f"{y:.6g}"]
-        for label, of in points.items()
-        for x, y in of
+        [f"{x:,.6g}", one.label, "" if one.shape == "rug" else f"{y:.6g}"]
+        for one in chart.series
+        for x, y in thinned(one.points, MOST_ROWS)
     ]
     short = any(len(of.points) > MOST_ROWS for of in chart.series)
     left = "Of many points the lowest and the highest of each stretch." if short else ""
     return Table(f"{chart.title}, in numbers", (chart.along, "what", "value"), rows, left)
-
-
-def _is_rug(chart: Chart, label: str) -> bool:
-    return any(one.shape == "rug" and one.label == label for one in chart.series)
 
 
 def goodput_table(run: RunFacts, titles: Iterable[tuple[str, str]]) -> Table:
