@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keepstep.policy.goodput import Goodput
-from keepstep.report.charts import charts_of, lifeline
+from keepstep.report.charts import charts_of
 from keepstep.report.drawing import draw, thinned
 from keepstep.report.facts import AttemptFacts, RunFacts, headline
+from keepstep.report.lifeline import lifeline
 from keepstep.report.page import page
 from keepstep.report.tables import numbers_of
 from keepstep.report.tree import Stretch, lineage

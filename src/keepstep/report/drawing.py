@@ -9,7 +9,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from keepstep.output.printable import printable
-from keepstep.report.charts import MOST_PRUNED, Chart, Lifeline, Point, Series
+from keepstep.report.charts import MOST_PRUNED, Chart, Point, Series
+from keepstep.report.lifeline import Lifeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -179,3 +179,9 @@ def moment(text: str | None) -> float | None:
 def wall(run: RunFacts) -> str:
     """How long it took, in words."""
     return human_duration(run.goodput.wall / 1000) if run.goodput.wall else ""
+
+
+def began_at(run: RunFacts) -> float | None:
+    """When its first attempt, or its first word, was."""
+    known = [moment(a.began) for a in run.attempts] + [moment(e["time"]) for e in run.events[:1]]
+    return min((at for at in known if at is not None), default=None)

@@ -11,9 +11,10 @@ from markupsafe import Markup
 from keepstep.output.printable import printable
 from keepstep.output.units import human_bytes
 from keepstep.policy.goodput import TITLES
-from keepstep.report.charts import MARKS, Chart, charts_of, lifeline
+from keepstep.report.charts import MARKS, Chart, charts_of
 from keepstep.report.drawing import ENDS, HAPPENED, OF_MARK, VARIABLES, draw, draw_lifeline
 from keepstep.report.facts import RunFacts, headline, wall
+from keepstep.report.lifeline import lifeline
 from keepstep.report.tables import comparison, goodput_table, numbers_of, samples_of, tables_of
 from keepstep.report.tree import lineage
 
