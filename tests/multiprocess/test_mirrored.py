@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from keepstep.cli.main import app
+from keepstep.policy.manifest import MANIFEST_NAME
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.campaigns import cases
 from tests.helpers.folders import final_digests
@@ -135,6 +136,12 @@ def test_damaged_here_and_not_there(ranks: Ranks, demo: Path, tmp_path: Path) ->
     again = ranks.run(command, **how)
     assert "checkpoint-8 was damaged here, and is brought once more: optimizer.pt" in again.output
     assert last.faults(deep=True) == []
+    for text in ("{", None):  # its manifest: the checkpoint is none, and its folder is in the way
+        manifest = last.path / MANIFEST_NAME
+        manifest.unlink() if text is None else manifest.write_text(text)
+        again = ranks.run(command, **how)
+        assert "mirror: checkpoint-8 brought from" in again.output
+        assert last.faults(deep=True) == []
 
 
 @pytest.mark.long

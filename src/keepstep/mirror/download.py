@@ -83,7 +83,12 @@ def bring(
     local = max(whole, default=-1)
     newer = sorted((r.step for r in records if not r.abandoned and r.step > local), reverse=True)
     passed_by = dict(listed.unreadable)
+    spoilt = run.damaged() | run.lost_manifests()
     for step in newer:
+        target = run.path / folder_name(step)
+        if step not in here and target.name not in spoilt and os.path.lexists(target):
+            passed_by[copies[step].folder] = f"{target.name} here is somebody else's"
+            continue
         try:
             place = staging / folder_name(step)
             fetched = fetch(store, copies[step], place, storage, here.get(step))
@@ -92,8 +97,7 @@ def bring(
                 raise
             passed_by[copies[step].folder] = str(error)
             continue
-        target = run.path / fetched.path.name
-        if step in here:  # this machine's part of it
+        if os.path.lexists(target):  # this machine's part of it, or what damage has left of it
             storage.rename(target, staging / f"part-of-{target.name}")
         storage.rename(fetched.path, target)
         return Brought(replace(fetched, path=target), passed_by, listed)
