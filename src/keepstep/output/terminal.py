@@ -42,13 +42,14 @@ class Terminal(Console):
             options = {"force_terminal": False} | options
         if is_plain():
             options = {"color_system": None} | options
+        self._told: bool | None = options.get("force_terminal")
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     @property
     def is_terminal(self) -> bool:
         """FORCE_COLOR makes none of a file: bars and bold titles would be written there."""
-        if self._force_terminal is not None:
-            return self._force_terminal
+        if self._told is not None:
+            return self._told
         return super().is_terminal and self.file.isatty()
 
     @property
