@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,3 +61,11 @@ def test_its_time_is_over(start: Callable[[float, bool], BackgroundJob]) -> None
         "error": "nobody did not answer to the end within 1 s",
         "fatal": False,
     }
+
+
+def test_its_parent_was_killed_before_it_looked(tmp_path: Path) -> None:
+    """While it imports; else it would be left behind, up to its deadline."""
+    job = {"hangs": True, "timeout": 20, "parent": os.getppid()}  # not the one that it has
+    command = [sys.executable, "-c", PROGRAM]
+    ended = subprocess.run(command, input=json.dumps(job), text=True, timeout=60, check=False)
+    assert ended.returncode == -signal.SIGKILL

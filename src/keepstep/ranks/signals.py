@@ -96,9 +96,13 @@ def is_orphan(parent: int, init: bytes) -> bool:
     return parent == 1 and not any(name in init for name in (b"python", b"accelerate", b"torchrun"))
 
 
-def die_with_parent(number: int) -> None:
-    """Have the kernel send this process a signal when its parent is gone, however it ended."""
-    parent = os.getppid()
+def die_with_parent(number: int, parent: int | None = None) -> None:
+    """Have the kernel send this process a signal when its parent is gone, however it ended.
+
+    Args:
+        parent: who has started it, and may be gone since; None: who is its parent now.
+    """
+    parent = parent or os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it was faster
         os.kill(os.getpid(), number)

@@ -65,7 +65,7 @@ class BackgroundJob:
             )
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
-            bounds = {"timeout": timeout, "until": self.deadline}
+            bounds = {"timeout": timeout, "until": self.deadline, "parent": os.getpid()}
             stdin.write(json.dumps({**job, **bounds}).encode())
 
     def poll(self) -> dict[str, Any] | None:
@@ -120,7 +120,7 @@ def serve(do: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     job = json.load(sys.stdin)
     # Our parent ends us at the deadline; if it is gone, we end ourselves, with or after it.
     signal.alarm(int(job["timeout"]) + 5)
-    signals.die_with_parent(signal.SIGKILL)
+    signals.die_with_parent(signal.SIGKILL, job.get("parent"))
     try:
         answer = do(job)
     except Exception as error:
