@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from keepstep.mirror.best import bring_best
-from keepstep.mirror.download import bring
+from keepstep.mirror.download import bring, fetch
 from keepstep.mirror.evaluations import send_evaluations
+from keepstep.mirror.history import take_history
 from keepstep.mirror.listing import look
 from keepstep.mirror.owners import claim
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.upload import Upload
 from keepstep.policy.retention import Policy
+from keepstep.policy.strict import with_check
 from keepstep.run_folder.checkpoint import read_checkpoint
 from keepstep.run_folder.evaluations import add_evaluation
 from keepstep.run_folder.reader import RunFolder
@@ -37,9 +39,14 @@ def mirrored(store: Store, run: RunFolder) -> Store:
     return store
 
 
-def new_machine(store: Store, folder: Path) -> RunFolder:
+def new_machine(store: Store, folder: Path, at: int | None = None) -> RunFolder:
+    """With the newest checkpoint there; or that of a step, which it had itself."""
     run, storage = RunFolder(folder), Storage()
     storage.make_folder(run.private)
+    if at is not None:
+        take_history(run, storage, store, store.names())
+        fetch(store, look(store).copies[at], folder / f"checkpoint-{at}", storage)
+        return run
     bring(run, storage, store, run.staging / TOKEN)
     return run
 
@@ -97,3 +104,40 @@ def test_the_history_of_an_owner_that_was_killed(mirrored: Store, tmp_path: Path
     new = new_machine(mirrored, tmp_path / "new")
     assert json.loads(new.identity.read_text())["policy"]["metric"] == "eval_loss"
     assert new.policy().limit == 2
+
+
+def log(*events: dict[str, object]) -> bytes:
+    lines = [{"time": "2026-11-28T00:00:00+00:00", "attempt": 1, **event} for event in events]
+    return "".join(with_check(json.dumps(line)) + "\n" for line in lines).encode()
+
+
+FIRST: list[dict[str, object]] = [
+    {"event": "attempt"},
+    *({"event": "commit", "step": s, "parent": None, "request": "auto"} for s in (2, 4, 8)),
+]
+BACK: list[dict[str, object]] = [
+    {"event": "attempt", "attempt": 2},
+    {"event": "resume", "attempt": 2, "request": "2", "step": 2},
+    {"event": "commit", "attempt": 2, "step": 3, "parent": 2, "request": "2"},
+]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_log_that_is_behind(mirrored: Store, tmp_path: Path, lost: bool) -> None:
+    """Another machine has had the run meanwhile, and went back to step 2: so does this one, though
+    its own log is old, or was lost with the disk of the machine that wrote it."""
+    mirrored.put("history/000007/events.jsonl", log(*FIRST, *BACK))
+    old = new_machine(mirrored, tmp_path / "old", at=2)
+    old.events.unlink() if lost else old.events.write_bytes(log(*FIRST[:2]))
+    assert bring(old, Storage(), mirrored, old.staging / TOKEN).checkpoint is None
+    assert [attempt.number for attempt in old.attempts()] == [1, 2]
+    assert [c.step for c in old.checkpoints()] == [2]
+
+
+def test_a_log_that_is_ahead(mirrored: Store, tmp_path: Path) -> None:
+    """What the mirror was not told of is not forgotten."""
+    mirrored.put("history/000007/events.jsonl", log(*FIRST))
+    new = new_machine(mirrored, tmp_path / "new")
+    new.events.write_bytes(log(*FIRST, *BACK))
+    bring(new, Storage(), mirrored, new.staging / TOKEN)
+    assert new.events.read_bytes() == log(*FIRST, *BACK)
