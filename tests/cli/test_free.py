@@ -16,9 +16,11 @@ from typer.testing import CliRunner
 
 from keepstep.cli.main import app
 from keepstep.cli.space import Freed
+from keepstep.policy.manifest import MANIFEST_NAME, WHOLE_NAME
 from keepstep.policy.strict import build
 from keepstep.run_folder.by_hand import ByHand, may_be_at_work
 from keepstep.run_folder.keeping import Keeper
+from keepstep.run_folder.parts import part_of
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import NotOwnerError, Storage
 from keepstep.run_folder.usage import bytes_freed, bytes_under, leftovers_of
@@ -127,6 +129,26 @@ def test_a_copy_on_a_mirror_stays_and_counts(run: Path) -> None:
 def test_a_step_that_is_not_there(run: Path, step: str) -> None:
     assert told("rm", run, 10, step)[0] == 2
     assert len(steps(run)) == 5
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rm {} 10",
+        "prune {} --save_total_limit 1",
+        "reshard {}/checkpoint-50 --to {}-new --num_processes 1",
+    ],
+)
+def test_a_machines_part(run: Path, command: str) -> None:
+    """The others' would stay, and the best be lost that this machine does not know of."""
+    for checkpoint in RunFolder(run).checkpoints():
+        part, whole = part_of(checkpoint.manifest, ["rng_state_1.pth"])
+        (checkpoint.path / WHOLE_NAME).write_bytes(whole)
+        (checkpoint.path / MANIFEST_NAME).write_text(part.to_json())
+    done = runner.invoke(app, command.replace("{}", str(run)).split())
+    assert done.exit_code != 0
+    assert "here is one machine's part (node_local)" in done.output
+    assert steps(run) == [10, 20, 30, 40, 50]
 
 
 def test_a_limit_keeps_the_best_whatever_ranks(run: Path) -> None:

@@ -151,7 +151,8 @@ def is_address(text: str) -> bool:
 def folder_at(path: Path) -> RunFolder:
     """The folder that is there, whichever it is."""
     if is_address(str(path)) and not path.is_dir():
-        fail(f"{path}: this command looks at folders, not at a mirror", FETCH_HINT)
+        address = str(path).replace(":/", "://", 1)  # a path has one slash
+        fail(f"{address}: this command looks at folders, not at a mirror", FETCH_HINT)
     if not path.is_dir():
         fail(f"there is no folder {path}")
     return without_links(RunFolder(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -61,6 +62,7 @@ def prune(
     work = Work(folder, dry_run, as_json)
     if save_total_limit is not None:
         gone, work.held = _plan_by_hand(folder, save_total_limit)
+        _no_parts(folder, gone)
     else:
         gone = {} if apart else _by_policy(folder)
     damaged = quarantine_of(folder) if quarantine else Portion((), 0)
@@ -108,6 +110,18 @@ def _plan_by_hand(folder: RunFolder, limit: int) -> tuple[dict[int, str], dict[i
     return plan_by_hand(records, policy, limit, held)
 
 
+def _no_parts(folder: RunFolder, steps: Iterable[int]) -> None:
+    """Where each machine has its own disk, the main process alone knows what is needed."""
+    for step in steps:
+        if folder.checkpoint(step).manifest.is_part:
+            fail(
+                f"{folder_name(step)} here is one machine's part (node_local); the others' would "
+                "stay, and it could not be gone on from",
+                "    Hint: save_total_limit of the recipe: the run removes what it does not keep, "
+                "on every machine",
+            )
+
+
 def _newest_is_whole(folder: RunFolder) -> None:
     """Or nothing is removed: an older one may be needed, and a damaged one be all there is."""
     there = folder.checkpoints()
@@ -146,6 +160,8 @@ def rm(
     if unknown:
         known = ", ".join(map(str, sorted(there))) or "none"
         fail(f"{run} has no checkpoint of step {', '.join(unknown)}; there: {known}")
+    if not force:
+        _no_parts(folder, steps)
     policy = folder.policy()
     records = folder.records(policy.metric)
     held = needed(records, policy, published_by(folder), runs_beside(folder))

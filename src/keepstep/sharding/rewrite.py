@@ -42,6 +42,13 @@ def reshard(
         BatchError: so many processes cannot share out the rows of its steps.
         OSError: of the disk.
     """
+    if checkpoint.manifest.is_part:
+        raise ReshardError(
+            f"{checkpoint.path.name} here is one machine's part (node_local): a launch on other "
+            "machines reshards by itself, and `keepstep fetch` brings the whole from the mirror",
+            step=checkpoint.step,
+            path=checkpoint.path,
+        )
     with only_listed(checkpoint) as shown:
         return _reshard(checkpoint, zero_source(shown.path), run, world_size, storage or Storage())
 
