@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from typing import Any
@@ -57,6 +58,7 @@ def test_examples_are_commands(name: str) -> None:
             continue
         words = shlex.split(example.rpartition("&& ")[2])
         words = words[words.index("keepstep") + 1 :]
+        words = list(itertools.takewhile(lambda word: word not in (">", ">>"), words))
         assert words[0] == name
         COMMANDS[name].make_context(name, words[1:])
         known = {option for p in COMMANDS[name].params for option in p.opts}

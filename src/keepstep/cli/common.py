@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from keepstep.output.printable import printable
+from keepstep.cli import completers
+from keepstep.output.printable import first_few, printable
 from keepstep.output.terminal import Terminal
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.policy.selection import SelectionError
@@ -45,8 +47,17 @@ class Commands(TyperGroup):
         except (SelectionError, DamagedError) as error:
             fail(str(error))
         except OSError as error:
-            console.tell(f"keepstep: {error}")
-            raise typer.Exit(1) from error
+            fail(*_of_disk(error), status=1)
+
+
+def _of_disk(error: OSError) -> list[str]:
+    """What a disk, or the kernel, has answered, in words."""
+    if error.filename is None or error.strerror is None:
+        return str(error).split("\n")
+    lines = [f"{os.fsdecode(error.filename)}: {error.strerror[:1].lower()}{error.strerror[1:]}"]
+    if isinstance(error, PermissionError):
+        lines.append("    Hint: whose is it (ls -ld), and may you read, or write, there?")
+    return lines
 
 
 app = typer.Typer(
@@ -60,12 +71,23 @@ console = Terminal()
 if not console.is_terminal:
     console.width = 200  # a file or a pipe has no right margin
 
+NAME_A_RUN = "    Hint: a run's folder (output_dir), or a checkpoint-N of it"
 HINT = "    Hint: move it away; what is written there must lie beside the checkpoints."
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="The run folder (output_dir) of a run.")
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="The run folder (output_dir) of a run.",
+        autocompletion=completers.runs,
+    ),
 ]
 StepArgument = Annotated[
-    int, typer.Argument(metavar="STEP", help="The step of the checkpoint, as `keepstep ls` has it.")
+    int,
+    typer.Argument(
+        metavar="STEP",
+        help="The step of the checkpoint, as `keepstep ls` has it.",
+        autocompletion=completers.steps,
+    ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON for programs, as docs/json.md describes it.")
@@ -153,8 +175,11 @@ def folder_at(path: Path) -> RunFolder:
     if is_address(str(path)) and not path.is_dir():
         address = str(path).replace(":/", "://", 1)  # a path has one slash
         fail(f"{address}: this command looks at folders, not at a mirror", FETCH_HINT)
+    if path.exists() and not path.is_dir():
+        fail(f"{path} is a file, not a folder", NAME_A_RUN)
     if not path.is_dir():
-        fail(f"there is no folder {path}")
+        hint = [] if path.is_absolute() else [f"    Hint: the path is relative to {os.getcwd()}"]
+        fail(f"there is no folder {path}", *hint)
     return without_links(RunFolder(path))
 
 
@@ -167,9 +192,11 @@ def without_links(folder: RunFolder) -> RunFolder:
 
 def one_checkpoint(path: Path) -> Checkpoint:
     """The committed checkpoint at `path`; whether it is intact has not been looked at."""
-    _, found = checkpoints_at(path)
+    folder, found = checkpoints_at(path)
     if len(found) != 1 or found[0].path != path.resolve():
-        fail(f"{path} is no committed checkpoint")
+        steps = [c.path.name for c in folder.checkpoints()]
+        hint = f"of {folder.path}: {first_few(steps)}" if steps else "`keepstep ls RUN` lists them"
+        fail(f"{path} is no committed checkpoint", f"    Hint: {hint}")
     return found[0]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from keepstep.cli import on_mirror
+from keepstep.cli import completers, on_mirror
 from keepstep.cli.common import (
     INTERRUPTED,
     RunArgument,
@@ -49,6 +49,7 @@ def export(
             metavar="CHECKPOINT|URL",
             help="A checkpoint-N of a run, RUN/best or RUN/latest; or one of these on a mirror, "
             "of which what is needed is fetched.",
+            autocompletion=completers.checkpoints,
         ),
     ],
     to: Annotated[
@@ -198,7 +199,12 @@ def _card(text: str | None) -> dict[str, Any]:
 )
 def reshard(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint-N of a run.")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A checkpoint-N of a run.",
+            autocompletion=completers.checkpoints,
+        ),
     ],
     into: Annotated[
         Path,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from keepstep.cli import completers
 from keepstep.cli.common import app, checkpoints_at, examples, fail
 from keepstep.cli.start import PASS_ALL_ON, become
 
@@ -28,6 +29,7 @@ def evaluate(
             metavar="RUN|CHECKPOINT",
             help="A run folder: those of its checkpoints that lack a loss of these evaluation "
             "sets. Or one checkpoint-N of it.",
+            autocompletion=completers.runs_or_checkpoints,
         ),
     ],
     recipe: Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from keepstep.cli import completers
 from keepstep.cli.common import JsonOption, RunArgument, app, console, examples, fail, run_folder
 from keepstep.cli.space import Work, refusals, refuse_at_work
 from keepstep.policy.manifest import folder_name
@@ -139,7 +140,11 @@ def rm(
     run: RunArgument,
     steps: Annotated[
         list[int],
-        typer.Argument(metavar="STEP…", help="Steps of checkpoints, as `keepstep ls` has them."),
+        typer.Argument(
+            metavar="STEP…",
+            help="Steps of checkpoints, as `keepstep ls` has them.",
+            autocompletion=completers.steps,
+        ),
     ],
     force: Annotated[
         bool,

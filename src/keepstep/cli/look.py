@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from keepstep.cli import goodput, on_mirror
+from keepstep.cli import completers, goodput, on_mirror
 from keepstep.cli.common import (
     JsonOption,
     above_zero,
@@ -57,6 +57,7 @@ def list_checkpoints(
             metavar="RUN|URL",
             help="The run folder (output_dir) of a run; or a mirror's address: of a run, of one "
             "checkpoint of it, or one below which there are runs.",
+            autocompletion=completers.runs,
         ),
     ],
     verbose: Annotated[
@@ -195,6 +196,7 @@ def verify(
         typer.Argument(
             metavar="RUN|CHECKPOINT|URL",
             help="A run folder, or one checkpoint-N of it; or either of them on a mirror.",
+            autocompletion=completers.runs_or_checkpoints,
         ),
     ],
     deep: Annotated[

@@ -13,6 +13,8 @@ import typer
 from keepstep import __version__
 from keepstep.cli import (  # noqa: F401  # these register their commands
     check,
+    completers,
+    completion,
     convert,
     evaluate,
     free,
@@ -38,6 +40,7 @@ from keepstep.cli.common import (
     run_folder,
     used_run,
 )
+from keepstep.cli.groups import group
 from keepstep.cli.on_mirror import is_address
 from keepstep.cli.rows import resume_answer
 from keepstep.cli.status import job_of
@@ -82,7 +85,9 @@ def which(
     request: Annotated[
         str,
         typer.Argument(
-            metavar="auto|latest|best|STEP", help="What to resume from; without it all three words."
+            metavar="auto|latest|best|STEP",
+            help="What to resume from; without it all three words.",
+            autocompletion=completers.requests,
         ),
     ] = "",
     num_processes: Annotated[
@@ -171,6 +176,9 @@ def leave_secrets() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], harmless)
 
 
+group(app)
+
+
 def main() -> None:
     """What the console script does."""
     if sys.argv[1:2] and sys.argv[1] in UNPICKLING and not any(map(is_address, sys.argv)):
@@ -178,6 +186,7 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1] not in LAUNCHING:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed only unpickles its classes here
     show_as_data()
+    completion.prepare_if_asked()
     if is_plain() or not sys.stdout.isatty():  # of the help, which typer prints
         os.environ[NO_STYLES] = "1"
     if all(printable(argument) == argument for argument in sys.argv):

@@ -128,7 +128,7 @@ def sync(
     except DeposedError as error:
         fail(str(error), status=1)
     except StoreError as error:
-        fail(str(error), status=2 if error.fatal else 1)
+        fail(*str(error).split("\n"), status=2 if error.fatal else 1)
 
 
 def _mirror_of(folder: RunFolder, mirror: str | None) -> Interruptible:

@@ -127,7 +127,7 @@ def looking(url: str) -> Iterator[Found]:
             step = None if word is None else _step_of(word, run, address)
             yield Found(address, store, names, run, step, below)
     except StoreError as error:
-        fail(str(error), status=2 if error.fatal else 1)
+        fail(*str(error).split("\n"), status=2 if error.fatal else 1)
     except (DamagedError, ManifestError, TextError) as error:
         fail(f"{url}: {error}", status=1)
 

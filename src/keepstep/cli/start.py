@@ -76,6 +76,8 @@ def init(
 ) -> None:
     """Write a recipe to begin with into a folder, and say how to launch it."""
     recipe = directory / "recipe.yaml"
+    if directory.exists() and not directory.is_dir():
+        fail(f"{directory} is a file, not a folder", "    Hint: keepstep init DIR")
     directory.mkdir(parents=True, exist_ok=True)
     try:
         with open(recipe, "x", encoding="utf-8") as file:

@@ -291,6 +291,7 @@ def status(
         typer.Option(
             "--field",
             metavar="NAME",
+            autocompletion=lambda incomplete: [n for n in FIELDS if n.startswith(incomplete)],
             help="Print this value alone, on one line. Exit status 1, and no line, says that "
             f"there is none. Names: {', '.join(FIELDS)}.",
         ),

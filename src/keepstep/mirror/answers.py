@@ -18,6 +18,7 @@ METADATA = re.compile(
 )
 TRIES = re.compile(r"after (\d+) retries")
 SILENT = re.compile(r"kind: Timeout")
+ENDPOINT = re.compile(r"\b(https?://(?:\[[0-9a-f:]+\]|[\w.-]+)(?::\d+)?)(?=[/?\s,)]|$)")
 UNREACHED = re.compile(r"kind: Connect")
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken")
 FULL = ("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "AccountQuotaExceeded")
@@ -88,5 +89,7 @@ def _silence(text: str) -> str:
     if SILENT.search(text):
         return f"it did not answer{often}"
     if UNREACHED.search(text):
-        return f"it cannot be reached{often}"
+        endpoint = ENDPOINT.search(text)
+        named = f"{endpoint[1]} cannot" if endpoint else "it cannot"
+        return f"{named} be reached{often}"
     return text.splitlines()[0] if text else "it failed"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from huggingface_hub import get_token
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     BucketBatchError,
     BucketNotFoundError,
@@ -178,7 +178,9 @@ def _cause(error: Exception) -> tuple[str, bool]:
     elif xet is not None:
         status, said = int(xet[1]), xet[2]
     else:
-        return brief(error), False
+        away = type(error).__name__ == "ConnectError"  # of the HTTP library, whichever it is
+        named = f"{constants.ENDPOINT} cannot be reached: " if away else ""
+        return f"{named}{brief(error)}", False
     hint = {
         401: "the token is not accepted: export HF_TOKEN=…" if get_token() else NO_TOKEN,
         403: "the token may not do that there: one with write access is needed",
