@@ -332,3 +332,9 @@ def test_killed_at_any_operation(tmp_path: Path) -> None:
         assert (left_behind(folder), leftovers_of(folder).names) == ([], ())
         assert not folder.quarantine.is_dir() or not list(folder.quarantine.iterdir())
     assert nth > 20
+
+
+def test_a_folder_that_is_no_run_is_not_told_to_need_no_pruning(tmp_path: Path) -> None:
+    done = runner.invoke(app, ["prune", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "is empty: no run has begun there" in done.output

@@ -47,6 +47,32 @@ def test_a_sentence_a_line(writer: RunWriter) -> None:
     assert lines[4:] == ["1 lines are damaged, and passed by"]
 
 
+def test_an_attempt_that_was_not_is_told(writer: RunWriter) -> None:
+    done = runner.invoke(app, ["log", str(writer.run.path), "--attempt", "7"])
+    assert done.exit_code == 2
+    assert "has no attempt 7; there: 1" in done.output
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_the_output_is_told_in_a_line(
+    writer: RunWriter, options: list[str], unbuffered: str
+) -> None:
+    code = "from keepstep.cli import command; command()"
+    command = [sys.executable, "-c", code, "log", str(writer.run.path), *options]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            timeout=60,
+        )
+    assert done.stderr == "keepstep: [Errno 28] No space left on device\n"
+    assert done.returncode == 1
+
+
 def test_an_object_a_line(writer: RunWriter) -> None:
     told = runner.invoke(app, ["log", str(writer.run.path), "--json"]).stdout
     lines = [build(LogLine, json.loads(line)) for line in told.splitlines()]

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,8 @@ class Commands(TyperGroup):
         except (SelectionError, DamagedError) as error:
             fail(str(error))
         except OSError as error:
-            fail(*_of_disk(error), status=1)
+            _tell_of_disk(_of_disk(error))
+            raise typer.Exit(1) from error
 
 
 def _of_disk(error: OSError) -> list[str]:
@@ -58,6 +60,20 @@ def _of_disk(error: OSError) -> list[str]:
     if isinstance(error, PermissionError):
         lines.append("    Hint: whose is it (ls -ld), and may you read, or write, there?")
     return lines
+
+
+def _tell_of_disk(lines: list[str]) -> None:
+    """Where stdout is what takes nothing (a file on a full disk), stderr is told."""
+    lines = [f"keepstep: {lines[0]}", *lines[1:]]
+    try:
+        for line in lines:
+            console.tell(line)
+    except OSError:
+        errors = Terminal(stderr=True)
+        for line in lines:
+            errors.tell(line)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        sys.stdout = os.fdopen(nowhere, "w")  # at its end Python would write the rest, and fail
 
 
 app = typer.Typer(

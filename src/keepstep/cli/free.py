@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from keepstep.cli import completers
-from keepstep.cli.common import JsonOption, RunArgument, app, console, examples, fail, run_folder
+from keepstep.cli.common import (
+    JsonOption,
+    RunArgument,
+    app,
+    console,
+    examples,
+    fail,
+    run_folder,
+    used_run,
+)
 from keepstep.cli.space import Work, refusals, refuse_at_work
 from keepstep.policy.manifest import folder_name
 from keepstep.policy.removal import needed, plan_by_hand
@@ -56,7 +65,7 @@ def prune(
     as_json: JsonOption = False,
 ) -> None:
     """Remove the checkpoints that the retention policy does not keep, and abandoned branches."""
-    folder = run_folder(run)
+    folder = used_run(run)
     apart = save_total_limit is not None or quarantine or leftovers
     if apart:
         refuse_at_work(folder)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -91,6 +92,8 @@ def log(
     if said:
         _tell_said(folder, attempt, as_json)
         return
+    if attempt is not None and not follow:  # one that is followed may be to come
+        _known(folder, attempt)
     damaged = 0
     if not follow and not as_json and not folder.events.exists():
         console.tell(f"{run}: nothing is written down: there is no {folder.events.name}")
@@ -108,11 +111,8 @@ def log(
 
 
 def _tell_said(run: RunFolder, attempt: int | None, as_json: bool) -> None:
-    known = [one.number for one in run.attempts() if one.number]
-    number = attempt or max(known, default=0)
-    paths = said_by(run, number)
-    if number not in known and not paths:
-        fail(f"{run.path} has no attempt {number}; there: {', '.join(map(str, known)) or 'none'}")
+    number = attempt or max((one.number for one in run.attempts() if one.number), default=0)
+    paths = _known(run, number)
     for path in paths:
         name = path.relative_to(run.path).as_posix()
         if path != paths[0] and not as_json:
@@ -124,6 +124,15 @@ def _tell_said(run: RunFolder, attempt: int | None, as_json: bool) -> None:
                 console.tell(text)
     if not paths and not as_json:
         console.tell(f"attempt {number}: nothing is kept of what it said")
+
+
+def _known(run: RunFolder, number: int) -> list[Path]:
+    """What an attempt has said, which there must have been."""
+    known = [one.number for one in run.attempts() if one.number]
+    paths = said_by(run, number)
+    if number not in known and not paths:
+        fail(f"{run.path} has no attempt {number}; there: {', '.join(map(str, known)) or 'none'}")
+    return paths
 
 
 def _new_lines(run: RunPaths, follow: bool) -> Iterator[tuple[list[LogLine], int]]:
