@@ -7,6 +7,9 @@
 #   76 no progress: nothing is left to go on from
 # A run that goes back (on_nonfinite: rewind) is launched again by itself.
 #
+#   --retries N    launch again what has failed or was killed, with a pause, on the GPUs that answer;
+#                  after N times in a row without a new checkpoint: 76
+#
 # Environment: KEEPSTEP_PROCESSES   processes in all (default: this machine's GPUs; 2 on CPU)
 #              KEEPSTEP_CONFIG      accelerate config (default: zero3; zero2 on one GPU; cpu_zero3)
 #              KEEPSTEP_LAUNCH_ARGS machines and port (default: --num_machines 1 --main_process_port 0)
@@ -16,7 +19,7 @@ trap '' PIPE # a terminal or a reader that is gone costs lines: whatever is told
 source "$(dirname "${BASH_SOURCE[0]}")/preflight.sh"
 
 if [[ $# -eq 0 || $1 == -* ]]; then
-  sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,16s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 if [[ " $* " == *" --hub_token"* ]]; then
@@ -30,6 +33,25 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   fail "there is no recipe $recipe" \
     "launch/recipes has some, keepstep init writes one; a path is relative to $PWD"
 check_environment
+
+retries='' arguments=()
+while (($#)); do
+  case $1 in
+    --retries=*) retries=${1#*=} ;;
+    --retries) retries=${2-none} && shift "$(($# > 1))" ;;
+    *) arguments+=("$1") ;;
+  esac
+  shift
+done
+set -- "${arguments[@]}"
+if [[ -n $retries ]]; then
+  [[ $retries =~ ^(0|[1-9][0-9]{0,5})$ ]] || fail "--retries: $retries is no number of attempts" \
+    "--retries 5: as often in a row without a new checkpoint"
+  [[ -z ${KEEPSTEP_EXIT_FILE:-} ]] || fail "--retries: a job of Slurm's launches again by itself"
+  export KEEPSTEP_CALLED_AS=${KEEPSTEP_CALLED_AS:-$(printf %q "$0")}
+  # By Python: bash may lose a signal that comes while it substitutes a command.
+  exec "$python" -P -m keepstep.cli.again "$retries" "${BASH_SOURCE[0]}" "$recipe" "$@"
+fi
 
 count_gpus() {
   if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
@@ -88,11 +110,17 @@ if [[ -z ${KEEPSTEP_OWNER:-} ]]; then # else a job has told how it was submitted
     [[ -z ${!name:-} ]] || KEEPSTEP_COMMAND+="$name=$(printf %q "${!name}") "
   done
   KEEPSTEP_COMMAND+=${KEEPSTEP_CALLED_AS:-$(printf %q "$0")}$(printf ' %q' "$recipe" "$@")
+  KEEPSTEP_COMMAND+=${KEEPSTEP_RETRIES:+ --retries $KEEPSTEP_RETRIES}
 fi
 export KEEPSTEP_COMMAND # for the run folder: the way on
 
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+if [[ -n ${KEEPSTEP_SCRATCH:-} ]]; then # what has retried it reads how it ended, and removes it
+  scratch=$KEEPSTEP_SCRATCH
+  unset KEEPSTEP_SCRATCH
+else
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+fi
 export KEEPSTEP_STATUS_FILE=$scratch/status.json
 
 # The launcher meets any exit status but 0 with a traceback of its own. It is held back, and what comes

@@ -58,8 +58,12 @@ def test_init_where_a_file_is() -> None:
 
 def test_config() -> None:
     names = runner.invoke(app, ["config"]).stdout.split()
-    assert names == [*sorted(p.stem for p in ROOT.glob("accelerate_configs/*.yaml")), "site.env"]
-    for name in names[:-1]:
+    assert names == [
+        *sorted(p.stem for p in ROOT.glob("accelerate_configs/*.yaml")),
+        "site.env",
+        "keepstep@.service",
+    ]
+    for name in names[:-2]:
         path = Path(runner.invoke(app, ["config", name]).stdout.strip())
         assert path == ROOT / f"accelerate_configs/{name}.yaml"
         assert yaml.safe_load(path.read_text())["compute_environment"] == "LOCAL_MACHINE"

@@ -29,6 +29,7 @@ from keepstep.cli import (  # noqa: F401  # these register their commands
     start,
     status,
 )
+from keepstep.cli.again import waits
 from keepstep.cli.common import (
     JsonOption,
     RunArgument,
@@ -129,6 +130,10 @@ def stop(run: RunArgument) -> None:
 
 def _ask(run: Path, request: str) -> None:
     folder = run_folder(run)
+    if request == "stop" and waits(folder):
+        Storage().write(folder.request(request), b"")
+        console.tell("asked for: it was waiting before its next attempt (--retries), and ends now")
+        return
     job, begun = job_of(folder), bool(folder.attempts())
     if not begun and job is None:
         fail(f"{run} is no run")

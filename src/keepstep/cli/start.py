@@ -26,7 +26,7 @@ PASS_ALL_ON = {
     "allow_interspersed_args": False,
 }
 CALLED_AS = "KEEPSTEP_CALLED_AS"
-SITE = "site.env"
+SITE, UNIT = "site.env", "keepstep@.service"
 
 
 class Template(StrEnum):
@@ -122,11 +122,12 @@ def config(
         str | None, typer.Argument(metavar="NAME", help="Without it all names are listed.")
     ] = None,
 ) -> None:
-    """Print the path of an accelerate config, or of the example of a Slurm site's settings."""
+    """Print the path of an accelerate config, a Slurm site's example settings or a systemd unit."""
     with errors_apart():
         configs = packaged("accelerate_configs").glob("*.yaml")
     known = {path.stem: path for path in sorted(configs)}
     known[SITE] = packaged("slurm/site.env.example")
+    known[UNIT] = packaged(f"launch/{UNIT}")
     if name is None:
         for known_name in known:
             console.tell(known_name)
@@ -143,6 +144,7 @@ def config(
         "keepstep launch recipe.yaml",
         "KEEPSTEP_CONFIG=zero2 KEEPSTEP_PROCESSES=4 keepstep launch recipe.yaml --learning_rate "
         "1e-4",
+        "keepstep launch recipe.yaml --retries 5",
     ),
 )
 def launch(
@@ -153,7 +155,8 @@ def launch(
             metavar="RECIPE [--field value ...]",
             help="A recipe, and fields of it with other values. KEEPSTEP_PROCESSES: how many "
             "processes (else one for each GPU, or 2 on CPU); KEEPSTEP_CONFIG: an accelerate "
-            "config, by its name or path.",
+            "config, by its name or path. --retries N: launch again what has failed or was killed, "
+            "until N times in a row nothing was saved.",
         ),
     ],
 ) -> None:
