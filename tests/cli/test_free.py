@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from keepstep.cli.main import app
 from keepstep.cli.space import Freed
 from keepstep.policy.manifest import MANIFEST_NAME, WHOLE_NAME
+from keepstep.policy.retention import Policy
 from keepstep.policy.strict import build
 from keepstep.run_folder.by_hand import ByHand, may_be_at_work
 from keepstep.run_folder.keeping import Keeper
@@ -24,6 +25,7 @@ from keepstep.run_folder.parts import part_of
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import NotOwnerError, Storage
 from keepstep.run_folder.usage import bytes_freed, bytes_under, leftovers_of
+from keepstep.run_folder.writer import RunWriter
 from tests.helpers.attempts import Launch
 from tests.helpers.folders import commit, events, identify, left_behind
 
@@ -338,3 +340,18 @@ def test_a_folder_that_is_no_run_is_not_told_to_need_no_pruning(tmp_path: Path) 
     done = runner.invoke(app, ["prune", str(tmp_path)])
     assert done.exit_code == 2
     assert "is empty: no run has begun there" in done.output
+
+
+def test_a_run_whose_checkpoints_were_removed_has_not_none_yet(tmp_path: Path) -> None:
+    writer = RunWriter(RunFolder(tmp_path), Policy(), Storage())
+    writer.start()
+    commit(tmp_path, 10, run_id=writer.run_id)
+    writer.record("commit", step=10)
+    assert runner.invoke(app, ["rm", str(tmp_path), "10", "--force"]).exit_code == 0
+    told = runner.invoke(app, ["ls", str(tmp_path)]).output
+    assert f"{tmp_path}: no checkpoint is left: " in told
+
+
+def test_quarantine_tells_of_what_it_removes(tmp_path: Path) -> None:
+    told = runner.invoke(app, ["prune", "--help"], env={"COLUMNS": "200"}).output
+    assert "set aside as damaged, and those that have lost their manifest" in " ".join(told.split())

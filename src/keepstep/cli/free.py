@@ -52,7 +52,9 @@ def prune(
     quarantine: Annotated[
         bool,
         typer.Option(
-            "--quarantine", help="Remove damaged checkpoints, set aside or not. As the limit."
+            "--quarantine",
+            help="Remove checkpoints that were set aside as damaged, and those that have lost "
+            "their manifest. As the limit.",
         ),
     ] = False,
     leftovers: Annotated[

@@ -212,7 +212,9 @@ def tell_without_checkpoints(run: RunFolder, path: Path) -> None:
     if odd:
         console.tell(f"{path}: none of {len(odd)} checkpoints can be taken; each says why")
         raise typer.Exit(1)
-    console.tell(f"{path}: no checkpoint is committed yet: {in_words(found)}")
+    removed = any(attempt.commits for attempt in run.attempts())  # by hand, or after an export
+    none = "no checkpoint is left" if removed else "no checkpoint is committed yet"
+    console.tell(f"{path}: {none}: {in_words(found)}")
     reason = " ".join((found.reason or "").split())
     if reason:
         console.tell(f"  reason: {reason}")
