@@ -141,3 +141,13 @@ def test_a_log_that_is_ahead(mirrored: Store, tmp_path: Path) -> None:
     new.events.write_bytes(log(*FIRST, *BACK))
     bring(new, Storage(), mirrored, new.staging / TOKEN)
     assert new.events.read_bytes() == log(*FIRST, *BACK)
+
+
+def test_what_only_another_machine_has(mirrored: Store, tmp_path: Path) -> None:
+    """With `node_local` it may hold all files of the newest: the main process, which has lost its
+    disk, had no folder of it, brought nothing, and began anew."""
+    run, storage = RunFolder(tmp_path / "new"), Storage()
+    storage.make_folder(run.private)
+    brought = bring(run, storage, mirrored, run.staging / TOKEN, together={8})
+    assert brought.checkpoint is not None
+    assert brought.checkpoint.step == 8
