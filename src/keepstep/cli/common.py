@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from keepstep.cli import completers
+from keepstep.cli import INTERRUPTED, completers
 from keepstep.output.printable import first_few, printable
 from keepstep.output.terminal import Terminal
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
@@ -27,7 +27,6 @@ from keepstep.run_folder.reader import Checkpoint, RunFolder
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 FETCH_HINT = "    Hint: `keepstep ls`, `verify`, `export` and `fetch` take a mirror's address"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-INTERRUPTED = 130  # as shells say it of SIGINT
 SPELLING = {"token_normalize_func": lambda name: name.replace("-", "_")}
 
 

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from keepstep.cli import completers, on_mirror
+from keepstep.cli import INTERRUPTED, completers, on_mirror
 from keepstep.cli.common import (
-    INTERRUPTED,
     RunArgument,
     app,
     console,

@@ -36,9 +36,8 @@ def gpus_in_use(environment: dict[str, str]) -> list[str]:
     if "CUDA_VISIBLE_DEVICES" in environment:
         named = [name.strip() for name in environment["CUDA_VISIBLE_DEVICES"].split(",")]
         gpus = [name for name in named if re.match("[0-9]|GPU|MIG", name)]
-        return (
-            gpus if all(map(answers, gpus)) else []
-        )  # CUDA may know a name that nvidia-smi does not
+        # CUDA may know a name that nvidia-smi does not.
+        return gpus if all(map(answers, gpus)) else []
     return re.findall(r"^GPU .*\(UUID: (GPU-[0-9a-f-]+)\)", ask("--list-gpus"), re.MULTILINE)
 
 

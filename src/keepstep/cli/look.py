@@ -22,7 +22,7 @@ from keepstep.cli.common import (
     used_run,
 )
 from keepstep.cli.rows import VerifyReport, checkpoint_rows
-from keepstep.cli.space import tell_waste
+from keepstep.cli.space import tell_waste, waste_of
 from keepstep.cli.status import tell_status, tell_without_checkpoints
 from keepstep.cli.tables import (
     attempt_table,
@@ -35,6 +35,7 @@ from keepstep.cli.tables import (
 from keepstep.cli.watch import LOOK_SECONDS, STORE_SECONDS, again_and_again
 from keepstep.output.units import human_bytes
 from keepstep.policy.manifest import folder_name, step_of
+from keepstep.run_folder.by_hand import may_be_at_work
 from keepstep.run_folder.notes import notes_on
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 
@@ -152,7 +153,7 @@ def _tell(
     console.tell(f"{len(told)} checkpoint{plural}, {human_bytes(total)}")
     if found is None:
         _tell_elsewhere(folder)
-        tell_waste(folder)
+        tell_waste(folder, waste_of(folder, may_be_at_work(folder)))
     goodput.tell_short(folder)
     if verbose or any(attempt.job for attempt in folder.attempts()):
         console.table_that_fits(partial(attempt_table, folder))

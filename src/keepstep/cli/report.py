@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,6 +84,7 @@ def facts_of(folder: RunFolder, name: str) -> RunFacts:
     found, attempts = shown(folder), folder.attempts()
     status, policy, best = found.status, folder.policy(), folder.best()
     checkpoints, last = folder.checkpoints(), reached_of(folder)
+    abandoned = {record.step for record in folder.records(None) if record.abandoned}
     alive = folder.latest()
     newest = next((a.launched for a in reversed(found.attempts) if a.launched), None)
     try:
@@ -103,8 +104,8 @@ def facts_of(folder: RunFolder, name: str) -> RunFacts:
         attempts=_attempts(found, {a.number: a.spent for a in attempts}, folder),
         events=tuple(folder.log()),
         history=_history(alive, name),
-        branches=_branches(folder, checkpoints, name),
-        fates=_fates(folder, checkpoints, None if best is None else best.step),
+        branches=_branches(checkpoints, abandoned, name),
+        fates=_fates(checkpoints, abandoned, None if best is None else best.step),
         measured={(c.manifest.attempt, c.step): c.metrics for c in checkpoints},
         samples=samples,
         about=_about(newest) if newest else {},
@@ -165,10 +166,9 @@ def read_json(path: Path) -> Any:
 
 
 def _branches(
-    folder: RunFolder, checkpoints: Iterable[Checkpoint], name: str
+    checkpoints: Iterable[Checkpoint], abandoned: Collection[int], name: str
 ) -> list[list[dict[str, Any]]]:
     """Of each attempt whose newest checkpoint lies on an abandoned branch: from its begin on."""
-    abandoned = {record.step for record in folder.records(None) if record.abandoned}
     ends = {c.manifest.attempt: c for c in checkpoints if c.step in abandoned}
     found = []
     for end in ends.values():
@@ -178,10 +178,8 @@ def _branches(
 
 
 def _fates(
-    folder: RunFolder, checkpoints: Iterable[Checkpoint], best: int | None
+    checkpoints: Iterable[Checkpoint], abandoned: Collection[int], best: int | None
 ) -> dict[tuple[int, int], Fate]:
-    abandoned = {record.step for record in folder.records(None) if record.abandoned}
-
     def fate(step: int) -> Fate:
         return "best" if step == best else "abandoned" if step in abandoned else "kept"
 

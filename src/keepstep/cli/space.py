@@ -119,6 +119,7 @@ class Work:
         failed = () if self.dry_run else tuple(left)
         copied = [step for step in self.reasons if step in self.copies]
         after = self.before - bytes_under(self.paths) if self.dry_run else None
+        quarantine, leftovers = waste = waste_of(self.run, self.at_work)
         found = Freed(
             dry_run=self.dry_run,
             removed={str(s): why for s, why in self.reasons.items() if s not in failed},
@@ -128,8 +129,8 @@ class Work:
             after=bytes_under([self.run.path]) if after is None else after,
             freed=self.freed,
             disk_free=Storage().free(self.run.path),
-            quarantine=quarantine_of(self.run).bytes,
-            leftovers=leftovers_of(self.run, self.at_work).bytes,
+            quarantine=quarantine.bytes,
+            leftovers=leftovers.bytes,
             mirror=self.copies[copied[-1]] if copied else None,
             on_mirror=tuple(copied),
         )
@@ -137,6 +138,7 @@ class Work:
             typer.echo(json.dumps(found.as_dict(), indent=1))
         else:
             self._sum_up(found)
+            tell_waste(self.run, waste)
         if failed:
             raise typer.Exit(1)
 
@@ -161,16 +163,20 @@ class Work:
             console.tell(f"not touched on the mirror {found.mirror}: {names}")
         if found.removed and not found.dry_run and not self.run.checkpoints():
             console.tell(f"no checkpoint is left: launched again, {self.run.path} begins at step 0")
-        tell_waste(self.run)
 
     def _tell(self, text: str) -> None:
         if not self.as_json:
             console.tell(text)
 
 
-def tell_waste(run: RunFolder) -> None:
-    """What takes room and is of no use, and what removes it."""
-    quarantine, left = quarantine_of(run), leftovers_of(run, may_be_at_work(run))
+def waste_of(run: RunFolder, at_work: bool) -> tuple[Portion, Portion]:
+    """What takes room and is of no use: damaged checkpoints, and what killed attempts left."""
+    return quarantine_of(run), leftovers_of(run, at_work)
+
+
+def tell_waste(run: RunFolder, waste: tuple[Portion, Portion]) -> None:
+    """That, and what removes it."""
+    quarantine, left = waste
     if quarantine.names:
         size = human_bytes(quarantine.bytes)
         console.tell(f"damaged checkpoints: {size} (keepstep prune {run.path} --quarantine)")

@@ -77,10 +77,10 @@ def bring(
     take_history(run, storage, store, listed.names)
     records = run.records_of(list(listed.found.values()), (), None)
     here = {c.step: c for c in run.checkpoints()}
-    whole = [step for step in here if not here[step].manifest.is_part]
+    whole = {step for step in here if not here[step].manifest.is_part}
     if together is not None:  # other machines have to get it from there
         # What only others have, the main process, which has lost its disk, cannot choose.
-        whole = [s for s in here if s in together or (s in whole and s in copies)]
+        whole = (whole & copies.keys()) | (here.keys() & set(together))
     local = max(whole, default=-1)
     newer = sorted((r.step for r in records if not r.abandoned and r.step > local), reverse=True)
     passed_by = dict(listed.unreadable)

@@ -19,7 +19,7 @@ from pathlib import Path
 from keepstep.errors import KeepstepError
 from keepstep.policy.manifest import folder_name
 from keepstep.run_folder.keeping import Keeper
-from keepstep.run_folder.ownership import LOCK, LOCK_SECONDS, at_work, process_lives
+from keepstep.run_folder.ownership import LOCK, LOCK_SECONDS, ODD, at_work, process_lives
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import ABSENT, OddFileError, is_file, read_object
 from keepstep.run_folder.storage import NotOwnerError, Storage
@@ -185,7 +185,7 @@ class ByHand:
             keeper = Keeper(self.run, self.keeper.policy, guarded, self.keeper.owner)
             keeper.trash.sweep()
             for name in portion.names:
-                if Path(name).name.startswith("odd-"):
+                if Path(name).name.startswith(ODD):
                     with self.keeper.setbacks.allowed(f"{name} is not removed"):
                         guarded.remove(self.run.path / name)
         self._discarded("leftovers", portion.names, portion.bytes)

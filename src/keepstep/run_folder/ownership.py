@@ -37,6 +37,7 @@ VARIABLE = "KEEPSTEP_OWNER"
 # Until an attempt that was killed a moment ago is gone, or a stopped one has saved.
 WAIT_SECONDS = 20.0
 LOCK = "owner.lock"
+ODD = "odd-"  # so begins what had the name of one of the run's files and was none
 LOCK_SECONDS = 10.0  # a look takes three; who holds it longer is frozen, and may lose the run
 BEAT_SECONDS = 1.0  # between signs of life: the run folder may lie on a network filesystem
 
@@ -144,7 +145,7 @@ def clear_the_way(run: RunFolder, storage: Storage) -> None:
     for path in (*folders, *files, *requests, run.private / LOCK):
         if _is_a(stat.S_IFDIR if path in folders else stat.S_IFREG, path):
             continue
-        aside = path.with_name(f"odd-{path.name}-{secrets.token_hex(3)}")
+        aside = path.with_name(f"{ODD}{path.name}-{secrets.token_hex(3)}")
         logger.warning("%s is not what keepstep makes: it is renamed to %s", path, aside.name)
         with contextlib.suppress(FileNotFoundError):  # a launch at the same moment was faster
             storage.rename(path, aside)

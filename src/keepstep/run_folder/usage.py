@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keepstep.run_folder.contents import names_under
+from keepstep.run_folder.ownership import ODD
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import TEMPORARY
 from keepstep.run_folder.trash import PRUNED, SWEPT
 
 BLOCK = 512  # bytes of one of `st_blocks`, whatever the file system's own are
-ODD = "odd-*"  # what had the name of one of the run's files and was none
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def leftovers_of(run: RunFolder, at_work: bool = False) -> Portion:
     parts = [p for place in (run.staging, run.trash) for p in _children(place) if p.name != owner]
     found = [part for part in parts if names_under(part)]
     found += sorted(run.private.glob(f"{SWEPT}*"))
-    found += sorted(run.private.glob(ODD))
+    found += sorted(run.private.glob(f"{ODD}*"))
     if not at_work:
         found += sorted(run.private.glob(TEMPORARY))
     found += [run.path / n for n in run.folders() if os.path.lexists(run.path / n / PRUNED)]
