@@ -27,6 +27,7 @@ from tests.helpers.ranks import ROOT
 OTHERS = {
     "_actions": "argparse",
     "_exit": "os",
+    "_replace": "typing.NamedTuple",
 }
 
 

@@ -24,6 +24,7 @@ from types import FrameType
 import yaml
 
 from keepstep.cli.gpus import fewer, gpus_in_use, narrowed
+from keepstep.output.terminal import complain
 from keepstep.policy.next_step import (
     FAILED,
     FINISHED,
@@ -50,7 +51,7 @@ TOKEN = "this"  # the attempt's name, where a cluster's job has one of its own
 def say(words: str) -> None:
     """Whoever reads may be gone: a terminal that was closed."""
     try:
-        print(f"keepstep: {words}", file=sys.stderr, flush=True)
+        complain(f"keepstep: {words}")
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
