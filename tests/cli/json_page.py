@@ -40,12 +40,17 @@ ARRAYS = {"ls", "ls-runs", "which", "samples"}
 LINES = {"log", "said"}
 INNER = {AttemptShown: "show", Problem: "check", rows.EstimateRow: "estimate"}
 TYPES = {int: "integer", float: "number", str: "string", bool: "true or false"}
+PLAIN = {int: "integer", float: "number", str: "string", bool: "boolean", NoneType: "null"}
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+LEFT_OUT = {rows.ResumeAnswer: {"under_way"}}  # keys that are not always there
+SCHEMAS = ROOT / "docs/json.schema.json"
 HEAD = """# What `--json` prints
 
 These commands print JSON for programs when they are given `--json`. The tables are made from the
 dataclasses that are printed (`keepstep/cli/rows.py`). Keys and their types stay: a test compares
 what is printed with what was printed before. More keys may come: ignore those that you do not
 know. Sizes are in bytes. Exit statuses are those without `--json`.
+[json.schema.json](json.schema.json) is the same as JSON Schema, by the headings of this page.
 """
 
 
@@ -59,6 +64,46 @@ def page() -> str:
             if of == name:
                 parts.append(f"`{inner.__name__}`: {_first_line(inner)}\n\n{_table(inner)}")
     return "\n".join(parts)
+
+
+def schemas() -> dict[str, Any]:
+    """A JSON Schema (2020-12) of what each command prints; with `LINES`, of each line."""
+    found: dict[str, Any] = {}
+    for name, (command, kind) in COMMANDS.items():
+        of: Any = tuple[kind, ...] if name in ARRAYS else kind  # type: ignore[valid-type]
+        of = dict[str, tuple[str, ...]] if kind is rows.VerifyReport else of
+        found[command] = {"$schema": DIALECT, **schema_of(of)}
+    return found
+
+
+def schema_of(kind: Any) -> dict[str, Any]:
+    """More keys may come: only those that are there now are asked for."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return {}
+    if kind in PLAIN:
+        return {"type": PLAIN[kind]}
+    if origin in (UnionType, Union):
+        return {"anyOf": [schema_of(argument) for argument in arguments]}
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin is dict or kind is dict:
+        return {"type": "object", "additionalProperties": schema_of(arguments[1])}
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return {"type": "array", "items": schema_of(arguments[0])}
+    if origin is tuple:
+        each = [schema_of(argument) for argument in arguments]
+        return {"type": "array", "prefixItems": each, "minItems": len(each), "items": False}
+    told, hints, left_out = attributes(kind), get_type_hints(kind), LEFT_OUT.get(kind, set())
+    return {
+        "type": "object",
+        "description": _first_line(kind),
+        "properties": {
+            field.name: {"description": told[field.name], **schema_of(hints[field.name])}
+            for field in fields(kind)
+        },
+        "required": [field.name for field in fields(kind) if field.name not in left_out],
+    }
 
 
 def _first_line(kind: type) -> str:

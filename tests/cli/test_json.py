@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
@@ -26,7 +28,8 @@ from keepstep.cli.status import RunStatus
 from keepstep.policy.batch import Batch, Dealt
 from keepstep.policy.samples import Sample, lines_of
 from keepstep.policy.strict import build
-from tests.cli.json_page import COMMANDS, INNER, PAGE, page
+from tests.cli.json_page import COMMANDS, INNER, PAGE, SCHEMAS, page, schemas
+from tests.cli.test_help import COMMANDS as KEEPSTEP
 from tests.helpers.folders import commit, identify
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -89,6 +92,7 @@ ANSWERS: dict[str, tuple[str, Any]] = {
     "check": ("check RECIPE --walltime 60", CheckReport),
     "estimate": ("estimate RECIPE --num_processes 2", Estimate),
 }
+PAGE_OF = {"which-step": "which"}
 VARIES = {"check": "texts of libraries", "estimate": "the disk's speed"}
 
 
@@ -116,7 +120,56 @@ def test_json_is_what_it_was(run: Path, recipe: Path, tmp_path: Path, name: str)
         assert outline(json.loads(told)) == outline(json.loads(golden.read_text()))
     else:
         assert told == golden.read_text()
+    page_name = f"keepstep {PAGE_OF.get(name, name)} "
+    schema = next(s for title, s in schemas().items() if title.startswith(page_name))
+    Draft202012Validator(schema).validate(json.loads(told))
     build(kind, json.loads(told))  # raises where a value is not of the type that its field has
+
+
+def test_the_schemas_are_those_of_the_dataclasses() -> None:
+    told = json.dumps(schemas(), indent=1) + "\n"
+    if os.environ.get("KEEPSTEP_GOLDEN") == "write":
+        SCHEMAS.write_text(told)
+    assert SCHEMAS.read_text() == told
+    for schema in schemas().values():
+        Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize("command", ["prune RUN --dry_run", "rm RUN 10 --dry_run --force"])
+def test_what_removes_prints_as_its_schema_says(run: Path, command: str) -> None:
+    argv = [str(run) if word == "RUN" else word for word in command.split()]
+    shutil.rmtree(run / "checkpoint-30")  # it is damaged, so nothing would be removed
+    told = json.loads(CliRunner().invoke(app, [*argv, "--json"]).stdout)
+    schema = next(s for t, s in schemas().items() if t.startswith(f"keepstep {argv[0]} "))
+    Draft202012Validator(schema).validate(told)
+    assert told["dry_run"]
+
+
+def test_each_line_of_a_log_is_as_its_schema_says(run: Path) -> None:
+    told = CliRunner().invoke(app, ["log", str(run), "--json"]).stdout.splitlines()
+    assert len(told) == 5
+    for line in told:
+        Draft202012Validator(schemas()["keepstep log RUN --json"]).validate(json.loads(line))
+
+
+@pytest.mark.parametrize("command", ["ls", "status", "show", "goodput", "verify", "log"])
+def test_errors_are_not_in_the_way_of_programs(tmp_path: Path, command: str) -> None:
+    told = CliRunner().invoke(app, [command, str(tmp_path / "nowhere"), "--json"])
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert told.stderr == f"keepstep: there is no folder {tmp_path}/nowhere\n"
+    told = CliRunner().invoke(app, [command, str(tmp_path / "nowhere")])
+    assert told.stdout == f"keepstep: there is no folder {tmp_path}/nowhere\n"
+
+
+def test_every_command_with_json_is_on_the_page() -> None:
+    with_json = {
+        name
+        for name, command in KEEPSTEP.items()
+        if any("--json" in parameter.opts for parameter in command.params)
+    }
+    assert with_json == {command.split()[1] for command, _ in COMMANDS.values()}
+    others = {"log", "prune", "rm"} | {"export"}  # above; what `export` prints is of rm's class
+    assert with_json - {ANSWERS[name][0].split()[0] for name in ANSWERS} == others
 
 
 def test_the_page_is_that_of_the_dataclasses() -> None:

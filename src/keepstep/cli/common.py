@@ -105,13 +105,24 @@ StepArgument = Annotated[
     ),
 ]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print JSON for programs, as docs/json.md describes it.")
+    bool,
+    typer.Option(
+        "--json",
+        help="Print JSON for programs, as docs/json.md describes it.",
+        callback=lambda ctx, value: _lines_apart(ctx) if value else value,
+    ),
 ]
 
 
 def examples(*commands: str) -> str:
     """The end of a command's help; a paragraph for each: a line end alone would be dropped."""
     return "\n\n".join(["Example:" if len(commands) == 1 else "Examples:", *commands])
+
+
+def _lines_apart(ctx: typer.Context) -> bool:
+    """For as long as a command goes on, what is told goes to stderr: stdout is for a program."""
+    ctx.with_resource(errors_apart())
+    return True
 
 
 @contextmanager

@@ -226,7 +226,8 @@ def reshard(
     source = one_checkpoint(checkpoint)
     source.verify(deep=None)
     try:
-        made = write_for(source, without_links(RunFolder(into)), num_processes)
+        with console.waiting(f"resharding {source.path.name} for {num_processes} processes …"):
+            made = write_for(source, without_links(RunFolder(into)), num_processes)
     except (BatchError, ReshardError) as error:
         fail(str(error))
     console.tell(
@@ -253,7 +254,8 @@ def adopt(
 
     folder_at(path)
     try:
-        adopted = take_in(path, without_links(RunFolder(into)))
+        with console.waiting(f"copying {path} and comparing it …"):
+            adopted = take_in(path, without_links(RunFolder(into)))
     except AdoptError as error:
         fail(str(error))
     manifest = adopted.checkpoint.manifest

@@ -213,10 +213,7 @@ def verify(
             asked = [c for c in asked if found.step in (None, c.step)]
             if not as_json:
                 on_mirror.tell_unfinished(run)
-            quiet = as_json or not deep
-            total = sum(c.manifest.total_bytes for c in asked)
-            with nullcontext() if quiet else on_mirror.reading(run, total, "reading"):
-                _verify(run, asked, path, found.name, deep, as_json, found)
+            _verify(run, asked, path, found.name, deep, as_json, found)
         return
     folder, checkpoints = checkpoints_at(Path(path))
     name = Path(path).resolve().name
@@ -238,7 +235,9 @@ def _verify(
     Args:
         name: of the one checkpoint that was asked for; None: the run was.
     """
-    faults = {c.path.name: folder.state_of(c, deep) for c in checkpoints}
+    total = sum(c.manifest.total_bytes for c in checkpoints)
+    with on_mirror.reading(folder, total, "reading") if deep else nullcontext():
+        faults = {c.path.name: folder.state_of(c, deep) for c in checkpoints}
     odd = folder.odd()
     if name is not None:
         odd = {other: fault for other, fault in odd.items() if other == name}

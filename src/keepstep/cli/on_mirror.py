@@ -18,6 +18,7 @@ from keepstep.policy.mirror import Copied, address_fault
 from keepstep.policy.mirrored import runs_in
 from keepstep.policy.strict import TextError
 from keepstep.run_folder.checkpoint import Checkpoint, DamagedError
+from keepstep.run_folder.reader import RunFolder
 
 if TYPE_CHECKING:
     from keepstep.mirror.store import Entry, Store
@@ -154,7 +155,7 @@ def _step_of(word: str, run: MirroredRun, address: str) -> int:
 
 
 @contextmanager
-def reading(run: MirroredRun, total: int, what: str) -> Iterator[None]:
+def reading(run: RunFolder, total: int, what: str) -> Iterator[None]:
     """Tell how many of so many bytes have been read."""
     done = 0
     with progress_bar(console, what) as tell:
@@ -165,7 +166,10 @@ def reading(run: MirroredRun, total: int, what: str) -> Iterator[None]:
             tell(done, total)
 
         run.progress = count
-        yield
+        try:
+            yield
+        finally:
+            run.progress = lambda count: None
 
 
 def tell_unfinished(run: MirroredRun) -> None:

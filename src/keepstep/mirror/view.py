@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,7 +56,6 @@ class MirroredRun(RunFolder):
         super().__init__(folder)
         self.store, self.names = store, names
         self.there: dict[int, Copied] = {one.step: one for one in there(store, names)}
-        self.progress: Callable[[int], None] = lambda count: None
         self._texts: dict[str, bytes] = {}
         self._read_texts()
         self._write_down()

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import textwrap
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from rich.text import Text
 from keepstep.output.printable import printable
 from keepstep.output.table import Table
 
+SHOWN_AFTER = 2.0  # seconds: what is done by then needs no bar
 PLAIN = ("dumb", "unknown")  # as rich has it of TERM
 
 if TYPE_CHECKING:  # few commands show a bar, and all would wait for what it is made of
@@ -43,6 +45,7 @@ class Terminal(Console):
         if is_plain():
             options = {"color_system": None} | options
         self._told: bool | None = options.get("force_terminal")
+        self._asked = {n: options[n] for n in ("width", "force_terminal") if n in options}
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     @property
@@ -97,16 +100,26 @@ class Terminal(Console):
         self.table(make(True) if self.is_terminal and not table.fits(self.width) else table)
 
     @contextlib.contextmanager
-    def waiting(self, text: str) -> Iterator[None]:
-        """On a terminal a spinner beside the text while something goes on."""
-        with self.status(Text(printable(text))):
+    def waiting(self, text: str, after: float = SHOWN_AFTER) -> Iterator[None]:
+        """On a terminal a spinner, the text and the time, once something has gone on for a while;
+        on stderr, as bars are: stdout may be for a program."""
+        from rich.progress import SpinnerColumn, TimeElapsedColumn
+
+        columns = SpinnerColumn(), bar_text("{task.description}"), TimeElapsedColumn()
+        with _late_bar(self, text, columns, after):
             yield
+
+    def beside(self) -> Terminal:
+        """The same for stderr, where bars are drawn."""
+        return Terminal(stderr=True, **self._asked)
 
     def bar(self, *columns: ProgressColumn, transient: bool = False) -> Progress:
         """A progress bar; texts in its columns are `bar_text`."""
         from rich.progress import Progress
 
-        return Progress(*columns, console=self, transient=transient)
+        # What is printed meanwhile stands above the bar, unless it goes somewhere else.
+        shared = not self.stderr or sys.stdout.isatty()
+        return Progress(*columns, console=self, transient=transient, redirect_stdout=shared)
 
 
 def _lines(text: str) -> str:
@@ -148,16 +161,41 @@ def bar_text(form: str) -> TextColumn:
 
 
 @contextlib.contextmanager
-def progress_bar(terminal: Terminal, text: str) -> Iterator[Callable[[int, int], None]]:
-    """On a terminal a bar with rate and time left; elsewhere nothing. Yields (done, total) → None,
-    in bytes."""
+def progress_bar(
+    terminal: Terminal, text: str, after: float = SHOWN_AFTER
+) -> Iterator[Callable[[int, int | None], None]]:
+    """On a terminal, once it has taken a while, a bar with rate and time left, on stderr;
+    elsewhere nothing. Yields (done, total) → None, in bytes."""
     from rich import progress
 
-    bar = terminal.bar(
+    columns = (
         *(bar_text("{task.description}"), progress.BarColumn(), progress.DownloadColumn()),
         *(progress.TransferSpeedColumn(), progress.TimeRemainingColumn()),
-        transient=True,
     )
-    with bar if terminal.is_terminal else contextlib.nullcontext():
-        task = bar.add_task(printable(text), total=None)
+    with _late_bar(terminal, text, columns, after) as tell:
+        yield tell
+
+
+@contextlib.contextmanager
+def _late_bar(
+    terminal: Terminal, text: str, columns: tuple[ProgressColumn, ...], after: float
+) -> Iterator[Callable[[int, int | None], None]]:
+    shown = terminal.beside()
+    if not shown.moves_cursor:
+        yield lambda done, total: None
+        return
+    bar = shown.bar(*columns, transient=True)
+    task = bar.add_task(printable(text), total=None)
+    timer = threading.Timer(after, bar.start)
+    timer.daemon = True
+    if after:
+        timer.start()
+    else:
+        bar.start()
+    try:
         yield lambda done, total: bar.update(task, completed=done, total=total)
+    finally:
+        timer.cancel()
+        if after:
+            timer.join()  # it may be about to show it
+        bar.stop()

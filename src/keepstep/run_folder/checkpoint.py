@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,13 +194,18 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     raise ManifestError(f"{folder} holds no readable {MANIFEST_NAME}: {found.reason}", path=folder)
 
 
-def faults_of(checkpoint: Checkpoint, deep: bool | None = False) -> list[str]:
+def faults_of(
+    checkpoint: Checkpoint,
+    deep: bool | None = False,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[str]:
     """What differs from a checkpoint's manifest.
 
     Args:
         checkpoint: of whichever run.
         deep: whether digests are compared too, which reads every byte; None: if that takes less
             than a minute. Ranks, names and sizes always are.
+        progress: told of the bytes that are read for digests, chunk by chunk.
 
     Returns:
         A line for each difference; empty: none.
@@ -219,7 +224,7 @@ def faults_of(checkpoint: Checkpoint, deep: bool | None = False) -> list[str]:
         if not found:
             found = list(_names_elsewhere(checkpoint))
         if deep and not found:
-            found = list(_changed(checkpoint))
+            found = list(_changed(checkpoint, progress))
     except OSError as error:
         raise UnreadableError(
             f"{checkpoint.path.name} cannot be read: {error}",
@@ -230,11 +235,11 @@ def faults_of(checkpoint: Checkpoint, deep: bool | None = False) -> list[str]:
     return found
 
 
-def _changed(checkpoint: Checkpoint) -> Iterator[str]:
+def _changed(checkpoint: Checkpoint, progress: Callable[[int], None]) -> Iterator[str]:
     for name, entry in sorted(checkpoint.manifest.files.items()):
         path = checkpoint.path / name
         try:
-            digest = patiently(lambda path=path: digest_of(path))  # type: ignore[misc]
+            digest = patiently(lambda path=path: digest_of(path, progress))  # type: ignore[misc]
         except ABSENT:
             yield f"{name} is missing"
         else:

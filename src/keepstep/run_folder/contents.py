@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import xxhash
@@ -14,12 +14,13 @@ from keepstep.run_folder.files import CHUNK, naming
 ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
-def digest_of(path: Path) -> str:
-    """xxh3-128 of a file's content, in hex."""
+def digest_of(path: Path, progress: Callable[[int], None] = lambda count: None) -> str:
+    """xxh3-128 of a file's content, in hex; `progress` is told of the bytes, chunk by chunk."""
     digest = xxhash.xxh3_128()
     with naming("read", path), open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
+            progress(len(chunk))
     return digest.hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +73,8 @@ class RunFolder(RunPaths):
         self.journal = Journal(self.events)
         self._listing = Listing(self.path)
         self._held: list[dict[str, Any]] | None = None
+        # Told of the bytes that are read to be compared.
+        self.progress: Callable[[int], None] = lambda count: None
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -447,12 +449,12 @@ class RunFolder(RunPaths):
 
     def faults(self, checkpoint: Checkpoint, deep: bool | None = False) -> list[str]:
         """What differs from the manifest (see `faults_of`). Raises: UnreadableError."""
-        return faults_of(checkpoint, deep)
+        return faults_of(checkpoint, deep, self.progress)
 
     def state_of(self, checkpoint: Checkpoint, deep: bool | None = False) -> list[str]:
         """The same to be shown: that it cannot be read now is said as a fault is."""
         try:
-            return faults_of(checkpoint, deep)
+            return faults_of(checkpoint, deep, self.progress)
         except UnreadableError as error:
             return [str(error)]
 
