@@ -186,6 +186,45 @@ def test_no_machine_is_lost(
     }
 
 
+def test_the_first_machine_is_new(ranks: Ranks, demo: Path, tmp_path: Path, disks: Path) -> None:
+    """What another one has whole is gone on from, log and all, though the mirror has nothing; what
+    is whole nowhere is told of, and the run begins anew only if somebody says so."""
+    fields: dict[str, Any] = {"max_steps": 400, "eval_steps": 400, "save_steps": 2}
+    fields |= {"keep_ranking": "recency", "save_total_limit": 1, "node_local": True}
+    commands = [
+        argv(demo, disks / "here/run", mirror=(tmp_path / f"mirror-{n}").as_uri(), **fields)
+        for n in range(3)
+    ]
+    how: dict[str, Any] = {"strategy": "cpu_zero2", "disks": disks}
+    run = ranks.start(commands[0], processes=1, **how)
+    run.wait_for("saved checkpoint-4")
+    run.kill(signal.SIGKILL)
+    run.wait()
+    before = RunFolder(disks / "0/run")
+    run_id, newest = before.run_id(), before.checkpoints()[-1].step
+    (disks / "1").rmdir()
+    (disks / "0").rename(disks / "1")
+    (disks / "0").mkdir()
+    run = ranks.start(commands[1], nodes=2, **how)
+    run.wait_for(f"carrying on from checkpoint-{newest}\\b")
+    run.wait_for(f"saved checkpoint-{newest + 4}")
+    run.kill(signal.SIGKILL)
+    run.wait()
+    now = RunFolder(disks / "0/run")
+    assert now.run_id() == run_id
+    assert [attempt.number for attempt in now.attempts()] == [1, 2]
+    assert {event["attempt"] for event in now.commits()} == {1, 2}
+    shutil.rmtree(disks / "0/run")
+    run = ranks.start(commands[2], nodes=2, **how)
+    assert run.wait() == [2, 2]
+    assert re.search(r"there is a part of checkpoint-\d+ on \S+; the rest is lost", run.output)
+    assert "resume_from_checkpoint: never" in run.output
+    run = ranks.start([*commands[2], "--resume_from_checkpoint", "never"], nodes=2, **how)
+    run.wait_for("saved checkpoint-2")
+    run.kill(signal.SIGKILL)
+    run.wait()
+
+
 @pytest.mark.long
 def test_the_mirror_is_away_at_the_start(
     ranks: Ranks, demo: Path, tmp_path: Path, disks: Path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from keepstep.mirror.store import Store
@@ -16,7 +15,7 @@ from keepstep.run_folder.storage import Storage
 
 def history_to_send(run: RunFolder, policy: Policy, pinned: Collection[int]) -> dict[str, bytes]:
     """The history as it is now, and what the mirror is to keep: object's name → content."""
-    there = {name: path.read_bytes() for name, path in _files(run).items() if path.exists()}
+    there = {name: path.read_bytes() for name, path in run.history().items() if path.exists()}
     return {**there, RETENTION: retention_text(policy, pinned)}
 
 
@@ -30,7 +29,7 @@ def take_history(run: RunFolder, storage: Storage, store: Store, names: Iterable
         OSError: of the disk.
     """
     newest = history_in(names)  # an owner may have been killed before its own was complete
-    files = _files(run)
+    files = run.history()
     if run.run_id() is not None:
         if not _is_behind(run, store, newest.get(run.events.name)):
             return
@@ -50,13 +49,3 @@ def _is_behind(run: RunFolder, store: Store, log: str | None) -> bool:
 
 def _last_attempt(events: Iterable[Mapping[str, Any]]) -> int:
     return max((event["attempt"] for event in events), default=0)
-
-
-def _files(run: RunFolder) -> dict[str, Path]:
-    """run.json is the last: with it a folder is the run's."""
-    return {
-        "samples.jsonl": run.samples_file,
-        "trackers.json": run.trackers,
-        "events.jsonl": run.events,
-        "run.json": run.identity,
-    }

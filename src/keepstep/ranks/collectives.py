@@ -85,22 +85,27 @@ def on_main(what: str, fn: Callable[[], T]) -> T:
         BaseException: on every rank, what `fn` raised: the same type with the same message.
         RankError: on every rank, in the place of an error that cannot be carried to the others.
     """
+    return on_one(0, what, fn)
+
+
+def on_one(number: int, what: str, fn: Callable[[], T]) -> T:
+    """The same on another rank: `number`. Ranks: all (collective)."""
     if not is_grouped():
         return fn()
     value: Any = None
     own: BaseException | None = None
     sent: list[Any] = [None]
-    if is_main():
+    if rank() == number:
         try:
             value = fn()
             sent[0] = pickle.dumps(value)
         except BaseException as error:  # else the others would wait for ever
             own = error
             sent[0] = CarriedError.of(error, rank())
-    dist.broadcast_object_list(sent, src=0, group=control_group.group())
+    dist.broadcast_object_list(sent, src=number, group=control_group.group())
     if isinstance(sent[0], CarriedError):
         raise sent[0].error(what, rank(), own, named=False)
-    told: T = value if is_main() else pickle.loads(sent[0])
+    told: T = value if rank() == number else pickle.loads(sent[0])
     return told
 
 

@@ -50,5 +50,5 @@ def held_in(run: RunFolder) -> dict[int, Held]:
             continue  # verifying it tells why
         digest = xxh3_128_hexdigest(whole.to_json().encode())
         names = frozenset(checkpoint.manifest.files) - {WHOLE_NAME}
-        found[checkpoint.step] = Held(digest, len(whole.files), names)
+        found[checkpoint.step] = Held(digest, len(whole.files), names, whole.run_id, whole.attempt)
     return found

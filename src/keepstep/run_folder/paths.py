@@ -42,6 +42,12 @@ class RunPaths:
         self.launched = self.private / "launched"  # what each attempt was launched as
         self.job = self.private / "job"  # what slurm/submit.sh has put there
 
+    def history(self) -> dict[str, Path]:
+        """What another machine needs of the run beside its checkpoints. run.json is the last: with
+        it a folder is the run's."""
+        files = (self.samples_file, self.trackers, self.events, self.identity)
+        return {path.name: path for path in files}
+
     def request(self, name: str) -> Path:
         """The file that asks for one of `REQUESTS`."""
         return self.private / name

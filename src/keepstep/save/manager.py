@@ -349,6 +349,8 @@ class CheckpointManager:
             *(resume.request, verify, resume.patience, resume.weights_only, resume.recipe),
             takeable=self._reach.takeable(),
         )
+        if chosen is None:
+            self._reach.check_beginning(choice, resume.request)
         choice = replace(choice, passed_by={**self._reach.lost(choice), **choice.passed_by})
         chosen = None if chosen is None else whole_of(chosen)
         if chosen is not None and chosen.path.parent != self.run.path:

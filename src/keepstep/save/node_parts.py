@@ -7,13 +7,14 @@ a checkpoint that is gone on from, the others give it over the network; where on
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
 from keepstep.policy.completeness import part_of as part_to_load
 from keepstep.policy.manifest import WHOLE_NAME, Manifest, folder_name
-from keepstep.policy.node_parts import together
+from keepstep.policy.node_parts import Machine, together
 from keepstep.policy.retention import Decision
 from keepstep.ranks import collectives
 from keepstep.ranks.nodes import Nodes
@@ -41,30 +42,47 @@ class NodeParts:
     Attributes:
         nodes: the machines.
         writer: of this machine's folder, on its first rank; None on other ranks.
+        machines: what each machine's folder told at the last look, by its first rank.
+        run_id: whose checkpoints count; None: any run's.
     """
 
     def __init__(self, nodes: Nodes, run: RunFolder, storage: Storage) -> None:
         self.nodes = nodes
         self.writer: RunWriter | None = None
+        self.machines: dict[int, Machine] = {}
+        self.run_id: str | None = None
         self._run, self._storage = run, storage
 
-    def look(self, verify: bool = False) -> Sources:
+    def look(self) -> Sources:
         """The checkpoints that the machines have together, and who has which file. Ranks: all
-        (collective).
+        (collective)."""
+        self.hear()
+        return self.together()
 
-        Args:
-            verify: compare the files of the newest with their digests, if that takes less than a
-                minute; damaged ones do not count.
-        """
-        what = "looking at each machine's parts of checkpoints"
-        here = collectives.on_all(what, lambda: held_in(self._run) if self.nodes.acts else None)
-        found = together(collectives.gather_some(here))
-        while verify and found:
-            newest = max(found)
-            if not self.is_damaged(newest):
-                break
-            del found[newest]
+    def intact(self) -> Sources:
+        """The same, by what was heard, without newest ones whose files are not what was written, as
+        far as comparing them takes less than a minute. Ranks: all (collective)."""
+        found = self.together()
+        while found and self.is_damaged(max(found)):
+            del found[max(found)]
         return found
+
+    def hear(self) -> None:
+        """What each machine's folder tells. Ranks: all (collective)."""
+        what = "looking at each machine's parts of checkpoints"
+        here = collectives.on_all(what, lambda: self._machine() if self.nodes.acts else None)
+        self.machines = collectives.gather_some(here)
+
+    def _machine(self) -> Machine:
+        log = self._run.log()
+        newest = max((event["attempt"] for event in log), default=0)
+        told = (newest, len(log)), held_in(self._run)
+        return Machine(socket.gethostname(), self._run.run_id(), *told)
+
+    def together(self) -> Sources:
+        """What they have together, by what was heard. Ranks: any."""
+        held = {rank: machine.parts for rank, machine in self.machines.items()}
+        return together(held, self.run_id)
 
     def is_damaged(self, step: int) -> bool:
         """Whether any machine's part of a checkpoint is not what was written there, compared as by

@@ -8,17 +8,18 @@ from typing import Protocol
 
 from keepstep.policy.manifest import ManifestError
 from keepstep.policy.retention import Decision
-from keepstep.policy.selection import Choice, UnreadableError
+from keepstep.policy.selection import Choice, SelectionError, UnreadableError
 from keepstep.ranks import collectives
 from keepstep.run_folder.parts import whole_of
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.safe_read import OddFileError
 from keepstep.run_folder.storage import NotOwnerError, Storage
 from keepstep.run_folder.writer import RunWriter
+from keepstep.save.neighbors import Neighbors
 from keepstep.save.node_parts import NodeParts, Sources
 
 logger = logging.getLogger(__name__)
-LOST = "a machine that had a part of it is not there, nor is a copy"
+LOST = "the rest is lost or damaged, and there is no copy that can be had"
 
 
 class Elsewhere(Protocol):
@@ -33,6 +34,9 @@ class Elsewhere(Protocol):
         Args:
             together: the steps that all machines have together; None: they see one folder.
         """
+
+    def run_id(self) -> str | None:
+        """Of the run that is there; None: none is, or nobody knows. Ranks: the main process."""
 
     @property
     def steps(self) -> Collection[int] | None:
@@ -62,10 +66,15 @@ class Reach:
             elsewhere: where checkpoints lie beside the run folder.
         """
         self._run, self._parts, self._elsewhere = run, parts, elsewhere
-        self.together: Sources | None = None if parts is None else parts.look(verify=True)
+        asked = elsewhere.run_id if elsewhere is not None else lambda: None
+        self._neighbors = None if parts is None else Neighbors(run, parts, asked)
+        self.together: Sources | None = self._neighbors.together if self._neighbors else None
 
     def bring(self, storage: Storage, token: str) -> None:
-        """What is newer elsewhere. Ranks: the main process, which owns the folder by now."""
+        """What other machines know, and what is newer elsewhere. Ranks: the main process, which
+        owns the folder by now."""
+        if self._neighbors is not None:
+            self._neighbors.take(storage, self._run.staging / token)
         if self._elsewhere is not None:
             self._elsewhere.bring(self._run, storage, token, self.together)
 
@@ -80,11 +89,40 @@ class Reach:
     def lost(self, choice: Choice) -> dict[int, str]:
         """Newer checkpoints than the chosen one of which not all parts are there: step → why it is
         passed by. Ranks: the main process."""
+        chosen = choice.step or 0
+        left = {step: hosts for step, hosts in self._left_over().items() if step > chosen}
+        told = {
+            step: f"there is a part on {', '.join(hosts)}; {LOST}" for step, hosts in left.items()
+        }
+        if told:
+            told[max(told)] += f": steps {chosen + 1} to {max(told)} are made again"
+        return told
+
+    def check_beginning(self, choice: Choice, request: str) -> None:
+        """Whether a run may begin anew. Ranks: the main process.
+
+        Raises:
+            SelectionError: it had checkpoints, and none of them can be had; and nobody has said
+                that it is to begin anew.
+        """
+        left = self._left_over()
+        if choice.step is not None or not left or (request == "never" and not choice.under_way):
+            return
+        hosts = sorted({host for own in left.values() for host in own})
+        raise SelectionError(
+            f"there is a part of checkpoint-{max(left)} on {', '.join(hosts)}; {LOST}. "
+            "There is nothing else to go on from\n"
+            "    Hint: launch it again with the machine that is lacking, if its disk is left. Else "
+            "the run can only begin anew: resume_from_checkpoint: never",
+            step=max(left),
+            path=self._run.path,
+        )
+
+    def _left_over(self) -> dict[int, list[str]]:
         takeable = self.takeable()
-        if takeable is None:
+        if takeable is None or self._neighbors is None:
             return {}
-        there = [checkpoint.step for checkpoint in self._run.checkpoints()]
-        return {s: LOST for s in there if s not in takeable and s > (choice.step or 0)}
+        return self._neighbors.left_over(takeable)
 
     def discard_lost(self, writer: RunWriter, chosen: int) -> None:
         """Parts of older checkpoints that are whole nowhere any more go; one could be the best, and

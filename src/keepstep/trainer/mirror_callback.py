@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from keepstep.mirror import download, owners
+from keepstep.mirror import download, listing, owners
 from keepstep.mirror.best import bring_best
 from keepstep.mirror.listing import Listed
 from keepstep.mirror.mirroring import Mirroring, Share
@@ -115,6 +115,16 @@ class Mirrored(TrainerCallback):
         if checkpoint is not None:
             size = human_bytes(checkpoint.manifest.total_bytes)
             say(f"mirror: {checkpoint.path.name}{what} brought from {self._url}: {size}")
+
+    def run_id(self) -> str | None:
+        """Of the run that is there; None: none is, or nobody knows now. Ranks: the main process."""
+        if self._url is None:
+            return None
+        try:
+            runs = {c.manifest.run_id for c in listing.look(open_store(self._url)).found.values()}
+        except StoreError:
+            return None  # to bring something tells why
+        return next(iter(runs)) if len(runs) == 1 else None
 
     @property
     def steps(self) -> frozenset[int] | None:
