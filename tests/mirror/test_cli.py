@@ -254,6 +254,18 @@ def test_brought(store: Store, run: RunFolder, tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert done.stdout.startswith(f"{to}: step 4, ")
     assert Checkpoint(to, read_checkpoint(run.path / "checkpoint-4").manifest).faults(True) == []
+    checked = keepstep("verify", to, "--deep")
+    assert checked.exit_code == 0, checked.output
+    assert checked.stdout.startswith("copy: valid (")
+    listed = keepstep("ls", to)
+    assert listed.exit_code == 2
+    assert "is one checkpoint, as `keepstep fetch` brings one, and no run" in listed.output
+    (to / "scheduler.pt").write_bytes(b"?")
+    assert keepstep("verify", to).exit_code == 1
+    (to / "manifest.json").write_text("{")
+    spoilt = keepstep("verify", to)
+    assert spoilt.exit_code == 1
+    assert f"{to}: " in spoilt.output
     again = keepstep("fetch", store.url, "--to", to)
     assert again.exit_code == 2
     assert f"{to} exists" in again.output

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from keepstep.cli.main import app
 from keepstep.policy.manifest import MANIFEST_NAME, WHOLE_NAME, Manifest
 from keepstep.run_folder.contents import digest_of
+from keepstep.run_folder.place import read_place
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.campaigns import cases
 from tests.helpers.folders import final_digests
@@ -214,6 +215,9 @@ def test_the_first_machine_is_new(ranks: Ranks, demo: Path, tmp_path: Path, disk
     assert now.run_id() == run_id
     assert [attempt.number for attempt in now.attempts()] == [1, 2]
     assert {event["attempt"] for event in now.commits()} == {1, 2}
+    place = read_place(RunFolder(disks / "1/run"))
+    assert place is not None
+    assert place.mirror == (tmp_path / "mirror-1/run").as_uri()
     shutil.rmtree(disks / "0/run")
     run = ranks.start(commands[2], nodes=2, **how)
     assert run.wait() == [2, 2]

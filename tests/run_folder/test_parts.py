@@ -13,6 +13,7 @@ from keepstep.policy.node_parts import together
 from keepstep.policy.retention import Policy
 from keepstep.policy.selection import UnreadableError, choose
 from keepstep.run_folder.parts import held_in, part_of, whole_of
+from keepstep.run_folder.place import Place, tell_place
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import STATE, commit, identify
 
@@ -80,3 +81,31 @@ def test_what_the_commands_say(machines: list[RunFolder]) -> None:
     which = CliRunner().invoke(app, ["which", here, "auto"])
     assert which.exit_code == 1
     assert "on all the machines" in " ".join(which.stdout.split())
+
+
+def test_where_the_rest_is(machines: list[RunFolder], tmp_path: Path) -> None:
+    """As the newest attempt wrote it down on each machine."""
+    mirror = (tmp_path / "mirror").as_uri() + "/run"
+    (tmp_path / "mirror").mkdir()
+    for node, run in enumerate(machines):
+        run.place.write_bytes(Place(f"n{node}", "n0", mirror).as_text())
+    here = str(machines[1].path)
+    told = f"the run's log is on n0; whole checkpoints: keepstep ls {mirror}"
+    for command in (["ls", here], ["verify", here], ["which", here], ["log", here]):
+        said = " ".join(CliRunner().invoke(app, command).stdout.split())
+        assert f"This is the part of the run on n1 (node_local), {told}" in said, command
+    assert "with the run's log" in tell_place(machines[0])
+    refused = CliRunner().invoke(app, ["which", here, "8"])
+    assert f"{mirror}/checkpoint-8" in "".join(refused.stdout.split())
+    export = ["export", f"{here}/checkpoint-8", "--to", str(tmp_path / "model")]
+    refused = CliRunner().invoke(app, export)
+    assert refused.exit_code == 2
+    assert "here is the part of it on n1 (node_local)" in refused.output
+    assert f"Hint: keepstep export {mirror}/checkpoint-8 --to DIR" in refused.output
+    synced = CliRunner().invoke(app, ["sync", here])
+    assert synced.exit_code == 1, "its mirror is known"
+    assert "checkpoint-8: not sent: this machine has a part" in synced.output
+    machines[1].place.write_text("{")
+    assert tell_place(machines[1]) == "This is one machine's part of the run (node_local)"
+    bare = CliRunner().invoke(app, export)
+    assert "Hint: keepstep export MIRROR/RUN/checkpoint-8 --to DIR" in bare.output

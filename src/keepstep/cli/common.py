@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -20,8 +20,9 @@ from keepstep.output.printable import first_few, printable
 from keepstep.output.terminal import Terminal
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.policy.selection import SelectionError
-from keepstep.run_folder.checkpoint import DamagedError
+from keepstep.run_folder.checkpoint import DamagedError, Unfit, look_at
 from keepstep.run_folder.kinds import why_no_run
+from keepstep.run_folder.place import tell_place
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -216,8 +217,28 @@ def without_links(folder: RunFolder) -> RunFolder:
     return folder
 
 
+def tell_part(run: RunFolder, checkpoints: Sequence[Checkpoint]) -> None:
+    """Where the rest is, of a folder that has one machine's parts."""
+    if any(checkpoint.manifest.is_part for checkpoint in checkpoints):
+        console.tell(tell_place(run))
+
+
+def fetched_at(path: Path) -> Checkpoint | None:
+    """The checkpoint in a folder of any name, as `keepstep fetch` makes one; None: it is none."""
+    resolved = path.resolve()
+    if step_of(resolved.name) is not None or not (resolved / MANIFEST_NAME).is_file():
+        return None
+    found = look_at(resolved, any_name=True)
+    if isinstance(found, Unfit):
+        fail(f"{path}: {found.reason}", status=1)
+    return found
+
+
 def one_checkpoint(path: Path) -> Checkpoint:
     """The committed checkpoint at `path`; whether it is intact has not been looked at."""
+    fetched = fetched_at(path)
+    if fetched is not None:
+        return fetched
     folder, found = checkpoints_at(path)
     if len(found) != 1 or found[0].path != path.resolve():
         steps = [c.path.name for c in folder.checkpoints()]

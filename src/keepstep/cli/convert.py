@@ -107,7 +107,7 @@ def export(
         ):
             made = write_out(source, to, **options, progress=progress)
     except ExportError as error:
-        fail(str(error))
+        fail(*str(error).split("\n"))
     tell_exported(to, made)
 
 

@@ -11,7 +11,16 @@ from typing import Annotated, Any
 
 import typer
 
-from keepstep.cli.common import JsonOption, RunArgument, app, console, examples, fail, used_run
+from keepstep.cli.common import (
+    JsonOption,
+    RunArgument,
+    app,
+    console,
+    examples,
+    fail,
+    tell_part,
+    used_run,
+)
 from keepstep.cli.rows import JsonObject
 from keepstep.policy.sentences import sentence
 from keepstep.run_folder.events import read_lines
@@ -97,6 +106,7 @@ def log(
     damaged = 0
     if not follow and not as_json and not folder.events.exists():
         console.tell(f"{run}: nothing is written down: there is no {folder.events.name}")
+        tell_part(folder, folder.checkpoints())
     try:
         for lines, lost in _new_lines(folder, follow):
             damaged += lost

@@ -19,6 +19,8 @@ from keepstep.cli.common import (
     checkpoints_at,
     console,
     examples,
+    fetched_at,
+    tell_part,
     used_run,
 )
 from keepstep.cli.rows import VerifyReport, checkpoint_rows
@@ -153,6 +155,7 @@ def _tell(
     console.tell(f"{len(told)} checkpoint{plural}, {human_bytes(total)}")
     if found is None:
         _tell_elsewhere(folder)
+        tell_part(folder, checkpoints)
         tell_waste(folder, waste_of(folder, may_be_at_work(folder)))
     goodput.tell_short(folder)
     if verbose or any(attempt.job for attempt in folder.attempts()):
@@ -215,6 +218,10 @@ def verify(
                 on_mirror.tell_unfinished(run)
             _verify(run, asked, path, found.name, deep, as_json, found)
         return
+    fetched = fetched_at(Path(path))
+    if fetched is not None:
+        _verify(RunFolder(path), [fetched], path, fetched.path.name, deep, as_json)
+        return
     folder, checkpoints = checkpoints_at(Path(path))
     name = Path(path).resolve().name
     if step_of(name) is None:
@@ -274,3 +281,4 @@ def _tell_faults(
             console.tell(f"{name}: {fault}")
     for name, note in notes_on(folder).items():
         console.tell(f"{name}: {note}")
+    tell_part(folder, checkpoints)

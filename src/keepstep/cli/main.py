@@ -39,6 +39,7 @@ from keepstep.cli.common import (
     examples,
     fail,
     run_folder,
+    tell_part,
     used_run,
 )
 from keepstep.cli.groups import group
@@ -112,6 +113,7 @@ def which(
     else:
         for answer in answers:
             console.tell_lines(tell_answer(answer))
+        tell_part(folder, folder.checkpoints())
     if any(answer.error or answer.refused for answer in answers):
         raise typer.Exit(1)
 

@@ -17,13 +17,14 @@ from keepstep.cli.common import (
     ended_by_signals,
     examples,
     fail,
-    run_folder,
+    used_run,
 )
 from keepstep.cli.status import status_of
 from keepstep.output.units import human_bytes
 from keepstep.policy.manifest import folder_name
 from keepstep.policy.mirror import VARIABLE, address_fault, url_of
 from keepstep.policy.mirrored import runs_in
+from keepstep.run_folder.place import read_place
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.storage import Storage
 
@@ -102,7 +103,7 @@ def sync(
     from keepstep.mirror.store import StoreError
     from keepstep.mirror.sync import Sync
 
-    folder = run_folder(run)
+    folder = used_run(run)
     if not folder.checkpoints():
         fail(f"{run}: no committed checkpoint")
     try:
@@ -136,7 +137,7 @@ def _mirror_of(folder: RunFolder, mirror: str | None) -> Interruptible:
     from keepstep.mirror.interruptible import Interruptible
     from keepstep.mirror.stores import open_store
 
-    known = folder.mirror() if mirror is None else None
+    known = _known_mirror(folder) if mirror is None else None
     asked = mirror or known or os.environ.get(VARIABLE)
     if not asked:
         fail("no mirror is known", "    Hint: --mirror s3://bucket/prefix, as the recipe has it")
@@ -149,6 +150,12 @@ def _mirror_of(folder: RunFolder, mirror: str | None) -> Interruptible:
         if known is not None or "" in runs_in(store.names()):
             return store
     return Interruptible(open_store(own, person_waits=True))
+
+
+def _known_mirror(folder: RunFolder) -> str | None:
+    """By the log, which not every machine's own folder has."""
+    place = read_place(folder)
+    return folder.mirror() or (place.mirror if place else None)
 
 
 def _why_not(folder: RunFolder, work: Sync, url: str, take_over: bool) -> list[str]:

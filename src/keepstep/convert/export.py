@@ -25,6 +25,8 @@ from keepstep.policy.strict import TextError, parse
 from keepstep.run_folder.contents import sizes_under
 from keepstep.run_folder.files import CHUNK
 from keepstep.run_folder.listed import only_listed
+from keepstep.run_folder.paths import RunPaths
+from keepstep.run_folder.place import read_place
 from keepstep.run_folder.reader import Checkpoint, RunFolder, run_that_would_prune
 from keepstep.run_folder.safe_read import OddFileError, read_text
 from keepstep.run_folder.storage import Storage
@@ -185,6 +187,8 @@ def open_weights(
     layout = checkpoint.path / LAYOUT_FILE
     if stored.entries and (_suffice(stored, dtype) or not layout.is_file()):
         return stored, file_name
+    if checkpoint.manifest.is_part:
+        raise ExportError(_why_a_part_is_not_enough(checkpoint), path=checkpoint.path)
     if not layout.is_file():
         raise ExportError(
             f"{checkpoint.path.name} holds no weights, and not how to make them",
@@ -200,6 +204,16 @@ def open_weights(
             step=checkpoint.step,
             path=checkpoint.path,
         ) from error
+
+
+def _why_a_part_is_not_enough(checkpoint: Checkpoint) -> str:
+    place = read_place(RunPaths(checkpoint.path.parent))
+    mirror = place.mirror if place and place.mirror else "MIRROR/RUN"
+    host = f"the part of it on {place.host}" if place else "one machine's part of it"
+    return (
+        f"{checkpoint.path.name} here is {host} (node_local), without its weights\n"
+        f"    Hint: keepstep export {mirror}/{checkpoint.path.name} --to DIR"
+    )
 
 
 def is_weights(name: str) -> bool:

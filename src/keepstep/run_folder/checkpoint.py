@@ -148,8 +148,12 @@ class Unfit:
     reason: str
 
 
-def look_at(folder: Path) -> Checkpoint | Unfit | None:
-    """The checkpoint in `folder`, or why there is none to be had; None: it has no manifest."""
+def look_at(folder: Path, any_name: bool = False) -> Checkpoint | Unfit | None:
+    """The checkpoint in `folder`, or why there is none to be had; None: it has no manifest.
+
+    Args:
+        any_name: it is no run's: the folder may be called otherwise than `checkpoint-<step>`.
+    """
     try:
         manifest = Manifest.from_json(read_text(folder / MANIFEST_NAME, LONGEST_MANIFEST))
     except ABSENT:
@@ -162,7 +166,7 @@ def look_at(folder: Path) -> Checkpoint | Unfit | None:
         return Unfit("damaged", f"{MANIFEST_NAME}: {error}")
     except OSError as error:
         return Unfit("unreadable", f"its {MANIFEST_NAME} cannot be read: {error}")
-    if folder.name != folder_name(manifest.global_step):
+    if not any_name and folder.name != folder_name(manifest.global_step):
         return Unfit("damaged", f"its manifest is of step {manifest.global_step}")
     return Checkpoint(folder, manifest, read_evaluations(folder, manifest))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from keepstep.output.printable import first_few
-from keepstep.policy.manifest import step_of
+from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.run_folder.paths import PRIVATE
 from keepstep.run_folder.reader import RunFolder
 
@@ -44,6 +44,11 @@ def why_no_run(run: RunFolder) -> WhyNoRun | None:
         below = []
     if below:
         return WhyNoRun(f"is a folder of runs: {first_few(below)}", f"name one: {here / below[0]}")
+    if (here / MANIFEST_NAME).is_file():
+        return WhyNoRun(
+            "is one checkpoint, as `keepstep fetch` brings one, and no run",
+            f"keepstep verify {here}, keepstep export {here} --to DIR",
+        )
     if not any(here.iterdir()):
         return WhyNoRun("is empty: no run has begun there", "launch a run with that output_dir")
     return WhyNoRun("holds nothing of a run", "name the output_dir of a run")

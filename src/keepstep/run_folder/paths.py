@@ -40,6 +40,7 @@ class RunPaths:
         self.heartbeat = self.private / "heartbeat"
         self.trackers = self.private / "trackers.json"  # what trackers have been given
         self.launched = self.private / "launched"  # what each attempt was launched as
+        self.place = self.private / "place.json"  # whose disk it is, where that is a machine's own
         self.job = self.private / "job"  # what slurm/submit.sh has put there
 
     def history(self) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keepstep.policy.lineage import Attempt, Node, abandoned_steps, fruitless_resumes, is_under_way
-from keepstep.policy.manifest import MANIFEST_NAME, step_of
+from keepstep.policy.manifest import MANIFEST_NAME, folder_name, step_of
 from keepstep.policy.metric import value_of
 from keepstep.policy.retention import Decision, Policy, Record, best_step, plan_retention
 from keepstep.policy.rewind import Rewind
@@ -35,6 +35,7 @@ from keepstep.run_folder.contents import sizes_under
 from keepstep.run_folder.evaluations import EVALUATIONS_NAME
 from keepstep.run_folder.events import as_asked_now, attempts_of, believed
 from keepstep.run_folder.paths import PRIVATE, RunPaths
+from keepstep.run_folder.place import read_place
 from keepstep.run_folder.safe_read import (
     ABSENT,
     LONGEST_LOG,
@@ -417,7 +418,9 @@ class RunFolder(RunPaths):
             if step in odd:
                 return self._why_odd(odd[step], faults[odd[step]])
             if takeable is None and self.checkpoint(step).manifest.is_part:
-                raise UnreadableError(PART_ALONE, step=step)
+                place = read_place(self)
+                where = f" ({place.mirror}/{folder_name(step)})" if place and place.mirror else ""
+                raise UnreadableError(PART_ALONE + where, step=step)
             return verify(step)
 
         return Situation(

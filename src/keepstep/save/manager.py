@@ -120,7 +120,8 @@ class CheckpointManager:
         token, self.attempt, run_id = collectives.on_main("starting the attempt", begin)
         self._owner = Owner(self.run, token)
         if parts is not None:
-            told = token, self._writer, (run_id, self.attempt - 1)
+            mirror = elsewhere.url if elsewhere is not None else None
+            told = token, self._writer, (run_id, self.attempt - 1), mirror
             collectives.on_all("taking over the other machines", lambda: parts.begin(*told))
             self.saver.parts = parts
         if not collectives.is_main():

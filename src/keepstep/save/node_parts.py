@@ -20,6 +20,7 @@ from keepstep.ranks import collectives
 from keepstep.ranks.nodes import Nodes
 from keepstep.run_folder.ownership import Owner, take_over
 from keepstep.run_folder.parts import held_in, part_of
+from keepstep.run_folder.place import Place
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter
@@ -100,22 +101,31 @@ class NodeParts:
             logger.warning("this machine's part of checkpoint-%s: %s", step, faults[0])
         return bool(faults)
 
-    def begin(self, token: str, main: RunWriter | None, facts: tuple[str, int]) -> None:
+    def begin(
+        self, token: str, main: RunWriter | None, facts: tuple[str, int], mirror: str | None
+    ) -> None:
         """Own this machine's folder, as the main process owns its own. Ranks: all, each for itself.
 
         Args:
             token: the owner's.
             main: the main process's writer, there.
             facts: the run's name, and the number of the attempt before this one.
+            mirror: the run's address there.
         """
-        self.writer = main
-        if main is not None or not self.nodes.acts:
+        if not self.nodes.acts:
             return
+        self.writer = main or self._take_over(token, facts)
+        place = Place(socket.gethostname(), self.machines[0].host, mirror)
+        with self.writer.setbacks.allowed("where the run's other parts are is not written down"):
+            self._storage.replace(self._run.place, place.as_text())
+
+    def _take_over(self, token: str, facts: tuple[str, int]) -> PartWriter:
         take_over(self._run, self._storage, token)
         self._storage.guard(Owner(self._run, token).check)
-        self.writer = PartWriter(self._run, self._run.policy(), self._storage, token)
-        self.writer.run_id, self.writer.attempt = facts
-        self.writer.start()
+        writer = PartWriter(self._run, self._run.policy(), self._storage, token)
+        writer.run_id, writer.attempt = facts
+        writer.start()
+        return writer
 
     @property
     def _other(self) -> RunWriter | None:

@@ -35,6 +35,10 @@ class Elsewhere(Protocol):
             together: the steps that all machines have together; None: they see one folder.
         """
 
+    @property
+    def url(self) -> str | None:
+        """The run's address there. Ranks: any."""
+
     def run_id(self) -> str | None:
         """Of the run that is there; None: none is, or nobody knows. Ranks: the main process."""
 

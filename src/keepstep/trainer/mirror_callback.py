@@ -116,6 +116,11 @@ class Mirrored(TrainerCallback):
             size = human_bytes(checkpoint.manifest.total_bytes)
             say(f"mirror: {checkpoint.path.name}{what} brought from {self._url}: {size}")
 
+    @property
+    def url(self) -> str | None:
+        """The run's address there; None: there is no mirror."""
+        return self._url
+
     def run_id(self) -> str | None:
         """Of the run that is there; None: none is, or nobody knows now. Ranks: the main process."""
         if self._url is None:
