@@ -315,7 +315,10 @@ def test_a_job_that_is_queued_can_be_stopped(tmp_path: Path) -> None:
     assert "job 17 is not at work now, there is nothing to save" in told.stdout
     (job / "ended").write_text("75\n")
     told = runner.invoke(app, ["stop", str(tmp_path)])
-    assert (told.exit_code, told.stdout) == (2, f"keepstep: {tmp_path} is no run\n")
+    assert (told.exit_code, told.stdout) == (
+        2,
+        f"keepstep: {tmp_path}: no attempt has begun, there is nobody to ask\n",
+    )
 
 
 @pytest.mark.parametrize("kind", ["a link", "a folder"])

@@ -158,8 +158,8 @@ def test_wrong_places_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert f"the path is relative to {tmp_path}" in told.stdout
     told = runner.invoke(app, ["reshard", "run", "--to", "x", "--num_processes", "1"])
     assert told.stdout.splitlines()[-2:] == [  # DeepSpeed may say that it has found no GPU
-        "keepstep: run is no committed checkpoint",
-        "    Hint: of run: checkpoint-10",
+        "keepstep: run is a run: name a checkpoint of it",
+        "    Hint: it has checkpoint-10",
     ]
     told = runner.invoke(app, ["init", "file"])
     assert told.stdout.startswith("keepstep: file is a file, not a folder\n")

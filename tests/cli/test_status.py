@@ -214,7 +214,8 @@ def test_a_job(run: Path) -> None:
 
 
 def test_a_new_run(tmp_path: Path) -> None:
-    done = runner.invoke(app, ["status", str(tmp_path)])
+    """One that was adopted, or is queued as a job."""
+    done = runner.invoke(app, ["status", str(identify(tmp_path))])
     assert (done.exit_code, done.stdout.splitlines()[0]) == (
         0,
         f"{tmp_path}: no attempt has begun",

@@ -21,7 +21,7 @@ from keepstep.output.terminal import Terminal
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.policy.selection import SelectionError
 from keepstep.run_folder.checkpoint import DamagedError, Unfit, look_at
-from keepstep.run_folder.kinds import why_no_run
+from keepstep.run_folder.kinds import OF_TRAINER, adopting, why_no_run
 from keepstep.run_folder.place import tell_place
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 
@@ -177,6 +177,7 @@ def fail(message: str, *more: str, status: int = 2) -> NoReturn:
 
 
 def run_folder(path: Path) -> RunFolder:
+    """A folder that may be a run's, and is no checkpoint; a probe asks ahead of a run's begin."""
     resolved = path.resolve()
     if step_of(resolved.name) is not None and (resolved / MANIFEST_NAME).is_file():
         fail(f"{path} is a checkpoint: name its run, {resolved.parent}")
@@ -205,9 +206,17 @@ def folder_at(path: Path) -> RunFolder:
     if path.exists() and not path.is_dir():
         fail(f"{path} is a file, not a folder", NAME_A_RUN)
     if not path.is_dir():
-        hint = [] if path.is_absolute() else [f"    Hint: the path is relative to {os.getcwd()}"]
-        fail(f"there is no folder {path}", *hint)
+        fail(f"there is no folder {path}", *_where_else(path))
     return without_links(RunFolder(path))
+
+
+def _where_else(path: Path) -> list[str]:
+    """A hint where a folder is not: the checkpoints of the run that it would be of."""
+    run = RunFolder(path.parent)
+    if run.private.is_dir():
+        there = first_few([checkpoint.path.name for checkpoint in run.checkpoints()])
+        return [f"    Hint: {run.path} has {there or 'no checkpoint'}"]
+    return [] if path.is_absolute() else [f"    Hint: the path is relative to {os.getcwd()}"]
 
 
 def without_links(folder: RunFolder) -> RunFolder:
@@ -240,19 +249,35 @@ def one_checkpoint(path: Path) -> Checkpoint:
     if fetched is not None:
         return fetched
     folder, found = checkpoints_at(path)
-    if len(found) != 1 or found[0].path != path.resolve():
-        steps = [c.path.name for c in folder.checkpoints()]
-        hint = f"of {folder.path}: {first_few(steps)}" if steps else "`keepstep ls RUN` lists them"
-        fail(f"{path} is no committed checkpoint", f"    Hint: {hint}")
+    if step_of(path.resolve().name) is None:
+        there = first_few([checkpoint.path.name for checkpoint in found])
+        hint = f"it has {there}" if there else f"it has none: keepstep show {path}"
+        fail(f"{path} is a run: name a checkpoint of it", f"    Hint: {hint}")
+    if not found:
+        no_checkpoint(path, folder)
     return found[0]
 
 
+def no_checkpoint(path: Path, folder: RunFolder) -> NoReturn:
+    """End: what is named like a checkpoint of this folder is none."""
+    name, none = path.resolve().name, why_no_run(folder)
+    why = folder.odd().get(name, "")
+    there = first_few([checkpoint.path.name for checkpoint in folder.checkpoints()])
+    hint = f"{folder.path} has {there or 'none'}" if none is None else none.hint
+    if none is not None and (path / OF_TRAINER).is_file():
+        hint = adopting(path)
+    told = f"{path} is no committed checkpoint" + (f": {why}" if why else "")
+    fail(told, f"    Hint: {hint}")
+
+
 def checkpoints_at(path: Path) -> tuple[RunFolder, list[Checkpoint]]:
-    """The checkpoint at `path`, or all those of the run at `path`."""
+    """The checkpoint at `path`, or all those of the run at `path`; what is neither, is told."""
     folder_at(path)
     resolved = path.resolve()
     if step_of(resolved.name) is None:
-        folder = RunFolder(path)
+        folder = used_run(path)
         return folder, folder.checkpoints()
     folder = without_links(RunFolder(resolved.parent))
+    if why_no_run(folder) is not None:
+        no_checkpoint(path, folder)
     return folder, [c for c in folder.checkpoints(any_run=True) if c.path == resolved]

@@ -17,7 +17,7 @@ from keepstep.cli.common import (
     fail,
     folder_at,
     one_checkpoint,
-    run_folder,
+    used_run,
     without_links,
 )
 from keepstep.cli.drop_run import export_and_drop
@@ -82,6 +82,12 @@ def export(
     ] = False,
 ) -> None:
     """Write the weights of a checkpoint for inference, as `from_pretrained` reads them."""
+    if drop_run and on_mirror.is_address(checkpoint):
+        fail("--drop_run removes nothing from a mirror: name a run folder")
+    if as_json and not drop_run:
+        fail("--json goes with --drop_run")
+    of_folder = not (drop_run or on_mirror.is_address(checkpoint))
+    source = one_checkpoint(Path(checkpoint)) if of_folder else None
     from keepstep.convert.api import export as write_out  # torch: seconds to import
     from keepstep.convert.export import ExportError
 
@@ -89,18 +95,13 @@ def export(
         log_filters.silence()
     options: dict[str, Any] = {"dtype": dtype, "max_shard_size": max_shard_size}
     options["merge_adapter"] = merge_adapter
-    if drop_run and on_mirror.is_address(checkpoint):
-        fail("--drop_run removes nothing from a mirror: name a run folder")
-    if as_json and not drop_run:
-        fail("--json goes with --drop_run")
     try:
         if drop_run:
             export_and_drop(Path(checkpoint), to, options, as_json)
             return
-        if on_mirror.is_address(checkpoint):
+        if source is None:
             export_from_mirror(checkpoint, to, **options)
             return
-        source = one_checkpoint(Path(checkpoint))
         with (
             ended_by_signals(),
             progress_bar(console, f"exporting {source.path.name}") as progress,
@@ -157,7 +158,7 @@ def push(
 
     if not 0 < timeout < LONGEST_PUSH:
         fail(f"--timeout {timeout:g} is not between 0 and {LONGEST_PUSH:.0f} seconds")
-    folder, asked = run_folder(run), _card(card)
+    folder, asked = used_run(run), _card(card)
     try:
         with console.waiting(f"pushing the best of {run} …"):
             answer = push_best(
@@ -219,11 +220,11 @@ def reshard(
     ],
 ) -> None:
     """Write the shards of a checkpoint for another number of processes, as a resume does too."""
+    source = one_checkpoint(checkpoint)
     from keepstep.policy.batch import BatchError
     from keepstep.sharding.rewrite import reshard as write_for  # torch: seconds to import
     from keepstep.sharding.sources import ReshardError
 
-    source = one_checkpoint(checkpoint)
     source.verify(deep=None)
     try:
         with console.waiting(f"resharding {source.path.name} for {num_processes} processes …"):

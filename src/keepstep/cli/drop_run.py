@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from keepstep.cli.common import console, ended_by_signals, fail, without_links
+from keepstep.cli.common import console, ended_by_signals, fail, used_run
 from keepstep.cli.space import Work, refusals, refuse_at_work
 from keepstep.cli.status import status_of
 from keepstep.output.terminal import progress_bar
@@ -27,9 +27,7 @@ WORDS = ("best", "latest")
 def export_and_drop(asked: Path, to: Path, options: dict[str, Any], as_json: bool) -> None:
     """Raises: typer.Exit, ExportError: it cannot be done; what had to stay is there."""
     named = asked.name in WORDS or step_of(asked.name) is not None
-    run = without_links(RunFolder(asked.parent if named else asked))
-    if not run.private.is_dir():
-        fail(f"{run.path} is no run of keepstep")
+    run = used_run(asked.parent if named else asked)
     refuse_at_work(run)
     _refuse_what_is_needed(run)
     found = _checkpoint(run, asked.name if named else "best")

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from keepstep.cli import completers
-from keepstep.cli.common import app, checkpoints_at, examples, fail
+from keepstep.cli.common import app, checkpoints_at, examples, fail, no_checkpoint
 from keepstep.cli.start import PASS_ALL_ON, become
+from keepstep.policy.manifest import step_of
 
 
 @app.command(
@@ -42,7 +43,9 @@ def evaluate(
     ],
 ) -> None:
     """Evaluate checkpoints afterwards; ranking, links and publishing follow."""
-    _, found = checkpoints_at(path)
+    folder, found = checkpoints_at(path)
+    if not found and step_of(path.resolve().name) is not None:
+        no_checkpoint(path, folder)
     if not found:
         fail(f"{path}: no committed checkpoint")
     become(

@@ -15,7 +15,6 @@ from keepstep.cli.common import (
     console,
     examples,
     fail,
-    run_folder,
     used_run,
 )
 from keepstep.cli.space import Work, refusals, refuse_at_work
@@ -169,7 +168,7 @@ def rm(
     as_json: JsonOption = False,
 ) -> None:
     """Remove checkpoints of a run that nobody works for; none that is needed without --force."""
-    folder = run_folder(run)
+    folder = used_run(run)
     refuse_at_work(folder)
     there = {checkpoint.step for checkpoint in folder.checkpoints()}
     unknown = [str(step) for step in steps if step not in there]

@@ -6,7 +6,7 @@ import json
 
 import typer
 
-from keepstep.cli.common import JsonOption, RunArgument, app, console, examples, run_folder
+from keepstep.cli.common import JsonOption, RunArgument, app, console, examples, used_run
 from keepstep.cli.rows import GoodputReport
 from keepstep.output.table import Column, Table
 from keepstep.output.units import human_duration
@@ -18,14 +18,17 @@ from keepstep.run_folder.reader import RunFolder
 @app.command(epilog=examples("keepstep goodput runs/mine", "keepstep goodput runs/mine --json"))
 def goodput(run: RunArgument, as_json: JsonOption = False) -> None:
     """Tell what a run's wall time went into: steps, steps made again, saves, waiting, and so on."""
-    folder = run_folder(run)
+    folder = used_run(run)
     with folder.held():
         found = goodput_of(folder)
         attempts = sum(1 for attempt in folder.attempts() if attempt.number)  # 0: adopted
     if as_json:
         typer.echo(json.dumps(report(found, attempts).as_dict(), indent=1))
     elif not found.wall:
-        console.tell(f"{run}: no attempt has begun")
+        none = (
+            "the log does not tell what its time went into" if attempts else "no attempt has begun"
+        )
+        console.tell(f"{run}: {none}")
     else:
         plural = "" if attempts == 1 else "s"
         console.tell(f"{run}: {human_duration(found.wall / 1000)}, {attempts} attempt{plural}")

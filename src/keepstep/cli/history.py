@@ -15,6 +15,7 @@ from keepstep.cli.common import JsonOption, RunArgument, app, console, examples,
 from keepstep.cli.rows import JsonObject
 from keepstep.cli.status import RunStatus, in_words, job_of, status_of
 from keepstep.output.printable import first_few
+from keepstep.policy.goodput import Goodput
 from keepstep.policy.lineage import RECIPE, Attempt
 from keepstep.run_folder.by_hand import may_be_at_work
 from keepstep.run_folder.launched import Launched, changed, launched_of
@@ -94,13 +95,21 @@ def show(run: RunArgument, as_json: JsonOption = False) -> None:
         spent = goodput_of(folder)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))
-        return
+    else:
+        _tell_shown(run, found, spent)
+    if found.status.faults:
+        raise typer.Exit(1)
+
+
+def _tell_shown(run: Path, found: RunShown, spent: Goodput) -> None:
     _tell(run, found)
     if spent.wall:
         console.tell_named("goodput", spent.told())
     for attempt in found.attempts:
         _tell_attempt(attempt)
     _tell_last_words(run, found.attempts)
+    for name, fault in (found.status.faults or {}).items():
+        console.tell(f"{name}: {fault}")
     if found.way_on is not None:
         mended = ", once that is mended" if found.status.exit == RECIPE else ""
         console.tell(f"the way on{mended}:")

@@ -224,8 +224,6 @@ def verify(
         return
     folder, checkpoints = checkpoints_at(Path(path))
     name = Path(path).resolve().name
-    if step_of(name) is None:
-        used_run(Path(path))
     _verify(folder, checkpoints, path, None if step_of(name) is None else name, deep, as_json)
 
 

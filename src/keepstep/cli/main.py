@@ -38,7 +38,6 @@ from keepstep.cli.common import (
     console,
     examples,
     fail,
-    run_folder,
     tell_part,
     used_run,
 )
@@ -131,14 +130,14 @@ def stop(run: RunArgument) -> None:
 
 
 def _ask(run: Path, request: str) -> None:
-    folder = run_folder(run)
+    folder = used_run(run)
     if request == "stop" and waits(folder):
         Storage().write(folder.request(request), b"")
         console.tell("asked for: it was waiting before its next attempt (--retries), and ends now")
         return
     job, begun = job_of(folder), bool(folder.attempts())
     if not begun and job is None:
-        fail(f"{run} is no run")
+        fail(f"{run}: no attempt has begun, there is nobody to ask")
     if folder.status.is_file() and job is None:  # a job comes back by itself
         fail(f"{run}: its last attempt has ended, nobody is at work")
     at_work = begun and not folder.status.is_file()
@@ -155,7 +154,7 @@ def _ask(run: Path, request: str) -> None:
 @app.command(epilog=examples("keepstep pin runs/mine 500"))
 def pin(run: RunArgument, step: StepArgument) -> None:
     """Keep a checkpoint whatever the retention policy says."""
-    folder = run_folder(run)
+    folder = used_run(run)
     if step not in {c.step for c in folder.checkpoints()}:
         fail(f"{run} has no checkpoint-{step}")
     Keeper(folder, folder.policy(), Storage()).pin(step)
@@ -165,7 +164,7 @@ def pin(run: RunArgument, step: StepArgument) -> None:
 @app.command(epilog=examples("keepstep unpin runs/mine 500"))
 def unpin(run: RunArgument, step: StepArgument) -> None:
     """Leave a checkpoint that was pinned to the retention policy again."""
-    folder = run_folder(run)
+    folder = used_run(run)
     if step not in folder.pinned():
         fail(f"checkpoint-{step} is not pinned")
     Keeper(folder, folder.policy(), Storage()).unpin(step)

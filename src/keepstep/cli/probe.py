@@ -10,6 +10,7 @@ from pathlib import Path
 
 from keepstep.cli.common import run_folder
 from keepstep.policy.probes import Health, health
+from keepstep.run_folder.kinds import why_no_run
 from keepstep.run_folder.launched import path_of
 from keepstep.run_folder.ownership import process_lives
 from keepstep.run_folder.progress import Reached, reached_of
@@ -27,7 +28,9 @@ def health_at(path: Path) -> Health:
 
     def look() -> None:
         try:
-            found.append(_health_of(folder))
+            why = why_no_run(folder)
+            told = "" if why is None else f"no attempt is at work here: {path} {why.what}"
+            found.append(Health(True, told) if told else _health_of(folder))
         except (*ABSENT, OSError, OddFileError) as error:
             found.append(Health(True, f"what tells of it cannot be read: {error}"))
 

@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
-from keepstep.cli.common import JsonOption, RunArgument, app, console, examples, fail, run_folder
+from keepstep.cli.common import JsonOption, RunArgument, app, console, examples, fail, used_run
 from keepstep.cli.rows import JsonObject
+from keepstep.output.printable import first_few
 from keepstep.policy.samples import Sample
+from keepstep.run_folder.launched import launched_of
+from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import OddFileError
 
 
@@ -55,7 +58,8 @@ def samples(
 ) -> None:
     """Show what the model answered to `sample_prompts`, at the newest evaluation or others."""
     try:
-        found = run_folder(run).samples()
+        folder = used_run(run)
+        found = folder.samples()
     except (OSError, OddFileError) as error:
         fail(f"{run}: samples.jsonl cannot be read: {error}")
     if step is None and number is None and found:
@@ -63,14 +67,24 @@ def samples(
     chosen = [s for s in found if step in (None, s.step) and number in (None, s.number)]
     if as_json:
         typer.echo(json.dumps([SampleRow.of(sample).as_dict() for sample in chosen], indent=1))
-        return
+        raise typer.Exit(1 if found and not chosen else 0)
     if not chosen:
-        console.tell(
-            f"{run}: no completions" + (" yet" if not found else " of that step or prompt")
-        )
+        if found:
+            steps = first_few([str(one) for one in dict.fromkeys(s.step for s in found)])
+            told = f"{run}: no completions of that step or prompt"
+            fail(told, f"    Hint: there are some of the steps {steps}", status=1)
+        console.tell(f"{run}: {_why_none(folder)}")
         return
     for sample in chosen:
         mark = "" if sample.reference is None else ", matches" if sample.matches else ", differs"
         console.tell_lines(f"step {sample.step}, prompt {sample.number}{mark}")
         for sign, text in (("<", sample.prompt), (">", sample.completion)):
             console.tell_lines("\n".join(f"{sign} {line}" for line in text.split("\n")))
+
+
+def _why_none(run: RunFolder) -> str:
+    """Why the model has answered nothing, as far as the newest launch tells."""
+    launched = launched_of(run)
+    recipe = launched[max(launched)].recipe if launched else {}
+    asks = recipe.get("sample_prompts", True)
+    return "no completions yet" if asks else "no completions: its recipe has no sample_prompts"

@@ -20,7 +20,7 @@ from keepstep.cli.common import (
     errors_apart,
     examples,
     fail,
-    run_folder,
+    used_run,
 )
 from keepstep.cli.probe import health_at
 from keepstep.cli.rows import JsonObject
@@ -77,7 +77,8 @@ class RunStatus(JsonObject):
             null: no save has told yet.
         job: the batch job that is queued or at work for the run.
         requests: what somebody has asked for, and nobody has taken up: stop, save-now.
-        faults: the run's own files that cannot be believed, and why.
+        faults: the run's own files that cannot be believed, and why; and its checkpoints, if none
+            of them can be taken.
         next: what a person may do now.
     """
 
@@ -159,6 +160,8 @@ def status_of(run: RunFolder) -> RunStatus:
         pass
     except (OSError, OddFileError) as error:
         faults[run.status.relative_to(run.path).as_posix()] = str(error)
+    checkpoints = run.checkpoints()
+    faults |= {} if checkpoints else run.odd()
     begun = any(attempt.number for attempt in attempts)  # 0: what was adopted
     state = _state(begun, told, owner_alive)
     return RunStatus(
@@ -170,7 +173,7 @@ def status_of(run: RunFolder) -> RunStatus:
         attempt=attempts[-1].number if attempts else 0,
         newest=max((record.step for record in alive), default=None),
         best=best_step(alive, policy),
-        checkpoints=len(run.checkpoints()),
+        checkpoints=len(checkpoints),
         owner=owner,
         owner_alive=owner_alive,
         silent_seconds=_silence(run) if state in ("running", "unknown") else None,
@@ -317,7 +320,7 @@ def status(
     with errors_apart() if field is not None else nullcontext():
         if field is not None and field not in FIELDS:
             fail(f"--field {field} is none of {', '.join(FIELDS)}")
-        folder = run_folder(run)
+        folder = used_run(run)
         with folder.held():  # one look, for all that is asked
             found = status_of(folder)
     if as_json:

@@ -26,13 +26,16 @@ def why_no_run(run: RunFolder) -> WhyNoRun | None:
     if run.private.is_dir() or run.checkpoints(any_run=True) or run.unreadable():
         return None
     here = run.path
+    within = next((above for above in here.resolve().parents if (above / PRIVATE).is_dir()), None)
+    if within is not None:
+        return WhyNoRun("lies in a run's folder, and is no run", f"name the run: {within}")
     folders = sorted(run.folders(), key=lambda name: step_of(name) or 0)
     if folders:
         stock = [name for name in folders if (here / name / OF_TRAINER).is_file()]
         if stock:
             return WhyNoRun(
                 f"is no run of keepstep: a stock Trainer has written {first_few(stock)}",
-                f"keepstep adopt {here / stock[-1]} --into NEW_RUN",
+                adopting(here / stock[-1]),
             )
         return WhyNoRun(
             f"is no run of keepstep, which has not written {first_few(folders)}",
@@ -52,6 +55,11 @@ def why_no_run(run: RunFolder) -> WhyNoRun | None:
     if not any(here.iterdir()):
         return WhyNoRun("is empty: no run has begun there", "launch a run with that output_dir")
     return WhyNoRun("holds nothing of a run", "name the output_dir of a run")
+
+
+def adopting(checkpoint: Path) -> str:
+    """The command that takes in what a stock Trainer has written."""
+    return f"keepstep adopt {checkpoint} --into NEW_RUN"
 
 
 def _is_run(entry: os.DirEntry[str]) -> bool:
