@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from keepstep.cli import INTERRUPTED, completers
-from keepstep.output.printable import first_few, printable
+from keepstep.output.printable import first_few, printable, quoted
 from keepstep.output.terminal import Terminal
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.policy.selection import SelectionError
@@ -87,6 +87,24 @@ console = Terminal()
 if not console.is_terminal:
     console.width = 200  # a file or a pipe has no right margin
 
+
+@contextmanager
+def errors_apart() -> Iterator[None]:
+    """What is told within goes to stderr: stdout is for a value that a shell takes."""
+    before, console.stderr = console.stderr, True
+    try:
+        yield
+    finally:
+        console.stderr = before
+
+
+def lines_apart(ctx: typer.Context, asked: bool) -> bool:
+    """The same for as long as the command goes on, if it was asked for JSON."""
+    if asked:
+        ctx.with_resource(errors_apart())
+    return asked
+
+
 NAME_A_RUN = "    Hint: a run's folder (output_dir), or a checkpoint-N of it"
 HINT = "    Hint: move it away; what is written there must lie beside the checkpoints."
 RunArgument = Annotated[
@@ -110,7 +128,7 @@ JsonOption = Annotated[
     typer.Option(
         "--json",
         help="Print JSON for programs, as docs/json.md describes it.",
-        callback=lambda ctx, value: _lines_apart(ctx) if value else value,
+        callback=lines_apart,
     ),
 ]
 
@@ -118,22 +136,6 @@ JsonOption = Annotated[
 def examples(*commands: str) -> str:
     """The end of a command's help; a paragraph for each: a line end alone would be dropped."""
     return "\n\n".join(["Example:" if len(commands) == 1 else "Examples:", *commands])
-
-
-def _lines_apart(ctx: typer.Context) -> bool:
-    """For as long as a command goes on, what is told goes to stderr: stdout is for a program."""
-    ctx.with_resource(errors_apart())
-    return True
-
-
-@contextmanager
-def errors_apart() -> Iterator[None]:
-    """What is told within goes to stderr: stdout is for a value that a shell takes."""
-    console.stderr = True
-    try:
-        yield
-    finally:
-        console.stderr = False
 
 
 @contextmanager
@@ -176,11 +178,18 @@ def fail(message: str, *more: str, status: int = 2) -> NoReturn:
     raise typer.Exit(status)
 
 
+def one_answer(**asked: bool) -> None:
+    """Of options that each print an answer of their own no more than one may be given."""
+    names = [f"--{name}" for name, is_given in asked.items() if is_given]
+    if len(names) > 1:
+        fail(f"{' and '.join(names)} do not go together: each is an answer of its own")
+
+
 def run_folder(path: Path) -> RunFolder:
     """A folder that may be a run's, and is no checkpoint; a probe asks ahead of a run's begin."""
     resolved = path.resolve()
     if step_of(resolved.name) is not None and (resolved / MANIFEST_NAME).is_file():
-        fail(f"{path} is a checkpoint: name its run, {resolved.parent}")
+        fail(f"{path} is a checkpoint: name its run, {quoted(resolved.parent)}")
     return folder_at(path)
 
 
@@ -251,7 +260,7 @@ def one_checkpoint(path: Path) -> Checkpoint:
     folder, found = checkpoints_at(path)
     if step_of(path.resolve().name) is None:
         there = first_few([checkpoint.path.name for checkpoint in found])
-        hint = f"it has {there}" if there else f"it has none: keepstep show {path}"
+        hint = f"it has {there}" if there else f"it has none: keepstep show {quoted(path)}"
         fail(f"{path} is a run: name a checkpoint of it", f"    Hint: {hint}")
     if not found:
         no_checkpoint(path, folder)

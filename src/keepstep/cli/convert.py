@@ -16,6 +16,7 @@ from keepstep.cli.common import (
     examples,
     fail,
     folder_at,
+    lines_apart,
     one_checkpoint,
     used_run,
     without_links,
@@ -78,7 +79,12 @@ def export(
         ),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With --drop_run: print what went, as docs/json.md says.")
+        bool,
+        typer.Option(
+            "--json",
+            help="With --drop_run: print what went, as docs/json.md says.",
+            callback=lines_apart,
+        ),
     ] = False,
 ) -> None:
     """Write the weights of a checkpoint for inference, as `from_pretrained` reads them."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import typer
 from keepstep.cli.common import JsonOption, RunArgument, app, console, examples, used_run
 from keepstep.cli.rows import JsonObject
 from keepstep.cli.status import RunStatus, in_words, job_of, status_of
-from keepstep.output.printable import first_few
+from keepstep.output.printable import first_few, quoted
 from keepstep.policy.goodput import Goodput
 from keepstep.policy.lineage import RECIPE, Attempt
 from keepstep.run_folder.by_hand import may_be_at_work
@@ -187,7 +186,7 @@ def _way_on(run: RunFolder, status: RunStatus, launched: list[Launched]) -> str 
     newest = launched[-1]
     if newest.command.startswith("cd "):  # a job has told where it was submitted
         return newest.command
-    return f"cd {shlex.quote(newest.directory)} && {newest.command}"
+    return f"cd {quoted(newest.directory)} && {newest.command}"
 
 
 def _tell(run: Path, found: RunShown) -> None:
@@ -241,7 +240,7 @@ def _tell_last_words(run: Path, attempts: Sequence[AttemptShown]) -> None:
     if not attempts or not attempts[-1].said:
         return
     newest = attempts[-1]
-    console.tell_named("it said", f"keepstep log {run} --said ({newest.said[0]})")
+    console.tell_named("it said", f"keepstep log {quoted(run)} --said ({newest.said[0]})")
     for line in newest.last_words:
         console.tell(_cut(f"    | {line}", max(40, console.width)))
 

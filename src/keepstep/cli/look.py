@@ -19,7 +19,9 @@ from keepstep.cli.common import (
     checkpoints_at,
     console,
     examples,
+    fail,
     fetched_at,
+    one_answer,
     tell_part,
     used_run,
 )
@@ -35,12 +37,14 @@ from keepstep.cli.tables import (
     save_table,
 )
 from keepstep.cli.watch import LOOK_SECONDS, STORE_SECONDS, again_and_again
+from keepstep.output.printable import quoted
 from keepstep.output.units import human_bytes
 from keepstep.policy.manifest import folder_name, step_of
 from keepstep.run_folder.by_hand import may_be_at_work
 from keepstep.run_folder.notes import notes_on
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 
+MTBF_HOURS = 24.0  # between two failures, where nobody tells
 WITHOUT_DIGEST = "its manifest has no digest of its own (an older keepstep)"
 
 
@@ -67,13 +71,14 @@ def list_checkpoints(
         bool, typer.Option("--verbose", "-v", help="Show also what each save cost.")
     ] = False,
     mtbf_hours: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--mtbf_hours",
-            help="The hours between two failures that the hint of --verbose reckons with.",
+            help="The hours between two failures that the hint of --verbose reckons with; without "
+            "it 24.",
             callback=above_zero,
         ),
-    ] = 24.0,
+    ] = None,
     as_json: JsonOption = False,
     watch: Annotated[
         bool,
@@ -85,14 +90,18 @@ def list_checkpoints(
     ] = False,
 ) -> None:
     """List the checkpoints of a run: step, metric, size, state, and why each is kept."""
+    one_answer(verbose=verbose, json=as_json)
+    if mtbf_hours is not None and not verbose:
+        fail("--mtbf_hours goes with --verbose, which tells how often to save")
+    hours = mtbf_hours or MTBF_HOURS
     if not watch:
-        _list(run, verbose, mtbf_hours, as_json)
+        _list(run, verbose, hours, as_json)
         return
 
     def look() -> None:
         if not (as_json or on_mirror.is_address(run)):
             tell_status(Path(run), used_run(Path(run)))
-        _list(run, verbose, mtbf_hours, as_json)
+        _list(run, verbose, hours, as_json)
 
     again_and_again(look, STORE_SECONDS if on_mirror.is_address(run) else LOOK_SECONDS)
 
@@ -109,6 +118,8 @@ def _list(run: str, verbose: bool, mtbf_hours: float, as_json: bool) -> None:
             if not as_json:
                 on_mirror.tell_unfinished(found.run)
             return
+        if verbose:
+            fail("--verbose tells of one run: name the address of one")
         rows = found.rows()
         if as_json:
             typer.echo(json.dumps([row.as_dict() for row in rows], indent=1))
@@ -186,7 +197,9 @@ def _tell_elsewhere(folder: RunFolder) -> None:
         if step not in here:
             elsewhere.setdefault(url, []).append(folder_name(step))
     for url, names in elsewhere.items():
-        console.tell(f"on the mirror alone, by the log: {', '.join(names)} (keepstep ls {url})")
+        console.tell(
+            f"on the mirror alone, by the log: {', '.join(names)} (keepstep ls {quoted(url)})"
+        )
 
 
 @app.command(

@@ -20,6 +20,7 @@ from keepstep.cli.common import (
     used_run,
 )
 from keepstep.cli.status import status_of
+from keepstep.output.printable import quoted
 from keepstep.output.units import human_bytes
 from keepstep.policy.manifest import folder_name
 from keepstep.policy.mirror import VARIABLE, address_fault, url_of
@@ -164,7 +165,7 @@ def _why_not(folder: RunFolder, work: Sync, url: str, take_over: bool) -> list[s
     state = status_of(folder).state
     if work.is_this_folders and state == "running":
         told = f"{folder.path} is at work, and copies its checkpoints itself"
-        return [told, f"    Hint: keepstep save-now {folder.path}"]
+        return [told, f"    Hint: keepstep save-now {quoted(folder.path)}"]
     if work.is_another_machines:
         told = f"{url}: the run was last carried on by another machine (owner {work.owner[0]})"
     elif work.is_this_folders and state == "unknown":

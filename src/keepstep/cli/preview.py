@@ -10,6 +10,7 @@ import typer
 from keepstep.cli.check import PASS_ON, RecipeArgument, parse
 from keepstep.cli.common import app, console, examples
 from keepstep.output import log_filters
+from keepstep.output.printable import quoted
 
 if TYPE_CHECKING:
     from keepstep.preflight.preview import Preview
@@ -59,7 +60,9 @@ def preview(
         if kernels is not None:
             console.tell_lines(f"speed, here: {kernels.line}")
         if wrong:  # nothing that rows depend on
-            console.tell_lines(f"warning: a run refuses this recipe: keepstep check {recipe}")
+            console.tell_lines(
+                f"warning: a run refuses this recipe: keepstep check {quoted(recipe)}"
+            )
     except ConfigError as error:
         console.tell_lines(error.report())
         raise typer.Exit(2) from error

@@ -12,7 +12,7 @@ import typer
 
 from keepstep.cli.common import console, fail
 from keepstep.cli.rows import JsonObject
-from keepstep.output.printable import first_few
+from keepstep.output.printable import first_few, quoted
 from keepstep.output.units import human_bytes
 from keepstep.policy.manifest import folder_name
 from keepstep.run_folder.by_hand import AtWorkError, may_be_at_work, stop_if_at_work
@@ -179,12 +179,14 @@ def tell_waste(run: RunFolder, waste: tuple[Portion, Portion]) -> None:
     quarantine, left = waste
     if quarantine.names:
         size = human_bytes(quarantine.bytes)
-        console.tell(f"damaged checkpoints: {size} (keepstep prune {run.path} --quarantine)")
+        console.tell(
+            f"damaged checkpoints: {size} (keepstep prune {quoted(run.path)} --quarantine)"
+        )
     if left.names:
         size = human_bytes(left.bytes)
         console.tell(
             f"left by killed attempts: {size} (the next launch removes it, or keepstep prune "
-            f"{run.path} --leftovers)"
+            f"{quoted(run.path)} --leftovers)"
         )
 
 
@@ -194,7 +196,11 @@ def refusals(run: RunFolder) -> Iterator[None]:
     try:
         yield
     except AtWorkError as error:
-        fail(f"{error}", f"    Hint: `keepstep stop {run.path}` ends it with a save", status=1)
+        fail(
+            f"{error}",
+            f"    Hint: `keepstep stop {quoted(run.path)}` ends it with a save",
+            status=1,
+        )
 
 
 def refuse_at_work(run: RunFolder) -> None:

@@ -6,7 +6,6 @@ These files are the repository's own (accelerate_configs/, launch/, slurm/). A w
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import typer
 
 import keepstep
 from keepstep.cli.common import app, console, errors_apart, examples, fail
+from keepstep.output.printable import quoted
 
 # All behind the recipe is for the script: nothing is taken apart here.
 PASS_ALL_ON = {
@@ -90,7 +90,7 @@ def init(
     console.tell(f"{recipe} is written.")
     if template is Template.DEMO:
         _make_demo(directory / ".demo")
-    change = "" if directory == Path(".") else f"cd {shlex.quote(str(directory))} && "
+    change = "" if directory == Path(".") else f"cd {quoted(directory)} && "
     if template is not Template.DEMO:
         console.tell("Set model_name_or_path, dataset_name and output_dir in it; then look for")
         console.tell(f"mistakes:  {change}keepstep check recipe.yaml")

@@ -20,11 +20,12 @@ from keepstep.cli.common import (
     errors_apart,
     examples,
     fail,
+    one_answer,
     used_run,
 )
 from keepstep.cli.probe import health_at
 from keepstep.cli.rows import JsonObject
-from keepstep.output.printable import printable
+from keepstep.output.printable import printable, quoted
 from keepstep.output.units import human_duration
 from keepstep.policy.lineage import Attempt
 from keepstep.policy.manifest import BOUNDS
@@ -222,7 +223,7 @@ def tell_without_checkpoints(run: RunFolder, path: Path) -> None:
     if reason:
         console.tell(f"  reason: {reason}")
     if found.attempt:
-        console.tell(f"  `keepstep show {path}` tells more")
+        console.tell(f"  `keepstep show {quoted(path)}` tells more")
 
 
 def in_words(found: RunStatus) -> str:
@@ -313,6 +314,8 @@ def status(
     ] = False,
 ) -> None:
     """Say how a run stands: how its newest attempt ended, at which step, and what to do now."""
+    with errors_apart():
+        one_answer(field=field is not None, json=as_json, healthy=healthy)
     if healthy:
         found_health = health_at(run)
         console.tell(("" if found_health.healthy else "unhealthy: ") + found_health.why)

@@ -14,6 +14,7 @@ from time import monotonic as now
 from typing import Any
 
 from keepstep.mirror.owners import Owner
+from keepstep.output.printable import quoted
 from keepstep.output.units import human_bytes, human_duration
 from keepstep.policy.manifest import Manifest
 from keepstep.policy.mirror_pace import Pace, is_due
@@ -197,7 +198,7 @@ class Mirroring:
         newest = f"the newest is checkpoint-{max(there)}" if there else "nothing is"
         return (
             f"{self.url} lacks {len(names)} of the checkpoints here ({', '.join(names)}); there "
-            f"{newest}\n    Hint: `keepstep sync {self.run.path}` sends what is to be there"
+            f"{newest}\n    Hint: `keepstep sync {quoted(self.run.path)}` sends what is to be there"
         )
 
     def abandon(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import unicodedata
 from collections.abc import Sequence
 
@@ -17,6 +19,18 @@ def printable(text: str) -> str:
     return "".join(_shown(c) if unicodedata.category(c) in HIDDEN else c for c in text)
 
 
+def quoted(path: str | os.PathLike[str]) -> str:
+    """A path, or an address, as a person pastes it behind a command into a shell.
+
+    What is not seen is written as `$'…'` has it, which a plain sh does not know.
+    """
+    text = os.fspath(path)
+    text = f"./{text}" if text.startswith("-") else text  # or it would be an option
+    if printable(text) == text:
+        return shlex.quote(text)
+    return "$'" + "".join(map(_in_quotes, text)) + "'"
+
+
 def first_few(texts: Sequence[str], separator: str = ", ", at_most: int = 5) -> str:
     """Many texts as one: some of them, and how many more there are."""
     more = [f"and {len(texts) - at_most:,} more"] if len(texts) > at_most else []
@@ -28,3 +42,11 @@ def _shown(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # as Python keeps a byte that is no text
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape", "surrogatepass").decode()
+
+
+def _in_quotes(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    if printable(character) == character:
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in character.encode(errors="surrogateescape"))

@@ -13,6 +13,7 @@ from huggingface_hub import get_token
 
 from keepstep.errors import KeepstepError
 from keepstep.hub.client import NO_TOKEN, name_fault, offline
+from keepstep.output.printable import quoted
 from keepstep.policy.strict import TextError, build
 from keepstep.publish.bundle import freeze
 from keepstep.publish.card import fault_of
@@ -82,7 +83,7 @@ def _alone(run: RunFolder, storage: Storage) -> Iterator[None]:
     with storage.locked(run.private / "push.lock", LOCK_SECONDS) as alone:
         # (A file system without locks says so at once.)
         if not alone and time.monotonic() - began >= LOCK_SECONDS:
-            told = f"another `keepstep push {run.path}` is at work: wait for it"
+            told = f"another `keepstep push {quoted(run.path)}` is at work: wait for it"
             raise PushFailedError(told, may_pass=True)
         yield
 

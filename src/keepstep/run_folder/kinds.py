@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from keepstep.output.printable import first_few
+from keepstep.output.printable import first_few, quoted
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.run_folder.paths import PRIVATE
 from keepstep.run_folder.reader import RunFolder
@@ -28,7 +28,7 @@ def why_no_run(run: RunFolder) -> WhyNoRun | None:
     here = run.path
     within = next((above for above in here.resolve().parents if (above / PRIVATE).is_dir()), None)
     if within is not None:
-        return WhyNoRun("lies in a run's folder, and is no run", f"name the run: {within}")
+        return WhyNoRun("lies in a run's folder, and is no run", f"name the run: {quoted(within)}")
     folders = sorted(run.folders(), key=lambda name: step_of(name) or 0)
     if folders:
         stock = [name for name in folders if (here / name / OF_TRAINER).is_file()]
@@ -46,11 +46,13 @@ def why_no_run(run: RunFolder) -> WhyNoRun | None:
     except OSError:
         below = []
     if below:
-        return WhyNoRun(f"is a folder of runs: {first_few(below)}", f"name one: {here / below[0]}")
+        return WhyNoRun(
+            f"is a folder of runs: {first_few(below)}", f"name one: {quoted(here / below[0])}"
+        )
     if (here / MANIFEST_NAME).is_file():
         return WhyNoRun(
             "is one checkpoint, as `keepstep fetch` brings one, and no run",
-            f"keepstep verify {here}, keepstep export {here} --to DIR",
+            f"keepstep verify {quoted(here)}, keepstep export {quoted(here)} --to DIR",
         )
     if not any(here.iterdir()):
         return WhyNoRun("is empty: no run has begun there", "launch a run with that output_dir")
@@ -59,7 +61,7 @@ def why_no_run(run: RunFolder) -> WhyNoRun | None:
 
 def adopting(checkpoint: Path) -> str:
     """The command that takes in what a stock Trainer has written."""
-    return f"keepstep adopt {checkpoint} --into NEW_RUN"
+    return f"keepstep adopt {quoted(checkpoint)} --into NEW_RUN"
 
 
 def _is_run(entry: os.DirEntry[str]) -> bool:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keepstep.output.printable import quoted
 from keepstep.policy.selection import SelectionError
 from keepstep.ranks.processes import boot_id, stat_of
 from keepstep.run_folder.paths import REQUESTS
@@ -109,7 +110,7 @@ def claim(run: RunFolder, storage: Storage, patience: float = WAIT_SECONDS) -> O
         if time.monotonic() > deadline:
             raise NotOwnerError(
                 f"{run.path} is being trained by {who}\n"
-                f"    Hint: `keepstep stop {run.path}` ends it with a save.",
+                f"    Hint: `keepstep stop {quoted(run.path)}` ends it with a save.",
                 path=run.path,
             )
 

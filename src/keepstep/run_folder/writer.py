@@ -30,6 +30,7 @@ from keepstep.policy.samples import Sample, lines_of
 from keepstep.policy.selection import WORDS, Choice, SelectionError, UnreadableError, Verify, choose
 from keepstep.run_folder.contents import sizes_of
 from keepstep.run_folder.keeping import Keeper, now, without_secrets_of_this
+from keepstep.run_folder.kinds import adopting
 from keepstep.run_folder.launched import Launched, path_of
 from keepstep.run_folder.notes import notes_on
 from keepstep.run_folder.progress import unheard
@@ -376,5 +377,5 @@ def _read_foreign(path: Path) -> Checkpoint:
     except ManifestError as error:
         hint = ""
         if path.is_dir() and not os.path.lexists(path / MANIFEST_NAME):
-            hint = f"\n    Hint: if another trainer wrote it: keepstep adopt {path} --into NEW_RUN"
+            hint = f"\n    Hint: if another trainer wrote it: {adopting(path)}"
         raise SelectionError(f"resume_from_checkpoint: {error}{hint}", path=error.path) from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from keepstep.output.printable import quoted
 from keepstep.policy.completeness import has_weights
 from keepstep.policy.drift import drift
 from keepstep.policy.lineage import Finish, last_finish, newest_hang
@@ -370,7 +371,8 @@ class CheckpointManager:
         elif chosen is not None and not has_weights(chosen.manifest):
             raise SelectionError(
                 f"{chosen.path.name} holds no weights file (save_weights)\n"
-                f"    Hint: keepstep export {chosen.path} --to DIR, and model_name_or_path: DIR",
+                f"    Hint: keepstep export {quoted(chosen.path)} --to DIR, and "
+                "model_name_or_path: DIR",
                 step=chosen.step,
                 path=chosen.path,
             )

@@ -12,7 +12,7 @@ from huggingface_hub import get_token
 from transformers import TrainerCallback
 
 from keepstep.hub.client import offline
-from keepstep.output.printable import first_few
+from keepstep.output.printable import first_few, quoted
 from keepstep.policy.schedule import left
 from keepstep.preflight.validate import severity_of_hub
 from keepstep.publish.process import check
@@ -74,9 +74,8 @@ class Publishing(TrainerCallback):
         if fault is not None:
             severity = severity_of_hub(self._recipe)
             if severity == "warning":
-                hint = (
-                    f"the run goes on; `keepstep push {self._args.output_dir}` publishes it later"
-                )
+                push = f"keepstep push {quoted(str(self._args.output_dir))}"
+                hint = f"the run goes on; `{push}` publishes it later"
             return [Problem(f"push_to_hub: {fault}", hint, "hub", severity)]
         self.license = answer["license"]
         lines = told_of({**answer, "asked": self._target.private}, name, str(base))
@@ -161,7 +160,7 @@ def tell(news: dict[str, Any], repo_id: str, run: str) -> str:
     if "error" in news:
         return (
             f"Not published: {news['error']}\n"
-            f"    Hint: nothing is lost; `keepstep push {run}` finishes it"
+            f"    Hint: nothing is lost; `keepstep push {quoted(run)}` finishes it"
         )
     if news["outcome"] == "refused":
         return f"Not published to {repo_id}: {news['reason']}"
@@ -204,5 +203,5 @@ def waiting_for(step: int, publisher: Publisher, seconds: float) -> str:
     return (
         f"Training has finished; step {step} is on its way to {publisher.target.repo_id}, for "
         f"{seconds:.0f} s at most.\n    Ctrl-C ends this wait alone: the run stays finished, and "
-        f"`keepstep push {publisher.run.path}` publishes it later"
+        f"`keepstep push {quoted(publisher.run.path)}` publishes it later"
     )

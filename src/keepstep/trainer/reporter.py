@@ -15,7 +15,7 @@ from transformers.trainer_utils import has_length
 
 from keepstep import __version__
 from keepstep.data.rows import line as rows_line
-from keepstep.output.printable import printable
+from keepstep.output.printable import printable, quoted
 from keepstep.output.terminal import bar_text
 from keepstep.output.units import human_bytes, human_duration, parse_moment
 from keepstep.policy.batch import Dealt
@@ -150,10 +150,10 @@ def _tell_end(manager: CheckpointManager, outcome: Outcome) -> None:
     if best is not None and metric:
         say(f"Best:        {best.path} ({metric} {value_of(best.metrics, metric):.4f})")
     if best is not None and not has_weights(best.manifest):
-        say(f"Use it:      keepstep export {folder}/best --to DIR")
+        say(f"Use it:      keepstep export {quoted(f'{folder}/best')} --to DIR")
     elif best is not None:
-        say(f"Use it:      {_loaded_by(best)}'{folder}/best')")
-    say(f"Checkpoints: keepstep ls {folder}")
+        say(f"Use it:      {_loaded_by(best)}{f'{folder}/best'!r})")
+    say(f"Checkpoints: keepstep ls {quoted(folder)}")
 
 
 def _stopped(reason: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import Trainer
 
 from keepstep.errors import KeepstepError
+from keepstep.output.printable import quoted
 from keepstep.policy.schedule import saves_at
 from keepstep.ranks import collectives
 from keepstep.run_folder.checkpoint import Checkpoint
@@ -118,8 +119,8 @@ class SavingMixin(Trainer):
         raise KeepstepError(
             "trainer.push_to_hub() would push the newest weights, not the best, and with them the "
             "run's own files\n"
-            f"    Hint: keepstep push {self.manager.run.path} --repo_id owner/name; or push_to_hub="
-            "True in the config, and the run publishes its best checkpoint",
+            f"    Hint: keepstep push {quoted(self.manager.run.path)} --repo_id owner/name; or "
+            "push_to_hub=True in the config, and the run publishes its best checkpoint",
             path=self.manager.run.path,
         )
 
