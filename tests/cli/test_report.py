@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,33 @@ def test_without_a_name_it_is_report_html(tmp_path: Path, monkeypatch: pytest.Mo
     assert "ValueError: no such column" in text
     assert "There is nothing to draw yet" in text
     assert "Qwen/Qwen3-0.6B" in text
+
+
+def test_into_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """stdout is the page, as in the file; what is told stands on stderr, errors too."""
+    monkeypatch.chdir(tmp_path)
+    run = a_run(tmp_path / "größer")
+    done = runner.invoke(app, ["report", str(run), "--out", "-"])
+    assert done.exit_code == 0
+    assert done.stdout.startswith("<!doctype html>")
+    assert done.stdout.rstrip().endswith("</html>")
+    assert "größer" in done.stdout
+    assert done.stderr.startswith(f"{run}: its end is not known at step 20")
+    assert "written" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["größer"]
+    wrong = runner.invoke(app, ["report", str(tmp_path / "nowhere"), "--out", "-"])
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert "there is no folder" in wrong.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error_of_the_report(tmp_path: Path) -> None:
+    run, command = a_run(tmp_path / "run"), "from keepstep.cli import command; command()"
+    code = '"$0" -c "$1" report "$2" --out - 2>"$3" | head -c 10; exit "${PIPESTATUS[0]}"'
+    given = [sys.executable, command, run, tmp_path / "told"]
+    done = subprocess.run(["bash", "-c", code, *map(str, given)], capture_output=True)
+    assert len(done.stdout) == 10
+    assert "Traceback" not in (tmp_path / "told").read_text()
+    assert done.returncode in (0, 1, 141)
 
 
 def test_of_a_run_at_work(tmp_path: Path) -> None:

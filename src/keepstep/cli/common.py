@@ -69,7 +69,7 @@ def _tell_of_disk(lines: list[str]) -> None:
         for line in lines:
             console.tell(line)
     except OSError:
-        errors = Terminal(stderr=True)
+        errors = console.beside()
         for line in lines:
             errors.tell(line)
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -84,8 +84,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Terminal()
-if not console.is_terminal:
-    console.width = 200  # a file or a pipe has no right margin
+console.folds = True
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def completion(
         script = get_completion_script(
             prog_name="keepstep", complete_var=VARIABLE, shell=shell.value
         )
-    console.tell_lines(script)
+    console.tell_whole(script)
 
 
 def prepare_if_asked() -> None:

@@ -112,7 +112,7 @@ def _tell_shown(run: Path, found: RunShown, spent: Goodput) -> None:
     if found.way_on is not None:
         mended = ", once that is mended" if found.status.exit == RECIPE else ""
         console.tell(f"the way on{mended}:")
-        console.tell(f"  {found.way_on}")
+        console.tell_whole(f"  {found.way_on}")
 
 
 def shown(run: RunFolder) -> RunShown:
@@ -230,7 +230,7 @@ def _tell_attempt(attempt: AttemptShown) -> None:
     console.tell(f"attempt {attempt.number}: {_story(attempt)}")
     reason = " ".join((attempt.reason or "").split())
     if reason:
-        console.tell(_cut(f"  {reason}", max(40, min(CUT, console.width))))
+        console.tell(_cut(f"  {reason}", min(CUT, console.margin or CUT)))
     for line in _changes(attempt.changed):
         console.tell(f"  {line}")
 
@@ -241,8 +241,9 @@ def _tell_last_words(run: Path, attempts: Sequence[AttemptShown]) -> None:
         return
     newest = attempts[-1]
     console.tell_named("it said", f"keepstep log {quoted(run)} --said ({newest.said[0]})")
+    margin = console.margin
     for line in newest.last_words:
-        console.tell(_cut(f"    | {line}", max(40, console.width)))
+        console.tell(f"    | {line}" if margin is None else _cut(f"    | {line}", margin))
 
 
 def _story(attempt: AttemptShown) -> str:

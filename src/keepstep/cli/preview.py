@@ -55,7 +55,7 @@ def preview(
         for problem in problems:
             console.tell_lines(f"warning: {problem.told()}")
         for seen in previews(data, tokenizer, asked, rows):
-            console.tell_lines(_told(seen))
+            console.tell_whole(_told(seen))
         kernels = kernels_here(asked)
         if kernels is not None:
             console.tell_lines(f"speed, here: {kernels.line}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from keepstep import __version__
-from keepstep.cli.common import app, console, examples, fail, used_run
+from keepstep.cli.common import app, console, errors_apart, examples, fail, used_run
 from keepstep.cli.history import RunShown, launch_in_words, shown
+from keepstep.output.terminal import hand_out
 from keepstep.report.facts import AttemptFacts, Fate, RunFacts, headline
 from keepstep.report.page import GENERATOR, page
 from keepstep.run_folder.kinds import OF_TRAINER
@@ -22,6 +24,7 @@ from keepstep.run_folder.reader import Checkpoint, RunFolder, run_that_would_pru
 from keepstep.run_folder.safe_read import ABSENT, OddFileError, read_text
 from keepstep.run_folder.storage import Storage
 
+STDOUT = Path("-")
 LONGEST_STATE = 64 * 1024**2
 STANDS = {"ended": "ended", "running": "at work", "killed": "killed", "new": "new"}
 
@@ -30,6 +33,7 @@ STANDS = {"ended": "ended", "running": "at work", "killed": "killed", "new": "ne
     epilog=examples(
         "keepstep report runs/mine",
         "keepstep report runs/mine runs/other --out compared.html",
+        "keepstep report runs/mine --out - | ssh desk 'cat > report.html'",
     )
 )
 def report(
@@ -38,11 +42,26 @@ def report(
         typer.Argument(metavar="RUN…", help="A run folder (output_dir); several are compared."),
     ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="Where the report is written.")
+        Path,
+        typer.Option(
+            "--out", metavar="FILE", help="Where the report is written; -: to stdout, for a pipe."
+        ),
     ] = Path("report.html"),
 ) -> None:
     """Make a report of a run, or of several compared: one HTML file, with charts, no network."""
+    if out == STDOUT:
+        with errors_apart():
+            if sys.stdout.isatty():
+                fail("the report is HTML, and stdout a terminal", "    Hint: > report.html")
+            hand_out(_page_of(runs))
+        return
     _look_at(out)
+    Storage().replace(out, _page_of(runs).encode())
+    console.tell(f"written: {out}")
+
+
+def _page_of(runs: Iterable[Path]) -> str:
+    """The report; the headline of each run is told."""
     facts = []
     for path in dict.fromkeys(runs):
         folder = used_run(path)
@@ -50,10 +69,9 @@ def report(
             facts.append(facts_of(folder, str(path)))
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     text = page(facts, made, __version__)
-    Storage().replace(out, text.encode())
     for run in facts:
         console.tell(f"{run.name}: {headline(run)}")
-    console.tell(f"written: {out}")
+    return text
 
 
 def _look_at(out: Path) -> None:

@@ -10,15 +10,15 @@ import io
 import logging
 import os
 import sys
-import textwrap
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
+from keepstep.output.fold import NARROWEST, folded
 from keepstep.output.printable import printable
 from keepstep.output.table import Table
 
@@ -35,7 +35,12 @@ def is_plain() -> bool:
 
 
 class Terminal(Console):
-    """A console that takes every text for data: in lines, cells, titles and bars alike."""
+    """A console that takes every text for data: in lines, cells, titles and bars alike.
+
+    Attributes:
+        folds: whether lines are folded at a terminal's width: a command's are. What a run says is
+            kept as it is said, line by line.
+    """
 
     def __init__(self, **options: Any) -> None:
         # In a notebook, too, lines are text: rich would make a block of HTML of each.
@@ -46,6 +51,7 @@ class Terminal(Console):
             options = {"color_system": None} | options
         self._told: bool | None = options.get("force_terminal")
         self._asked = {n: options[n] for n in ("width", "force_terminal") if n in options}
+        self.folds = False
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     @property
@@ -64,27 +70,32 @@ class Terminal(Console):
         """Cells and titles come through here."""
         return super().render_str(printable(text), **options)
 
-    def tell(self, text: str) -> None:
-        """One line, whatever is in the text."""
-        self.print(Text(printable(text)), soft_wrap=True)
+    @property
+    def margin(self) -> int | None:
+        """Where lines end; None: a file, or a pipe, has them as long as they are."""
+        return max(NARROWEST, self.width) if self.folds and self.is_terminal else None
+
+    def tell(self, text: str, hang: int | None = None) -> None:
+        """One line, whatever is in the text; folded for people, `hang` says how."""
+        line, margin = printable(text), self.margin
+        self._show([line] if margin is None else folded(line, margin, hang))
 
     def tell_lines(self, text: str) -> None:
         """A text of several lines."""
-        self.print(Text(_lines(text)), soft_wrap=True)
+        for line in text.split("\n"):
+            self.tell(line)
+
+    def tell_whole(self, text: str) -> None:
+        """Lines that are to be copied, or to be seen as they are."""
+        self._show(map(printable, text.split("\n")))
+
+    def _show(self, lines: Iterable[str]) -> None:
+        self.print(Text("\n".join(lines)), soft_wrap=True)
 
     def tell_named(self, name: str, text: str) -> None:
         """A line of a list: a name, and what it is, within the width. Without a name: a heading."""
-        text = printable(text)
-        if not name:
-            self.tell(text)
-            return
-        begin, width = f"  {name + ':':<14}", max(40, self.width)
-        lines = textwrap.wrap(
-            text, width - len(begin), break_long_words=False, break_on_hyphens=False
-        )
-        for line in lines or [""]:
-            self.tell(begin + line)
-            begin = " " * len(begin)
+        begin = f"  {name + ':':<14}" if name else ""
+        self.tell(begin + text, hang=len(begin) or None)
 
     def table(self, table: Table) -> None:
         """One whose cells are data, too; on a terminal within its width."""
@@ -111,7 +122,9 @@ class Terminal(Console):
 
     def beside(self) -> Terminal:
         """The same for stderr, where bars are drawn."""
-        return Terminal(stderr=True, **self._asked)
+        beside = Terminal(stderr=True, **self._asked)
+        beside.folds = self.folds
+        return beside
 
     def bar(self, *columns: ProgressColumn, transient: bool = False) -> Progress:
         """A progress bar; texts in its columns are `bar_text`."""
@@ -151,6 +164,13 @@ def show_as_data() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     sys.excepthook = lambda *error: complain("".join(traceback.format_exception(*error)).rstrip())
+
+
+def hand_out(text: str) -> None:
+    """A whole file on stdout, for what reads it there; UTF-8, whatever the locale is."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
 
 
 def bar_text(form: str) -> TextColumn:
