@@ -130,7 +130,7 @@ def test_what_is_no_run_is_told_as_what_it_is(
             failed,
             {
                 "status": (0, "failed (attempt 1, exit status 70)"),
-                "goodput": (0, "there: 0 min 0 s, 1 attempt"),
+                "goodput": (0, "there: 0 s, 1 attempt"),
                 "samples": (0, "no completions yet"),
                 "ls": (0, "no checkpoint is committed yet: failed"),
                 "show": (0, "failed (attempt 1, exit status 70)"),

@@ -52,7 +52,7 @@ def test_a_run_that_met_everything(
         look_at(page, report, tmp_path)
         said = page.ask("document.body.innerText")
         marks = page.ask("[...document.querySelectorAll('.legend li')].map(e => e.innerText)")
-    for text in ("checkpoint-20 is given to 1", "a branch that was left", "learning_rate", REPO):
+    for text in ("is resharded for 1 x", "a branch that was left", "learning_rate", REPO):
         assert text in said
     assert {"best", "published", "pruned", "saved on it", "killed"} <= {m[2:] for m in marks}
     assert "What is <b>2 + 3</b>?" in said

@@ -167,9 +167,10 @@ def estimate(
         typer.echo(json.dumps(told.as_dict(), indent=1))
         return
     console.table_that_fits(partial(_table, rows, limit))
+    processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
     shared = f", shared by {sequences} (evaluations: whole rows)" if sequences > 1 else ""
     console.tell(
-        f"{shapes.total:,} parameters, {shapes.trained:,} trained; {num_processes} processes, "
+        f"{shapes.total:,} parameters, {shapes.trained:,} trained; {processes}, "
         f"{step.rows} x {step.length} tokens each{shared}. The disk writes {human_bytes(speed)} a "
         "second now; training stops for a part of a save only. Memory is a rough figure: "
         "activations depend on the model, and Python and the libraries take 0.6 GB a process of "

@@ -23,6 +23,7 @@ from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.said import last_words, said_by
 
 LAST_WORDS = 12  # lines
+NO_WORD = {"running": "at work", "killed": "killed", "unknown": "no word of its end"}
 CUT = 120  # characters of a value, and of a reason in a list
 FOLLOWS = {  # outcome → what it means
     "finished": "all that was asked for is trained, and its last save is committed",
@@ -105,7 +106,8 @@ def _tell_shown(run: Path, found: RunShown, spent: Goodput) -> None:
     if spent.wall:
         console.tell_named("goodput", spent.told())
     for attempt in found.attempts:
-        _tell_attempt(attempt)
+        state = found.status.state if attempt is found.attempts[-1] else "killed"
+        _tell_attempt(attempt, NO_WORD.get(state, "no word of its end"))
     _tell_last_words(run, found.attempts)
     for name, fault in (found.status.faults or {}).items():
         console.tell(f"{name}: {fault}")
@@ -226,8 +228,8 @@ def launch_in_words(newest: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _tell_attempt(attempt: AttemptShown) -> None:
-    console.tell(f"attempt {attempt.number}: {_story(attempt)}")
+def _tell_attempt(attempt: AttemptShown, no_word: str) -> None:
+    console.tell(f"attempt {attempt.number}: {_story(attempt, no_word)}")
     reason = " ".join((attempt.reason or "").split())
     if reason:
         console.tell(_cut(f"  {reason}", min(CUT, console.margin or CUT)))
@@ -246,7 +248,11 @@ def _tell_last_words(run: Path, attempts: Sequence[AttemptShown]) -> None:
         console.tell(f"    | {line}" if margin is None else _cut(f"    | {line}", margin))
 
 
-def _story(attempt: AttemptShown) -> str:
+def _story(attempt: AttemptShown, no_word: str) -> str:
+    """
+    Args:
+        no_word: what has become of one that has not told of its end.
+    """
     began = "" if attempt.began is None else f"began {attempt.began[:19].replace('T', ' ')}"
     start = attempt.resumed_from
     parts = [began, "" if not start else f"from step {start}"]
@@ -255,7 +261,7 @@ def _story(attempt: AttemptShown) -> str:
         status = "" if attempt.exit in (None, 0) else f" (exit status {attempt.exit})"
         parts.append(f"{attempt.outcome}{at}{status}")
     else:
-        parts.append(f"no word of its end, last heard of{at or ' before its first step'}")
+        parts.append(f"{no_word}, last heard of{at or ' before its first step'}")
     parts.append(f"{attempt.commits} saved")
     return ", ".join(part for part in parts if part)
 

@@ -118,7 +118,8 @@ def mirrored_run_table(rows: Sequence[MirroredRunRow], narrow: bool = False) -> 
 def attempt_table(run: RunFolder, narrow: bool = False) -> Table:
     """Every attempt: when, as which batch job and where, from what, and how it ended; `narrow`: in
     80 characters."""
-    attempts, of_jobs = run.attempts(), {"job": 3, "restarts": 1, "nodes": 2}
+    attempts = [attempt for attempt in run.attempts() if attempt.number]  # 0: what was adopted
+    of_jobs = {"job": 3, "restarts": 1, "nodes": 2}
     if narrow and not any(attempt.job for attempt in attempts):
         of_jobs = {}
     table = Table(
@@ -133,7 +134,8 @@ def attempt_table(run: RunFolder, narrow: bool = False) -> Table:
         job = [cell(attempt.job.get(name, "")) for name in of_jobs]
         began = (attempt.began or "")[5 if narrow else 0 : 16 if narrow else 19].replace("T", " ")
         begun_at = "" if attempt.request is None else f"step {attempt.resumed_from}"
-        ended = cell(attempt.outcome or "no word of it: killed, or at work")
+        no_word = "killed" if attempt is not attempts[-1] else "no word of it: killed, or at work"
+        ended = cell(attempt.outcome or no_word)
         ended += "" if attempt.reached is None else f" at step {cell(attempt.reached)}"
         table.add_row(str(attempt.number), began, *job, begun_at, str(attempt.commits), ended)
     return table

@@ -31,10 +31,12 @@ def parse_bytes(text: str | int) -> int:
 
 
 def human_duration(seconds: float) -> str:
-    """A length of time as people read it: `2 h 5 min`, or `4 min 30 s`."""
+    """A length of time as people read it: `2 h 5 min`, `4 min 30 s`, or `9 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def parse_duration(text: str) -> float:

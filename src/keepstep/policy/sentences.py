@@ -63,9 +63,8 @@ def _first_step(event: Event) -> str:
 def _reshard(event: Event) -> str:
     before = ParallelLayout(event.get("from_processes", 0), event.get("from_stage", 0))
     now = ParallelLayout(event.get("to_processes", 0), event.get("to_stage", 0))
-    return f"checkpoint-{event.get('step')} is given to {now}; it was written by {before}" + _in(
-        event
-    )
+    what = f"checkpoint-{event.get('step')}, written by {before}, is resharded for {now}"
+    return what + _in(event)
 
 
 def _commit(event: Event) -> str:
