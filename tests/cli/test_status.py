@@ -68,6 +68,7 @@ def test_finished(run: Path) -> None:
 def test_at_80_columns(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told(run, outcome="failed", exit=70, reason="a long reason, word by word, " * 9)
     monkeypatch.setattr(console, "width", 80)
+    monkeypatch.setattr(console, "_told", True)  # it is a terminal
     lines = runner.invoke(app, ["status", str(run)]).stdout.splitlines()
     assert all(len(line) <= 80 for line in lines[1:])
     reason = [line for line in lines if "word by word" in line]

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from keepstep.convert.companions import is_companion, write_companions
 from keepstep.errors import KeepstepError
+from keepstep.output.printable import quoted
 from keepstep.policy.manifest import LONGEST_MANIFEST, FileEntry, Manifest
 from keepstep.policy.strict import TextError, parse
 from keepstep.run_folder.contents import sizes_under
@@ -212,7 +213,7 @@ def _why_a_part_is_not_enough(checkpoint: Checkpoint) -> str:
     host = f"the part of it on {place.host}" if place else "one machine's part of it"
     return (
         f"{checkpoint.path.name} here is {host} (node_local), without its weights\n"
-        f"    Hint: keepstep export {mirror}/{checkpoint.path.name} --to DIR"
+        f"    Hint: keepstep export {quoted(f'{mirror}/{checkpoint.path.name}')} --to DIR"
     )
 
 

@@ -26,6 +26,11 @@ def why_no_run(run: RunFolder) -> WhyNoRun | None:
     if run.private.is_dir() or run.checkpoints(any_run=True) or run.unreadable():
         return None
     here = run.path
+    if (here / MANIFEST_NAME).is_file():
+        return WhyNoRun(
+            "is one checkpoint, as `keepstep fetch` brings one, and no run",
+            f"keepstep verify {quoted(here)}, keepstep export {quoted(here)} --to DIR",
+        )
     within = next((above for above in here.resolve().parents if (above / PRIVATE).is_dir()), None)
     if within is not None:
         return WhyNoRun("lies in a run's folder, and is no run", f"name the run: {quoted(within)}")
@@ -48,11 +53,6 @@ def why_no_run(run: RunFolder) -> WhyNoRun | None:
     if below:
         return WhyNoRun(
             f"is a folder of runs: {first_few(below)}", f"name one: {quoted(here / below[0])}"
-        )
-    if (here / MANIFEST_NAME).is_file():
-        return WhyNoRun(
-            "is one checkpoint, as `keepstep fetch` brings one, and no run",
-            f"keepstep verify {quoted(here)}, keepstep export {quoted(here)} --to DIR",
         )
     if not any(here.iterdir()):
         return WhyNoRun("is empty: no run has begun there", "launch a run with that output_dir")

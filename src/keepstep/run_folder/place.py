@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from keepstep.output.printable import printable
+from keepstep.output.printable import printable, quoted
 from keepstep.policy.strict import TextError, build, with_check
 from keepstep.run_folder.paths import RunPaths
 from keepstep.run_folder.safe_read import OddFileError, read_object
@@ -46,5 +46,5 @@ def tell_place(run: RunPaths) -> str:
         return "This is one machine's part of the run (node_local)"
     log = "with the run's log" if place.main == place.host else f"the run's log is on {place.main}"
     told = f"This is the part of the run on {place.host} (node_local), {log}"
-    whole = f"; whole checkpoints: keepstep ls {place.mirror}" if place.mirror else ""
+    whole = f"; whole checkpoints: keepstep ls {quoted(place.mirror)}" if place.mirror else ""
     return printable(told + whole)
