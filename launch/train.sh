@@ -9,8 +9,11 @@
 #
 #   --retries N    launch again what has failed or was killed, with a pause, on the GPUs that answer;
 #                  after N times in a row without a new checkpoint: 76
+#   --nnodes MIN:MAX  the same command on each of several machines, which find each other by the run
+#                  folder that all of them see; one may leave (Ctrl-C, TERM: with a save) and come back
 #
-# Environment: KEEPSTEP_PROCESSES   processes in all (default: this machine's GPUs; 2 on CPU)
+# Environment: KEEPSTEP_PROCESSES   processes in all, with --nnodes of each machine (default: this
+#                                   machine's GPUs; 2 on CPU)
 #              KEEPSTEP_CONFIG      accelerate config (default: zero3; zero2 on one GPU; cpu_zero3)
 #              KEEPSTEP_LAUNCH_ARGS machines and port (default: --num_machines 1 --main_process_port 0)
 set -euo pipefail
@@ -19,7 +22,7 @@ trap '' PIPE # a terminal or a reader that is gone costs lines: whatever is told
 source "$(dirname "${BASH_SOURCE[0]}")/preflight.sh"
 
 if [[ $# -eq 0 || $1 == -* ]]; then
-  sed -n '2,16s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,19s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 if [[ " $* " == *" --hub_token"* ]]; then
@@ -34,11 +37,13 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     "launch/recipes has some, keepstep init writes one; a path is relative to $PWD"
 check_environment
 
-retries='' arguments=()
+retries='' nnodes='' arguments=()
 while (($#)); do
   case $1 in
     --retries=*) retries=${1#*=} ;;
     --retries) retries=${2-none} && shift "$(($# > 1))" ;;
+    --nnodes=*) nnodes=${1#*=} nnodes=${nnodes:-none} ;;
+    --nnodes) nnodes=${2:-none} && shift "$(($# > 1))" ;;
     *) arguments+=("$1") ;;
   esac
   shift
@@ -49,6 +54,8 @@ if [[ -n $retries ]]; then
     "--retries 5: as often in a row without a new checkpoint"
   [[ -z ${KEEPSTEP_EXIT_FILE:-} ]] || fail "--retries: a job of Slurm's launches again by itself"
   export KEEPSTEP_CALLED_AS=${KEEPSTEP_CALLED_AS:-$(printf %q "$0")}
+fi
+if [[ -n $retries && -z $nnodes ]]; then
   # By Python: bash may lose a signal that comes while it substitutes a command.
   exec "$python" -P -m keepstep.cli.again "$retries" "${BASH_SOURCE[0]}" "$recipe" "$@"
 fi
@@ -69,9 +76,32 @@ case $gpus in
   1) config=zero2 processes=1 ;;
   *) config=zero3 processes=$gpus ;;
 esac
+[[ -z $nnodes ]] || config=${config/2/3} # one GPU of several machines
 config=${KEEPSTEP_CONFIG:-$config}
 processes=${KEEPSTEP_PROCESSES:-$processes}
 check_settings
+
+tell_command() { # for the run folder: the way on
+  local name
+  KEEPSTEP_COMMAND=''
+  for name in KEEPSTEP_CONFIG KEEPSTEP_PROCESSES KEEPSTEP_LAUNCH_ARGS; do
+    [[ -z ${!name:-} ]] || KEEPSTEP_COMMAND+="$name=$(printf %q "${!name}") "
+  done
+  KEEPSTEP_COMMAND+=${KEEPSTEP_CALLED_AS:-$(printf %q "$0")}$(printf ' %q' "$recipe" "$@")
+  KEEPSTEP_COMMAND+=${nnodes:+ --nnodes $nnodes}${retries:+ --retries $retries}
+  KEEPSTEP_COMMAND+=${KEEPSTEP_RETRIES:+ --retries $KEEPSTEP_RETRIES}
+}
+
+if [[ -n $nnodes ]]; then
+  [[ -z ${KEEPSTEP_EXIT_FILE:-} ]] || fail "--nnodes: Slurm has given a job its nodes"
+  [[ -z ${KEEPSTEP_EVALUATE:-} ]] || fail "--nnodes: an evaluation is one machine's"
+  [[ -z ${KEEPSTEP_LAUNCH_ARGS:-} ]] ||
+    fail "--nnodes: the machines agree on that: KEEPSTEP_LAUNCH_ARGS=$KEEPSTEP_LAUNCH_ARGS" \
+      "unset KEEPSTEP_LAUNCH_ARGS"
+  tell_command "$@"
+  export KEEPSTEP_COMMAND KEEPSTEP_CONFIG=$config KEEPSTEP_PROCESSES=$processes
+  exec "$python" -P -m keepstep.cli.together "$nnodes" "${retries:-3}" "${BASH_SOURCE[0]}" "$recipe" "$@"
+fi
 read -ra launch_args <<<"${KEEPSTEP_LAUNCH_ARGS:---num_machines 1 --main_process_port 0}"
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -104,14 +134,7 @@ command=(accelerate-launch --config_file "$config" --num_processes "$processes"
   "${launch_args[@]}" "${program[@]}" --config "$recipe" "$@")
 { printf '+' && printf ' %q' "${command[@]}" && printf '\n'; } || true
 
-if [[ -z ${KEEPSTEP_OWNER:-} ]]; then # else a job has told how it was submitted
-  KEEPSTEP_COMMAND=''
-  for name in KEEPSTEP_CONFIG KEEPSTEP_PROCESSES KEEPSTEP_LAUNCH_ARGS; do
-    [[ -z ${!name:-} ]] || KEEPSTEP_COMMAND+="$name=$(printf %q "${!name}") "
-  done
-  KEEPSTEP_COMMAND+=${KEEPSTEP_CALLED_AS:-$(printf %q "$0")}$(printf ' %q' "$recipe" "$@")
-  KEEPSTEP_COMMAND+=${KEEPSTEP_RETRIES:+ --retries $KEEPSTEP_RETRIES}
-fi
+[[ -n ${KEEPSTEP_OWNER:-} ]] || tell_command "$@" # else who has named the owner has told it
 export KEEPSTEP_COMMAND # for the run folder: the way on
 
 if [[ -n ${KEEPSTEP_SCRATCH:-} ]]; then # what has retried it reads how it ended, and removes it

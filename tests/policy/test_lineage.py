@@ -60,6 +60,7 @@ def test_fruitless_resumes_are_counted_since_the_last_progress() -> None:
         Attempt(6, "auto", 20, outcome="failed", exit=70),  # the model could not be built
         died(6, 20, outcome="failed", exit=2),
         died(6, 20, stop_asked=True),  # Ctrl-C twice
+        died(6, 20, outcome="failed", exit=70, machine_lost=True),
         died(6, 20, outcome="preempted", exit=75),
         died(6, 20, recipe="another"),
     ],

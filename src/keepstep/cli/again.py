@@ -56,20 +56,26 @@ def say(words: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def run_of(arguments: list[str]) -> RunFolder | None:
-    """The run folder that the recipe, or a flag behind it, names."""
-    named = None
+def value_of(arguments: list[str], field: str) -> str | None:
+    """What the recipe, or a flag behind it, says of a field; None: nothing."""
+    named: object = None
     try:
         with open(arguments[0], encoding="utf-8") as file:
             fields = yaml.safe_load(file)
-        named = fields.get("output_dir") if isinstance(fields, dict) else None
+        named = fields.get(field) if isinstance(fields, dict) else None
     except (OSError, ValueError, yaml.YAMLError):
         pass  # the attempt tells what is wrong with it
     for position, word in enumerate(arguments):
         name, equals, value = word.partition("=")
-        if name in ("--output_dir", "--output-dir"):
+        if name.startswith("--") and name[2:].replace("-", "_") == field:
             named = value if equals else "".join(arguments[position + 1 : position + 2])
-    return RunFolder(named) if isinstance(named, str) and named else None
+    return None if named is None else str(named)
+
+
+def run_of(arguments: list[str]) -> RunFolder | None:
+    """The run folder that the recipe, or a flag behind it, names."""
+    named = value_of(arguments, "output_dir")
+    return RunFolder(named) if named else None
 
 
 def commits_of(run: RunFolder | None, known: int) -> int:
@@ -207,10 +213,13 @@ class Supervisor:
             ended = how_it_ended({}, TOKEN, code)
         else:
             ended = Ended(FAILED, f"exit status {code}", code, bool(said))
+        return self._wished(ended, is_asked), 70 if code >= 128 else code
+
+    def _wished(self, ended: Ended, is_asked: bool) -> Ended:
         if ended.outcome == PREEMPTED and "SIGTERM" in ended.reason and not is_asked:
             # So the ranks hear of a launcher that was killed: nobody has asked this script.
-            ended = Ended(FAILED, f"{ended.reason}, and nobody has asked for a stop", 70, True)
-        return ended, 70 if code >= 128 else code
+            return Ended(FAILED, f"{ended.reason}, and nobody has asked for a stop", 70, True)
+        return ended
 
     def _launch(self, environment: dict[str, str]) -> int:
         libc, parent = self._libc, os.getpid()
@@ -226,9 +235,12 @@ class Supervisor:
         )
         if self.asked:
             self._child.send_signal(signal.SIGTERM)
-        code = self._child.wait()
+        code = self._wait_for(self._child)
         self._child = None
         return 128 - code if code < 0 else code
+
+    def _wait_for(self, child: subprocess.Popen[bytes]) -> int:
+        return child.wait()
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.asked = True

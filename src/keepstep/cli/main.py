@@ -51,6 +51,7 @@ from keepstep.output.printable import printable
 from keepstep.output.terminal import is_plain, show_as_data
 from keepstep.policy.selection import WORDS
 from keepstep.run_folder.keeping import Keeper
+from keepstep.run_folder.machines import someone_waits
 from keepstep.run_folder.storage import Storage
 
 NO_STYLES = "_TYPER_FORCE_DISABLE_TERMINAL"  # of typer 0.20 to 0.29, not documented
@@ -131,9 +132,9 @@ def stop(run: RunArgument) -> None:
 
 def _ask(run: Path, request: str) -> None:
     folder = used_run(run)
-    if request == "stop" and waits(folder):
+    if request == "stop" and (waits(folder) or someone_waits(folder)):
         Storage().write(folder.request(request), b"")
-        console.tell("asked for: it was waiting before its next attempt (--retries), and ends now")
+        console.tell("asked for: it was waiting before its next attempt, and ends now")
         return
     job, begun = job_of(folder), bool(folder.attempts())
     if not begun and job is None:

@@ -145,6 +145,7 @@ def config(
         "KEEPSTEP_CONFIG=zero2 KEEPSTEP_PROCESSES=4 keepstep launch recipe.yaml --learning_rate "
         "1e-4",
         "keepstep launch recipe.yaml --retries 5",
+        "keepstep launch recipe.yaml --nnodes 1:3 --retries 5",
     ),
 )
 def launch(
@@ -156,7 +157,8 @@ def launch(
             help="A recipe, and fields of it with other values. KEEPSTEP_PROCESSES: how many "
             "processes (else one for each GPU, or 2 on CPU); KEEPSTEP_CONFIG: an accelerate "
             "config, by its name or path. --retries N: launch again what has failed or was killed, "
-            "until N times in a row nothing was saved.",
+            "until N times in a row nothing was saved. --nnodes MIN:MAX: the same command on each "
+            "of several machines that see the run folder; one may leave and come back.",
         ),
     ],
 ) -> None:

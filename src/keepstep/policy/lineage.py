@@ -84,6 +84,7 @@ class Attempt:
         commits: checkpoints that it committed.
         began_training: it had built everything, and was about to load its checkpoint.
         stop_asked: a signal has asked it to stop.
+        machine_lost: of several machines one has left it, or was lost.
         save_failed: it came as far as a save, and that failed.
         hang_at: the step at which a bound that was learnt has ended it; None: none has.
         rewind: it has ended to go back from a step that had spoilt the run; None: it has not.
@@ -108,6 +109,7 @@ class Attempt:
     commits: int = 0
     began_training: bool = False
     stop_asked: bool = False
+    machine_lost: bool = False
     save_failed: bool = False
     hang_at: int | None = None
     rewind: Rewind | None = None
@@ -175,14 +177,16 @@ def fruitless_resumes(
 def _died_of_it(attempt: Attempt) -> bool:
     """Whether what an attempt resumed from may be what ended it.
 
-    Not when it ended before it had begun to load that, was asked to stop, says that the recipe is
-    wrong, goes back from a later step, or trained as far as a save that failed: a full disk must
-    cost no recovery point. (Nobody can tell a kill by hand from one for lack of memory: that
-    counts.)
+    Not when it ended before it had begun to load that, was asked to stop, had lost a machine, says
+    that the recipe is wrong, goes back from a later step, or trained as far as a save that failed:
+    a full disk must cost no recovery point. (Nobody can tell a kill by hand from one for lack of
+    memory: that counts.)
     """
     if attempt.request is None or not attempt.began_training:
         return False
-    if attempt.stop_asked or attempt.save_failed or attempt.rewind is not None:
+    if attempt.stop_asked or attempt.machine_lost or attempt.save_failed:
+        return False
+    if attempt.rewind is not None:
         return False
     return attempt.outcome is None or (attempt.outcome == "failed" and attempt.exit != RECIPE)
 

@@ -139,6 +139,12 @@ def _stop_asked(event: Event) -> str:
     return f"a stop is asked for: {event.get('signal')}"
 
 
+def _machine_lost(event: Event) -> str:
+    names = event.get("machines")
+    known = first_few([str(name) for name in names]) if isinstance(names, list) else "a machine"
+    return f"{known} has left, or was lost: on without it"
+
+
 def _publish(event: Event) -> str:
     where = f"step {event.get('step')} to {event.get('repo_id')}"
     if "error" in event:
@@ -207,6 +213,7 @@ SENTENCES: Mapping[str, Callable[[Event], str]] = {
     "export": _export,
     "quarantine": _quarantine,
     "stop_asked": _stop_asked,
+    "machine_lost": _machine_lost,
     "publish": _publish,
     "mirror": _mirror,
     "finished": _finished,

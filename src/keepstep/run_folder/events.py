@@ -200,6 +200,8 @@ def _with(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
         return replace(attempt, began_training=True)
     if kind == "stop_asked":
         return replace(attempt, stop_asked=True)
+    if kind == "machine_lost":
+        return replace(attempt, machine_lost=True)
     if kind == "save_failed":
         return replace(attempt, save_failed=True)
     if kind == "hang":

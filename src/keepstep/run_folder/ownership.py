@@ -40,6 +40,7 @@ WAIT_SECONDS = 20.0
 LOCK = "owner.lock"
 ODD = "odd-"  # so begins what had the name of one of the run's files and was none
 LOCK_SECONDS = 10.0  # a look takes three; who holds it longer is frozen, and may lose the run
+OURS = "machines-"  # so begin the names of attempts that several machines have agreed on
 BEAT_SECONDS = 1.0  # between signs of life: the run folder may lie on a network filesystem
 
 
@@ -127,6 +128,17 @@ def take_over(run: RunFolder, storage: Storage, token: str) -> None:
     _take(run, storage, f"{token} {_process(os.getpid())}\n".encode())
 
 
+def name_owner(run: RunFolder, storage: Storage, token: str) -> None:
+    """Make an attempt the owner that is about to be launched, on several machines: as Slurm's jobs
+    do. Under the lock.
+
+    Raises:
+        SelectionError: the run's private folder is none.
+    """
+    clear_the_way(run, storage)
+    _take(run, storage, f"{token}\n".encode())
+
+
 def clear_the_way(run: RunFolder, storage: Storage) -> None:
     """Rename what has the name of one of the run's own files or folders, and is none: a folder in a
     file's place would be in the way for ever, and a link leads out of the run.
@@ -178,6 +190,11 @@ def process_lives(words: Sequence[str]) -> bool | None:
     return _process(int(words[2])) == " ".join(words[1:])
 
 
+def this_process_words() -> str | None:
+    """This process, as an owner's words name it."""
+    return _process(os.getpid())
+
+
 def _names_a_process(words: Sequence[str]) -> bool:
     return len(words) == 4 and words[2].isdecimal() and len(words[2]) <= 10
 
@@ -195,7 +212,8 @@ def at_work(run: RunFolder) -> str | None:
     if len(words) == 1 and before is not None and not is_file(run.status):
         time.sleep(BEAT_SECONDS * 2)
         if _heart(run) != before:
-            return f"job {words[0].split('.')[0]}"
+            name = words[0].split(".")[0]
+            return "several machines (--nnodes)" if name.startswith(OURS) else f"job {name}"
     return None
 
 

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.switch import Switch, any_prefix
 from tests.slurm.helpers.processes import below, facts, matching, run, send, wait_for
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "bridge", "nsenter", "unshare")
@@ -136,7 +137,7 @@ class Cluster:
         for name in ("log", "run", "ctl", "munge", "own", *own):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.munge.chmod(0o711)
-        prefix = f"10.{200 + secrets.randbelow(50)}.{secrets.randbelow(255)}"
+        prefix = any_prefix()
         names = {f"n{i + 1}": f"{prefix}.{11 + i}" for i in range(count)}
         self._state = {"id": secrets.token_hex(2), "prefix": prefix, "nodes": names, "pids": {}}
         try:
@@ -162,9 +163,7 @@ class Cluster:
                     with contextlib.suppress(TimeoutError):
                         wait_for(key, lambda key=key: not self._alive(key), 5)
         if self._state:
-            for name in (*self.nodes, "sw"):
-                run("ip", "netns", "del", self._namespace(name), check=False)
-            run("ip", "link", "del", self._namespace(""), check=False)
+            self._switch.down()
         self._state = {}
         self._file.unlink(missing_ok=True)
         for name in ("munge", "ctl", "spool"):
@@ -174,21 +173,21 @@ class Cluster:
 
     def crash(self, node: str) -> None:
         """Power loss: nothing answers any more, and nothing is closed."""
-        self._port(node, on=False)
+        self._switch.plug(node, on=False)
         self._kill_node(node)
 
     def boot(self, node: str) -> None:
-        self._port(node, on=True)
+        self._switch.plug(node, on=True)
         if not self._alive(node):
             self._start_node(node)
         wait_for(f"{node} usable", lambda: self.states()[node] in ("idle", "mix", "alloc"), 30)
 
     def cut(self, node: str) -> None:
         """Off the network; its processes live, and see the disk."""
-        self._port(node, on=False)
+        self._switch.plug(node, on=False)
 
     def heal(self, node: str) -> None:
-        self._port(node, on=True)  # resume: else it would stay down for minutes
+        self._switch.plug(node, on=True)  # resume: else it would stay down for minutes
         self.slurm("scontrol", "update", f"nodename={node}", "state=resume", check=False)
 
     def controller_kill(self) -> None:
@@ -250,36 +249,14 @@ class Cluster:
         wait_for("munged", lambda: run(*ask, check=False).returncode == 0, 10)
 
     def _connect(self) -> None:
-        """A bridge in a namespace of its own, where no firewall of the machine's reaches it."""
-        switch, prefix, ours = self._namespace("sw"), self._state["prefix"], self._namespace("")
-        run("ip", "netns", "add", switch)
-        run(*f"ip -n {switch} link add br0 up type bridge forward_delay 0".split())
-        run(*f"ip link add {ours} type veth peer name ctl netns {switch}".split())
-        run(*f"ip -n {switch} link set ctl master br0 up".split())
-        run(*f"ip addr add {prefix}.1/24 dev {ours}".split())
-        run(*f"ip link set {ours} up".split())
-        for name, address in self.nodes.items():
-            inside = self._namespace(name)
-            run("ip", "netns", "add", inside)
-            run(*f"ip -n {inside} link set lo up".split())
-            run(*f"ip -n {inside} link add eth0 type veth peer name {name} netns {switch}".split())
-            run(*f"ip -n {switch} link set {name} master br0 up".split())
-            run(*f"ip -n {inside} addr add {address}/24 dev eth0".split())
-            run(*f"ip -n {inside} link set eth0 up".split())
+        self._switch.up()
+        prefix = self._state["prefix"]
         hosts = ["127.0.0.1 localhost", f"{prefix}.1 {socket.gethostname()}"]
         hosts += [f"{address} {name}" for name, address in self.nodes.items()]
         (self.folder / "hosts").write_text("\n".join(hosts) + "\n")
 
-    def _port(self, node: str, on: bool) -> None:
-        """A disabled port of the bridge drops every frame, both ways, without a word."""
-        state = "3" if on else "0"
-        run("bridge", "-n", self._namespace("sw"), "link", "set", "dev", node, "state", state)
-        for other in self.nodes if on else ():
-            inside = self._namespace(other)
-            run("ip", "-n", inside, "neigh", "flush", "dev", "eth0", check=False)
-
     def _start_node(self, node: str) -> None:
-        enter = ("nsenter", f"--net=/run/netns/{self._namespace(node)}")
+        enter = self._switch.inside(node)
         apart = ("unshare", "-m", "-u", "-p", "-f", "--kill-child=KILL", "--mount-proc")
         program = (sys.executable, Path(__file__).with_name("node.py"), self.folder, node)
         self._spawn(node, *enter, *apart, "--propagation=private", *program)
@@ -295,8 +272,9 @@ class Cluster:
             os.waitpid(pid, 0)
         wait_for(f"{node} down", lambda: not any(map(facts, everything)), 10, 0.05)
 
-    def _namespace(self, node: str) -> str:
-        return f"sl{self._state['id']}{node}"
+    @property
+    def _switch(self) -> Switch:
+        return Switch(f"sl{self._state['id']}", self._state["prefix"], self.nodes)
 
     def _spawn(self, key: str, *argv: object) -> None:
         words = ["setpriv", "--pdeathsig", "KILL"] if self._bound else []
