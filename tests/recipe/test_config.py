@@ -387,6 +387,15 @@ def test_what_is_not_installed(
     assert problems(flags(report_to="tensorboard")) == []
 
 
+def test_comet_without_a_key_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers does not find it then, though it is there."""
+    room = "keepstep.preflight.libraries"
+    monkeypatch.setattr(f"{room}.find_spec", lambda name: name == "comet_ml")
+    monkeypatch.setattr(f"{room}.get_available_reporting_integrations", list)
+    (problem,) = problems(flags(report_to="comet_ml"))
+    assert "comet_ml is installed, but has no API key" in problem
+
+
 def test_a_folder_of_two_runs(tmp_path: Path) -> None:
     commit(tmp_path, 10)
     commit(tmp_path, 20, run_id="ba9876543210")

@@ -50,7 +50,12 @@ class Attempt:
         )
         known = {"run_name": None, "project": "huggingface", "output_dir": str(run), "bf16": False}
         known |= {"trackio_space_id": None, "trackio_bucket_id": None, "fp16": False}
-        known |= {"hub_private_repo": None, "learning_rate": 0.1, "device": torch.device("cpu")}
+        known |= {
+            "hub_private_repo": None,
+            "resume_from_checkpoint": None,
+            "learning_rate": 0.1,
+            "device": torch.device("cpu"),
+        }
         self.args = Args(**known | args)
         self.callback_handler = SimpleNamespace(
             callbacks=[kind() for kind in get_reporting_integration_callbacks(report_to)]

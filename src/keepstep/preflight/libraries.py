@@ -9,6 +9,7 @@ import inspect
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ def _reports(training: KeepstepConfig) -> Iterator[Problem]:
         if name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             yield Problem(f"report_to: {name} is none of: none, all, {known}", code="package")
+        elif name == "comet_ml" and name not in available and find_spec(name):
+            # So transformers (5.23) has it, offline, too.
+            told = "report_to: comet_ml is installed, but has no API key, or is older than 3.43"
+            yield Problem(
+                told, "COMET_API_KEY, of any value where COMET_START_ONLINE=false", "package"
+            )
         elif name not in (*available, *NOT_LOOKED_FOR):
             yield _missing(f"report_to: {name}", name.replace("_", "-"))
 

@@ -133,7 +133,7 @@ class Trackers(TrainerCallback):
             self._lose(fed, error)
             return False
         at = [line for line in opening.state.log_history if line["step"] == reached]
-        known = {name for line in at for name in line}
+        known = {name for line in at for name in line if tracker.has(name)}
         # It may be ahead, of a checkpoint that is lost.
         fed.held.begin(reached, known if reached <= self._start else None)
         return True
