@@ -55,10 +55,11 @@ decide() { # WHAT NAME=VALUE…: set `answer` to what decide.py says
   leave "what is next cannot be decided: no Python answers here, or it fails, as told above" 70
 }
 
+LATE_SECONDS=120 # Slurm repeats a signal that a node has not heard after a minute; then it is saved
 seen() { # NAME=VALUE…: set `facts` to what a decision goes by, and to those
   facts=(stop="$stop" stop_requested="$(requested && echo 1)" fruitless="$fruitless"
     max_attempts="$MAX_ATTEMPTS" processes=$((${#nodes[@]} * processes_per_node))
-    requeued=$((round > 0 && try == 1)) retry_seconds="$RETRY_SECONDS" "$@")
+    requeued=$((round > 0 && SECONDS < LATE_SECONDS + GRACE_SECONDS)) retry_seconds="$RETRY_SECONDS" "$@")
 }
 
 # keepstep stop, between two attempts

@@ -175,8 +175,13 @@ def test_only_the_word_finished_is_a_success(said: dict[str, Any], exit_status: 
         ),
         (
             PREEMPTED._replace(reason=ALL),
-            FOUR._replace(preempted="no", requeued=True, nodes_answer="yes"),
-            Next("stop", f"stopped on request: {ALL}", 75),
+            FOUR._replace(preempted="no", requeued=True),
+            Next("launch", "a signal for a step of an earlier round: once more"),
+        ),
+        (
+            PREEMPTED._replace(reason="keepstep stop"),
+            FOUR._replace(preempted="no", requeued=True),
+            Next("stop", "stopped on request", 75),
         ),
         (
             PREEMPTED._replace(reason=f"{ALL} (its launcher is gone)"),

@@ -650,11 +650,15 @@ def test_its_user_stops_it(tmp_path: Path) -> None:
     assert not [call for call in fakes.calls if "requeue" in call]
 
 
+TOLD = f"'{', '.join(f'SIGTERM to rank {n}' for n in range(8))}'"
+
+
+@pytest.mark.parametrize("first", ["exit 75", f"{{ status preempted {TOLD}; exit 75; }}"])
 @pytest.mark.parametrize("restarts", [0, 1])
-def test_a_signal_that_comes_late(tmp_path: Path, restarts: int) -> None:
-    """Slurm repeats it to a node that was away; the steps of a requeued job have the same numbers
-    as those before: whoever asked, asked another round."""
-    fakes = Fakes(tmp_path, "((number == 1)) && exit 75; commit 4; status finished null")
+def test_a_signal_that_comes_late(tmp_path: Path, restarts: int, first: str) -> None:
+    """Slurm repeats it where a node was away; the steps of a requeued job have the same numbers
+    as those before: whoever asked, asked another round. Also of an attempt that has begun."""
+    fakes = Fakes(tmp_path, f"((number == 1)) && {first}; commit 4; status finished null")
     fakes.start(restarts)
     code, output = fakes.end()
     assert code == (0 if restarts else 75), output

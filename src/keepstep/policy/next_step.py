@@ -43,7 +43,8 @@ class Situation(NamedTuple):
         max_attempts: how many of them are allowed.
         processes: ranks of the attempt.
         retry_seconds: the unit of the pause before the next attempt.
-        requeued: whether this was the first attempt since Slurm has queued the job again.
+        requeued: whether Slurm has queued the job again, so lately that a signal may be meant for
+            a step of the round before.
         preempted: whether Slurm has preempted the job: `yes`, `no`; empty: it was not asked.
         nodes_answer: whether the attempt's nodes answer: `yes`, `no`; empty: they were not asked.
     """
@@ -136,9 +137,9 @@ def after_attempt(ended: Ended, seen: Situation) -> Next:
         return Next("ask-slurm")
     if seen.preempted == "yes":
         return queue_again("preempted by another job", seen)
-    if stopped and not ended.has_begun and seen.requeued and seen.fruitless < seen.max_attempts:
-        # Slurm repeats a signal that a dead node has not heard when that node is back; and counts
-        # the steps of a requeued job from 0 again: it meets another step of the same number.
+    if stopped and seen.requeued and seen.fruitless < seen.max_attempts:
+        # Slurm repeats a signal after a minute where one node of the step was dead; and counts the
+        # steps of a requeued job from 0 again: it meets another step of the same number.
         return Next("launch", "a signal for a step of an earlier round: once more")
     if stopped and all_ranks_were_told(ended.reason, seen.processes):
         if not seen.nodes_answer:

@@ -169,6 +169,11 @@ class Job:
         file = next(self.logs.rglob(f"{self.number}.log"), None)
         return file.read_text() if file else ""
 
+    def attempt_logs(self) -> list[Path]:
+        """Of each attempt of the job, in order."""
+        files = self.logs.rglob(f"{self.number}.*.*.log")
+        return sorted(files, key=lambda file: [int(part) for part in file.stem.split(".")])
+
     def says(self, pattern: str, timeout: float = 90) -> re.Match[str]:
         """Wait for a line of the log, behind the one that was waited for before."""
 
