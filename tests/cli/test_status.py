@@ -92,6 +92,8 @@ def test_how_far_a_run_at_work_is(run: Path) -> None:
     lines = runner.invoke(app, ["status", str(run)]).stdout.splitlines()
     assert "  progress:     step 32 of 100, loss 1.2500, 12,346 tokens/s, 1 min 30 s left" in lines
     assert max(map(len, lines[1:])) <= 80
+    told_of = runner.invoke(app, ["which", str(run), "auto"]).stdout.splitlines()[0]
+    assert told_of == "auto takes checkpoint-30: 2 steps to repeat"
     heartbeat.write_text(f"x 1\n{made.as_line().replace('32', '33')}\n")  # torn: its check differs
     assert field(run, "reached") == (1, "")
 

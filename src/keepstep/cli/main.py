@@ -144,9 +144,10 @@ def _ask(run: Path, request: str) -> None:
     at_work = begun and not folder.status.is_file()
     if request != "stop" and not at_work:
         fail(f"{run}: job {job} is not at work now, there is nothing to save")
+    does = {"stop": "saves, and ends,", "save-now": "saves"}
     Storage().write(folder.request(request), b"")
     console.tell(
-        f"asked for: it is done after the step that {run} is at"
+        f"asked for: it {does[request]} after the step under way"
         if at_work
         else f"asked for: job {job} ends before its next attempt; scancel {job} ends it now"
     )

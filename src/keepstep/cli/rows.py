@@ -14,6 +14,7 @@ from keepstep.policy.metric import value_of
 from keepstep.policy.retention import Record, best_step, plan_retention
 from keepstep.policy.selection import PATIENCE, Choice, SelectionError, UnreadableError, choose
 from keepstep.recipe.problems import Problem
+from keepstep.run_folder.progress import reached_of
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 
 SAVE_FACTS = (
@@ -116,7 +117,8 @@ class ResumeAnswer(JsonObject):
         error: why nothing can be taken; null: something can.
         metric: the full name of the metric that ranks; null: nothing is ranked.
         value: the metric of what is taken.
-        loses_steps: steps to be trained again, against the newest checkpoint.
+        loses_steps: steps to be trained again, against the newest checkpoint, or what the newest
+            attempt has reached by its last sign of life.
         loses_metric: how much worse than the best one it is, in the metric's own unit.
         num_processes: as it was asked with `--num_processes`.
         batch: how so many processes share out the rows of a step, in words.
@@ -310,7 +312,9 @@ def resume_answer(run: RunFolder, request: str, num_processes: int | None = None
         worse = round(abs(answer.value - (records[best].value or 0.0)), 6)
         answer = replace(answer, loses_metric=worse)
     steps = [c.step for c in situation.candidates if c.step != choice.step]
-    newest = max((record.step for record in alive), default=0)
+    newest, last = max((record.step for record in alive), default=0), reached_of(run)
+    if last is not None and last.attempt == max((a.number for a in run.attempts()), default=0):
+        newest = max(newest, last.step)
     return replace(
         answer,
         step=choice.step,
