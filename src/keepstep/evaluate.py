@@ -35,7 +35,7 @@ from keepstep.policy.standstill import Standstills
 from keepstep.preflight.agreement import agree
 from keepstep.preflight.comparable import digests, other_rows, other_settings, weights_only
 from keepstep.preflight.validate import validate
-from keepstep.ranks import collectives
+from keepstep.ranks import collectives, control_group
 from keepstep.ranks.console import say, say_everywhere
 from keepstep.ranks.outcome import CONFIG_EXIT_STATUS, Outcome, ended, is_persons
 from keepstep.ranks.watchdog import Watchdog
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signals.tell_at_once(leave)
     watchdog = None
     try:
+        control_group.name_interface()
         recipe = parse_recipe([*rest, *WITHOUT])  # this makes the process group, too
         watchdog = watch(recipe)
         evaluate(Path(path), _for_evaluation(recipe, Path(path), rest), watchdog)

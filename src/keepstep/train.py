@@ -32,7 +32,7 @@ from keepstep.preflight import inspection
 from keepstep.preflight.agreement import agree, differing
 from keepstep.preflight.model import check_model_of
 from keepstep.preflight.validate import validate
-from keepstep.ranks import collectives
+from keepstep.ranks import collectives, control_group
 from keepstep.ranks.console import say
 from keepstep.ranks.outcome import CONFIG_EXIT_STATUS, EXIT_STATUS, Outcome, ended
 from keepstep.ranks.start_up import own_start
@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     joined = threading.Event()
     signals.tell_at_once(lambda name: joined.is_set() or leave_unjoined(name))
     try:
+        control_group.name_interface()
         # This makes the process group, too.
         recipe = parse_recipe(sys.argv[1:] if argv is None else argv, validate=validate)
         joined.set()

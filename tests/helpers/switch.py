@@ -33,8 +33,12 @@ class Switch:
         """What a command begins with that is to run in that node's network."""
         return "nsenter", f"--net=/run/netns/{self.namespace(node)}"
 
-    def up(self) -> None:
-        """This machine has the address that ends with 1."""
+    def up(self, decoy: bool = False) -> None:
+        """This machine has the address that ends with 1.
+
+        Args:
+            decoy: the first interface of each node leads to nobody.
+        """
         switch, ours = self.namespace("sw"), self.mark
         run("ip", "netns", "add", switch)
         run(*f"ip -n {switch} link add br0 up type bridge forward_delay 0".split())
@@ -46,6 +50,11 @@ class Switch:
             inside = self.namespace(name)
             run("ip", "netns", "add", inside)
             run(*f"ip -n {inside} link set lo up".split())
+            if decoy:
+                own = f"10.99.0.{address.rpartition('.')[2]}/24"
+                run(*f"ip -n {inside} link add aaa0 up type veth peer name aaa1".split())
+                run(*f"ip -n {inside} link set aaa1 up".split())
+                run(*f"ip -n {inside} addr add {own} dev aaa0".split())
             run(*f"ip -n {inside} link add eth0 type veth peer name {name} netns {switch}".split())
             run(*f"ip -n {switch} link set dev {name} master br0 up".split())
             run(*f"ip -n {inside} addr add {address}/24 dev eth0".split())

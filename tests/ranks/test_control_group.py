@@ -56,6 +56,18 @@ def test_on_one_machine_nothing_is_chosen(monkeypatch: pytest.MonkeyPatch) -> No
     assert control_group._interface() == interface_towards(address)
 
 
+@pytest.mark.parametrize("named", ["", "ib0"])
+def test_the_default_group_goes_there_too(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    """What a person has named stays."""
+    ((name, address), *_) = of_this_machine()
+    monkeypatch.setenv("MASTER_ADDR", address)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv(control_group.INTERFACE, named)
+    control_group.name_interface()
+    assert os.environ[control_group.INTERFACE] == (named or name)
+
+
 def test_the_main_process_s_own_machine_may_know_itself_as_loopback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -32,6 +32,18 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
+def awkward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One of two nodes, whose names and first interfaces lead nowhere."""
+    reason = obstacle()
+    if reason:
+        pytest.skip(f"no Slurm cluster on this machine: {reason}")
+    made = Cluster(tmp_path_factory.mktemp("awkward"), bound=True)
+    made.up(2, awkward=True)
+    yield made
+    made.down()
+
+
+@pytest.fixture
 def cluster(slurm: Cluster) -> Cluster:
     """All nodes up and idle, whatever the test before has done to them."""
     states = slurm.states()

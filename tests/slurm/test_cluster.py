@@ -16,6 +16,8 @@ from tests.helpers import unreadable
 from tests.helpers.folders import final_digests
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import argv
+from tests.helpers.warm import Warm
+from tests.slurm.helpers.cluster import Cluster
 from tests.slurm.helpers.job import HOOKS, LAUNCHER, RANK, Job
 from tests.slurm.helpers.processes import wait_for
 
@@ -350,6 +352,18 @@ def test_submitted_by_hand_and_queued_again(job: Job) -> None:
     assert told["Restarts"] == "1"
     assert job.run.checkpoints()[-1].step == 40
     assert [e["outcome"] for e in job.events("launch")][-1] == "finished"
+
+
+@pytest.mark.long
+def test_names_and_first_interfaces_lead_nowhere(
+    awkward: Cluster, warm: Warm, demo: Path, tmp_path: Path
+) -> None:
+    """As Debian names a host, and with a network that the nodes do not share."""
+    job = Job(awkward, warm, tmp_path, demo)
+    job.submit("--nodes=2", fields={"max_steps": 10})
+    job.says(r"step +10/10", timeout=120)
+    job.ends("COMPLETED")
+    assert job.run.checkpoints()[-1].step == 10
 
 
 @pytest.mark.long

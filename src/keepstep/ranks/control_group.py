@@ -42,6 +42,13 @@ def group() -> Any:
     return _made[1]
 
 
+def name_interface() -> None:
+    """Before there is a default group: on several machines let gloo know where the others are, as a
+    run on CPU goes over it. What is set stays. Ranks: any; each for itself."""
+    if not os.environ.get(INTERFACE) and (found := _interface()):
+        os.environ[INTERFACE] = found
+
+
 def forget() -> None:
     """The default group is about to be destroyed, and with it this one. Ranks: any."""
     global _made

@@ -127,11 +127,15 @@ class Cluster:
         """Name → address."""
         return dict(self._state.get("nodes", {}))
 
-    def up(self, count: int, cpus: Sequence[int] = (4, 2), memory: int = 8000) -> None:
+    def up(
+        self, count: int, cpus: Sequence[int] = (4, 2), memory: int = 8000, awkward: bool = False
+    ) -> None:
         """Start everything; a few seconds.
 
         Args:
             cpus: of the first nodes; those behind them have as many as the last of these.
+            awkward: a node's own name leads to 127.0.1.1, as on Debian, and the first interface of
+                each to nobody.
         """
         own = [f"{kind}/n{i + 1}" for kind in ("spool", "disks") for i in range(count)]
         for name in ("log", "run", "ctl", "munge", "own", *own):
@@ -142,7 +146,7 @@ class Cluster:
         self._state = {"id": secrets.token_hex(2), "prefix": prefix, "nodes": names, "pids": {}}
         try:
             self._configure(cpus, memory)
-            self._connect()
+            self._connect(awkward)
             self._start_munge()
             self.controller_start()
             for name in names:
@@ -248,12 +252,15 @@ class Cluster:
         ask = ("munge", "-n", "-S", socket_file)
         wait_for("munged", lambda: run(*ask, check=False).returncode == 0, 10)
 
-    def _connect(self) -> None:
-        self._switch.up()
+    def _connect(self, awkward: bool) -> None:
+        self._switch.up(decoy=awkward)
         prefix = self._state["prefix"]
         hosts = ["127.0.0.1 localhost", f"{prefix}.1 {socket.gethostname()}"]
         hosts += [f"{address} {name}" for name, address in self.nodes.items()]
-        (self.folder / "hosts").write_text("\n".join(hosts) + "\n")
+        for name in self.nodes:
+            others = [line for line in hosts if not line.endswith(f" {name}")]
+            told = [*others, f"127.0.1.1 {name}"] if awkward else hosts
+            (self.folder / f"hosts-{name}").write_text("\n".join(told) + "\n")
 
     def _start_node(self, node: str) -> None:
         enter = self._switch.inside(node)

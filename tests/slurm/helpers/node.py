@@ -14,7 +14,7 @@ from pathlib import Path
 folder, name = Path(sys.argv[1]), sys.argv[2]
 for command in (
     ["hostname", name],
-    ["mount", "--bind", str(folder / "hosts"), "/etc/hosts"],
+    ["mount", "--bind", str(folder / f"hosts-{name}"), "/etc/hosts"],
     ["mount", "-t", "tmpfs", "-o", "size=4g", "tmpfs", "/dev/shm"],
     ["mount", "--bind", str(folder / "disks" / name), str(folder / "own")],
 ):
