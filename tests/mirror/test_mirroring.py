@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from keepstep.mirror import mirroring as mirroring_module
+from keepstep.mirror.listing import is_whole, look
 from keepstep.mirror.mirroring import Mirroring
 from keepstep.mirror.owners import claim
 from keepstep.mirror.store import Store
@@ -18,6 +19,7 @@ from keepstep.policy.mirror import copied
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
+from tests.helpers.campaigns import cases
 from tests.helpers.folders import STATE, commit
 from tests.mirror.server import BUCKET, S3Server
 
@@ -209,3 +211,54 @@ def test_a_claim_in_a_process_of_its_own(run: RunFolder, tmp_path: Path) -> None
     mirror.abandon()
     mirror.begin(run.checkpoint(8))
     assert "error" not in until_over(mirror)
+
+
+def until_copied(mirror: Mirroring, newest: int, best: int) -> list[dict[str, Any]]:
+    """What came of all copies until nothing is owed."""
+    wanted = mirror.run.checkpoint(newest), mirror.run.checkpoint(best)
+    news = []
+    while any(map(mirror.owes, wanted)):
+        mirror.offer(*wanted)
+        news.append(until_over(mirror))
+    return news
+
+
+@pytest.mark.parametrize(
+    "gone", cases(["model.safetensors", "manifest.json"], long=["manifest.json"])
+)
+def test_what_somebody_removes_there(store: Store, run: RunFolder, gone: str) -> None:
+    """It is seen at the next copy, told once, and sent again if it is the best."""
+    mirror = mirroring(run, store)
+    commit(run.path, 12, STATE)
+    until_copied(mirror, 12, 8)
+    until_copied(mirror, 8, 4)
+    mirror.lines.clear()
+    for step in (4, 8):
+        (name,) = [n for n in store.names(f"checkpoint-{step}") if n.endswith(gone)]
+        store.delete([name])
+    commit(run.path, 16, STATE)
+    first, second = until_copied(mirror, 16, 4)
+    assert first["step"] == 16
+    assert first["lost"] == [4, 8]
+    assert second["step"] == 4
+    assert "lost" not in second
+    told = [line for line in mirror.lines if "are gone there" in line]
+    assert [line.partition(" are gone")[0][-12:] for line in told] == [
+        "checkpoint-4",
+        "checkpoint-8",
+    ]
+    listed = look(store)
+    assert [
+        s
+        for s in listed.found
+        if is_whole(store, listed.copies[s].folder, listed.found[s].manifest, listed.names)
+    ] == [4, 12, 16]
+
+
+def test_what_is_pruned_there_is_not_lost(store: Store, run: RunFolder) -> None:
+    run.owner_file.write_text(f"{TOKEN}\n")
+    fields: dict[str, Any] = {"pause": 0.0, "timeout": 60.0, "rate": 0.0}
+    mirror = Mirroring(run, store.url, claim(store, TOKEN), Policy(limit=1), Storage(), **fields)
+    for step in (4, 8):
+        assert "lost" not in until_copied(mirror, step, step)[0]
+    assert steps(store) == [8]

@@ -15,6 +15,7 @@ from typing import Any
 
 from keepstep.mirror.evaluations import send_evaluations
 from keepstep.mirror.history import history_to_send
+from keepstep.mirror.listing import look
 from keepstep.mirror.owners import DeposedError, Owner, claim
 from keepstep.mirror.pruning import prune
 from keepstep.mirror.stores import open_store
@@ -57,8 +58,13 @@ def _copied(job: dict[str, Any]) -> dict[str, Any]:
     own = node == 0 or job["files"] is None  # else another machine has set it aside
     if frozen.parent == run.mirroring and own:
         Storage().remove(frozen)  # here, not by the thread that trains: it takes a while
-    gone = prune(store, owner, run, policy, job["pinned"]) if node == 0 else []
-    return {**asdict(upload.sent), "pruned": gone, "owner": asdict(owner)}
+    done = {**asdict(upload.sent), "pruned": [], "owner": asdict(owner)}
+    if node > 0:
+        return done
+    listed = look(store)
+    gone = prune(store, owner, run, policy, job["pinned"], listed)
+    left = {step: count for step, count in listed.objects().items() if step not in gone}
+    return {**done, "pruned": gone, "objects": left}
 
 
 def _read(frozen: Path, in_place: Path) -> Checkpoint:

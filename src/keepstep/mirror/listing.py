@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ class Listed:
     copies: Mapping[int, Copied]
     found: Mapping[int, Checkpoint]
     unreadable: Mapping[str, str]
+
+    def objects(self) -> dict[int, int]:
+        """Of each checkpoint that counts, how many objects it has."""
+        sizes = Counter("/".join(name.split("/")[:2]) for name in self.names)
+        return {step: sizes[one.folder] for step, one in self.copies.items()}
 
 
 def look(store: Store) -> Listed:

@@ -98,6 +98,7 @@ class Mirroring:
         self._began = float("-inf")
         self._done: dict[int, dict[str, Any]] = {}  # step → what came of it
         self._saved: list[int] = []  # steps, as they came
+        self._objects: dict[int, int] = {}  # step → how many objects were there at the last look
         name = f"log-{self._share.node}" if self._share.node and not self._share.apart else "log"
         self._log = run.mirroring / name
         self._ending = False  # who waits is told why not; nothing is tried again
@@ -186,6 +187,17 @@ class Mirroring:
         """Whether it is on its way, or still to be copied."""
         self._safely(self._hear)
         return checkpoint is not None and self._owes(checkpoint)
+
+    @property
+    def failed(self) -> list[int]:
+        """Steps whose copy has come to nothing, or is whole there no more."""
+        return [step for step, answer in self._done.items() if "error" in answer]
+
+    def owe(self, steps: Sequence[int]) -> None:
+        """These have failed, as the main process knows, which alone looks at what is whole there:
+        this machine owes its part again."""
+        for step in steps:
+            self._done.pop(step, None)
 
     def wait(self) -> None:
         """Until the copy under way is over."""
@@ -300,6 +312,8 @@ class Mirroring:
         self._done[self._step] = answer
         if "owner" in answer:
             self.owner = Owner(**answer.pop("owner"))
+        if "objects" in answer:
+            answer |= self._look_for_lost(answer.pop("objects"), answer["pruned"])
         self.deposed = answer["error"] if answer.get("deposed") else self.deposed
         moment, before = now(), self._pace
         self._pace = before.failed(moment) if "error" in answer else before.done()
@@ -312,6 +326,27 @@ class Mirroring:
         elif self._pace.is_told and not self.deposed and not self._ending:
             again = self._pace.not_before - moment
             self.lines.append(failed_line(answer, self._pace.failures, again))
+
+    def _look_for_lost(self, objects: dict[str, int], pruned: Sequence[int]) -> dict[str, Any]:
+        """What had been copied, and is whole there no more: the best is owed again.
+
+        Args:
+            objects: of each checkpoint there, how many it has; JSON's keys are texts.
+        """
+        now_there = {int(step): count for step, count in objects.items()}
+        before = {s: n for s, n in self._objects.items() if s not in pruned}
+        lost = sorted(step for step, count in before.items() if now_there.get(step, 0) < count)
+        self._objects = now_there
+        told_no_more = self._ending and self._share.nodes > 1  # the others are not asked again
+        for step in lost:
+            if not told_no_more:
+                self._done[step] = {"error": "objects of it are gone there"}
+            self.lines.append(
+                f"{self.url}: objects of checkpoint-{step} are gone there, by a rule of the bucket "
+                "or by somebody's hand\n    Hint: while it is the best, they are sent again now; "
+                f"else `keepstep sync {quoted(self.run.path)}` does"
+            )
+        return {"lost": lost} if lost else {}
 
     def _sweep(self) -> None:
         """Frozen files of copies that are over would keep pruned bytes on the disk."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from keepstep.mirror.listing import look
+from keepstep.mirror.listing import Listed, look
 from keepstep.mirror.owners import Owner, check
 from keepstep.mirror.store import Store
 from keepstep.policy.manifest import MANIFEST_NAME
@@ -14,12 +14,20 @@ from keepstep.run_folder.reader import RunFolder
 
 
 def prune(
-    store: Store, owner: Owner, run: RunFolder, policy: Policy, pinned: Collection[int]
+    store: Store,
+    owner: Owner,
+    run: RunFolder,
+    policy: Policy,
+    pinned: Collection[int],
+    listed: Listed | None = None,
 ) -> list[int]:
     """Remove what the run's retention does not keep, and what uploads left that never ended.
 
     A checkpoint's manifest goes first: from then on it is not there. Nothing goes before what takes
     its place is whole.
+
+    Args:
+        listed: what is there now; None: that is looked up.
 
     Returns:
         The steps that went.
@@ -27,7 +35,7 @@ def prune(
     Raises:
         StoreError: of the store; DeposedError: another machine has the run.
     """
-    listed = look(store)
+    listed = listed or look(store)
     names = listed.names
     records = run.records_of(list(listed.found.values()), pinned, policy.metric)
     gone = [d.step for d in plan_retention(records, policy) if not d.keep]

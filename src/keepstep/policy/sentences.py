@@ -160,7 +160,9 @@ def _mirror(event: Event) -> str:
     if "error" in event:
         return f"did not copy {where}: {event['error']}"
     size = f", {human_bytes(event['bytes'])}" if isinstance(event.get("bytes"), int) else ""
-    return f"copied {where}{size}{_in(event)}"
+    lost = event.get("lost")
+    told = f"; steps of which objects are gone there: {lost}" if lost else ""
+    return f"copied {where}{size}{_in(event)}{told}"
 
 
 def _finished(event: Event) -> str:

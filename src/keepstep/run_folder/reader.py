@@ -360,7 +360,7 @@ class RunFolder(RunPaths):
         for event in self._events():
             if event["event"] == "mirror" and "error" not in event:
                 found[event.get("step", -1)] = event["attempt"], str(event.get("url"))
-                for step in event.get("pruned", ()):
+                for step in (*event.get("pruned", ()), *event.get("lost", ())):
                     found.pop(step, None)
         return found
 

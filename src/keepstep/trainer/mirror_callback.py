@@ -273,18 +273,22 @@ class Mirrored(TrainerCallback):
         """The newest and the best checkpoint, as this machine has them. Ranks: any; all
         (collective) where there are several machines."""
 
-        def wanted() -> tuple[list[int | None], owners.Owner | None]:
+        def wanted() -> tuple[list[int | None], owners.Owner | None, list[int]]:
             found = manager.run.latest(), manager.run.best(manager.policy)
-            return [c.step if c else None for c in found], self._own(manager)
+            if self._mirroring is not None:
+                self._mirroring.hear()
+            failed = self._mirroring.failed if self._mirroring is not None else []
+            return [c.step if c else None for c in found], self._own(manager), failed
 
         if self._trainer is None or self._url is None:
             return [None, None]
         if self.nodes is not None:
-            steps, owner = collectives.on_main("looking at what is to be copied", wanted)
+            steps, owner, failed = collectives.on_main("looking at what is to be copied", wanted)
             if self._mirroring is not None:
                 self._mirroring.owner = owner
+                self._mirroring.owe(failed)
         elif self._mirroring is not None:
-            steps, _ = wanted()
+            steps, _, _ = wanted()
         else:
             return [None, None]
         here = {checkpoint.step: checkpoint for checkpoint in manager.run.checkpoints()}
