@@ -15,6 +15,7 @@ from keepstep.policy.selection import NoProgressError
 from keepstep.ranks.outcome import Outcome, ended
 from keepstep.recipe.config import ConfigError, refused_by_libraries
 from keepstep.run_folder.notes import notes_on
+from keepstep.run_folder.place import Place, read_place
 from keepstep.run_folder.reader import RunFolder
 from keepstep.save.manager import CheckpointManager
 from keepstep.save.resume_checks import Resume
@@ -241,3 +242,15 @@ def test_what_is_not_the_recipes_is_not_refused() -> None:
     with pytest.raises(ValueError, match="much") as caught, refused_by_libraries():
         parse_bytes("much")
     assert not isinstance(caught.value, ConfigError)  # our own code's
+
+
+def test_a_machine_that_goes_on_alone(run: Path) -> None:
+    """It has the log from here on: the folder does not send people to the one that had it."""
+    place = RunFolder(run).place
+    attempt(run)
+    assert not place.exists(), "no machine's own folder"
+    place.write_bytes(Place("n2", "n1", "s3://bucket/run").as_text())
+    attempt(run)
+    now = read_place(RunFolder(run))
+    assert now is not None
+    assert now.main == now.host

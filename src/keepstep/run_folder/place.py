@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import asdict, dataclass
+from typing import Self
 
 from keepstep.output.printable import printable, quoted
 from keepstep.policy.strict import TextError, build, with_check
@@ -24,6 +26,11 @@ class Place:
     host: str
     main: str
     mirror: str | None = None
+
+    @classmethod
+    def alone(cls, mirror: str | None) -> Self:
+        """Of this machine, where it has the main process."""
+        return cls(socket.gethostname(), socket.gethostname(), mirror)
 
     def as_text(self) -> bytes:
         return with_check(json.dumps(asdict(self))).encode() + b"\n"

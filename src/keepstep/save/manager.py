@@ -32,6 +32,7 @@ from keepstep.run_folder.keeping import now
 from keepstep.run_folder.metrics import metrics_of, show_metrics
 from keepstep.run_folder.ownership import NotOwnerError, Owner, claim, job_facts
 from keepstep.run_folder.parts import whole_of
+from keepstep.run_folder.place import Place
 from keepstep.run_folder.progress import Reached
 from keepstep.run_folder.reader import Checkpoint, RunFolder, read_checkpoint
 from keepstep.run_folder.storage import Storage
@@ -116,6 +117,9 @@ class CheckpointManager:
             self._writer.min_free = self.min_free
             self._writer.heard = self.heard
             self._writer.start(**job_facts(), spent=self.time_sheet.told())
+            if parts is None and self.run.place.exists():  # this machine goes on alone
+                place = Place.alone(elsewhere.url if elsewhere is not None else None)
+                self.storage.replace(self.run.place, place.as_text())
             return owner.token, self._writer.attempt, self._writer.run_id
 
         token, self.attempt, run_id = collectives.on_main("starting the attempt", begin)
