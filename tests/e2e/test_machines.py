@@ -33,7 +33,7 @@ class Run:
     def __init__(self, folder: Path, demo: Path, *names: str) -> None:
         self.folder = RunFolder(folder / "run")
         self._recipe, self._demo, self._faults = folder / "recipe.yaml", demo, folder / "faults"
-        self.faults(step_seconds=0.3)
+        self.faults(step_seconds=0.5)
         self.recipe()
         self.machines = Machines(folder, *names)
 
@@ -130,6 +130,7 @@ def test_a_machine_leaves_and_comes_back(pair: Run, undisturbed: Path) -> None:
     """With a save, as a spot machine that is told so; nothing is trained twice."""
     one, two = pair.start("one", "1:2"), pair.start("two", "1:2")
     pair.saved(10)
+    pair.faults(step_seconds=1.0)  # the next attempt outlasts any start of a machine
     two.signal(signal.SIGTERM)
     assert two.ends() == 75
     assert "this machine leaves, the others go on" in two.text()
@@ -151,13 +152,13 @@ def test_a_machine_leaves_and_comes_back(pair: Run, undisturbed: Path) -> None:
 @pytest.mark.long
 def test_three_of_which_one_loses_power_in_mid_save(three: Run, undisturbed: Path) -> None:
     """Two go on; it comes back when they train."""
-    three.faults(step_seconds=0.3, place="save", step=40, rank=2, seconds=30)
+    three.faults(step_seconds=0.5, place="save", step=40, rank=2, seconds=30)
     commands = [three.start(name) for name in ("one", "two")]
     three.saved(10)
     three.start("three")
     commands[0].says("three has come: saving, then on 3 machines")
     three.fired("save 40")
-    three.faults(step_seconds=0.3)
+    three.faults(step_seconds=1.0)
     three.machines.crash("three")
     commands[0].says("without three")
     commands[0].says("carrying on", 2)
@@ -178,6 +179,7 @@ def test_the_first_machine_is_lost(three: Run, undisturbed: Path, how: str) -> N
     """By power, network, or SIGKILL to its command; and is back before the end."""
     commands = {name: three.start(name) for name in ("one", "two", "three")}
     three.saved(10)
+    three.faults(step_seconds=1.0)
     first = MachinesFolder(three.folder).plan().machines[0].partition("-")[0]
     if how == "kill":
         commands[first].signal(signal.SIGKILL)

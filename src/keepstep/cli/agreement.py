@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -16,6 +16,7 @@ from keepstep.cli.neighbors import Neighbors
 from keepstep.cli.network import free_port
 from keepstep.output.printable import quoted
 from keepstep.policy.batch import Dealt
+from keepstep.policy.lineage import Attempt
 from keepstep.policy.machines import (
     Machine,
     Plan,
@@ -38,6 +39,11 @@ from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import ABSENT, OddFileError, read_object
 
 ENDING_SECONDS = 60.0  # for ranks to see by themselves that a machine is gone
+
+
+def newest_number(attempts: Sequence[Attempt]) -> int:
+    """0: no attempt has begun."""
+    return attempts[-1].number if attempts else 0
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,7 @@ class Agreement:
         verdict: Verdict,
         lost: tuple[str, ...],
     ) -> str | None:
-        attempts = len(self._run.attempts())
+        attempts = newest_number(self._run.attempts())
         if verdict.words:
             count = verdict.counts.fruitless
             of = f"retry {count} of {self._terms.retries}, no new checkpoint: " if count else ""

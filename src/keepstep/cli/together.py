@@ -8,6 +8,7 @@ can write nothing more (run_folder/ownership.py).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -18,7 +19,7 @@ import time
 from types import FrameType
 
 from keepstep.cli.again import Supervisor, from_where, say, value_of
-from keepstep.cli.agreement import ENDING_SECONDS, Agreement, Terms
+from keepstep.cli.agreement import ENDING_SECONDS, Agreement, Terms, newest_number
 from keepstep.cli.neighbors import Neighbors
 from keepstep.cli.network import interface_towards
 from keepstep.policy.machines import ENDS, GROWS, LEAVES, Machine, Part, Plan, range_of
@@ -33,6 +34,7 @@ LEAST_JOIN_SECONDS = 3  # a machine shows itself each second
 TOLD_EVERY = 60.0  # seconds between two lines of who waits
 SHORT = 4.0  # seconds: what is over within them is not told
 LOOK_SECONDS = 0.3
+OWN_DISKS = ("ext", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay")
 
 
 class Together(Supervisor):
@@ -67,6 +69,8 @@ class Together(Supervisor):
         if twin is not None:
             say(f"{self._folder.path} is being trained on this machine already (process {twin})")
             return 2
+        if self._terms.machines.most > 1:
+            warn_if_own_disk(self._folder)
         self._neighbors.start()
         try:
             return self._go_on()
@@ -88,7 +92,10 @@ class Together(Supervisor):
             if self._neighbors.me in plan.machines and plan.number > self._launched:
                 self._take_part(plan)
             else:
-                waits_for = agreement.consider(self._idle)
+                try:
+                    waits_for = agreement.consider(self._idle)
+                except OSError as error:  # a disk that does not answer now
+                    waits_for = str(error)
                 if waits_for:
                     self._tell(f"waiting: {waits_for}")
                 time.sleep(LOOK_SECONDS)
@@ -146,7 +153,9 @@ class Together(Supervisor):
                 self._neighbors.tell(leaves=True)
                 say("this machine leaves, the others go on; `keepstep stop` ends the run on all")
             now = time.monotonic()
-            why = self._must_end(now) if ends_at == math.inf else ""
+            why = ""
+            with contextlib.suppress(OSError):  # a disk that does not answer is asked again
+                why = self._must_end(now) if ends_at == math.inf else ""
             if why:
                 say(why)
                 ends_at, self._why = now + ENDING_SECONDS, self._why or ENDS
@@ -197,7 +206,7 @@ class Together(Supervisor):
         except (OSError, ValueError):
             return False
         attempts = self._folder.attempts()
-        begun = len(attempts) > plan.attempts and attempts[-1].began_training
+        begun = newest_number(attempts) > plan.attempts and attempts[-1].began_training
         return begun and owner == [plan.token] and self._folder.latest() is not None
 
     def _tell(self, words: str) -> None:
@@ -213,6 +222,16 @@ class Together(Supervisor):
 def _has_failed(machine: Machine, plan: Plan) -> bool:
     part = machine.part
     return part is not None and part.number == plan.number and part.outcome in (FAILED, RECIPE)
+
+
+def warn_if_own_disk(run: RunFolder) -> None:
+    """Machines that do not see each other's files would each train a run of their own."""
+    kind = ["stat", "-f", "-c", "%T", str(run.private)]
+    told = subprocess.run(kind, capture_output=True, text=True, check=False).stdout.strip()
+    if told.startswith(OWN_DISKS):
+        say(
+            f"warning: this run folder looks like this machine's own disk ({told}): all must see it"
+        )
 
 
 def is_true(text: str | None) -> bool:

@@ -107,7 +107,8 @@ class Plan:
         address, port: where the ranks meet: the first machine's.
         processes: of each machine.
         fruitless: attempts in a row without a new checkpoint, before this one.
-        commits, attempts: of the run, before this one.
+        commits: of the run, before this one.
+        attempts: the number of the newest one before.
         accepted: the number of machines of the last attempt that was not refused; 0: none was.
         refused: numbers of machines that were, though another one was not.
         end: the exit status of all, if there is no further attempt.
