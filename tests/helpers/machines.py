@@ -20,7 +20,7 @@ from tests.slurm.helpers.processes import below, facts, matching, run, send, wai
 
 APART = ("unshare", "-m", "-u", "-p", "-f", "--kill-child=KILL", "--mount-proc")
 PROGRAMS = ("ip", "bridge", "nsenter", "unshare", "setpriv")
-COMMAND = r"keepstep\.cli\.together"
+COMMAND = r"^\S*python\S* (-\S+ )*-m keepstep\.cli\.together "
 RANK = r"^\S*python\S* (-u )?-m keepstep\.train "
 
 

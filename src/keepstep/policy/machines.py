@@ -319,6 +319,7 @@ def _refused(plan: Plan, ended: Ended, count: int, machines: Range) -> Verdict:
     """What is refused may be the number of machines: it does not divide the rows of a step."""
     other_will_do = plan.accepted not in (0, count)
     if not other_will_do or machines.least == machines.most:
-        return Verdict(ended.exit, f"the same command would fail again: {ended.reason}", 0, plan)
+        words = "the same command would fail again: see above, or what the other machines say"
+        return Verdict(ended.exit, words, 0, plan)
     refused = tuple(sorted({*plan.refused, count}))
     return Verdict(None, f"refused on {count}: {ended.reason}", 0, replace(plan, refused=refused))
