@@ -263,7 +263,9 @@ if [[ -n $asked && ! -s $KEEPSTEP_STATUS_FILE ]]; then # no attempt had begun: n
   end 75
 fi
 trap '' INT TERM HUP # once more would leave it unsaid how the run has ended
-if [[ ! $code_told =~ ^(0|2|75)$ ]]; then
+if [[ ! $code_told =~ ^(0|2|75)$ && $interrupts -gt 1 ]]; then # as was asked for
+  echo "keepstep: ended at once; the same command goes on from the last save" >&2 || true
+elif [[ ! $code_told =~ ^(0|2|75)$ ]]; then
   cat "$scratch/held" >&2 || true
   if [[ $code -eq 137 ]]; then
     echo "keepstep: the launcher (process $launched) was ended by signal 9, SIGKILL" >&2 || true

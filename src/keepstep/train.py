@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def leave_unjoined(name: str) -> NoReturn:
     """End at once, asked to by a signal before the ranks have found each other: one that it ended
     before its handlers were installed will never come, and nothing has begun. Ranks: any."""
+    if os.environ.get("RANK", "0") == "0":
+        complain(f"Stopped on request ({name}) before the run began. Run the same command again.")
     reason = f"{name}, before the ranks had found each other"
     ended("preempted", reason=reason).tell_shell()
     os._exit(EXIT_STATUS["preempted"])

@@ -99,6 +99,15 @@ def test_given_up(attempts: Attempts) -> None:
     assert "3 attempts in a row without a new checkpoint" in told
 
 
+def test_what_another_command_saves_is_no_progress(attempts: Attempts) -> None:
+    """Launched twice: the second one is refused, and gives up however long the first trains."""
+    said = {"outcome": "failed", "reason": "is being trained", "global_step": None, "exit": 70}
+    (attempts.folder / "said").write_text(json.dumps(said))
+    code, told = attempts.result("70+ 70+ 70+ 0", 2)
+    assert code == 76, told
+    assert len(attempts.made()) == 3
+
+
 def test_a_model_that_is_not_published_is_trained(attempts: Attempts) -> None:
     said = {"outcome": "finished", "reason": "the Hub did not answer", "exit": 70}
     (attempts.folder / "said").write_text(json.dumps(said))

@@ -150,6 +150,8 @@ def test_train_sh_interrupted_twice(recipe: Path, tmp_path: Path) -> None:
     code, output = end(process, log, timeout=10)
     assert code == 70, output
     assert not any(rank.is_running() for rank in ranks)
+    assert output.endswith("keepstep: ended at once; the same command goes on from the last save\n")
+    assert "Traceback" not in output
 
 
 def test_train_sh_with_a_bad_recipe(recipe: Path, tmp_path: Path) -> None:

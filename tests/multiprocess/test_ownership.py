@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -39,8 +41,15 @@ def test_an_attempt_that_comes_too_late(ranks: Ranks, demo: Path, tmp_path: Path
 def test_the_same_command_twice(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
     first = ranks.start(argv(demo, tmp_path, max_steps=400, save_steps=200, eval_steps=200))
     first.wait_for(r"step +3/\d+  loss")
+    told = r"process \d+ of this machine trains this run: waiting 20 s for its end"
+    stopped = ranks.start(argv(demo, tmp_path))
+    stopped.wait_for(told)
+    stopped.kill(signal.SIGTERM)
+    assert stopped.wait(60) == [75, 75], "asked to stop, it does not wait on"
+    assert "Traceback" not in stopped.output
     second = ranks.start(argv(demo, tmp_path))
     assert second.wait(60) == [70, 70]
+    assert len(re.findall(told, second.output)) == 1
     assert f"is being trained by process {first.pids[0]} of this machine" in second.output
     assert first.wait(120) == [0, 0]
     assert RunFolder(tmp_path).checkpoints()[-1].step == 400

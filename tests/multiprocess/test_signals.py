@@ -153,6 +153,7 @@ def test_a_rank_that_waits_for_one_that_never_comes(
         time.sleep(0.1)
     run.kill(signal.SIGKILL, ranks=[1])
     assert run.wait(10) == [75, -signal.SIGKILL]
+    assert "Stopped on request (SIGTERM) before the run began." in run.output
 
 
 def test_a_second_interrupt_means_now(ranks: Ranks, demo: Path, tmp_path: Path) -> None:

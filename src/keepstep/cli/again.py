@@ -120,6 +120,7 @@ class Supervisor:
         self.asked = False  # for a stop
         self._gpus: list[str] = []
         self._is_narrowed = False
+        self._has_trained = False  # the last attempt; else what was saved meanwhile is another's
         self._child: subprocess.Popen[bytes] | None = None
         self._environment = {**os.environ, "KEEPSTEP_RETRIES": str(retries)}
         self._libc = ctypes.CDLL(None)
@@ -138,7 +139,8 @@ class Supervisor:
                 return code
             self._see_out_what_is_left()
             now = commits_of(self.run, commits)
-            fruitless, commits = fruitless_after(fruitless, commits, now), now
+            fruitless = fruitless_after(fruitless, commits, now if self._has_trained else commits)
+            commits = now
             if ended.outcome == RECIPE and self._one_less():
                 continue
             following = self._what_next(ended, fruitless)
@@ -204,6 +206,7 @@ class Supervisor:
                 said = json.loads(told.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 said = {}
+        self._has_trained = not said.get("outcome") or said.get("global_step") is not None
         if self.asked and not said and code not in (0, 2):
             say("stopped before the run began; run the same command again to go on")
             return Ended(PREEMPTED, "stopped before the run began", STOPPED, False), STOPPED

@@ -17,7 +17,7 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,11 +81,19 @@ def job_facts(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     }
 
 
-def claim(run: RunFolder, storage: Storage, patience: float = WAIT_SECONDS) -> Owner:
+def claim(
+    run: RunFolder,
+    storage: Storage,
+    patience: float = WAIT_SECONDS,
+    waits: Callable[[str], bool] = lambda who: True,
+) -> Owner:
     """Make this attempt the owner. One process: the main one.
 
     An attempt on another machine loses the run to this one. One that can be seen to be at work, on
     this machine or as a batch job, does not: somebody has launched the same run twice.
+
+    Args:
+        waits: called again and again with who is at work; whether it is still to be waited for.
 
     Raises:
         NotOwnerError: it is at work, even after `patience` seconds; or the job that names the owner
@@ -108,7 +116,7 @@ def claim(run: RunFolder, storage: Storage, patience: float = WAIT_SECONDS) -> O
                 token = token or secrets.token_hex(6)
                 _take(run, storage, f"{token} {_process(os.getpid())}\n".encode())
                 return Owner(run, token)
-        if time.monotonic() > deadline:
+        if not waits(who) or time.monotonic() > deadline:
             raise NotOwnerError(
                 f"{run.path} is being trained by {who}\n"
                 f"    Hint: `keepstep stop {quoted(run.path)}` ends it with a save.",

@@ -23,14 +23,15 @@ from keepstep.policy.retention import Policy
 from keepstep.policy.rewind import decided_since
 from keepstep.policy.selection import Choice, SelectionError, UnreadableError
 from keepstep.policy.standstill import Bound
-from keepstep.ranks import collectives
+from keepstep.ranks import collectives, signals
+from keepstep.ranks.console import say
 from keepstep.ranks.nodes import Nodes
 from keepstep.ranks.outcome import Outcome, is_persons
 from keepstep.ranks.time_sheet import TimeSheet
 from keepstep.run_folder.heartbeat import Lookout
 from keepstep.run_folder.keeping import now
 from keepstep.run_folder.metrics import metrics_of, show_metrics
-from keepstep.run_folder.ownership import NotOwnerError, Owner, claim, job_facts
+from keepstep.run_folder.ownership import WAIT_SECONDS, NotOwnerError, Owner, claim, job_facts
 from keepstep.run_folder.parts import whole_of
 from keepstep.run_folder.place import Place
 from keepstep.run_folder.progress import Reached
@@ -107,9 +108,16 @@ class CheckpointManager:
         """
         parts = None if nodes is None else NodeParts(nodes, self.run, self.storage)
         reach = self._reach = Reach(self.run, parts, elsewhere)
+        known: set[str] = set()
+
+        def waits(who: str) -> bool:
+            if who not in known:
+                known.add(who)
+                say(f"{who} trains this run: waiting {WAIT_SECONDS:.0f} s for its end")
+            return signals.requested() is None
 
         def begin() -> tuple[str, int, str]:
-            owner = claim(self.run, self.storage)
+            owner = claim(self.run, self.storage, waits=waits)
             self.storage.guard(owner.check)
             with self.time_sheet.within("restore"):
                 reach.bring(self.storage, owner.token)

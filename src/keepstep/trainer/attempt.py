@@ -128,7 +128,11 @@ class CurrentAttempt:
         tell_shell_of_beginning()
         self.mirror.look()
         apart = self.recipe.training.node_local
-        self.manager.start(self.mirror, self.mirror.nodes if apart else None)
+        try:
+            self.manager.start(self.mirror, self.mirror.nodes if apart else None)
+        except NotOwnerError:
+            stop_if_asked()  # while it waited for the owner's end
+            raise
         hosts = collectives.gather(socket.gethostname())
         self._keep_what_is_said(hosts)
         collectives.on_main("writing down what is launched", lambda: self._keep_launched(hosts))
