@@ -295,6 +295,30 @@ def test_a_part_is_damaged(ranks: Ranks, demo: Path, tmp_path: Path, disks: Path
     assert re.search(r"carrying on from checkpoint-(\d+)", again.output)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("gone", ["manifest.json", "rng_state_1.pth"])
+def test_what_is_removed_from_the_mirror(
+    ranks: Ranks, demo: Path, tmp_path: Path, disks: Path, gone: str
+) -> None:
+    """Of the best, in mid-run: each machine sends its part again, by the end at the latest."""
+    away = tmp_path / "mirror"
+    fields: dict[str, Any] = {"max_steps": 24, "save_steps": 2, "eval_steps": 2}
+    fields |= {"save_total_limit": 2, "keep_ranking": "metric", "greater_is_better": True}
+    fields |= {"mirror": away.as_uri(), "node_local": True}
+    run = ranks.start(
+        argv(demo, disks / "here/run", **fields), strategy="cpu_zero2", nodes=2, disks=disks
+    )
+    run.wait_for("mirrored checkpoint-2:")
+    run.wait_for(r"mirrored checkpoint-([46]|\d\d)")
+    (file,) = (away / "run/checkpoint-2").glob(f"*/{gone}")
+    file.unlink()
+    assert run.wait(240) == [0, 0]
+    assert "objects of checkpoint-2 are gone there" in run.output
+    checked = CliRunner().invoke(app, ["verify", f"{away.as_uri()}/run", "--deep"])
+    assert checked.exit_code == 0, checked.output
+    assert "checkpoint-2: valid" in checked.output
+
+
 @pytest.mark.parametrize("where", cases([1, 0], long=[0]))
 def test_a_part_is_damaged_that_the_mirror_has(
     ranks: Ranks, demo: Path, tmp_path: Path, disks: Path, where: int
