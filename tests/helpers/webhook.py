@@ -15,6 +15,7 @@ class Webhook(ThreadingHTTPServer):
     """
     Attributes:
         got: the objects that were posted.
+        users: beside each the header that names its sender; None: there was none.
         status: what is answered; 0: nothing is.
     """
 
@@ -23,6 +24,7 @@ class Webhook(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.got: list[dict[str, Any]] = []
+        self.users: list[str | None] = []
         self.status = 204
         self.over = threading.Event()
 
@@ -42,6 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.users.append(self.headers["Authorization"])
         self.server.got.append(json.loads(body))
         if not self.server.status:
             self.server.over.wait(60)

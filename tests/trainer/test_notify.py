@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import time
 from collections.abc import Iterator
@@ -101,6 +102,20 @@ def test_what_is_no_address_is_told_without_it(
     assert "s3cret" not in problem.told()
     writer.record("save_failed", step=5, reason="full")
     notifier.close()
+
+
+def test_an_address_may_have_a_user_and_a_password(
+    tmp_path: Path,
+    hook: Webhook,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(VARIABLE, hook.url.replace("//", "//me:s%40cret@"))
+    notifier, _ = begin(tmp_path)
+    notifier.send(Notice("failed", "failed"), 1)
+    notifier.close()
+    assert caplog.records == []
+    assert hook.users == ["Basic " + base64.b64encode(b"me:s@cret").decode()]
 
 
 def test_without_one_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

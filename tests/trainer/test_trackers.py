@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import resource
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -328,3 +329,23 @@ def test_one_that_cannot_be_reached(
     third.end()
     (folder,) = above.iterdir()
     assert [step for step, _ in trackers.tensorboard(folder)["train/loss"]] == [1, 2, 3, 4, 5]
+
+
+def test_one_that_fails_while_it_closes(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends nothing: here the disk takes no more when TensorBoard writes what it still holds."""
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(place / "logs"))
+    attempt = Attempt(place / "run", ["tensorboard"])
+    attempt.train(2, saves=(2,))
+    (file,) = (place / "logs").rglob("events.out.*")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = file.stat().st_size
+    attempt.callback_handler.callbacks[1].tb_writer.add_text("held", "x" * 99)
+    with caplog.at_level(logging.WARNING):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            attempt.tell("on_train_end")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "report_to: tensorboard: [Errno 27] File too large" in caplog.text

@@ -8,12 +8,14 @@ The standard library alone: it starts at once.
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import sys
 import urllib.error
 import urllib.request
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -35,13 +37,14 @@ def main() -> int:
 
 
 def _fault_of(url: str, body: Any, seconds: float) -> str | None:
-    request = urllib.request.Request(
-        url,
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json", "User-Agent": "keepstep"},
-        method="POST",
-    )
     try:
+        bare, user = _without_user(url)
+        request = urllib.request.Request(
+            bare,
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "User-Agent": "keepstep", **user},
+            method="POST",
+        )
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=seconds):
             return None
     except urllib.error.HTTPError as error:
@@ -50,6 +53,17 @@ def _fault_of(url: str, body: Any, seconds: float) -> str | None:
         return type(error.reason).__name__
     except Exception as error:  # its text may hold the address
         return type(error).__name__
+
+
+def _without_user(url: str) -> tuple[str, dict[str, str]]:
+    """The address without `user:password@`, which urllib takes for a part of the host's name; and
+    the header that tells it."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    told = base64.b64encode(unquote(user).encode()).decode()
+    return parts._replace(netloc=host).geturl(), {"Authorization": f"Basic {told}"}
 
 
 if __name__ == "__main__":

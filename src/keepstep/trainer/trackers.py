@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,9 @@ class Trackers(TrainerCallback):
             kind = KINDS.get(type(callback).__name__)
             if kind is not None and not any(callback is one for one in known):
                 fed = Fed(kind(callback))
+                for event in EVENTS:
+                    handle = functools.partial(self._hand_on, fed, getattr(callback, event))
+                    setattr(callback, event, handle)
                 callback.on_log = functools.partial(self._hear, fed)
                 self._fed.append(fed)
 
@@ -148,6 +151,14 @@ class Trackers(TrainerCallback):
             "what is saved.",
             *(fed.tracker.name, _line(error)),
         )
+
+    def _hand_on(self, fed: Fed, handle: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """An event of the callback's own: what it closes or uploads there may fail as a log may,
+        and on this rank alone."""
+        try:
+            return handle(*args, **kwargs)
+        except Exception as error:
+            self._lose(fed, error)
 
     def _hear(
         self, fed: Fed, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
