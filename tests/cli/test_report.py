@@ -136,3 +136,24 @@ def test_curves_that_cannot_be_read_are_left_out(tmp_path: Path, state: str) -> 
     (run / "checkpoint-20/trainer_state.json").write_text(state)
     assert facts_of(RunFolder(run), "run").history == []
     assert run_report(run, "--out", tmp_path / "r.html")[0] == 0
+
+
+def test_the_line_about_the_end_is_torn(tmp_path: Path) -> None:
+    """status.json tells the same end: nothing says that it was killed; and that a line is lost is
+    told wherever the log is summed up."""
+    run, out = tmp_path / "run", tmp_path / "r.html"
+    failed(run)
+    log = run / ".keepstep" / "events.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines)[:-20])
+    status, said = run_report(run, "--out", out)
+    assert status == 0
+    lost = f"events.jsonl: 1 of {len(lines)} lines are damaged, and passed by"
+    assert lost in said
+    assert lost in out.read_text()
+    assert "failed; 1 attempt" in said
+    assert "kill" not in said
+    shown = runner.invoke(app, ["show", str(run)]).stdout
+    assert "no word of its end" not in shown
+    goodput = " ".join(runner.invoke(app, ["goodput", str(run)]).stdout.split())
+    assert f"{lost}: what they told is missing here" in goodput

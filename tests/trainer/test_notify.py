@@ -65,7 +65,7 @@ def test_that_it_did_not_arrive_is_told_once_and_ends_nothing(
         notifier.send(Notice("failed", "failed"), 1)
         notifier.close()
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told == f"{VARIABLE}: a message did not arrive: HTTP status {status}"
+    assert told == f"a message to {VARIABLE} did not arrive: HTTP status {status}"
     assert len(hook.got) == 2
 
 

@@ -11,6 +11,7 @@ from keepstep.cli.rows import GoodputReport
 from keepstep.output.table import Column, Table
 from keepstep.output.units import human_duration
 from keepstep.policy.goodput import TITLES, Goodput
+from keepstep.run_folder.notes import fault_of_log
 from keepstep.run_folder.progress import goodput_of
 from keepstep.run_folder.reader import RunFolder
 
@@ -33,6 +34,8 @@ def goodput(run: RunArgument, as_json: JsonOption = False) -> None:
         plural = "" if attempts == 1 else "s"
         console.tell(f"{run}: {human_duration(found.wall / 1000)}, {attempts} attempt{plural}")
         console.table(_table(found))
+    if not as_json and (fault := fault_of_log(folder)) is not None:
+        console.tell(f"{folder.events.name}: {fault}: what they told is missing here")
 
 
 def tell_short(folder: RunFolder) -> None:

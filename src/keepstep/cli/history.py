@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,10 @@ def shown(run: RunFolder) -> RunShown:
         other: dict[str, Any] = changed(before.recipe, now.recipe) if before and now else {}
         rows.append(_row(run, attempt, now, {name: list(pair) for name, pair in other.items()}))
         before = now or before
+    if rows and status.outcome is not None and rows[-1].outcome is None:
+        # The line about its end is lost; status.json has the same.
+        end = {"outcome": status.outcome, "exit": status.exit, "reason": status.reason}
+        rows[-1] = replace(rows[-1], **end, reached=status.step or rows[-1].reached)
     return RunShown(
         status=status,
         why=_why(status),

@@ -71,6 +71,8 @@ def _page_of(runs: Iterable[Path]) -> str:
     text = page(facts, made, __version__)
     for run in facts:
         console.tell(f"{run.name}: {headline(run)}")
+        for file, fault in run.faults.items():
+            console.tell(f"  {file}: {fault}")
     return text
 
 
@@ -114,6 +116,7 @@ def facts_of(folder: RunFolder, name: str) -> RunFacts:
         name=name,
         stands=status.outcome or STANDS.get(status.state, "its end is not known"),
         reason=status.reason,
+        faults=status.faults or {},
         reached=status.reached if status.reached is not None else status.newest,
         planned=status.planned or (alive.manifest.planned_steps if alive else None),
         metric=policy.metric,

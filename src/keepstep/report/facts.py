@@ -59,6 +59,7 @@ class RunFacts:
         name: as it was named.
         stands: how it stands, in words: `finished`, `at work`, `killed`, …
         reason: why it ended; None: there is nothing to say.
+        faults: files of the run that cannot be believed, and why.
         reached, planned: steps made, and to be made; None: not known.
         metric: what ranks its checkpoints; None: nothing does.
         best: the step of the best checkpoint, and its metric; None: there is none.
@@ -79,6 +80,7 @@ class RunFacts:
     name: str
     stands: str = "new"
     reason: str | None = None
+    faults: Mapping[str, str] = field(default_factory=dict)
     reached: int | None = None
     planned: int | None = None
     metric: str | None = None

@@ -71,6 +71,7 @@ def _run(run: RunFacts, key: str) -> dict[str, Any]:
         "name": run.name,
         "headline": headline(run),
         "reason": " ".join((run.reason or "").split()),
+        "faults": [f"{file}: {fault}" for file, fault in run.faults.items()],
         "wall": wall(run),
         "parts": [(name, TITLES[name], share) for name, share in shares.items() if share],
         "goodput": goodput_table(run, TITLES.items()) if run.goodput.is_known else None,

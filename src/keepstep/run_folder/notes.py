@@ -21,11 +21,9 @@ def notes_on(run: RunFolder) -> dict[str, str]:
         run.pinned()
 
     def events() -> None:
-        events, damaged = run.events_read()
-        if damaged:
-            raise OddFileError(
-                f"{damaged} of {len(events) + damaged} lines are damaged, and passed by"
-            )
+        fault = fault_of_log(run)
+        if fault is not None:
+            raise OddFileError(fault)
 
     looks: dict[Path, Callable[[], object]] = {
         run.identity: lambda: read_object(run.identity),
@@ -47,3 +45,15 @@ def notes_on(run: RunFolder) -> dict[str, str]:
         if fault is not None:
             found[f"{checkpoint.path.name}/{EVALUATIONS_NAME}"] = fault
     return found
+
+
+def fault_of_log(run: RunFolder) -> str | None:
+    """What of events.jsonl cannot be believed; None: nothing.
+
+    Raises:
+        OddFileError, OSError: it cannot be read at all.
+    """
+    events, damaged = run.events_read()
+    if not damaged:
+        return None
+    return f"{damaged} of {len(events) + damaged} lines are damaged, and passed by"

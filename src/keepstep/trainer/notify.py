@@ -116,7 +116,7 @@ class Notifier:
     def _warn(self, why: str) -> None:
         if why not in self._told:
             self._told.add(why)
-            logger.warning("%s: a message did not arrive: %s", VARIABLE, why)
+            logger.warning("a message to %s did not arrive: %s", VARIABLE, why)
 
     def _body(self, notice: Notice, attempt: int) -> dict[str, Any]:
         name, host, run_id = self._run.path.resolve().name, socket.gethostname(), None
