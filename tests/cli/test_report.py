@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -157,3 +158,26 @@ def test_the_line_about_the_end_is_torn(tmp_path: Path) -> None:
     assert "no word of its end" not in shown
     goodput = " ".join(runner.invoke(app, ["goodput", str(run)]).stdout.split())
     assert f"{lost}: what they told is missing here" in goodput
+
+
+def test_of_the_folder_that_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The title is the run's name, not a dot."""
+    run = a_run(tmp_path / "mine")
+    monkeypatch.chdir(run)
+    assert run_report(".", "--out", tmp_path / "r.html")[0] == 0
+    assert f"<h1>{run}</h1>" in (tmp_path / "r.html").read_text()
+
+
+def test_a_disk_that_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that was named is told, not the one that was to be renamed to it."""
+    run, out = a_run(tmp_path / "run"), tmp_path / "r.html"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        done = runner.invoke(app, ["report", str(run), "--out", str(out)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert done.exit_code == 1
+    assert f"{out}: file too large" in done.output.replace("\n", "")
+    assert not out.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

@@ -56,7 +56,11 @@ def report(
             hand_out(_page_of(runs))
         return
     _look_at(out)
-    Storage().replace(out, _page_of(runs).encode())
+    text = _page_of(runs).encode()
+    try:
+        Storage().replace(out, text)
+    except OSError as error:  # of a file beside it, that nobody has named
+        raise OSError(error.errno, error.strerror, str(out)) from error
     console.tell(f"written: {out}")
 
 
@@ -66,7 +70,8 @@ def _page_of(runs: Iterable[Path]) -> str:
     for path in dict.fromkeys(runs):
         folder = used_run(path)
         with folder.held():
-            facts.append(facts_of(folder, str(path)))
+            named = path if path.name not in ("", "..") else path.resolve()  # "." is no title
+            facts.append(facts_of(folder, str(named)))
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     text = page(facts, made, __version__)
     for run in facts:
