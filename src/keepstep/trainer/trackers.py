@@ -75,7 +75,9 @@ class Trackers(TrainerCallback):
             if kind is not None and not any(callback is one for one in known):
                 fed = Fed(kind(callback))
                 for event in EVENTS:
-                    handle = functools.partial(self._hand_on, fed, getattr(callback, event))
+                    handle = functools.partial(
+                        self._hand_on, fed, getattr(callback, event, _nothing)
+                    )
                     setattr(callback, event, handle)
                 callback.on_log = functools.partial(self._hear, fed)
                 self._fed.append(fed)
