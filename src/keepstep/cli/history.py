@@ -130,7 +130,11 @@ def shown(run: RunFolder) -> RunShown:
         before = now or before
     if rows and status.outcome is not None and rows[-1].outcome is None:
         # The line about its end is lost; status.json has the same.
-        end = {"outcome": status.outcome, "exit": status.exit, "reason": status.reason}
+        end: dict[str, Any] = {
+            "outcome": status.outcome,
+            "exit": status.exit,
+            "reason": status.reason,
+        }
         rows[-1] = replace(rows[-1], **end, reached=status.step or rows[-1].reached)
     return RunShown(
         status=status,
