@@ -36,7 +36,10 @@ def stock(folder: Path, **changes: object) -> Path:
 
 def test_a_stock_checkpoint(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    adopted = adopt(stock(tmp_path / "checkpoint-4"), run)
+    told: list[tuple[int, int]] = []
+    adopted = adopt(stock(tmp_path / "checkpoint-4"), run, progress=lambda *far: told.append(far))
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1] > 0
     (checkpoint,) = run.checkpoints()
     assert checkpoint == adopted.checkpoint
     manifest = checkpoint.manifest

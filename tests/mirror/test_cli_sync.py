@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,12 @@ from keepstep.mirror.listing import look
 from keepstep.mirror.owners import DeposedError, claim
 from keepstep.mirror.store import Store
 from keepstep.mirror.stores import open_store
-from keepstep.mirror.sync import Sync
+from keepstep.mirror.sync import Sync, Tell
 from keepstep.mirror.view import seen
 from keepstep.policy.manifest import MANIFEST_NAME, WHOLE_NAME
 from keepstep.policy.mirrored import RETENTION, history_in, read_retention, what_to_send
 from keepstep.policy.retention import Policy, Record
-from keepstep.run_folder.checkpoint import read_checkpoint
+from keepstep.run_folder.checkpoint import Checkpoint, read_checkpoint
 from keepstep.run_folder.evaluations import add_evaluation
 from keepstep.run_folder.ownership import _process
 from keepstep.run_folder.parts import part_of
@@ -213,28 +215,22 @@ def test_who_comes_in_between_keeps_the_run(four: RunFolder, store: Store) -> No
     work = Sync(four, store)
     claim(store, "ffffffffffff")
     with pytest.raises(DeposedError, match="another machine has just taken the run"):
-        list(work.send(lambda checkpoint: _Nothing()))
+        list(work.send(_sending))
     assert steps(store) == [4]
     work = Sync(four, store)
 
-    class Taking:
-        def __enter__(self) -> None:
-            claim(store, "eeeeeeeeeeee")
-
-        def __exit__(self, *error: object) -> None:
-            pass
+    @contextmanager
+    def taking(checkpoint: Checkpoint) -> Iterator[Tell]:
+        claim(store, "eeeeeeeeeeee")
+        yield lambda done, total: None
 
     with pytest.raises(DeposedError):
-        list(work.send(lambda checkpoint: Taking()))
+        list(work.send(taking))
     assert steps(store) == [4]
 
 
-class _Nothing:
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        pass
+def _sending(checkpoint: Checkpoint) -> AbstractContextManager[Tell]:
+    return nullcontext(lambda done, total: None)
 
 
 def test_a_damaged_checkpoint_does_not_keep_the_others(four: RunFolder, store: Store) -> None:
@@ -339,7 +335,7 @@ def test_a_crash_at_every_operation(
     def again(store: Any) -> None:
         work = Sync(run, store)
         work.send_metrics()
-        list(work.send(lambda checkpoint: _Nothing()))
+        list(work.send(_sending))
 
     count = 0
     for _ in crashes(again, before.url):

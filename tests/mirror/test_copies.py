@@ -105,6 +105,20 @@ def test_there_and_back(store: Store, run: RunFolder, tmp_path: Path) -> None:
     assert again.checkpoint is None, "nothing newer is there"
 
 
+def test_who_waits_is_told_how_far_it_is(store: Store, run: RunFolder, tmp_path: Path) -> None:
+    sent: list[tuple[int, int]] = []
+    total = read_checkpoint(run.path / "checkpoint-4").manifest.total_bytes
+    found = read_checkpoint(run.path / "checkpoint-4")
+    upload = Upload(store, claim(store, TOKEN), found, tell=lambda *far: sent.append(far))
+    upload.run({"run.json": run.identity.read_bytes()})
+    new, came = RunFolder(tmp_path / "new"), list[tuple[int, int | None]]()
+    Storage().make_folder(new.private)
+    bring(new, Storage(), store, new.staging / TOKEN, tell=lambda *far: came.append(far))
+    assert len(sent) > 2, "part by part"
+    assert sent == came == sorted(sent)
+    assert sent[-1] == (total, total)
+
+
 def test_a_restart_sends_nothing_again_and_leaves_nothing_twice(
     store: Store, run: RunFolder
 ) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
+from tqdm import tqdm
 
+from keepstep.output.log_filters import BARS
 from tests.output.test_table import on_a_terminal
 
+ESCAPE = re.compile(r"\x1b\[\??[\d;]*[a-zA-Z]")
 WORK = """if True:
     import sys, time
     from keepstep.output.terminal import Terminal, progress_bar
@@ -36,6 +40,17 @@ def test_what_takes_long_has_a_bar_with_rate_and_time_left() -> None:
     assert "0:00:0" in seen
     assert "sending" in seen
     assert "a line" in seen
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_a_long_name_does_not_fold_it(width: int) -> None:
+    work = WORK.replace('"reading"', f'"reading {"x" * 60} 的名字"')
+    work = work.replace('"sending"', f'"sending {"y" * 90}"').replace("10**6", "123 * 10**6")
+    seen = on_a_terminal([sys.executable, "-c", work.format(after=0.01, pause=0.2)], width)
+    frames = [plain for part in seen.split("\r") if (plain := ESCAPE.sub("", part)).strip()]
+    drawn = [frame for frame in frames if "…" in frame]
+    assert any("readi" in frame and "名字 " in frame and "0:00:0" in frame for frame in drawn)
+    assert any("sending y" in frame and "yy 0:00:0" in frame for frame in drawn)
 
 
 def test_what_is_soon_done_has_none() -> None:
@@ -71,3 +86,47 @@ PIPED = """if True:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, text=True)
     sys.stdout.write(done.stdout)
 """
+
+
+LIBRARY = """if True:
+    import time
+    from keepstep.output.log_filters import silence
+    silence()
+    from datasets.utils import tqdm
+    for row in tqdm(range(100000), desc="Dropping fully masked examples", unit=" examples"):
+        if row % 20000 == 19999:
+            time.sleep(0.2)
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", [None, "0", "3600"])
+def test_bars_of_libraries_are_as_ours(after: str | None) -> None:
+    """None within two seconds; then one line with rate and time left, which goes in the end."""
+    own = {} if after is None else {"TQDM_DELAY": after}
+    seen = on_a_terminal([sys.executable, "-c", LIBRARY], 80, **own)
+    assert seen.endswith("done\r\n")
+    if after != "0":  # what a person has set goes before
+        assert seen == "done\r\n"
+        return
+    frames = [frame for frame in seen.split("\r") if "/100000, " in frame]
+    assert frames
+    assert any(" examples/s, 00:0" in frame and frame.endswith(" left") for frame in frames)
+    assert max(map(len, frames)) <= 80
+    assert seen.split("\r")[-3].strip() == ""  # it is gone
+
+
+@pytest.mark.parametrize("total", [1_000_000, None])
+def test_a_bar_of_a_million_rows_fits(total: int | None) -> None:
+    told = tqdm.format_meter(
+        999_999,
+        total,
+        elapsed=600,
+        ncols=80,
+        prefix="Dropping fully masked examples from train dataset",
+        unit=" examples",
+        bar_format=BARS["TQDM_BAR_FORMAT"],
+    )
+    assert len(told) <= 80
+    assert told.startswith("Dropping fully masked ex ")
+    assert told.endswith("1666.66 examples/s, 00:00 left")

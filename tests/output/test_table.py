@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,7 @@ LOOK = [sys.executable, "-c", "import keepstep.cli as c; c.command()", "ls"]
 def on_a_terminal(command: list[str], columns: int, **environment: str) -> str:
     """What a person would see of it: on a terminal of this width."""
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
     given = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
     given |= {"TERM": "xterm-256color", "COLUMNS": str(columns), **environment}
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, env=given):

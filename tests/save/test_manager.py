@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from keepstep.recipe.config import ConfigError, refused_by_libraries
 from keepstep.run_folder.notes import notes_on
 from keepstep.run_folder.place import Place, read_place
 from keepstep.run_folder.reader import RunFolder
+from keepstep.save import manager as manager_module
 from keepstep.save.manager import CheckpointManager
 from keepstep.save.resume_checks import Resume
 from tests.helpers.folders import STATE, commit, identify, manifest
@@ -254,3 +257,19 @@ def test_a_machine_that_goes_on_alone(run: Path) -> None:
     now = read_place(RunFolder(run))
     assert now is not None
     assert now.main == now.host
+
+
+def test_how_far_the_digests_are_compared_is_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minutes, of a large checkpoint, ahead of the first step."""
+    told: list[tuple[str, int, int | None]] = []
+
+    @contextmanager
+    def progress(text: str) -> Iterator[Callable[[int, int | None], None]]:
+        yield lambda done, total: told.append((text, done, total))
+
+    monkeypatch.setattr(manager_module, "progress", progress)
+    total = attempt(run).run.checkpoint(20).manifest.total_bytes
+    assert {text for text, _, _ in told} == {"verifying checkpoint-20"}
+    assert told[-1] == ("verifying checkpoint-20", total, total)

@@ -261,8 +261,8 @@ def adopt(
 
     folder_at(path)
     try:
-        with console.waiting(f"copying {path} and comparing it …"):
-            adopted = take_in(path, without_links(RunFolder(into)))
+        with progress_bar(console, f"copying {path.name}") as progress:
+            adopted = take_in(path, without_links(RunFolder(into)), progress=progress)
     except AdoptError as error:
         fail(str(error))
     manifest = adopted.checkpoint.manifest

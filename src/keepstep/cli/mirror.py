@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +22,7 @@ from keepstep.cli.common import (
 )
 from keepstep.cli.status import status_of
 from keepstep.output.printable import quoted
+from keepstep.output.terminal import progress_bar
 from keepstep.output.units import human_bytes
 from keepstep.policy.manifest import folder_name
 from keepstep.policy.mirror import VARIABLE, address_fault, url_of
@@ -182,9 +184,8 @@ def _why_not(folder: RunFolder, work: Sync, url: str, take_over: bool) -> list[s
 def _send(work: Sync) -> None:
     failed = False
 
-    def sending(checkpoint: Checkpoint) -> AbstractContextManager[None]:
-        size = human_bytes(checkpoint.manifest.total_bytes)
-        return console.waiting(f"sending {checkpoint.path.name}, {size} …")
+    def sending(checkpoint: Checkpoint) -> AbstractContextManager[Callable[[int, int], None]]:
+        return progress_bar(console, f"sending {checkpoint.path.name}")
 
     for news in work.send(sending):
         if "pruned" in news and "step" not in news:

@@ -157,19 +157,8 @@ def _step_of(word: str, run: MirroredRun, address: str) -> int:
 @contextmanager
 def reading(run: RunFolder, total: int, what: str) -> Iterator[None]:
     """Tell how many of so many bytes have been read."""
-    done = 0
-    with progress_bar(console, what) as tell:
-
-        def count(size: int) -> None:
-            nonlocal done
-            done += size
-            tell(done, total)
-
-        run.progress = count
-        try:
-            yield
-        finally:
-            run.progress = lambda count: None
+    with progress_bar(console, what) as tell, run.reading(total, tell):
+        yield
 
 
 def tell_unfinished(run: MirroredRun) -> None:

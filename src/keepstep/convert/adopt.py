@@ -11,7 +11,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,8 +58,20 @@ class AdoptError(KeepstepError, ValueError):
     """A folder that cannot be taken in; says why."""
 
 
-def adopt(path: Path, run: RunFolder, storage: Storage | None = None) -> Adopted:
+def adopt(
+    path: Path,
+    run: RunFolder,
+    storage: Storage | None = None,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Adopted:
     """Copy the checkpoint at `path` into `run`, and commit it. One process.
+
+    Args:
+        path: the checkpoint.
+        run: a new folder.
+        storage: changes the disk.
+        progress: told how many of so many bytes are copied.
 
     Raises:
         AdoptError: it is no checkpoint with the state to go on from, or is damaged.
@@ -83,7 +95,7 @@ def adopt(path: Path, run: RunFolder, storage: Storage | None = None) -> Adopted
     staged = writer.stage(step)
     try:
         made = dict(_made(path, source, state))
-        entries = _filled(writer.storage, staged, files, made)
+        entries = _filled(writer.storage, staged, files, made, progress)
         manifest = _manifest(path, source, state, entries, writer)
         missing = missing_state(manifest)
         if missing:
@@ -165,10 +177,19 @@ def _made(path: Path, source: Source | None, state: dict[str, Any]) -> Iterator[
 
 
 def _filled(
-    storage: Storage, staged: Path, files: dict[str, Path], made: dict[str, bytes]
+    storage: Storage,
+    staged: Path,
+    files: dict[str, Path],
+    made: dict[str, bytes],
+    progress: Callable[[int, int], None],
 ) -> dict[str, FileEntry]:
     """Copy `files` into `staged`, and write what was made for it."""
-    entries = {name: _take(storage, file, staged / name) for name, file in files.items()}
+    entries = {}
+    done, total = 0, sum(path.stat().st_size for path in files.values())
+    for name, path in files.items():
+        entries[name] = _take(storage, path, staged / name)
+        done += path.stat().st_size
+        progress(done, total)
     for name, content in made.items():
         file = storage.write(staged / name, content)
         entries[name] = FileEntry(0, file.bytes, file.xxh3_128)

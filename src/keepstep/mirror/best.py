@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from keepstep.mirror.download import fetch
+from keepstep.mirror.download import Tell, fetch, nobody
 from keepstep.mirror.listing import Listed
 from keepstep.mirror.store import Store
 from keepstep.policy.manifest import folder_name
@@ -23,6 +23,7 @@ def bring_best(
     staging: Path,
     policy: Policy,
     listed: Listed,
+    tell: Tell = nobody,
 ) -> Checkpoint | None:
     """The best of all checkpoints on disk and mirror into the run folder, if that lacks it, and
     would keep it. (What it holds already is known: see `download.bring`.)
@@ -31,6 +32,7 @@ def bring_best(
         staging: a folder of the run that a later attempt sweeps.
         policy: the run folder's.
         listed: what is on the mirror.
+        tell: how far it is.
 
     Returns:
         It; None: it is there, nothing ranks, or the next save would prune it.
@@ -47,6 +49,6 @@ def bring_best(
     target = run.path / folder_name(best or 0)
     if best is None or best not in kept or best not in listed.copies or target.exists():
         return None
-    fetched = fetch(store, listed.copies[best], staging / target.name, storage)
+    fetched = fetch(store, listed.copies[best], staging / target.name, storage, tell=tell)
     storage.rename(fetched.path, target)
     return replace(fetched, path=target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -31,6 +31,12 @@ from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter
 
+Tell = Callable[[int, int | None], None]  # bytes that are there by now, and those that will be
+
+
+def nobody(done: int, total: int | None) -> None:
+    """Who is told, where nobody waits."""
+
 
 class OtherRunError(StoreError):
     """The mirror holds another run than the folder."""
@@ -57,6 +63,7 @@ def bring(
     store: Store,
     staging: Path,
     together: Collection[int] | None = None,
+    tell: Tell = nobody,
 ) -> Brought:
     """The newest checkpoint of a mirror into the run folder, if it is newer than what is there; and
     the run's history, into an unused one.
@@ -65,6 +72,7 @@ def bring(
         staging: a folder of the run that a later attempt sweeps.
         together: the steps that the machines of the run have together, each a part; None: they see
             one folder.
+        tell: how far it is.
 
     Raises:
         StoreError: the mirror cannot be read, or what it holds is nothing to go on from.
@@ -92,7 +100,7 @@ def bring(
             continue
         try:
             place = staging / folder_name(step)
-            fetched = fetch(store, copies[step], place, storage, here.get(step))
+            fetched = fetch(store, copies[step], place, storage, here.get(step), tell=tell)
         except (StoreError, TextError) as error:
             if isinstance(error, StoreError) and error.fatal:
                 raise
@@ -108,7 +116,13 @@ def bring(
     return Brought(None, passed_by, listed)
 
 
-def complete(chosen: Checkpoint, wanted: Collection[str], writer: RunWriter, store: Store) -> None:
+def complete(
+    chosen: Checkpoint,
+    wanted: Collection[str],
+    writer: RunWriter,
+    store: Store,
+    tell: Tell = nobody,
+) -> None:
     """These files of a checkpoint into a folder that lacks some, or where some are damaged: what is
     there of them already is not fetched.
 
@@ -127,7 +141,7 @@ def complete(chosen: Checkpoint, wanted: Collection[str], writer: RunWriter, sto
         raise StoreError(f"{store.url}: {chosen.path.name} is another one there", fatal=False)
     staged = writer.staging / chosen.path.name
     only = None if chosen.manifest.files.keys() <= set(wanted) else wanted
-    writer.put_in_place(fetch(store, one, staged, writer.storage, here, only))
+    writer.put_in_place(fetch(store, one, staged, writer.storage, here, only, tell))
 
 
 def fetch(
@@ -137,12 +151,14 @@ def fetch(
     storage: Storage,
     here: Checkpoint | None = None,
     only: Collection[str] | None = None,
+    tell: Tell = nobody,
 ) -> Checkpoint:
     """One checkpoint into a new folder, where it is durable then.
 
     Args:
         here: what this machine has of it: its files are not fetched, if no byte of them differs.
         only: these of its files, as a part of it; None: all.
+        tell: how far it is.
 
     Raises:
         StoreError, TextError: it is not what was written there.
@@ -171,9 +187,13 @@ def fetch(
             pass
         os.truncate(folder / name, entry.bytes)
     wanted = [part for part in parts if part.file in lacking]
+    done, total = 0, sum(part.bytes for part in wanted)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for future in [pool.submit(_fetch_part, store, one, part, folder) for part in wanted]:
+        futures = [pool.submit(_fetch_part, store, one, part, folder) for part in wanted]
+        for part, future in zip(wanted, futures, strict=True):
             future.result()
+            done += part.bytes
+            tell(done, total)
     for name in manifest.files:
         storage.sync(folder / name)
     measured = later_evaluations(store, one.folder, names, manifest)

@@ -33,7 +33,8 @@ from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 
 BY_HAND = "by-hand-"  # how the names of such owners begin
-Sending = Callable[[Checkpoint], AbstractContextManager[Any]]
+Tell = Callable[[int, int], None]  # how many of so many bytes are there by now
+Sending = Callable[[Checkpoint], AbstractContextManager[Tell]]
 
 
 class Sync:
@@ -102,7 +103,8 @@ class Sync:
         """Become the owner; send what is lacking, one after the other; remove what is not kept.
 
         Args:
-            sending: a block that the sending of a checkpoint is in.
+            sending: a block that the sending of a checkpoint is in; it gives what is told how far
+                that is.
 
         Yields:
             What came of each, as a run tells it: `step`, `bytes`, `copied`, `found`, `seconds`; or
@@ -116,8 +118,8 @@ class Sync:
         for checkpoint in self.lacking:
             began = time.monotonic()
             try:
-                with sending(checkpoint):
-                    sent = self._send(owner, checkpoint)
+                with sending(checkpoint) as tell:
+                    sent = self._send(owner, checkpoint, tell)
             except StoreError:
                 raise
             except OSError as error:  # of this disk: damaged, or pruned meanwhile
@@ -130,8 +132,8 @@ class Sync:
         self.send_metrics()  # of what has just been sent
         yield {"pruned": prune(self._store, owner, self._run, self._policy, self._pinned)}
 
-    def _send(self, owner: Owner, checkpoint: Checkpoint) -> dict[str, int]:
-        upload = Upload(self._store, owner, checkpoint)
+    def _send(self, owner: Owner, checkpoint: Checkpoint, tell: Tell) -> dict[str, int]:
+        upload = Upload(self._store, owner, checkpoint, tell=tell)
         upload.run(history_to_send(self._run, self._policy, self._pinned))
         return asdict(upload.sent)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -63,6 +63,7 @@ class Upload:
         rate: float = 0.0,
         node: int = 0,
         nodes: int = 1,
+        tell: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         """
         Args:
@@ -71,10 +72,11 @@ class Upload:
             rate: bytes a second at most; 0: as fast as it goes.
             node: this machine's number. The first one writes the manifest.
             nodes: how many machines upload, each its part.
+            tell: how many of so many bytes are there by now, in this thread.
         """
         self.sent = Sent()
         self._store, self._owner, self._frozen, self._rate = store, owner, frozen, rate
-        self._node, self._nodes = node, nodes
+        self._node, self._nodes, self._tell = node, nodes, tell
         self._folder = folder_of(frozen.step, owner.number, owner.token)
         self._began = time.monotonic()
 
@@ -170,14 +172,23 @@ class Upload:
         entries = self._frozen.manifest.files.items()
         files = {name: entry.bytes for name, entry in entries if name != WHOLE_NAME}
         done: list[Part] = []
+        there, total = 0, sum(files.values())
         with ThreadPoolExecutor(AT_ONCE) as pool:
             ahead: list[Future[Part]] = []
+
+            def take() -> None:
+                nonlocal there
+                done.append(ahead.pop(0).result())
+                there += done[-1].bytes
+                self._tell(there, total)
+
             try:
                 for part, content in self._read(files):
                     ahead.append(pool.submit(self._put, part, content, names, known))
                     if len(ahead) >= AT_ONCE:
-                        done.append(ahead.pop(0).result())
-                done += [future.result() for future in ahead]
+                        take()
+                while ahead:
+                    take()
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise

@@ -28,11 +28,19 @@ LOGS = (
 )
 # Read by the libraries at import.
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DATASETS_VERBOSITY": "error"}
+# Read by tqdm at import: the bars of datasets, transformers and huggingface_hub are as keepstep's,
+# after two seconds, one line of 80 columns, gone in the end. (An empty text is its False.)
+BARS = {
+    "TQDM_DELAY": "2",
+    "TQDM_LEAVE": "",
+    "TQDM_BAR_FORMAT": "{desc:.24} {bar:8} {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left",
+}
 LOGGERS = ("trl", "accelerate", "peft", "DeepSpeed")
 
 
 def silence() -> None:
-    """Silence the lines above; on other ranks than the main one, everything but errors.
+    """Silence the lines above, and what a bar would flash; on other ranks than the main one,
+    everything but errors.
 
     Call it before the slow imports: some of the lines are written by them. Ranks: any.
     """
@@ -40,6 +48,8 @@ def silence() -> None:
         warnings.filterwarnings("ignore", message=message)
     for name, text in LOGS:
         logging.getLogger(name).addFilter(_Without(text))
+    for name, value in BARS.items():  # a person's own go before
+        os.environ.setdefault(name, value)
     if os.environ.get("RANK", "0") != "0":
         warnings.filterwarnings("ignore")
         os.environ.update(QUIET)

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from keepstep.output.fold import NARROWEST, folded
 from keepstep.output.printable import printable
-from keepstep.output.table import Table
+from keepstep.output.table import Table, elided
 
 SHOWN_AFTER = 2.0  # seconds: what is done by then needs no bar
 PLAIN = ("dumb", "unknown")  # as rich has it of TERM
@@ -117,7 +117,7 @@ class Terminal(Console):
         from rich.progress import SpinnerColumn, TimeElapsedColumn
 
         columns = SpinnerColumn(), bar_text("{task.description}"), TimeElapsedColumn()
-        with _late_bar(self, text, columns, after):
+        with _late_bar(self, text, columns, 12, after):
             yield
 
     def beside(self) -> Terminal:
@@ -192,20 +192,23 @@ def progress_bar(
         *(bar_text("{task.description}"), progress.BarColumn(), progress.DownloadColumn()),
         *(progress.TransferSpeedColumn(), progress.TimeRemainingColumn()),
     )
-    with _late_bar(terminal, text, columns, after) as tell:
+    with _late_bar(terminal, text, columns, 46, after) as tell:
         yield tell
 
 
 @contextlib.contextmanager
 def _late_bar(
-    terminal: Terminal, text: str, columns: tuple[ProgressColumn, ...], after: float
+    terminal: Terminal, text: str, columns: tuple[ProgressColumn, ...], beside: int, after: float
 ) -> Iterator[Callable[[int, int | None], None]]:
+    """`beside`: the width that the other columns take: a text that is longer than the rest would be
+    folded, and the others with it."""
     shown = terminal.beside()
     if not shown.moves_cursor:
         yield lambda done, total: None
         return
     bar = shown.bar(*columns, transient=True)
-    task = bar.add_task(printable(text), total=None)
+    text = elided(printable(text), max(8, shown.width - beside), "middle")
+    task = bar.add_task(text, total=None)
     timer = threading.Timer(after, bar.start)
     timer.daemon = True
     if after:

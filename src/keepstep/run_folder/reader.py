@@ -74,8 +74,24 @@ class RunFolder(RunPaths):
         self.journal = Journal(self.events)
         self._listing = Listing(self.path)
         self._held: list[dict[str, Any]] | None = None
-        # Told of the bytes that are read to be compared.
+        # Told of the bytes that are read to be compared, or brought.
         self.progress: Callable[[int], None] = lambda count: None
+
+    @contextmanager
+    def reading(self, total: int, tell: Callable[[int, int], None]) -> Iterator[None]:
+        """Have `tell` told of how many of so many bytes have been read."""
+        done, before = 0, self.progress
+
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+            tell(done, total)
+
+        self.progress = count
+        try:
+            yield
+        finally:
+            self.progress = before
 
     @contextmanager
     def held(self) -> Iterator[None]:

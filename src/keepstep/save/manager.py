@@ -24,7 +24,7 @@ from keepstep.policy.rewind import decided_since
 from keepstep.policy.selection import Choice, SelectionError, UnreadableError
 from keepstep.policy.standstill import Bound
 from keepstep.ranks import collectives, signals
-from keepstep.ranks.console import say
+from keepstep.ranks.console import progress, say
 from keepstep.ranks.nodes import Nodes
 from keepstep.ranks.outcome import Outcome, is_persons
 from keepstep.ranks.time_sheet import TimeSheet
@@ -417,4 +417,7 @@ class CheckpointManager:
     def _faults(self, checkpoint: Checkpoint, depth: Depth) -> list[str]:
         if depth == "off":
             return []
-        return self.run.faults(checkpoint, {"auto": None, "digests": True, "sizes": False}[depth])
+        total = checkpoint.manifest.total_bytes
+        with progress(f"verifying {checkpoint.path.name}") as tell, self.run.reading(total, tell):
+            deep = {"auto": None, "digests": True, "sizes": False}[depth]
+            return self.run.faults(checkpoint, deep)

@@ -221,6 +221,7 @@ class AttemptMixin(Trainer):
                 error.asked = self.every_step.asked_to_stop()
                 raise
             finally:
+                self.reporter.close()
                 self.attempt.trained_to = self.state.global_step or None
 
     def _judged(self, step: int, plan: Mapping[str, Any]) -> Outcome:

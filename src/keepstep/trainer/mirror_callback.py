@@ -22,7 +22,7 @@ from keepstep.policy.schedule import left
 from keepstep.policy.selection import SelectionError, UnreadableError
 from keepstep.policy.strict import TextError
 from keepstep.ranks import collectives, signals
-from keepstep.ranks.console import say
+from keepstep.ranks.console import progress, say, waiting
 from keepstep.ranks.nodes import Nodes, look
 from keepstep.ranks.outcome import EXIT_STATUS, Outcome
 from keepstep.recipe.config import Recipe
@@ -81,7 +81,8 @@ class Mirrored(TrainerCallback):
             store = open_store(self._url)
             download.check_run(run, store)
             self._owner = owners.claim(store, token)
-            found = download.bring(run, storage, store, run.staging / token, together)
+            with progress("fetching from the mirror") as tell:
+                found = download.bring(run, storage, store, run.staging / token, together, tell)
         except StoreError as error:
             if error.fatal:
                 raise SelectionError(f"mirror: {error}") from error
@@ -104,7 +105,8 @@ class Mirrored(TrainerCallback):
         """What a run can go on without is no reason not to."""
         try:
             staging, policy = run.staging / token, self._args.policy()
-            best = bring_best(run, storage, store, staging, policy, listed)
+            with progress("fetching the best from the mirror") as tell:
+                best = bring_best(run, storage, store, staging, policy, listed, tell)
             self._tell_brought(best, " (the best)")
         except NotOwnerError:
             raise
@@ -147,7 +149,8 @@ class Mirrored(TrainerCallback):
         """
         assert self._url is not None  # else nothing is there
         try:
-            download.complete(chosen, wanted, writer, open_store(self._url))
+            with progress(f"fetching {chosen.path.name}") as tell:
+                download.complete(chosen, wanted, writer, open_store(self._url), tell)
         except (StoreError, TextError) as error:
             raise UnreadableError(f"mirror: {error}", step=chosen.step) from error
 
@@ -259,7 +262,8 @@ class Mirrored(TrainerCallback):
         seconds = self._args.mirror_timeout_seconds
         if outcome.outcome != "finished" and self._left() == float("inf"):
             seconds = min(seconds, STOP_SECONDS)
-        faults = mirroring.finish(newest, best, seconds, self._why_stop(manager, outcome))
+        with waiting(f"waiting for {self._url} …"):
+            faults = mirroring.finish(newest, best, seconds, self._why_stop(manager, outcome))
         self._tell(mirroring, manager)
         for fault in faults:
             say(f"Not mirrored: {fault}")

@@ -169,7 +169,8 @@ class CheckpointMixin(
         self.every_step = EveryStep(self)
         self.add_callback(self.every_step)
         self.remove_callback(PrinterCallback)
-        self.add_callback(RunReporter(self))
+        self.reporter = RunReporter(self)
+        self.add_callback(self.reporter)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self.callback_handler.callbacks.insert(0, Trackers(self))

@@ -19,7 +19,7 @@ from keepstep.publish.process import check
 from keepstep.publish.publisher import Publisher
 from keepstep.publish.remote import Target
 from keepstep.ranks import collectives, signals
-from keepstep.ranks.console import say
+from keepstep.ranks.console import say, waiting
 from keepstep.ranks.outcome import EXIT_STATUS, Outcome
 from keepstep.recipe.config import Problem, Recipe
 from keepstep.recipe.data_files import looks_local
@@ -119,7 +119,8 @@ class Publishing(TrainerCallback):
                 best = manager.run.checkpoint(outcome.best_step)
         if best is not None and publisher.owes(best):
             say(waiting_for(best.step, publisher, self._args.publish_timeout_seconds))
-        answer = publisher.finish(best, lambda: self._why_stop(manager))
+        with waiting(f"waiting for {publisher.target.repo_id} …"):
+            answer = publisher.finish(best, lambda: self._why_stop(manager))
         if publisher.news is None and "error" in answer:
             publisher.news = answer
         self._tell(publisher)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -188,6 +189,20 @@ def _speed(logs: Mapping[str, float]) -> str:
     return ""
 
 
+def _of_steps(first: int, last: int) -> str:
+    """Which steps a mean is of."""
+    return f" (step {last})" if first >= last else f" (mean of steps {first} to {last})"
+
+
+def _loss_before(history: Sequence[Mapping[str, Any]]) -> str:
+    """What an earlier attempt logged last, where this one has not come to it. (A 0 is what the
+    Trainer says of steps that were not finite.)"""
+    for entry in reversed(history):
+        if loss := entry.get("loss"):
+            return f"{loss:.4f} (logged at step {entry['step']})" if math.isfinite(loss) else ""
+    return ""
+
+
 def _told(resharded: Resharded) -> str:
     return (
         f"resharded checkpoint-{resharded.step}: {resharded.before} → {resharded.now}, "
@@ -230,6 +245,8 @@ class RunReporter(TrainerCallback):
         self.task = TaskID(0)
         self._text = ""  # of the log line before
         self._logged = 0, 0  # steps, and those whose loss was not finite
+        self._last_loss = ""  # and of which steps
+        self._evaluated = 0, 0.0  # batches, and since when
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.resharded is not None:
@@ -241,6 +258,7 @@ class RunReporter(TrainerCallback):
             bar_text("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
             bar_text("{task.description}"),
+            transient=True,  # what it showed last is told in a line
         )
         self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step)
         self.progress.start()
@@ -260,7 +278,9 @@ class RunReporter(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
             return
-        text = f"loss {self._loss(logs['loss'], state.global_step)}  lr {logs['learning_rate']:.2e}"
+        before, loss = self._logged[0], self._loss(logs["loss"], state.global_step)
+        self._last_loss = f"{loss}{_of_steps(before + 1, state.global_step)}"
+        text = f"loss {loss}  lr {logs['learning_rate']:.2e}"
         self._show(logs)
         self._text = text + _speed(logs)
         left = f"  {human_duration(logs['seconds_left'])} left" if "seconds_left" in logs else ""
@@ -280,9 +300,30 @@ class RunReporter(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
     ) -> None:
+        self._evaluated = 0, 0.0
+        if self.progress:
+            self.progress.update(self.task, description=self._text)
         name = self.trainer.manager.policy.metric or "eval_loss"
         if metrics and name in metrics:
             self._line(state, f"{name} {metrics[name]:.4f}{self._best_so_far(metrics[name])}")
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """The bar stands still meanwhile: it says how far the evaluation is."""
+        if not self.progress:
+            return
+        done, began = self._evaluated
+        began, done = began or time.monotonic(), done + 1
+        self._evaluated = done, began
+        text = f"evaluating: batch {done}"
+        if has_length(eval_dataloader):
+            of = len(eval_dataloader)
+            text += f" of {of}"
+            if done > 1:
+                left = (time.monotonic() - began) / (done - 1) * max(0, of - done)
+                text += f"  {human_duration(left)} left"
+        self.progress.update(self.task, description=text)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tell_saved(state)
@@ -324,6 +365,13 @@ class RunReporter(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._tell_saved(state)
+        self.close()
+        last = self._last_loss or _loss_before(state.log_history)
+        if last:
+            self._line(state, f"last training loss {last}")
+
+    def close(self) -> None:
+        """No bar any more, however the training has ended."""
         if self.progress:
             self.progress.stop()
             self.progress = None

@@ -12,6 +12,7 @@ from transformers import EarlyStoppingCallback, Trainer, set_seed
 
 from keepstep.policy.evaluations import best_of
 from keepstep.ranks import collectives
+from keepstep.ranks.console import waiting
 from keepstep.ranks.start_up import own_start
 from keepstep.recipe.problems import ConfigError, Problem, refused_by_libraries
 from keepstep.run_folder.checkpoint import Checkpoint
@@ -143,7 +144,8 @@ class ResumeMixin(Trainer):
         if self.start is not None:
             assert self._seen is not None  # since train()
             with self.manager.time_sheet.within("restore"):
-                self.resharded = restore(self, self._seen)
+                with waiting(f"loading {self.start.path.name} …"):
+                    self.resharded = restore(self, self._seen)
                 self._take_up_counts(self.start.manifest.about)
                 settle_gradients(self, train_dataloader)
             self.manager.time_sheet.step_ended(self.start.step)

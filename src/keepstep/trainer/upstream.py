@@ -202,7 +202,11 @@ HOOKS: list[Hook] = [
         ("on_step_begin", "args state control", "how long a step stands still is learnt"),
         ("on_step_end", "args state control", "all ranks agree whether to save or to stop"),
         ("on_epoch_end", "args state control", "what was put off for an evaluation is saved"),
-        ("on_prediction_step", "args state control", "a stop does not wait for an evaluation"),
+        (
+            "on_prediction_step",
+            "args state control",
+            "a stop does not wait for an evaluation; the bar says how far it is",
+        ),
         (
             "on_save",
             "args state control",

@@ -1,0 +1,31 @@
+"""In a log: a line every half minute of what takes long, and none of what does not."""
+
+from __future__ import annotations
+
+from keepstep.output.progress import progress_lines
+
+
+def told(moments: list[float], total: int | None = 10_000_000_000) -> list[str]:
+    """What is said of something that reads 100 MB a second, and is asked at these moments."""
+    lines: list[str] = []
+    clock = iter([1000.0, *(1000 + moment for moment in moments)])
+    tell = progress_lines(lines.append, "verifying checkpoint-300", clock=lambda: next(clock))
+    for moment in moments:
+        tell(int(moment * 1e8), total)
+    return lines
+
+
+def test_a_line_every_half_minute() -> None:
+    assert told([1, 29, 31, 40, 60, 62, 100]) == [
+        "verifying checkpoint-300: 3.1 GB of 10 GB, 100 MB/s, 1 min 9 s left",
+        "verifying checkpoint-300: 6.2 GB of 10 GB, 100 MB/s, 0 min 38 s left",
+        "verifying checkpoint-300: 10 GB of 10 GB, 100 MB/s, 0 min 0 s left",
+    ]
+
+
+def test_what_is_soon_done_has_none() -> None:
+    assert told([0, 10, 29.9]) == []
+
+
+def test_a_total_that_is_not_known() -> None:
+    assert told([30], None) == ["verifying checkpoint-300: 3 GB, 100 MB/s"]
