@@ -25,8 +25,9 @@ from keepstep.mirror.listing import look
 from keepstep.mirror.owners import DeposedError, claim
 from keepstep.mirror.store import Store
 from keepstep.mirror.stores import open_store
-from keepstep.mirror.sync import Sync, Tell
+from keepstep.mirror.sync import Sync
 from keepstep.mirror.view import seen
+from keepstep.output.progress import Tell
 from keepstep.policy.manifest import MANIFEST_NAME, WHOLE_NAME
 from keepstep.policy.mirrored import RETENTION, history_in, read_retention, what_to_send
 from keepstep.policy.retention import Policy, Record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keepstep.output.progress import progress_lines
+from keepstep.output.progress import counted, progress_lines
 
 
 def told(moments: list[float], total: int | None = 10_000_000_000) -> list[str]:
@@ -18,8 +18,8 @@ def told(moments: list[float], total: int | None = 10_000_000_000) -> list[str]:
 def test_a_line_every_half_minute() -> None:
     assert told([1, 29, 31, 40, 60, 62, 100]) == [
         "verifying checkpoint-300: 3.1 GB of 10 GB, 100 MB/s, 1 min 9 s left",
-        "verifying checkpoint-300: 6.2 GB of 10 GB, 100 MB/s, 0 min 38 s left",
-        "verifying checkpoint-300: 10 GB of 10 GB, 100 MB/s, 0 min 0 s left",
+        "verifying checkpoint-300: 6.2 GB of 10 GB, 100 MB/s, 38 s left",
+        "verifying checkpoint-300: 10 GB of 10 GB, 100 MB/s, 0 s left",
     ]
 
 
@@ -29,3 +29,11 @@ def test_what_is_soon_done_has_none() -> None:
 
 def test_a_total_that_is_not_known() -> None:
     assert told([30], None) == ["verifying checkpoint-300: 3 GB, 100 MB/s"]
+
+
+def test_pieces_are_counted() -> None:
+    far: list[tuple[int, int]] = []
+    count = counted(lambda *told: far.append(told), 10)
+    for size in (4, 0, 6):
+        count(size)
+    assert far == [(4, 10), (4, 10), (10, 10)]

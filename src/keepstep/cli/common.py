@@ -17,7 +17,8 @@ from typer.core import TyperGroup
 
 from keepstep.cli import INTERRUPTED, completers
 from keepstep.output.printable import first_few, printable, quoted
-from keepstep.output.terminal import Terminal
+from keepstep.output.progress import counted
+from keepstep.output.terminal import Terminal, progress_bar
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.policy.selection import SelectionError
 from keepstep.run_folder.checkpoint import DamagedError, Unfit, look_at
@@ -135,6 +136,12 @@ JsonOption = Annotated[
 def examples(*commands: str) -> str:
     """The end of a command's help; a paragraph for each: a line end alone would be dropped."""
     return "\n\n".join(["Example:" if len(commands) == 1 else "Examples:", *commands])
+
+
+def verify_with_bar(checkpoint: Checkpoint, deep: bool | None) -> None:
+    """Compare its files with the manifest. Raises as `Checkpoint.verify`."""
+    with progress_bar(console, f"verifying {checkpoint.path.name}") as tell:
+        checkpoint.verify(deep, counted(tell, checkpoint.manifest.total_bytes))
 
 
 @contextmanager

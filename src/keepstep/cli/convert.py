@@ -19,6 +19,7 @@ from keepstep.cli.common import (
     lines_apart,
     one_checkpoint,
     used_run,
+    verify_with_bar,
     without_links,
 )
 from keepstep.cli.drop_run import export_and_drop
@@ -94,8 +95,8 @@ def export(
         fail("--json goes with --drop_run")
     of_folder = not (drop_run or on_mirror.is_address(checkpoint))
     source = one_checkpoint(Path(checkpoint)) if of_folder else None
-    from keepstep.convert.api import export as write_out  # torch: seconds to import
-    from keepstep.convert.export import ExportError
+    from keepstep.convert.api import export_intact  # torch: seconds to import
+    from keepstep.convert.export import ExportError, check_request
 
     if merge_adapter:
         log_filters.silence()
@@ -108,11 +109,11 @@ def export(
         if source is None:
             export_from_mirror(checkpoint, to, **options)
             return
-        with (
-            ended_by_signals(),
-            progress_bar(console, f"exporting {source.path.name}") as progress,
-        ):
-            made = write_out(source, to, **options, progress=progress)
+        check_request(to, dtype, max_shard_size)
+        with ended_by_signals():
+            verify_with_bar(source, deep=None)
+            with progress_bar(console, f"exporting {source.path.name}") as progress:
+                made = export_intact(source, to, **options, progress=progress)
     except ExportError as error:
         fail(*str(error).split("\n"))
     tell_exported(to, made)
@@ -227,14 +228,16 @@ def reshard(
 ) -> None:
     """Write the shards of a checkpoint for another number of processes, as a resume does too."""
     source = one_checkpoint(checkpoint)
+    log_filters.silence()
     from keepstep.policy.batch import BatchError
     from keepstep.sharding.rewrite import reshard as write_for  # torch: seconds to import
     from keepstep.sharding.sources import ReshardError
 
-    source.verify(deep=None)
+    verify_with_bar(source, deep=None)
     try:
-        with console.waiting(f"resharding {source.path.name} for {num_processes} processes …"):
-            made = write_for(source, without_links(RunFolder(into)), num_processes)
+        with progress_bar(console, f"resharding {source.path.name}") as progress:
+            run = without_links(RunFolder(into))
+            made = write_for(source, run, num_processes, progress=progress)
     except (BatchError, ReshardError) as error:
         fail(str(error))
     console.tell(
@@ -256,6 +259,7 @@ def adopt(
     ],
 ) -> None:
     """Copy a checkpoint that keepstep did not write into a run, verify it, and commit it."""
+    log_filters.silence()
     from keepstep.convert.adopt import AdoptError
     from keepstep.convert.adopt import adopt as take_in  # torch: seconds to import
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from keepstep.cli.common import console, ended_by_signals, fail, used_run
+from keepstep.cli.common import console, ended_by_signals, fail, used_run, verify_with_bar
 from keepstep.cli.space import Work, refusals, refuse_at_work
 from keepstep.cli.status import status_of
 from keepstep.output.terminal import progress_bar
@@ -73,7 +73,7 @@ def _export(
     from keepstep.convert.verify import digests_under, verify_export, verify_merged
 
     check_request(to, options["dtype"], options["max_shard_size"])
-    found.verify(deep=True)
+    verify_with_bar(found, deep=True)
     storage, aside = Storage(), to.with_name(f".{to.name}.exported")
     storage.remove(aside)  # of a command that was killed
     asked = {**options}

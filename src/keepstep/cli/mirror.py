@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +21,7 @@ from keepstep.cli.common import (
 )
 from keepstep.cli.status import status_of
 from keepstep.output.printable import quoted
+from keepstep.output.progress import Tell
 from keepstep.output.terminal import progress_bar
 from keepstep.output.units import human_bytes
 from keepstep.policy.manifest import folder_name
@@ -184,7 +184,7 @@ def _why_not(folder: RunFolder, work: Sync, url: str, take_over: bool) -> list[s
 def _send(work: Sync) -> None:
     failed = False
 
-    def sending(checkpoint: Checkpoint) -> AbstractContextManager[Callable[[int, int], None]]:
+    def sending(checkpoint: Checkpoint) -> AbstractContextManager[Tell]:
         return progress_bar(console, f"sending {checkpoint.path.name}")
 
     for news in work.send(sending):

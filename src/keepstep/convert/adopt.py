@@ -11,7 +11,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from safetensors import safe_open
 
 from keepstep.errors import KeepstepError
+from keepstep.output.progress import Tell, nobody
 from keepstep.policy.batch import Batch, Dealt
 from keepstep.policy.completeness import missing_state
 from keepstep.policy.manifest import (
@@ -63,7 +64,7 @@ def adopt(
     run: RunFolder,
     storage: Storage | None = None,
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Tell = nobody,
 ) -> Adopted:
     """Copy the checkpoint at `path` into `run`, and commit it. One process.
 
@@ -181,7 +182,7 @@ def _filled(
     staged: Path,
     files: dict[str, Path],
     made: dict[str, bytes],
-    progress: Callable[[int, int], None],
+    progress: Tell,
 ) -> dict[str, FileEntry]:
     """Copy `files` into `staged`, and write what was made for it."""
     entries = {}

@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from keepstep.mirror.download import Tell, fetch, nobody
+from keepstep.mirror.download import fetch
 from keepstep.mirror.listing import Listed
 from keepstep.mirror.store import Store
+from keepstep.output.progress import Tell, nobody
 from keepstep.policy.manifest import folder_name
 from keepstep.policy.retention import Policy, best_step, plan_retention
 from keepstep.run_folder.checkpoint import Checkpoint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -14,6 +14,7 @@ from keepstep.mirror.owners import there
 from keepstep.mirror.reading import checked
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.upload import AT_ONCE
+from keepstep.output.progress import Tell, nobody
 from keepstep.policy.manifest import (
     MANIFEST_NAME,
     WHOLE_NAME,
@@ -30,12 +31,6 @@ from keepstep.run_folder.parts import part_of
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter
-
-Tell = Callable[[int, int | None], None]  # bytes that are there by now, and those that will be
-
-
-def nobody(done: int, total: int | None) -> None:
-    """Who is told, where nobody waits."""
 
 
 class OtherRunError(StoreError):

@@ -21,6 +21,7 @@ from keepstep.mirror.owners import DeposedError, Owner, claim_as
 from keepstep.mirror.pruning import prune
 from keepstep.mirror.store import Entry, Store, StoreError
 from keepstep.mirror.upload import Upload
+from keepstep.output.progress import Tell
 from keepstep.policy.mirror import left_behind, newest_owner, owner_name
 from keepstep.policy.mirrored import RETENTION, history_in, read_retention, what_to_send
 from keepstep.policy.retention import Policy
@@ -33,7 +34,6 @@ from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 
 BY_HAND = "by-hand-"  # how the names of such owners begin
-Tell = Callable[[int, int], None]  # how many of so many bytes are there by now
 Sending = Callable[[Checkpoint], AbstractContextManager[Tell]]
 
 

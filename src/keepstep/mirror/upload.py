@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,6 +14,7 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 from keepstep.mirror.listing import is_whole, receipts_of
 from keepstep.mirror.owners import DeposedError, Owner, check, there
 from keepstep.mirror.store import Entry, Store, StoreError
+from keepstep.output.progress import Tell, nobody
 from keepstep.policy.manifest import MANIFEST_NAME, WHOLE_NAME, Manifest
 from keepstep.policy.mirror import (
     HISTORY,
@@ -63,7 +64,7 @@ class Upload:
         rate: float = 0.0,
         node: int = 0,
         nodes: int = 1,
-        tell: Callable[[int, int], None] = lambda done, total: None,
+        tell: Tell = nobody,
     ) -> None:
         """
         Args:

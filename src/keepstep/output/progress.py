@@ -1,4 +1,5 @@
-"""How far something is that takes long, for who reads a file: a line now and then."""
+"""How far something is that takes long: pieces are counted; who reads a file has a line now and
+then."""
 
 from __future__ import annotations
 
@@ -8,6 +9,11 @@ from collections.abc import Callable
 from keepstep.output.units import human_bytes, human_duration
 
 EVERY = 30.0  # seconds
+Tell = Callable[[int, int], None]  # is told of the bytes that are done, and of all
+
+
+def nobody(done: int, total: int) -> None:
+    """Who is told where nobody waits."""
 
 
 def progress_lines(
@@ -45,3 +51,15 @@ def progress_lines(
         tell(line)
 
     return told
+
+
+def counted(tell: Tell, total: int) -> Callable[[int], None]:
+    """What is to be called with the bytes of each piece: `tell` is told of all so far."""
+    done = 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        tell(done, total)
+
+    return count

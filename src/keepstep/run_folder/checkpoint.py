@@ -117,11 +117,14 @@ class Checkpoint:
         """
         return faults_of(self, deep)
 
-    def verify(self, deep: bool | None = False) -> None:
+    def verify(
+        self, deep: bool | None = False, progress: Callable[[int], None] = lambda count: None
+    ) -> None:
         """Compare its files with the manifest.
 
         Args:
             deep: as for `faults`.
+            progress: told of the bytes that are read for digests, chunk by chunk.
 
         Raises:
             DamagedError: they are not what was written.
@@ -129,7 +132,7 @@ class Checkpoint:
 
         Ranks: any.
         """
-        found = self.faults(deep)
+        found = faults_of(self, deep, progress)
         if found:
             raise DamagedError(self, found)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from keepstep.output.progress import Tell, counted
 from keepstep.policy.lineage import Attempt, Node, abandoned_steps, fruitless_resumes, is_under_way
 from keepstep.policy.manifest import MANIFEST_NAME, folder_name, step_of
 from keepstep.policy.metric import value_of
@@ -78,16 +79,9 @@ class RunFolder(RunPaths):
         self.progress: Callable[[int], None] = lambda count: None
 
     @contextmanager
-    def reading(self, total: int, tell: Callable[[int, int], None]) -> Iterator[None]:
+    def reading(self, total: int, tell: Tell) -> Iterator[None]:
         """Have `tell` told of how many of so many bytes have been read."""
-        done, before = 0, self.progress
-
-        def count(size: int) -> None:
-            nonlocal done
-            done += size
-            tell(done, total)
-
-        self.progress = count
+        before, self.progress = self.progress, counted(tell, total)
         try:
             yield
         finally:

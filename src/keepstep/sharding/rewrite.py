@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from deepspeed.utils.tensor_fragment import fragment_address
 
+from keepstep.output.progress import Tell, counted, nobody
 from keepstep.policy.batch import Dealt, agree
 from keepstep.policy.manifest import FileEntry, Manifest
 from keepstep.run_folder.listed import only_listed
@@ -33,9 +34,21 @@ ALIGNMENT = 2  # elements per rank (deepspeed 0.19.8, stage_1_and_2.py: nccl_sta
 
 
 def reshard(
-    checkpoint: Checkpoint, run: RunFolder, world_size: int, storage: Storage | None = None
+    checkpoint: Checkpoint,
+    run: RunFolder,
+    world_size: int,
+    storage: Storage | None = None,
+    *,
+    progress: Tell = nobody,
 ) -> Checkpoint:
     """Commit `checkpoint` into `run`, with shards for `world_size` processes. One process.
+
+    Args:
+        checkpoint: with all its files.
+        run: a new folder.
+        world_size: processes that will resume it.
+        storage: changes the disk.
+        progress: told how many bytes are written, file by file, and of how many about.
 
     Raises:
         ReshardError: it has no shards, or of a kind that is not supported.
@@ -50,11 +63,17 @@ def reshard(
             path=checkpoint.path,
         )
     with only_listed(checkpoint) as shown:
-        return _reshard(checkpoint, zero_source(shown.path), run, world_size, storage or Storage())
+        source, storage = zero_source(shown.path), storage or Storage()
+        return _reshard(checkpoint, source, run, world_size, storage, progress)
 
 
 def _reshard(
-    checkpoint: Checkpoint, source: Source | None, run: RunFolder, world_size: int, storage: Storage
+    checkpoint: Checkpoint,
+    source: Source | None,
+    run: RunFolder,
+    world_size: int,
+    storage: Storage,
+    progress: Tell,
 ) -> Checkpoint:
     if not isinstance(source, ZeroStored):
         raise ReshardError(
@@ -73,7 +92,10 @@ def _reshard(
     writer.identify()
     staged = writer.stage(checkpoint.step)
     try:
-        files = dict(_files(checkpoint, source, world_size, staged, writer.storage))
+        files, count = {}, counted(progress, checkpoint.manifest.total_bytes)
+        for name, entry in _files(checkpoint, source, world_size, staged, writer.storage):
+            files[name] = entry
+            count(entry.bytes)
         manifest: Manifest = replace(
             checkpoint.manifest,
             run_id=writer.run_id,

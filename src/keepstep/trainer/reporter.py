@@ -268,6 +268,7 @@ class RunReporter(TrainerCallback):
             own_start.ended("first_step")
             self.trainer.manager.first_step(state.global_step, own_start.seconds)
         self._tell_saved(state)
+        self._evaluated = 0, 0.0  # one that was broken off told no end
         self.trainer.manager.figures["planned_steps"] = state.max_steps
         if self.progress:
             left = self.trainer.every_step.speed.seconds_left(state.global_step, state.max_steps)
