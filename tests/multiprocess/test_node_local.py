@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -334,6 +335,23 @@ def test_a_part_is_damaged_that_the_mirror_has(
     assert "this machine's part of checkpoint-8" in again.output
     assert "carrying on from checkpoint-8" in again.output
     assert RunFolder(disks / f"{where}/run").checkpoints()[-1].faults(deep=True) == []
+
+
+def test_the_store_refuses_one_machine(ranks: Ranks, demo: Path, s3: S3Server, disks: Path) -> None:
+    """What it says is told, while the run goes on and at its end, which does not wait for a part
+    that will never come."""
+    refused = "receipt-1|rng_state_1"
+    s3.fault("status", method="PUT", path=refused, times=-1, status=403, message="AccessDenied")
+    mirror = {"mirror": f"s3://{BUCKET}/runs", "node_local": True, "deadline": "2100-01-01T00:00Z"}
+    how: dict[str, Any] = {"strategy": "cpu_zero2", "nodes": 2, "disks": disks}
+    command = argv(demo, disks / "here/run", max_steps=2000, save_total_limit=2, **mirror)
+    run = ranks.start(command, env=s3.environment(), **how)
+    why = rf"on {re.escape(socket.gethostname())}: s3://bucket/runs/run: .*"
+    run.wait_for(rf"Not mirrored: checkpoint-\d+: {why}\n    Hint: .*\n    Tried again in ")
+    run.kill(signal.SIGTERM)
+    assert run.wait() == [75, 75]
+    assert re.search(rf"Not mirrored: checkpoint-\d+ is not on the mirror: {why}", run.output)
+    assert "Hint: the run, launched again, sends what is to be there" in run.output
 
 
 def test_on_other_machines(

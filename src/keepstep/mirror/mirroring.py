@@ -153,9 +153,26 @@ class Mirroring:
         return self._job is not None
 
     @property
-    def has_failed(self) -> bool:
-        """Whether the last copy that began has come to nothing."""
-        return self._job is None and "error" in self._done.get(self._step, {})
+    def step(self) -> int:
+        """Of the last copy that began."""
+        return self._step
+
+    @property
+    def failure(self) -> dict[str, Any] | None:
+        """What came of the last copy that began, if that has failed; else None."""
+        answer = self.came_of(self._step)
+        return answer if self._job is None and "error" in answer else None
+
+    def came_of(self, step: int) -> dict[str, Any]:
+        """What came of a checkpoint's last copy; empty: it was not tried."""
+        return self._done.get(step, {})
+
+    def fail(self, answer: dict[str, Any]) -> None:
+        """End the copy under way: another machine's part has failed so, and would be waited for in
+        vain."""
+        if self._job is not None:
+            self.abandon()
+            self._take({**answer})
 
     def finish(
         self,
@@ -208,9 +225,11 @@ class Mirroring:
         there = [s for s, (_, url) in self.run.mirrored().items() if url == self.url]
         names = [c.path.name for c in self.run.checkpoints() if c.step not in there]
         newest = f"the newest is checkpoint-{max(there)}" if there else "nothing is"
+        sync = f"`keepstep sync {quoted(self.run.path)}`"
+        sends = "the run, launched again," if self._share.apart else sync
         return (
             f"{self.url} lacks {len(names)} of the checkpoints here ({', '.join(names)}); there "
-            f"{newest}\n    Hint: `keepstep sync {quoted(self.run.path)}` sends what is to be there"
+            f"{newest}\n    Hint: {sends} sends what is to be there"
         )
 
     def abandon(self) -> None:

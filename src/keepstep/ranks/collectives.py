@@ -21,6 +21,7 @@ from keepstep.ranks import control_group
 from keepstep.ranks.carried_error import CarriedError
 
 T = TypeVar("T")
+NOTE = "keepstep/note/"  # how the names begin of what ranks write down in the process group's store
 
 
 def is_grouped() -> bool:
@@ -182,6 +183,25 @@ def ask(*flags: bool, totals: Sequence[float] = ()) -> Callable[[], list[Any]]:
         return [*(bool(flag > 0) for flag in told[:count]), *(float(n) for n in told[count:])]
 
     return answer
+
+
+def leave_note(name: str, text: str) -> None:
+    """Write something down that the main process may look for. Ranks: any; nobody waits for it."""
+    if is_grouped():
+        store: Any = dist.distributed_c10d._get_default_store()
+        with contextlib.suppress(
+            RuntimeError, OSError
+        ):  # it ends with the main process: who looks?
+            store.set(f"{NOTE}{name}", text)
+
+
+def note(name: str) -> str | None:
+    """What a rank has written down under this name; None: nothing yet. Ranks: the main
+    process, with which the store ends."""
+    if not is_grouped():
+        return None
+    store: Any = dist.distributed_c10d._get_default_store()
+    return str(store.get(f"{NOTE}{name}").decode()) if store.check([f"{NOTE}{name}"]) else None
 
 
 def count_entered() -> int:

@@ -3,6 +3,7 @@ end."""
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -205,12 +206,14 @@ class Mirrored(TrainerCallback):
         mirroring = self._mirroring
         if mirroring is not None:
             mirroring.hear()
+        failure = mirroring.failure if mirroring is not None else None
         busy, failed = collectives.any_of(
-            mirroring is not None and mirroring.is_busy,
-            mirroring is not None and mirroring.has_failed,
+            mirroring is not None and mirroring.is_busy, failure is not None
         )
-        if busy and failed and mirroring is not None:  # the others' parts are waited for in vain
-            mirroring.abandon()
+        if busy and failed:  # what others send is waited for in vain
+            failures = collectives.gather_some(_of_this_machine(failure))
+            if mirroring is not None:
+                mirroring.fail(next(iter(failures.values())))
         if not busy or failed:
             begun = collectives.on_main("choosing what is copied", self._begin)
             if begun is not None and mirroring is not None and not collectives.is_main():
@@ -264,6 +267,7 @@ class Mirrored(TrainerCallback):
             seconds = min(seconds, STOP_SECONDS)
         with waiting(f"waiting for {self._url} …"):
             faults = mirroring.finish(newest, best, seconds, self._why_stop(manager, outcome))
+        self._note_failures(mirroring, newest, best)
         self._tell(mirroring, manager)
         for fault in faults:
             say(f"Not mirrored: {fault}")
@@ -272,6 +276,15 @@ class Mirrored(TrainerCallback):
         if not faults or outcome.outcome != "finished":
             return outcome
         return replace(outcome, reason="; ".join(faults), exit=EXIT_STATUS["failed"])
+
+    def _note_failures(self, mirroring: Mirroring, *last: Checkpoint | None) -> None:
+        """The main process would wait for this machine's parts of them. Ranks: any."""
+        if self.nodes is None or collectives.is_main():
+            return
+        for checkpoint in last:
+            told = _of_this_machine(mirroring.came_of(checkpoint.step)) if checkpoint else None
+            if checkpoint is not None and told is not None:
+                collectives.leave_note(_note(checkpoint.step), told["error"])
 
     def _last(self, manager: CheckpointManager) -> list[Checkpoint | None]:
         """The newest and the best checkpoint, as this machine has them. Ranks: any; all
@@ -327,6 +340,11 @@ class Mirrored(TrainerCallback):
                 return "the run belongs to a newer attempt"
             if signals.requested() != asked_before:
                 return f"the wait was ended on request ({signals.requested()})"
+            mirroring = self._mirroring
+            if collectives.is_main() and mirroring is not None and mirroring.is_busy:
+                note = collectives.note(_note(mirroring.step)) if self.nodes is not None else None
+                if note is not None:
+                    return note
             seconds = self._left()
             spare = self._args.stop_margin_seconds if outcome.outcome == "finished" else 5.0
             return "the job's time is over" if seconds < spare else None
@@ -349,3 +367,14 @@ class Mirrored(TrainerCallback):
             say(line)
         if mirroring.deposed:
             manager.give_up(mirroring.deposed)
+
+
+def _note(step: int) -> str:
+    return f"not-mirrored-{step}"
+
+
+def _of_this_machine(failure: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What came of a copy that has failed, with the machine's name."""
+    if failure is None or "error" not in failure:
+        return None
+    return {**failure, "error": f"on {socket.gethostname()}: {failure['error']}"}

@@ -538,7 +538,13 @@ HOOKS: list[Hook] = [
         ("_reset", "", "its best value was of another metric"),
     ),
     *_hooks(
-        GROUPS, "called", ("_get_default_store", "", "the watchdog's word that a rank is stuck")
+        GROUPS,
+        "called",
+        (
+            "_get_default_store",
+            "",
+            "a rank is stuck; a machine's part is not mirrored: who waits hears it",
+        ),
     ),
     *_hooks(GROUPS, "read", ("_world", "", "how many collectives have been begun")),
     *_hooks(
