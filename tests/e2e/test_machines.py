@@ -177,6 +177,7 @@ def test_three_of_which_one_loses_power_in_mid_save(three: Run, undisturbed: Pat
 @pytest.mark.parametrize("how", ["crash", "cut", "kill"])
 def test_the_first_machine_is_lost(three: Run, undisturbed: Path, how: str) -> None:
     """By power, network, or SIGKILL to its command; and is back before the end."""
+    three.recipe(per_device_train_batch_size=4)  # as many rows a step as the undisturbed run has
     commands = {name: three.start(name) for name in ("one", "two", "three")}
     three.saved(10)
     three.faults(step_seconds=1.0)
