@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from keepstep.cli import gpus
+from tests.helpers.launchers import hear_signals
 from tests.helpers.ranks import ROOT
 
 # Each attempt ends as the next line of `plan` says: an exit status, `+` behind it for a checkpoint
@@ -55,6 +56,7 @@ class Attempts:
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            preexec_fn=hear_signals,
         )
 
     def result(self, plan: str, retries: int) -> tuple[int, str]:
