@@ -448,3 +448,22 @@ def test_one_machines_disk_is_full(ranks: Ranks, demo: Path, tmp_path: Path, dis
         assert [checkpoint.faults(deep=True) for checkpoint in newest] == [[], []]
     finally:
         subprocess.run(["umount", disks / "1"], check=True)
+
+
+def test_machines_with_two_mirrors(ranks: Ranks, demo: Path, tmp_path: Path, disks: Path) -> None:
+    """A variable that one of them lacks, or has another value of: refused, with both places."""
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import os, sys\n"
+        "from keepstep import train\n"
+        "os.environ['KEEPSTEP_MIRROR'] += os.environ['GROUP_RANK']\n"
+        "sys.exit(train.main(sys.argv[1:]))\n"
+    )
+    mirror = (tmp_path / "mirror").as_uri()
+    command = argv(demo, disks / "here/run", node_local=True)
+    how: dict[str, Any] = {"nodes": 2, "disks": disks, "script": script}
+    run = ranks.start(command, env={"KEEPSTEP_MIRROR": mirror}, **how)
+    assert run.wait(60) == [2, 2], run.output
+    assert f"mirror: it differs between machines: {mirror}0/run" in run.output
+    assert f"{mirror}1/run" in run.output
+    assert not list(tmp_path.glob("mirror*"))

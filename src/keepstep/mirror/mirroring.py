@@ -225,12 +225,17 @@ class Mirroring:
         there = [s for s, (_, url) in self.run.mirrored().items() if url == self.url]
         names = [c.path.name for c in self.run.checkpoints() if c.step not in there]
         newest = f"the newest is checkpoint-{max(there)}" if there else "nothing is"
-        sync = f"`keepstep sync {quoted(self.run.path)}`"
-        sends = "the run, launched again," if self._share.apart else sync
         return (
             f"{self.url} lacks {len(names)} of the checkpoints here ({', '.join(names)}); there "
-            f"{newest}\n    Hint: {sends} sends what is to be there"
+            f"{newest}\n    Hint: {self._sender} sends what is to be there"
         )
+
+    @property
+    def _sender(self) -> str:
+        """For people: what sends a checkpoint when no copy of this attempt does."""
+        if self._share.apart:  # no machine has all of it
+            return "the run, launched again,"
+        return f"`keepstep sync {quoted(self.run.path)}`"
 
     def abandon(self) -> None:
         """End the copy under way: another attempt finds what is there of it."""
@@ -363,7 +368,7 @@ class Mirroring:
             self.lines.append(
                 f"{self.url}: objects of checkpoint-{step} are gone there, by a rule of the bucket "
                 "or by somebody's hand\n    Hint: while it is the best, they are sent again now; "
-                f"else `keepstep sync {quoted(self.run.path)}` does"
+                f"else {self._sender} sends them"
             )
         return {"lost": lost} if lost else {}
 

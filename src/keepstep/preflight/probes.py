@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from keepstep.output.units import human_bytes
+from keepstep.policy.mirror import VARIABLE
 from keepstep.preflight.estimate import (
     Shapes,
     Strategy,
@@ -41,10 +42,35 @@ SPARE = 8
 
 def probe(recipe: Recipe) -> list[Problem]:
     """Every problem of these machines with this recipe. Ranks: all (collective)."""
+    apart = one_mirror(recipe.training)
+    if apart:  # each machine would wait for others in other places
+        return apart
     folder = Path(str(recipe.training.output_dir))
     problems = see_apart(folder) if recipe.training.node_local else see_together(folder)
     sizes = collectives.on_main("estimating", lambda: list(check_sizes(recipe)))
     return problems + sizes
+
+
+def one_mirror(training: KeepstepConfig) -> list[Problem]:
+    """Whether all machines mirror the run to one place, and say alike whose disk it lies on: a
+    variable may be set on one of them alone. Ranks: all (collective).
+    """
+    place = f"{training.mirror_url or 'not set'}, node_local {training.node_local}"
+    told = collectives.gather((socket.gethostname(), place))
+    (first, main), *_ = told
+    others = [(rank, *one) for rank, one in enumerate(told) if one[1] != main]
+    if not others:
+        return []
+    rank, host, other = others[0]
+    return [
+        Problem(
+            f"mirror: it differs between machines: {main} on {first} (rank 0), {other} on {host} "
+            f"(rank {rank})",
+            f"one mirror in the recipe, or one {VARIABLE} in the environment of all machines, and "
+            "an output_dir of one name",
+            "mirror",
+        )
+    ]
 
 
 def see_together(folder: Path, patience: float = SEE_SECONDS) -> list[Problem]:
