@@ -51,7 +51,7 @@ from keepstep.run_folder.storage import Storage
 from keepstep.train import gather_inputs
 from keepstep.trainer.afterwards import Evaluator
 from keepstep.trainer.attempt import CurrentAttempt
-from keepstep.trainer.reporter import show_library_bars
+from keepstep.trainer.introduction import show_library_bars
 
 # Nothing of a run but its rows and its model is asked for.
 WITHOUT = ("--report_to", "none", "--push_to_hub", "false", "--load_best_model_at_end", "false")

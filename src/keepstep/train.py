@@ -45,7 +45,7 @@ from keepstep.save.resume_checks import DriftError
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer.attempt import CurrentAttempt, StoppedError, stop_asked
 from keepstep.trainer.health import SpoiltError
-from keepstep.trainer.reporter import show_library_bars
+from keepstep.trainer.introduction import show_library_bars
 from keepstep.trainer.sft import KeepstepTrainer
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ from keepstep.save.manager import CheckpointManager
 from keepstep.save.resume_checks import DriftError, Resume
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer import about
+from keepstep.trainer.farewell import farewell
 from keepstep.trainer.health import RewindError, SpoiltError
 from keepstep.trainer.launched import launched
 from keepstep.trainer.mirror_callback import Mirrored
 from keepstep.trainer.notify import Notifier
 from keepstep.trainer.publish_callback import Publishing
-from keepstep.trainer.reporter import farewell
 
 LAST_WORDS_SECONDS = 5.0  # until what was said at the end is written down
 

@@ -24,7 +24,7 @@ from keepstep.run_folder.listed import only_listed
 from keepstep.trainer.attempt import CurrentAttempt, StoppedError, stop_if_asked
 from keepstep.trainer.given import settings_of
 from keepstep.trainer.health import RewindError
-from keepstep.trainer.reporter import introduce
+from keepstep.trainer.introduction import introduce
 from keepstep.trainer.request import check_unchanged, request_of
 from keepstep.trainer.row_plan import WORKERS
 

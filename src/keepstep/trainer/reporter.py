@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import datasets
-import transformers
 from rich.progress import BarColumn, Progress, TaskID
 from transformers import TrainerCallback
 from transformers.trainer_utils import has_length
 
-from keepstep import __version__
-from keepstep.data.rows import line as rows_line
-from keepstep.output.printable import printable, quoted
+from keepstep.output.printable import printable
 from keepstep.output.terminal import bar_text
 from keepstep.output.units import human_bytes, human_duration, parse_moment
-from keepstep.policy.batch import Dealt
-from keepstep.policy.completeness import has_weights
 from keepstep.policy.metric import value_of
-from keepstep.policy.rewind import named
 from keepstep.policy.samples import Sample
-from keepstep.policy.selection import Choice
 from keepstep.ranks import collectives
 from keepstep.ranks.console import console, say
-from keepstep.ranks.outcome import STATUS_FILE, Outcome
 from keepstep.ranks.start_up import own_start
-from keepstep.recipe.config import Recipe
 from keepstep.run_folder.metrics import FIGURES
-from keepstep.run_folder.ownership import VARIABLE
-from keepstep.run_folder.progress import goodput_of
 from keepstep.run_folder.reader import Checkpoint
 from keepstep.run_folder.writer import Saved
-from keepstep.save.manager import CheckpointManager
 from keepstep.trainer.protocol import CheckpointedTrainer
 from keepstep.trainer.resharded import Resharded
 
@@ -44,140 +30,6 @@ ROOM_WORTH_TELLING = 3  # checkpoints
 SAMPLES_SHOWN, SAMPLE_WIDTH = 5, 60  # lines of an evaluation; characters of a prompt, an answer
 # Trackers of transformers (5.23) whose `on_log` takes a text for a text.
 TAKES_TEXTS = ("TensorBoardCallback", "WandbCallback", "TrackioCallback")
-
-
-def show_library_bars() -> None:
-    """Progress bars of datasets and transformers: on a terminal, by the main process only."""
-    if not (console.moves_cursor and collectives.is_main()):
-        datasets.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()
-
-
-def introduce(
-    trainer: CheckpointedTrainer, recipe: Recipe, checkpoint: Checkpoint | None, choice: Choice
-) -> None:
-    """What is about to run, on which rows; where it carries on from, and why not elsewhere."""
-    args = trainer.args
-    parameters, trained = trainer.parameter_counts()
-    say(
-        f"keepstep {__version__}: {args.output_dir}, attempt {trainer.manager.attempt}, "
-        f"{args.parallel_layout}, {args.precision}"
-    )
-    name = recipe.model.model_name_or_path or type(trainer.model).__name__
-    say(f"{name}: {parameters:,} parameters, {trained:,} trained; {args.batch}")
-    tell_rows(trainer)
-    for remark in trainer.remarks():
-        say(remark)
-    before = Dealt.from_json(trainer.start.manifest.dealt) if trainer.start else None
-    if trainer.asked != args.batch and before is not None:
-        kept = before.batch.rows == args.batch.rows
-        reason = "as many rows as before" if kept else f"not {before.batch.rows}, as before"
-        say(f"(the recipe says {trainer.asked}; {reason})")
-    if trainer.rows.skipped:
-        say(f"{named(sorted(trainer.rows.skipped))} of the training set: left out from here on")
-    for step, why in choice.passed_by.items():
-        say(f"checkpoint-{step} is passed by: {printable(why)}")
-    if choice.under_way:
-        say(f"resume_from_checkpoint: {args.resume_from_checkpoint} was done by an earlier attempt")
-    if checkpoint is not None and choice.weights_only:
-        say(f"starting at step 0 with the weights of checkpoint-{checkpoint.step}")
-    elif checkpoint is not None:
-        say(f"carrying on from checkpoint-{checkpoint.step}{_planned(trainer, checkpoint)}")
-
-
-def tell_rows(trainer: CheckpointedTrainer) -> None:
-    """Which rows come from where, and what became of them: a line for training, one for
-    each evaluation set."""
-    for what, source in trainer.sources.items():
-        rows = trainer.train_dataset if what == "training" else trainer.eval_dataset
-        if isinstance(rows, dict):
-            rows = rows[what.removeprefix("evaluation ")]
-        count = trainer.counts.get(what)
-        if not has_length(rows):
-            told = "a stream: rows are not counted"
-        else:
-            told = f"{len(rows):,} rows, taken as they are" if count is None else str(count)
-        say(rows_line(what, printable(source), told))
-    for told in dict.fromkeys(filter(None, trainer.renamed.values())):
-        say(f"rows: {printable(told)}")
-
-
-def _planned(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> str:
-    before, planned = checkpoint.manifest.planned_steps, trainer.planned_steps()
-    if before in (planned, 0):  # 0: not known, of one that was adopted
-        return ""
-    return f"; {planned} steps are planned now, not {before}: the learning rate's curve changes"
-
-
-def farewell(manager: CheckpointManager, outcome: Outcome) -> None:
-    """How it ended, what the time went into, and what to do next. Ranks: any."""
-    _tell_end(manager, outcome)
-    if outcome.outcome in ("finished", "preempted", "failed") and collectives.is_main():
-        spent = goodput_of(manager.run)
-        if spent.is_known:
-            say(f"Goodput:     {spent.told()}")
-
-
-def _tell_end(manager: CheckpointManager, outcome: Outcome) -> None:
-    folder, metric = manager.run.path, manager.policy.metric
-    best = None if outcome.best_step is None else manager.run.checkpoint(outcome.best_step)
-    if outcome.outcome == "no_progress":
-        say(
-            f"No progress: {outcome.reason}\nHint: find out what ends it. Then ask by name: "
-            "--resume_from_checkpoint latest, a step, or never (from the beginning)."
-        )
-        return
-    if outcome.outcome == "failed":
-        where = "" if outcome.global_step is None else f" at step {outcome.global_step}"
-        say(f"Failed{where}: {outcome.reason}")
-        return
-    if outcome.outcome == "rewound":
-        # launch/train.sh, or a job, does so by itself.
-        waits = STATUS_FILE not in os.environ and VARIABLE not in os.environ
-        then = "\nRun the same command again to go on." if waits else ""
-        say(f"Going back: {outcome.reason}{then}")
-        return
-    if outcome.outcome == "preempted":
-        then = "" if VARIABLE in os.environ else " Run the same command again to go on."  # or a job
-        step = outcome.global_step
-        saved = "." if step is None else f" after step {step}; the state is saved."
-        say(f"{_stopped(outcome.reason or '')}{saved}{then}")
-        return
-    steps = "1 step" if outcome.global_step == 1 else f"{outcome.global_step} steps"
-    say(f"Finished: {steps}{_but(outcome)}.")
-    newest = manager.run.latest()
-    if newest is not None and not newest.manifest.is_finite:
-        say(f"warning: {newest.path.name} is not finite: it ranks nothing, and is not published")
-    if best is not None and metric:
-        say(f"Best:        {best.path} ({metric} {value_of(best.metrics, metric):.4f})")
-    if best is not None and not has_weights(best.manifest):
-        say(f"Use it:      keepstep export {quoted(f'{folder}/best')} --to DIR")
-    elif best is not None:
-        say(f"Use it:      {_loaded_by(best)}{f'{folder}/best'!r})")
-    say(f"Checkpoints: keepstep ls {quoted(folder)}")
-
-
-def _stopped(reason: str) -> str:
-    """By whom, or for what: the time is nobody's request."""
-    time = "the deadline"
-    if not reason.startswith(time):
-        return f"Stopped on request ({reason})"
-    asked = f", and on request ({reason[len(time) + 2 :]})" if reason != time else ""
-    return f"Stopped in time for the deadline (deadline, time_limit, or the job's end){asked}"
-
-
-def _loaded_by(best: Checkpoint) -> str:
-    """How transformers or peft load it, but for its place."""
-    manifest = best.manifest
-    if manifest.settings.get("processor"):  # peft 0.21 has no auto class for such a base
-        auto = "AutoModelForImageTextToText.from_pretrained("
-        return "PeftModel.from_pretrained(BASE, " if manifest.adapter else auto
-    auto = "AutoPeftModelForCausalLM" if manifest.adapter else "AutoModelForCausalLM"
-    return f"{auto}.from_pretrained("
-
-
-def _but(outcome: Outcome) -> str:
-    return f"; {outcome.reason}" if outcome.reason else ""
 
 
 def _speed(logs: Mapping[str, float]) -> str:
