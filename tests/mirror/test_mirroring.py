@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 
 from keepstep.mirror import mirroring as mirroring_module
 from keepstep.mirror.listing import is_whole, look
-from keepstep.mirror.mirroring import Mirroring
+from keepstep.mirror.mirroring import Mirroring, Share
 from keepstep.mirror.owners import claim
 from keepstep.mirror.store import Store
 from keepstep.mirror.stores import open_store
+from keepstep.mirror.upload import Upload
+from keepstep.policy.manifest import Manifest
 from keepstep.policy.mirror import copied
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.reader import RunFolder
@@ -28,8 +32,9 @@ TOKEN = "1.0.3"  # as a Slurm job names its attempts
 
 def mirroring(run: RunFolder, store: Store, **how: Any) -> Mirroring:
     run.owner_file.write_text(f"{TOKEN}\n")
+    policy = how.pop("policy", Policy())
     fields: dict[str, Any] = {"pause": 0.0, "timeout": 60.0, "rate": 0.0, **how}
-    return Mirroring(run, store.url, claim(store, TOKEN), Policy(), Storage(), **fields)
+    return Mirroring(run, store.url, claim(store, TOKEN), policy, Storage(), **fields)
 
 
 def until_over(mirror: Mirroring) -> dict[str, Any]:
@@ -57,6 +62,27 @@ def test_the_newest_and_then_the_best(store: Store, run: RunFolder) -> None:
     assert mirror.finish(newest, best, 60, lambda: None) == []
     assert steps(store) == [4, 8]
     assert list(run.mirroring.glob("checkpoint-*")) == []
+
+
+def test_what_another_machine_has_sent_ahead_stays(store: Store, run: RunFolder) -> None:
+    """At the end it has sent its part of both, when the main process has copied the first."""
+
+    def files(node: int) -> Callable[[Manifest], list[str]]:
+        return lambda manifest: sorted(manifest.files)[node::2]
+
+    commit(run.path, 12, STATE, metrics={"eval_loss": 9.0})
+    policy = Policy(metric="eval_loss")
+    newest, best = run.latest(), run.best(policy)
+    assert newest is not None
+    assert best is not None
+    main = mirroring(run, store, policy=policy, share=Share(0, 2, False, files(0)))
+    assert main.owner is not None
+    for one in (newest, best):
+        own = {name: one.manifest.files[name] for name in files(1)(one.manifest)}
+        part = replace(one, manifest=replace(one.manifest, files=own))
+        Upload(store, main.owner, part, node=1, nodes=2).run({})
+    assert main.finish(newest, best, 10, lambda: None) == []
+    assert steps(store) == [best.step, newest.step] == [8, 12]
 
 
 def test_a_disk_without_second_names(

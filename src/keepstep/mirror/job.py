@@ -62,9 +62,16 @@ def _copied(job: dict[str, Any]) -> dict[str, Any]:
     if node > 0:
         return done
     listed = look(store)
-    gone = prune(store, owner, run, policy, job["pinned"], listed)
+    coming = _last(run, policy) if nodes > 1 else ()
+    gone = prune(store, owner, run, policy, job["pinned"], listed, coming)
     left = {step: count for step, count in listed.objects().items() if step not in gone}
     return {**done, "pruned": gone, "objects": left}
+
+
+def _last(run: RunFolder, policy: Policy) -> set[int]:
+    """What every machine sends at the end, each as fast as it can: one may have sent its part of
+    the second before the first one's copy is over, and does not send it again."""
+    return {one.step for one in (run.latest(), run.best(policy)) if one is not None}
 
 
 def _read(frozen: Path, in_place: Path) -> Checkpoint:

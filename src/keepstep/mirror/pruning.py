@@ -8,7 +8,7 @@ from keepstep.mirror.listing import Listed, look
 from keepstep.mirror.owners import Owner, check
 from keepstep.mirror.store import Store
 from keepstep.policy.manifest import MANIFEST_NAME
-from keepstep.policy.mirror import claims_left, left_behind
+from keepstep.policy.mirror import claims_left, folder_of, left_behind
 from keepstep.policy.retention import Policy, plan_retention
 from keepstep.run_folder.reader import RunFolder
 
@@ -20,6 +20,7 @@ def prune(
     policy: Policy,
     pinned: Collection[int],
     listed: Listed | None = None,
+    coming: Collection[int] = (),
 ) -> list[int]:
     """Remove what the run's retention does not keep, and what uploads left that never ended.
 
@@ -28,6 +29,7 @@ def prune(
 
     Args:
         listed: what is there now; None: that is looked up.
+        coming: steps that this owner still sends: another machine's part may be there already.
 
     Returns:
         The steps that went.
@@ -44,7 +46,10 @@ def prune(
         folder = listed.copies[step].folder
         store.delete([f"{folder}/{MANIFEST_NAME}"])
         store.delete(sorted(name for name in names if name.startswith(f"{folder}/")))
+    awaited = {folder_of(step, owner.number, owner.token) for step in coming}
     for folder, objects in left_behind(names, owner.number, listed.copies.values()).items():
+        if folder in awaited:
+            continue
         if objects[0] == f"{folder}/{MANIFEST_NAME}":
             store.delete(objects[:1])
             store.delete(objects[1:])
