@@ -222,7 +222,9 @@ def test_the_first_machine_is_new(ranks: Ranks, demo: Path, tmp_path: Path, disk
     shutil.rmtree(disks / "0/run")
     run = ranks.start(commands[2], nodes=2, **how)
     assert run.wait() == [2, 2]
-    assert re.search(r"there is a part of checkpoint-\d+ on \S+; the rest is lost", run.output)
+    assert re.search(
+        r"there is a part of checkpoint-\d+ on \S+ \(machine 1\); the rest is lost", run.output
+    )
     assert "resume_from_checkpoint: never" in run.output
     run = ranks.start([*commands[2], "--resume_from_checkpoint", "never"], nodes=2, **how)
     run.wait_for("saved checkpoint-2")
@@ -346,7 +348,7 @@ def test_the_store_refuses_one_machine(ranks: Ranks, demo: Path, s3: S3Server, d
     how: dict[str, Any] = {"strategy": "cpu_zero2", "nodes": 2, "disks": disks}
     command = argv(demo, disks / "here/run", max_steps=2000, save_total_limit=2, **mirror)
     run = ranks.start(command, env=s3.environment(), **how)
-    why = rf"on {re.escape(socket.gethostname())}: s3://bucket/runs/run: .*"
+    why = rf"on {re.escape(socket.gethostname())} \(machine 1\): s3://bucket/runs/run: .*"
     run.wait_for(rf"Not mirrored: checkpoint-\d+: {why}\n    Hint: .*\n    Tried again in ")
     run.kill(signal.SIGTERM)
     assert run.wait() == [75, 75]

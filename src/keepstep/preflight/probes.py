@@ -144,10 +144,10 @@ def see_apart(folder: Path) -> list[Problem]:
     place = nearest(folder) / f".keepstep-probe-{secrets.token_hex(4)}"
     path, problem = _write(place) if nodes.acts else (place, None)
     try:
-        made = collectives.gather((socket.gethostname(), str(path), problem))
+        made = collectives.gather((nodes.host, str(path), problem))
         others = [made[first] for first in nodes.firsts if first != nodes.firsts[nodes.here]]
         seen = [host for host, other, _ in others if os.path.exists(other)]
-        shared = collectives.gather_some((socket.gethostname(), seen[0]) if seen else None)
+        shared = collectives.gather_some((nodes.host, seen[0]) if seen else None)
     finally:
         if nodes.acts:
             shutil.rmtree(path.parent, ignore_errors=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from keepstep.errors import KeepstepError
@@ -20,9 +22,11 @@ class Nodes:
 
     Attributes:
         firsts: of each machine its first rank.
+        hosts: of each machine its name, with its number where another one (a pod) has the same.
     """
 
     firsts: tuple[int, ...]
+    hosts: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.firsts)
@@ -37,6 +41,11 @@ class Nodes:
         return self.of(collectives.rank())
 
     @property
+    def host(self) -> str:
+        """This machine's name. Ranks: any."""
+        return self.hosts[self.here]
+
+    @property
     def acts(self) -> bool:
         """Whether this rank acts for its machine. Ranks: any."""
         return collectives.rank() in self.firsts
@@ -48,9 +57,19 @@ def look() -> Nodes:
     Raises:
         RanksApartError: on every rank: a machine's ranks are not numbered one after the other.
     """
-    local = collectives.gather(int(os.environ.get("LOCAL_RANK", "0")))
-    nodes = Nodes(tuple(rank for rank, number in enumerate(local) if number == 0))
+    places = collectives.gather((int(os.environ.get("LOCAL_RANK", "0")), socket.gethostname()))
+    local = [number for number, _ in places]
+    hosts = told_apart([host for number, host in places if number == 0])
+    nodes = Nodes(tuple(rank for rank, number in enumerate(local) if number == 0), hosts)
     for rank, number in enumerate(local):
         if rank < nodes.firsts[0] or rank - nodes.firsts[nodes.of(rank)] != number:
             raise RanksApartError(f"rank {rank} is number {number} of its machine (LOCAL_RANK)")
     return nodes
+
+
+def told_apart(hosts: Sequence[str]) -> tuple[str, ...]:
+    """The names of machines, with the numbers of those that have the same one, as pods may."""
+    return tuple(
+        f"{host} (machine {number})" if hosts.count(host) > 1 else host
+        for number, host in enumerate(hosts)
+    )

@@ -7,7 +7,6 @@ a checkpoint that is gone on from, the others give it over the network; where on
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
@@ -78,7 +77,7 @@ class NodeParts:
         log = self._run.log()
         newest = max((event["attempt"] for event in log), default=0)
         told = (newest, len(log)), held_in(self._run)
-        return Machine(socket.gethostname(), self._run.run_id(), *told)
+        return Machine(self.nodes.host, self._run.run_id(), *told)
 
     def together(self) -> Sources:
         """What they have together, by what was heard. Ranks: any."""
@@ -115,7 +114,7 @@ class NodeParts:
         if not self.nodes.acts:
             return
         self.writer = main or self._take_over(token, facts)
-        place = Place(socket.gethostname(), self.machines[0].host, mirror)
+        place = Place(self.nodes.host, self.machines[0].host, mirror)
         with self.writer.setbacks.allowed("where the run's other parts are is not written down"):
             self._storage.replace(self._run.place, place.as_text())
 

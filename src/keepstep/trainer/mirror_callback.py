@@ -3,7 +3,6 @@ end."""
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -211,7 +210,7 @@ class Mirrored(TrainerCallback):
             mirroring is not None and mirroring.is_busy, failure is not None
         )
         if busy and failed:  # what others send is waited for in vain
-            failures = collectives.gather_some(_of_this_machine(failure))
+            failures = collectives.gather_some(_of_this_machine(failure, self.nodes))
             if mirroring is not None:
                 mirroring.fail(next(iter(failures.values())))
         if not busy or failed:
@@ -282,8 +281,10 @@ class Mirrored(TrainerCallback):
         if self.nodes is None or collectives.is_main():
             return
         for checkpoint in last:
-            told = _of_this_machine(mirroring.came_of(checkpoint.step)) if checkpoint else None
-            if checkpoint is not None and told is not None:
+            if checkpoint is None:
+                continue
+            told = _of_this_machine(mirroring.came_of(checkpoint.step), self.nodes)
+            if told is not None:
                 collectives.leave_note(_note(checkpoint.step), told["error"])
 
     def _last(self, manager: CheckpointManager) -> list[Checkpoint | None]:
@@ -373,8 +374,8 @@ def _note(step: int) -> str:
     return f"not-mirrored-{step}"
 
 
-def _of_this_machine(failure: dict[str, Any] | None) -> dict[str, Any] | None:
+def _of_this_machine(failure: dict[str, Any] | None, nodes: Nodes) -> dict[str, Any] | None:
     """What came of a copy that has failed, with the machine's name."""
     if failure is None or "error" not in failure:
         return None
-    return {**failure, "error": f"on {socket.gethostname()}: {failure['error']}"}
+    return {**failure, "error": f"on {nodes.host}: {failure['error']}"}
