@@ -387,6 +387,20 @@ def test_on_other_machines(
     assert all(f"rng_state_{node}.pth" in part for node, part in enumerate(parts))
 
 
+def test_on_fewer_machines(ranks: Ranks, demo: Path, disks: Path) -> None:
+    """The second of two reads beyond what the third and the fourth have written."""
+    away = {"mirror": (disks / "mirror").as_uri(), "node_local": True}
+    command = argv(demo, disks / "here/run", max_steps=8, save_steps=2, eval_steps=2, **away)
+    how: dict[str, Any] = {"strategy": "cpu_zero2", "disks": disks}
+    run = ranks.start(command, nodes=4, processes=4, **how)
+    run.wait_for("saved checkpoint-2")
+    run.kill(signal.SIGTERM)
+    assert set(run.wait()) == {75}
+    last = ranks.run(command, nodes=2, processes=2, **how)
+    assert "4 x ZeRO-2 → 2 x ZeRO-2" in last.output
+    assert "Finished: 8 steps" in last.output
+
+
 def test_machines_that_see_one_folder(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
     """Each would take the others' files for its own: refused, before anything is trained."""
     mirror = {"mirror": (tmp_path / "mirror").as_uri(), "node_local": True}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from keepstep.policy.completeness import differences, missing_state, not_reshardable
+from keepstep.policy.completeness import differences, missing_state, not_reshardable, on_machine
 from keepstep.policy.manifest import (
     LONGEST_MANIFEST,
     FileEntry,
@@ -34,6 +34,15 @@ def resealed(written: Manifest, change: Callable[[dict[str, Any]], None]) -> str
     text = json.dumps(values, indent=1, sort_keys=True) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f'{{\n "digest": "{digest}",\n{text[2:]}'
+
+
+def test_what_a_machine_loads_on_a_disk_of_its_own() -> None:
+    """On other processes, or sharded otherwise, a rank's share may begin in any rank's file."""
+    files = {f"{rank}.pt": FileEntry(rank, 10, "0" * 32) for rank in range(4)}
+    of = manifest(5, files=files, world_size=4, zero_stage=2)
+    assert on_machine(of, [2, 3], ParallelLayout(4, 2)) == {"0.pt", "2.pt", "3.pt"}
+    for other in (ParallelLayout(2, 2), ParallelLayout(4, 3), ParallelLayout(4)):
+        assert on_machine(of, [1], other) == set(files)
 
 
 def test_json_and_back() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from keepstep.policy.manifest import FileEntry, Manifest
+from keepstep.policy.parallel_layout import ParallelLayout
 
 SHOWN = 5  # of ranks without files
 SHARD = re.compile(r"zero_pp_rank_\d+_mp_rank_00_optim_states\.pt\Z")
@@ -57,6 +58,18 @@ def part_of(manifest: Manifest, rank: int, world_size: int) -> dict[str, FileEnt
         for name, entry in manifest.files.items()
         if first <= entry.rank <= last or entry.rank == 0
     }
+
+
+def on_machine(manifest: Manifest, ranks: Collection[int], layout: ParallelLayout) -> set[str]:
+    """The files that ranks on a disk of their own will load.
+
+    Args:
+        layout: of all ranks. Another one than the checkpoint's begins a rank's share anywhere in
+            what others wrote, by the size and padding of each parameter: then it is all files.
+    """
+    if manifest.parallel_layout != layout:
+        return set(manifest.files)
+    return {name for rank in ranks for name in part_of(manifest, rank, layout.world_size)}
 
 
 def missing_state(manifest: Manifest) -> list[str]:

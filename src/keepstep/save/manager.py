@@ -213,7 +213,7 @@ class CheckpointManager:
             chosen, choice, self.finish = collectives.on_main(
                 "choosing the checkpoint", lambda: self._decide(resume)
             )
-            self._reach.complete(chosen, at_start=True)
+            self._reach.complete(chosen, at_start=resume.parallel_layout)
             collectives.on_all(
                 "looking at the checkpoint", lambda: check_sight(chosen, resume.verify)
             )

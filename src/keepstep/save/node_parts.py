@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
-from keepstep.policy.completeness import part_of as part_to_load
+from keepstep.policy.completeness import on_machine
 from keepstep.policy.manifest import WHOLE_NAME, Manifest, folder_name
 from keepstep.policy.node_parts import Machine, together
+from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.retention import Decision
 from keepstep.ranks import collectives
 from keepstep.ranks.nodes import Nodes
@@ -44,6 +45,7 @@ class NodeParts:
         writer: of this machine's folder, on its first rank; None on other ranks.
         machines: what each machine's folder told at the last look, by its first rank.
         run_id: whose checkpoints count; None: any run's.
+        layout: how this attempt's ranks share state out, once it has chosen what it goes on from.
     """
 
     def __init__(self, nodes: Nodes, run: RunFolder, storage: Storage) -> None:
@@ -51,6 +53,7 @@ class NodeParts:
         self.writer: RunWriter | None = None
         self.machines: dict[int, Machine] = {}
         self.run_id: str | None = None
+        self.layout = ParallelLayout(collectives.world_size())
         self._run, self._storage = run, storage
 
     def look(self) -> Sources:
@@ -165,9 +168,9 @@ class NodeParts:
 
     def loaded_here(self, manifest: Manifest) -> set[str]:
         """Those that they will load, as many as there are now."""
-        world_size, here = collectives.world_size(), self.nodes.here
-        ranks = [rank for rank in range(world_size) if self.nodes.of(rank) == here]
-        return {name for rank in ranks for name in part_to_load(manifest, rank, world_size)}
+        everyone, here = range(collectives.world_size()), self.nodes.here
+        ranks = [rank for rank in everyone if self.nodes.of(rank) == here]
+        return on_machine(manifest, ranks, self.layout)
 
     def complete(self, chosen: Checkpoint, sources: Mapping[str, int]) -> None:
         """Have on every machine what its ranks will load of a checkpoint that the machines have

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Protocol
 
 from keepstep.policy.manifest import ManifestError
+from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.retention import Decision
 from keepstep.policy.selection import Choice, SelectionError, UnreadableError
 from keepstep.ranks import collectives
@@ -154,19 +155,23 @@ class Reach:
             return False
         return True
 
-    def complete(self, chosen: Checkpoint | None, at_start: bool = False) -> None:
+    def complete(self, chosen: Checkpoint | None, at_start: ParallelLayout | None = None) -> None:
         """Have on every machine what its ranks will load of a checkpoint of this run. Ranks: all
         (collective).
 
         Args:
             chosen: with the manifest of the whole.
-            at_start: it is what the attempt goes on from: no part counts that is damaged.
+            at_start: it is what the attempt goes on from, on ranks that share state out like this:
+                no part counts that is damaged.
 
         Raises:
             OSError, UnreadableError: on every rank: what one of them met.
         """
         parts, elsewhere = self._parts, self._elsewhere
-        if parts is None or chosen is None or chosen.path.parent != self._run.path:
+        if parts is None:
+            return
+        parts.layout = at_start or parts.layout
+        if chosen is None or chosen.path.parent != self._run.path:
             return
         sources = self._intact(parts, chosen.step) if at_start else parts.look().get(chosen.step)
         if sources is not None:
