@@ -43,7 +43,7 @@ def submit(folder: Path, *flags: str, site: str = "", **env: str) -> subprocess.
         env={**kept, "KEEPSTEP_SITE": str(folder / "site.env"), **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
 
 
