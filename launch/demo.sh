@@ -41,6 +41,8 @@ cat <<END
 The first run learned and then overfitted: its best checkpoint is not its last, and both are kept.
   keepstep ls runs/demo
 The second was killed in mid-step, and carried on from its newest complete checkpoint.
-  cat runs/demo-interrupted/.keepstep/events.jsonl
+  keepstep log runs/demo-interrupted
+All of it as a page with charts:
+  keepstep report runs/demo-interrupted --out report.html
 The best model: runs/demo/best, loaded by AutoModelForCausalLM.from_pretrained.
 END
