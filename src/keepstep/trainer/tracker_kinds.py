@@ -6,99 +6,18 @@ The libraries themselves are imported by these callbacks alone: none of them nee
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import hashlib
 import os
-import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers.integrations.integration_utils import rewrite_logs
-
 from keepstep.policy.tracking import OWN, TrackerRun
-from keepstep.trainer.offline_files import Newest, newest_of_comet, newest_of_swanlab
+from keepstep.trainer.offline_trackers import Comet, SwanLab
+from keepstep.trainer.tracker import Opening, Tracker, environment
 from keepstep.trainer.wandb_files import newest_step
 
 STEP = "train/global_step"  # the axis that those callbacks give to W&B and trackio
 TAG = "keepstep.run"
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What a tracker is opened with.
-
-    Attributes:
-        run: its names.
-        start: the step that the attempt goes on from.
-        reached: the step up to which it has been given everything, as the run folder knows it.
-        args, state, model: the Trainer's.
-    """
-
-    run: TrackerRun
-    start: int
-    reached: int
-    args: Any
-    state: Any
-    model: Any
-
-    def named(self, title: str) -> Any:
-        """The Trainer's arguments, with this for the run's name."""
-        args = copy.copy(self.args)
-        args.run_name = title
-        return args
-
-
-class Tracker:
-    """A callback of transformers, and what keepstep adds. Ranks: the main process.
-
-    Attributes:
-        callback: it.
-        name: as `report_to` has it.
-        is_live: what comes twice takes the place of what was there, so nothing need be held back.
-    """
-
-    name = ""
-    is_live = False
-
-    def __init__(self, callback: Any) -> None:
-        self.callback = callback
-
-    def open(self, opening: Opening) -> int:
-        """Continue the tracker run, or begin it; returns the step up to which it has everything.
-
-        Raises:
-            Exception: whatever the tracker raises: it cannot be reached, nobody is logged in.
-        """
-        raise NotImplementedError
-
-    def has(self, name: str) -> bool:
-        """Whether it has this value of the step that `open` has returned."""
-        return True
-
-    def give(self, step: int, values: Mapping[str, Any], state: Any, control: Any) -> None:
-        """The values of one step."""
-        own = {name: value for name, value in values.items() if name.startswith(OWN)}
-        logs = {name: value for name, value in values.items() if name not in own}
-        if own:
-            self.give_own(step, own)
-        if logs:
-            self._log(step, logs, state, control)
-
-    def give_own(self, step: int, figures: Mapping[str, float]) -> None:
-        """keepstep's own figures, under their own names."""
-        raise NotImplementedError
-
-    def _log(self, step: int, logs: dict[str, Any], state: Any, control: Any) -> None:
-        """As the Trainer would have told it at that step."""
-        at_step = copy.copy(state)
-        at_step.global_step, at_step.epoch = step, logs.get("epoch", state.epoch)
-        # Not the callback's own attribute, which holds back.
-        type(self.callback).on_log(self.callback, self._args, at_step, control, logs=logs)
-
-    _args: Any = None
 
 
 class TensorBoard(Tracker):
@@ -216,7 +135,7 @@ class MLflow(Tracker):
             made = client.create_run(self._experiment(client), run_name=run.title, tags=tags)
             found = made.info.run_id
         # Parameters are not to change: those of the first attempt stay.
-        with _environment({"MLFLOW_RUN_ID": found}, {} if is_new else _NO_PARAMETERS):
+        with environment({"MLFLOW_RUN_ID": found}, {} if is_new else _NO_PARAMETERS):
             self.callback.setup(opening.named(run.title), opening.state, opening.model)
         points = client.get_metric_history(found, "epoch")  # is in every line of the Trainer's
         return max((point.step for point in points), default=run.origin)
@@ -238,84 +157,6 @@ class MLflow(Tracker):
 _NO_PARAMETERS = {"MLFLOW_MAX_LOG_PARAMS": "0"}
 
 
-class Offline(Tracker):
-    """One whose files are asked what they have, where it is not online."""
-
-    def __init__(self, callback: Any) -> None:
-        super().__init__(callback)
-        self._newest: Newest | None = None
-
-    def _by(self, newest: Newest | None, opening: Opening) -> int:
-        """The step up to which these files have everything, but for what is torn of it."""
-        self._newest = newest
-        return opening.reached if newest is None else max(newest.step, opening.run.origin)
-
-    def has(self, name: str) -> bool:
-        if self._newest is None:
-            return True
-        return not self._newest.names.isdisjoint(rewrite_logs({name: 0.0}))
-
-
-class SwanLab(Offline):
-    """One id of 21 characters, `resume: allow`."""
-
-    name = "swanlab"
-
-    def open(self, opening: Opening) -> int:
-        self._args, title, swanlab = opening.args, opening.run.title, self.callback._swanlab
-        own = hashlib.sha256(opening.run.id.encode()).hexdigest()[:21]
-        run = self._run()
-        if run is not None and run.id in _OPENED - {own}:
-            swanlab.finish()  # of another run of this process
-            run = None
-        if run is None:
-            # transformers (5.23) asks for the run that is not there yet, an error since 0.8.
-            named = {"project": os.getenv("SWANLAB_PROJECT"), "experiment_name": title}
-            swanlab.init(**named, id=own, resume="allow")
-            _OPENED.add(own)
-        self.callback.setup(opening.named(title), opening.state, opening.model)
-        run = self._run()
-        if run is None or run.mode == "online":  # nobody can be asked
-            return opening.reached
-        return self._by(newest_of_swanlab(Path(run.dir).parent, own, Path(run.dir)), opening)
-
-    def _run(self) -> Any:
-        try:
-            return self.callback._swanlab.get_run()
-        except RuntimeError:  # there is none
-            return None
-
-    def give_own(self, step: int, figures: Mapping[str, float]) -> None:
-        self.callback._swanlab.log(dict(figures), step=step)
-
-
-class Comet(Offline):
-    """One experiment key of 32 characters."""
-
-    name = "comet_ml"
-
-    def open(self, opening: Opening) -> int:
-        self._args = opening.args
-        own = hashlib.sha256(opening.run.id.encode()).hexdigest()[:32]
-        # An archive's name is drawn: after the same seed a second attempt's would be the first's.
-        with _environment({"COMET_EXPERIMENT_KEY": own}), _unseeded():
-            args = opening.named(opening.run.title)
-            self.callback.setup(args, opening.state, opening.model)
-        return self._reached(opening, own)
-
-    def _reached(self, opening: Opening, own: str) -> int:
-        """Of an experiment that goes into archives, by these: one that was killed has left none."""
-        experiment = self.callback._experiment
-        folder = getattr(experiment, "offline_directory", None)
-        if folder is None:
-            return opening.reached
-        return self._by(newest_of_comet(Path(folder), own), opening)
-
-    def give_own(self, step: int, figures: Mapping[str, float]) -> None:
-        if self.callback._experiment is not None:
-            self.callback._experiment.log_metrics(dict(figures), step=step)
-
-
 # By the name of the callback's class.
 KINDS: Mapping[str, type[Tracker]] = {
     "TensorBoardCallback": TensorBoard,
@@ -331,33 +172,3 @@ def _own_id(variable: str, run: TrackerRun) -> str:
     """What a person has set is the first tracker run's."""
     asked = os.environ.get(variable)
     return run.id if not asked else asked + run.id.removeprefix(run.run_id)
-
-
-@contextlib.contextmanager
-def _unseeded() -> Iterator[None]:
-    """What is drawn within is of no seed, and costs the training's random numbers none."""
-    before = random.getstate()
-    random.seed()
-    try:
-        yield
-    finally:
-        random.setstate(before)
-
-
-@contextlib.contextmanager
-def _environment(
-    values: Mapping[str, str], unless_set: Mapping[str, str] | None = None
-) -> Iterator[None]:
-    """These variables, while a tracker is opened: it reads them, and so would another program that
-    this one starts later."""
-    wanted = {**{k: v for k, v in (unless_set or {}).items() if k not in os.environ}, **values}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -37,7 +37,8 @@ from keepstep.run_folder.storage import NotOwnerError
 from keepstep.run_folder.tracking import show_tracked, tracked_of
 from keepstep.run_folder.writer import Saved
 from keepstep.trainer.protocol import CheckpointedTrainer
-from keepstep.trainer.tracker_kinds import KINDS, Opening, Tracker
+from keepstep.trainer.tracker import Opening, Tracker
+from keepstep.trainer.tracker_kinds import KINDS
 
 logger = logging.getLogger(__name__)
 
