@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -107,3 +108,16 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     command = ["bash", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code]
     assert subprocess.run(command, check=False).returncode == 0
     assert (tmp_path / "checkpoint").read_text() == ""
+
+
+def test_a_line_is_one_write() -> None:
+    """Between its text and its end another rank's could come, in a log that all ranks write."""
+    code = (
+        "import sys; from keepstep.output import streams; streams.protect()\n"
+        "print('one'); print('two', file=sys.stderr)"
+    )
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # a packet a write
+    with here, there:
+        command = [sys.executable, "-u", "-c", code]  # as launchers start ranks
+        subprocess.run(command, stdout=there, stderr=there, check=True, timeout=60)
+        assert [here.recv(100), here.recv(100)] == [b"one\n", b"two\n"]

@@ -35,5 +35,5 @@ for step in (1, 2, 3):
         manager.saver.settle()
     except SaveError as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
-        print(f"told {rank}: {error}", file=log_position, flush=True)
+        print(f"told {rank}: {error}\n", end="", file=log_position, flush=True)  # one write
 collectives.leave()
