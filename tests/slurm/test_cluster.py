@@ -204,7 +204,7 @@ def test_the_time_limit_comes_at_a_bad_moment(job: Job, undisturbed: Path) -> No
     job.usr1()
     job.says(r"Stopped .* after step 1;")
     job.says(r"queue again: the time is over, at checkpoint 1$|queue again.*checkpoint 1\n")
-    job.faults(step_seconds=0.15, place="save", step=10, rank=1, seconds=4)
+    job.faults(step_seconds=0.4, place="save", step=10, rank=1, seconds=4)  # stops below 20
     job.says(r"carrying on from checkpoint-1\n")
     job.fired("save 10")
     job.happens("USR1 during a save")
