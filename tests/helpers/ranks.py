@@ -57,6 +57,11 @@ def strategy_file(strategy: str, folder: Path) -> Path:
     return path
 
 
+# Seconds, for what takes a few on an idle machine. Copies and pushes beside training have a core
+# only when nobody else wants it (SCHED_IDLE), and five campaigns run at once.
+PATIENCE = 300.0
+
+
 class Run:
     """The processes of one launch."""
 
@@ -79,7 +84,7 @@ class Run:
             self._codes |= {int(p): code for p, code in answer.items() if code is not None}
         return [self._codes.get(pid) for pid in self.pids]
 
-    def wait(self, timeout: float = 120) -> list[int]:
+    def wait(self, timeout: float = PATIENCE) -> list[int]:
         """Every rank's exit status. A hang is ended, with stack traces in the log, and fails."""
         deadline = time.monotonic() + timeout
         while None in (codes := self.poll()):
@@ -91,7 +96,7 @@ class Run:
             time.sleep(0.02)
         return [code for code in codes if code is not None]
 
-    def wait_for(self, pattern: str, timeout: float = 90) -> re.Match[str]:
+    def wait_for(self, pattern: str, timeout: float = PATIENCE) -> re.Match[str]:
         """Wait until the log holds `pattern`."""
         deadline = time.monotonic() + timeout
         while (found := re.search(pattern, self.output)) is None:
@@ -165,7 +170,7 @@ class Ranks:
         self._runs.append(run)
         return run
 
-    def run(self, argv: Sequence[str] = (), *, timeout: float = 120, **kwargs: Any) -> Run:
+    def run(self, argv: Sequence[str] = (), *, timeout: float = PATIENCE, **kwargs: Any) -> Run:
         """Start, and wait for an end without error."""
         run = self.start(argv, **kwargs)
         codes = run.wait(timeout)
