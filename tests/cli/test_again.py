@@ -128,13 +128,10 @@ def wait_for_mark(attempts: Attempts, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, None])
-def test_a_stop_during_the_pause(attempts: Attempts, how: signal.Signals | None) -> None:
-    """None: `keepstep stop`, also where the attempt before has told of its end."""
-    (attempts.folder / "run/.keepstep/status.json").write_text("{}")
-    pause = "from keepstep.cli import again; again.Supervisor.retry_seconds = 1000; again.main()"
-    process = attempts.start("70 0", 3, "-c", pause + "  # keepstep.cli.again")
-    wait_for_mark(attempts, process)
+def ask_to_stop(
+    attempts: Attempts, process: subprocess.Popen[str], how: signal.Signals | None
+) -> None:
+    """None: by `keepstep stop`, which says that it is heard at once."""
     if how is None:
         stop = [Path(sys.executable).parent / "keepstep", "stop", str(attempts.folder / "run")]
         answer = subprocess.run(stop, capture_output=True, text=True, check=False)
@@ -142,6 +139,16 @@ def test_a_stop_during_the_pause(attempts: Attempts, how: signal.Signals | None)
         assert "ends now" in answer.stdout + answer.stderr
     else:
         process.send_signal(how)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, None])
+def test_a_stop_during_the_pause(attempts: Attempts, how: signal.Signals | None) -> None:
+    """None: `keepstep stop`, also where the attempt before has told of its end."""
+    (attempts.folder / "run/.keepstep/status.json").write_text("{}")
+    pause = "from keepstep.cli import again; again.Supervisor.retry_seconds = 1000; again.main()"
+    process = attempts.start("70 0", 3, "-c", pause + "  # keepstep.cli.again")
+    wait_for_mark(attempts, process)
+    ask_to_stop(attempts, process, how)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 75, told
     assert len(attempts.made()) == 1

@@ -13,7 +13,7 @@ import pytest
 
 from keepstep.run_folder.machines import MachinesFolder
 from keepstep.run_folder.reader import RunFolder
-from tests.cli.test_again import Attempts
+from tests.cli.test_again import Attempts, ask_to_stop
 from tests.helpers.ranks import ROOT
 
 LONG = pytest.mark.long
@@ -65,13 +65,7 @@ def test_a_stop_while_too_few_are_there(attempts: Attempts, how: signal.Signals 
     """None: `keepstep stop`."""
     process = start(attempts, "0", "2:3")
     wait_for_mark(attempts, process)
-    if how is None:
-        stop = [Path(sys.executable).parent / "keepstep", "stop", str(run_of(attempts).path)]
-        answer = subprocess.run(stop, capture_output=True, text=True, check=False)
-        assert answer.returncode == 0, answer.stderr
-        assert "ends now" in answer.stdout + answer.stderr
-    else:
-        process.send_signal(how)
+    ask_to_stop(attempts, process, how)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 75, told
     assert "stopped" in told

@@ -15,7 +15,8 @@ import pytest
 from keepstep.policy.machines import Plan
 from keepstep.run_folder.machines import MachinesFolder
 from keepstep.run_folder.reader import RunFolder
-from tests.helpers.machines import Command, Machines, obstacle
+from tests.helpers.machines import PROGRAMS, Command, Machines
+from tests.helpers.switch import obstacle
 from tests.slurm.helpers.processes import wait_for
 
 pytestmark = pytest.mark.long
@@ -76,7 +77,7 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
-    reason = obstacle()
+    reason = obstacle(PROGRAMS)
     if reason:
         pytest.skip(f"no machines on this machine: {reason}")
     made = Lab(tmp_path)

@@ -16,9 +16,10 @@ from keepstep.run_folder.machines import MachinesFolder
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import events
 from tests.helpers.launchers import TIMEOUT
-from tests.helpers.machines import RANK, Command, Machines, obstacle
+from tests.helpers.machines import PROGRAMS, RANK, Command, Machines
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import argv
+from tests.helpers.switch import obstacle
 from tests.slurm.helpers.job import HOOKS
 from tests.slurm.helpers.processes import wait_for
 
@@ -96,7 +97,7 @@ def three(tmp_path: Path, still_demo: Path) -> Iterator[Run]:
 
 
 def made(folder: Path, demo: Path, *names: str) -> Iterator[Run]:
-    reason = obstacle()
+    reason = obstacle(PROGRAMS)
     if reason:
         pytest.skip(f"no machines on this machine: {reason}")
     run = Run(folder, demo, *names)

@@ -5,9 +5,7 @@ namespaces, and can lose its power and its network. Their names are resolved now
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,30 +14,12 @@ from pathlib import Path
 from tests.helpers import launchers
 from tests.helpers.ranks import ROOT
 from tests.helpers.switch import Switch, any_prefix
-from tests.slurm.helpers.processes import below, facts, matching, run, send, wait_for
+from tests.slurm.helpers.processes import below, facts, matching, send, wait_for
 
 APART = ("unshare", "-m", "-u", "-p", "-f", "--kill-child=KILL", "--mount-proc")
 PROGRAMS = ("ip", "bridge", "nsenter", "unshare", "setpriv")
 COMMAND = r"^\S*python\S* (-\S+ )*-m keepstep\.cli\.together "
 RANK = r"^\S*python\S* (-u )?-m keepstep\.train "
-
-
-def obstacle() -> str | None:
-    """Why there can be no such machines here; None: nothing is in the way."""
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    if missing:
-        return f"not installed: {', '.join(missing)}"
-    if os.geteuid() != 0:
-        return "not root: machines are namespaces"
-    name = f"probe{os.getpid()}"
-    try:
-        run("ip", "netns", "add", name)
-        run("unshare", "-m", "-u", "-p", "-f", "--mount-proc", "true")
-    except RuntimeError as error:
-        return f"no namespaces: {error}"
-    finally:
-        run("ip", "netns", "del", name, check=False)
-    return None
 
 
 @dataclass

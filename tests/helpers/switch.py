@@ -4,9 +4,30 @@ own, and a plug that can be pulled. Root is needed, and iproute2.
 
 from __future__ import annotations
 
+import os
 import secrets
+import shutil
+from collections.abc import Iterable
 
 from tests.slurm.helpers.processes import run
+
+
+def obstacle(programs: Iterable[str]) -> str | None:
+    """Why there can be no machines that are namespaces here; None: nothing is in the way."""
+    missing = [name for name in programs if shutil.which(name) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    if os.geteuid() != 0:
+        return "not root: machines are namespaces"
+    name = f"probe{os.getpid()}"
+    try:
+        run("ip", "netns", "add", name)
+        run("unshare", "-m", "-u", "-p", "-f", "--mount-proc", "true")
+    except RuntimeError as error:
+        return f"no namespaces: {error}"
+    finally:
+        run("ip", "netns", "del", name, check=False)
+    return None
 
 
 def any_prefix() -> str:

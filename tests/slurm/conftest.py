@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.switch import obstacle
 from tests.helpers.warm import Warm
-from tests.slurm.helpers.cluster import Cluster, obstacle
+from tests.slurm.helpers.cluster import PROGRAMS, Cluster
 from tests.slurm.helpers.job import Job
 from tests.slurm.helpers.processes import wait_for
 
@@ -22,7 +23,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A real Slurm of three nodes."""
-    reason = obstacle()
+    reason = obstacle(PROGRAMS)
     if reason:
         pytest.skip(f"no Slurm cluster on this machine: {reason}")
     made = Cluster(tmp_path_factory.mktemp("slurm"), bound=True)
@@ -34,7 +35,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture
 def awkward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One of two nodes, whose names and first interfaces lead nowhere."""
-    reason = obstacle()
+    reason = obstacle(PROGRAMS)
     if reason:
         pytest.skip(f"no Slurm cluster on this machine: {reason}")
     made = Cluster(tmp_path_factory.mktemp("awkward"), bound=True)

@@ -302,11 +302,16 @@ class Supervisor:
             time.sleep(0.1)
 
 
+def warn_without_setpriv() -> None:
+    """It is what ends ranks whose launcher was killed."""
+    if shutil.which("setpriv") is None:
+        say("warning: without setpriv (util-linux) ranks may outlive a launcher that is killed")
+
+
 def main() -> None:
     """The module as a program."""
     retries, *command = sys.argv[1:]
-    if shutil.which("setpriv") is None:
-        say("warning: without setpriv (util-linux) ranks may outlive a launcher that is killed")
+    warn_without_setpriv()
     sys.exit(Supervisor(int(retries), command).supervise())
 
 

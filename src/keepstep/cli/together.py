@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from types import FrameType
 
-from keepstep.cli.again import Supervisor, from_where, say, value_of
+from keepstep.cli.again import Supervisor, from_where, say, value_of, warn_without_setpriv
 from keepstep.cli.agreement import ENDING_SECONDS, Agreement, Terms, newest_number
 from keepstep.cli.neighbors import Neighbors
 from keepstep.cli.network import interface_towards
@@ -263,8 +262,7 @@ def main() -> int:
             "--nnodes: node_local: the machines find each other by a run folder that all see",
             "an output_dir that all see; or KEEPSTEP_LAUNCH_ARGS, and the same machines each time",
         )
-    if shutil.which("setpriv") is None:
-        say("warning: without setpriv (util-linux) ranks may outlive a launcher that is killed")
+    warn_without_setpriv()
     any_rows = is_true(value_of(command[1:], "allow_batch_change"))
     terms = Terms(machines, int(retries), int(text), any_rows)
     try:

@@ -65,24 +65,6 @@ LogTimeFormat=iso8601_ms
 """
 
 
-def obstacle() -> str | None:
-    """Why no cluster can be made on this machine; None: nothing is in the way."""
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    if missing:
-        return f"not installed: {', '.join(missing)}"
-    if os.geteuid() != 0:
-        return "not root: the nodes are namespaces"
-    name = f"probe{os.getpid()}"
-    try:
-        run("ip", "netns", "add", name)
-        run("unshare", "-m", "-u", "-p", "-f", "--mount-proc", "true")
-    except RuntimeError as error:
-        return f"no namespaces: {error}"
-    finally:
-        run("ip", "netns", "del", name, check=False)
-    return None
-
-
 def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
