@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from keepstep.cli import gpus
 from tests.helpers.launchers import hear_signals
 from tests.helpers.ranks import ROOT
+from tests.helpers.waiting import wait_for
 
 # Each attempt ends as the next line of `plan` says: an exit status, `+` behind it for a checkpoint
 # before; `said` is what the run itself tells of its end.
@@ -121,11 +121,7 @@ def test_a_model_that_is_not_published_is_trained(attempts: Attempts) -> None:
 
 
 def wait_for_mark(attempts: Attempts, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not (attempts.folder / "run/.keepstep/retry-waits").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: (attempts.folder / "run/.keepstep/retry-waits").exists(), process)
 
 
 def ask_to_stop(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from keepstep.run_folder.machines import PLAN, MachinesFolder
 from keepstep.run_folder.ownership import OURS, Owner
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import NotOwnerError, Storage
+from tests.helpers.waiting import wait_for
 
 
 @pytest.fixture
@@ -35,13 +36,6 @@ def two(folder: MachinesFolder) -> Iterator[tuple[Neighbors, Neighbors]]:
     yield pair
     for one in pair:
         one.stop()
-
-
-def wait_for(seen: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not seen():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_an_answer() -> None:
@@ -106,11 +100,11 @@ def test_one_plan_after_the_other(folder: MachinesFolder, tmp_path: Path) -> Non
 def test_another_command_has_the_run(folder: MachinesFolder, tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     Storage().write(run.owner_file, b"12.0.1\n")
-    Storage().note(run.heartbeat, "12.0.1 1\n")
+    Storage().show(run.heartbeat, "12.0.1 1\n")
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(folder.agree, Plan(1, f"{OURS}1", ("a",)), Plan())
         for beat in itertools.count(2):
-            Storage().note(run.heartbeat, f"12.0.1 {beat}\n")
+            Storage().show(run.heartbeat, f"12.0.1 {beat}\n")
             time.sleep(0.1)
             if asked.done():
                 break

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from keepstep.run_folder.machines import MachinesFolder
 from keepstep.run_folder.reader import RunFolder
 from tests.cli.test_again import Attempts, ask_to_stop
 from tests.helpers.ranks import ROOT
+from tests.helpers.waiting import wait_for
 
 LONG = pytest.mark.long
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -50,11 +50,9 @@ def test_handed_on(attempts: Attempts, status: int) -> None:
 
 
 def wait_for_mark(attempts: Attempts, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not any(s.beat > 1 for s in MachinesFolder(run_of(attempts)).signs().values()):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(
+        lambda: any(s.beat > 1 for s in MachinesFolder(run_of(attempts)).signs().values()), process
+    )
 
 
 @pytest.mark.parametrize(

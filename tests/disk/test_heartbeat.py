@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import multiprocessing
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,9 +18,20 @@ import pytest
 from keepstep.run_folder import heartbeat as module
 from keepstep.run_folder.heartbeat import Lookout
 from keepstep.run_folder.ownership import claim
+from keepstep.run_folder.progress import Reached
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from tests.helpers.faulty_disk import faulty_disk
+from tests.helpers.waiting import wait_for
+
+READER = """
+import sys
+from pathlib import Path
+from keepstep.run_folder.progress import reached_of
+from keepstep.run_folder.reader import RunFolder
+torn = [reached_of(RunFolder(Path(sys.argv[1]))) for _ in range(2000)].count(None)
+print(f"2000 read, {torn} of them torn")
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -45,23 +60,16 @@ def seen(run: RunFolder) -> Iterator[Lookout]:
     assert not found._thread.is_alive()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_what_is_asked_for_is_seen_and_taken_up_once(run: RunFolder, seen: Lookout) -> None:
     assert seen.requests == ()
     run.request("save-now").touch()
-    until(lambda: seen.requests == ("save-now",))
+    wait_for(lambda: seen.requests == ("save-now",))
     seen.take_up(["save-now"])
     assert seen.requests == ()
-    until(lambda: not run.request("save-now").exists())
+    wait_for(lambda: not run.request("save-now").exists())
     for name in ("stop", "save-now"):
         run.request(name).touch()
-    until(lambda: seen.requests == ("stop", "save-now"))
+    wait_for(lambda: seen.requests == ("stop", "save-now"))
 
 
 def test_a_new_owner_is_seen_and_nothing_written_any_more(run: RunFolder) -> None:
@@ -89,6 +97,21 @@ def test_the_heartbeat_shows_progress_only(run: RunFolder) -> None:
         run.heartbeat.write_text("x x")
         counts.pop(0) if len(counts) > 1 else None
     assert shown == ["1", "x", "2"]
+
+
+def test_a_reader_meets_all_of_a_heartbeat(run: RunFolder) -> None:
+    """Written again and again while another process reads it."""
+    steps = itertools.count(1)
+    seen = begin(run, lambda: next(steps))
+    seen._progress = lambda: Reached(datetime.now(UTC).isoformat(), 1, 1, {"step": 1.0})
+    seen.look()
+    with subprocess.Popen(
+        [sys.executable, "-c", READER, run.path], stdout=subprocess.PIPE
+    ) as reader:
+        assert reader.stdout is not None
+        while reader.poll() is None:
+            seen.look()
+        assert (reader.stdout.read(), reader.returncode) == (b"2000 read, 0 of them torn\n", 0)
 
 
 def test_looks_may_fail(tmp_path: Path) -> None:
@@ -139,9 +162,9 @@ def test_a_folder_that_does_not_answer_is_not_waited_for(
         seen = begin(run)
         seen.start()
         run.request("stop").touch()
-        until(lambda: seen.requests == ("stop",))
+        wait_for(lambda: seen.requests == ("stop",))
         disk.hang("*", "*")
-        until(lambda: bool(disk.fired))
+        wait_for(lambda: bool(disk.fired))
         told: list[str] = []
         for _ in range(1000):  # as many steps
             assert seen.requests == ("stop",)
@@ -151,7 +174,7 @@ def test_a_folder_that_does_not_answer_is_not_waited_for(
         seen.stop()
         assert seen._thread.is_alive(), "it hangs, and nobody waits for it"
         disk.heal()
-        until(lambda: not seen._thread.is_alive())
+        wait_for(lambda: not seen._thread.is_alive())
 
 
 def test_a_fork_in_the_middle_of_a_look(run: RunFolder, seen: Lookout) -> None:

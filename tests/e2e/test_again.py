@@ -6,15 +6,15 @@ import contextlib
 import json
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.helpers.launchers import TIMEOUT, end, start, wait_until
+from tests.helpers.launchers import end, start, wait_until
 from tests.helpers.recipes import argv
+from tests.helpers.waiting import wait_for
 
 STEPS = 44
 
@@ -47,14 +47,6 @@ def kill(processes: list[psutil.Process]) -> None:
 
 def steps_of(folder: Path) -> list[int]:
     return [int(path.name.split("-")[1]) for path in (folder / "run").glob("checkpoint-*")]
-
-
-def wait_for(seen: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while not seen():
-        assert process.poll() is None, log.read_text()[-6000:]
-        assert time.monotonic() < deadline, log.read_text()[-6000:]
-        time.sleep(0.005)
 
 
 def losses_of(folder: Path) -> list[tuple[int, float]]:

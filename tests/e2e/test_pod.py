@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from keepstep.cli.network import free_port
 from keepstep.run_folder.reader import RunFolder
-from tests.helpers.pods import USER, Job, copied, image, obstacle, verdict
+from tests.helpers.pods import USER, Job, Pod, copied, image, obstacle, verdict
 from tests.helpers.recipes import argv
+from tests.helpers.waiting import wait_for
 from tests.kubernetes.manifests import FILES, job_spec
 
 STEPS = 40
@@ -49,6 +50,13 @@ def run_of(made: Job) -> RunFolder:
     return RunFolder(made.folder / "runs/mine")
 
 
+def probed(pod: Pod, made: Job) -> str:
+    """What the liveness probe says of a pod that is well."""
+    done = pod.run(made.probe())
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def starts(made: Job) -> list[int]:
     """The step at which each attempt began to train."""
     return [a.resumed_from for a in run_of(made).attempts()]
@@ -74,9 +82,7 @@ def test_evicted_then_killed_for_lack_of_memory(folder: Path, demo: Path) -> Non
     first.wait_until("step  2/40  loss")
     assert first.init().cmdline()[0] == "tini"
     assert {p.uids().real for p in first.ranks()} == {USER}
-    probed = first.run(made.probe())
-    assert probed.returncode == 0, probed.stdout
-    assert probed.stdout.startswith("the last sign of life was "), probed.stderr
+    wait_for(lambda: "the last sign of life was " in probed(first, made))  # a second late, at most
     code = first.evict(made.grace)
     assert code == 75, first.log.read_text()
     assert made.judge(first, code) == "Again"
@@ -173,11 +179,8 @@ def test_two_pods(folder: Path, demo: Path) -> None:
     the job."""
     made = job("indexed-job.yaml", folder, demo, 2)
     made.names = ("keepstep-0.keepstep",)
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = str(free.getsockname()[1])
     told = next(e for e in _environment(made) if e["name"] == "KEEPSTEP_LAUNCH_ARGS")
-    told["value"] = told["value"].replace("29500", port)
+    told["value"] = told["value"].replace("29500", str(free_port()))
 
     pods = [made.start(index) for index in (0, 1)]
     pods[0].wait_until("step  2/40  loss")

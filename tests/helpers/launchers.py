@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
 
 from tests.helpers.ranks import ROOT
+from tests.helpers.waiting import PATIENCE, wait_for
 
-TIMEOUT = 150
+TIMEOUT = PATIENCE
 _started: list[psutil.Process] = []
 
 
@@ -59,8 +59,4 @@ def end(process: subprocess.Popen[bytes], log: Path, timeout: float = TIMEOUT) -
 
 
 def wait_until(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while text not in log.read_text():
-        assert process.poll() is None, log.read_text()[-6000:]
-        assert time.monotonic() < deadline, f"never said {text!r}:\n{log.read_text()[-6000:]}"
-        time.sleep(0.05)
+    wait_for(lambda: text in log.read_text(), process, log)

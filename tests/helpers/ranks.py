@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,14 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from keepstep.cli.network import free_port
+from tests.helpers.waiting import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "tests/rank_programs"  # what ranks of a test run in place of keepstep.train
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def forget_shared_memory(port: int) -> None:
@@ -55,11 +51,6 @@ def strategy_file(strategy: str, folder: Path) -> Path:
         path = folder / f"{strategy}.yaml"
         path.write_text(text)
     return path
-
-
-# Seconds, for what takes a few on an idle machine. Copies and pushes beside training have a core
-# only when nobody else wants it (SCHED_IDLE), and five campaigns run at once.
-PATIENCE = 300.0
 
 
 class Run:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from tests.helpers.ranks import free_port
+from keepstep.cli.network import free_port
 
 # In the store when the run ends, by design; otherwise by bad luck. Python aborted at its end then.
 SCRIPT = """

@@ -19,7 +19,6 @@ from tests.helpers.disks import small_disk_at
 WRITES: dict[str, Callable[[Storage, Path], object]] = {
     "write": lambda storage, path: storage.write(path, b"ours"),
     "write_at": lambda storage, path: storage.write_at(path, 4, [(0, memoryview(b"ours"))]),
-    "note": lambda storage, path: storage.note(path, "ours"),
     "append_line": lambda storage, path: storage.append_line(path, "ours"),
     "overwrite": lambda storage, path: storage.overwrite(path, b"ours"),
 }
@@ -35,6 +34,19 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, name: str, dangling: 
     with pytest.raises(OSError, match="link"):
         WRITES[name](Storage(), link)
     assert not theirs.exists() if dangling else theirs.read_text() == "theirs"
+
+
+def test_what_is_shown_takes_a_links_place(tmp_path: Path) -> None:
+    theirs, link = tmp_path / "theirs", tmp_path / "link"
+    theirs.write_text("theirs")
+    link.symlink_to(theirs)
+    Storage().show(link, "ours")
+    assert theirs.read_text() == "theirs"
+    assert (link.is_symlink(), link.read_text()) == (False, "ours")
+    (tmp_path / ".link.new").symlink_to(theirs)
+    with pytest.raises(OSError, match="link"):
+        Storage().show(link, "ours")
+    assert theirs.read_text() == "theirs"
 
 
 def test_no_folder_is_made_through_a_link(tmp_path: Path) -> None:

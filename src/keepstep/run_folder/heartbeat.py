@@ -127,7 +127,7 @@ class Lookout:
         if beats != self._shown:
             reached = None if self._progress is None else self._progress()
             line = "" if reached is None else f"{reached.as_line()}\n"
-            self._storage.note(self.run.heartbeat, f"{self._owner.token} {beats}\n{line}")
+            self._storage.show(self.run.heartbeat, f"{self._owner.token} {beats}\n{line}")
             self._shown = beats
             if reached is not None and time.monotonic() >= self._next_show:
                 self._next_show = time.monotonic() + SHOW_SECONDS

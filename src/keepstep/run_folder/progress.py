@@ -42,8 +42,7 @@ class Reached:
 
 
 def reached_of(run: RunFolder) -> Reached | None:
-    """What the newest heartbeat tells; None: nothing that can be believed. A reader may meet a part
-    of it: then its check differs."""
+    """What the newest heartbeat tells; None: nothing that can be believed."""
     try:
         lines = read_text(run.heartbeat).splitlines()
         if len(lines) < 2:  # an older version's

@@ -189,15 +189,10 @@ class Storage:
         """Bytes that can still be written to the disk of `path`."""
         return shutil.disk_usage(path).free
 
-    def note(self, path: Path, text: str) -> None:
-        """Write a few words that may be lost: not synced, and a reader may see a part."""
-        self.before("note", path)
-        with open(path, "w", opener=no_link) as file:
-            file.write(text)
-
     def show(self, path: Path, text: str) -> None:
-        """The same, but a reader sees all of it or what was there before."""
-        self.before("note", path)
+        """Write a few words that may be lost (not synced): a reader sees all of them, or what was
+        there before."""
+        self.before("show", path)
         temporary = path.with_name(f".{path.name}.new")
         with open(temporary, "w", opener=no_link) as file:
             file.write(text)

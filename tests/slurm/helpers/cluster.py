@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from keepstep.cli.network import free_port
 from tests.helpers.switch import Switch, any_prefix
 from tests.slurm.helpers.processes import below, facts, matching, run, send, wait_for
 
@@ -66,11 +67,10 @@ LogTimeFormat=iso8601_ms
 
 
 def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("", 0))
-        return [one.getsockname()[1] for one in sockets]
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port())
+    return list(found)
 
 
 class Cluster:
