@@ -128,6 +128,10 @@ def test_addresses() -> None:
         fault = address_fault(secret)
         assert fault
         assert "s3cr3t" not in fault
+    for bad in ("s3://b/a//c", "gs://b/a/../c", "az://c/./a", "file:///mnt//disk", "s3://b//"):
+        assert "no folder is called" in str(address_fault(bad))
+    for good in ("s3://b/", "s3://b/a/", "file:///mnt/..disk/"):
+        assert address_fault(good) is None
     for bad in (f"{hub}//x", f"{hub}/../x", f"{hub}/.", "hf://buckets/a c/b", "hf://buckets/../b"):
         assert address_fault(bad)
 

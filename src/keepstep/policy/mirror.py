@@ -107,6 +107,8 @@ def address_fault(mirror: str) -> str | None:
         return f"{mirror}: it names no bucket"
     if parts.scheme == "hf" and not HUB_BUCKET.fullmatch(parts.netloc + parts.path):
         return f"{mirror}: a bucket of the Hub is hf://buckets/owner/name, or a folder below that"
+    if re.search(r"/\.{0,2}/", parts.path.removesuffix("/") + "/"):
+        return f"{mirror}: no folder is called by nothing, . or .."
     return None
 
 
