@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -61,6 +61,7 @@ def test_shells_take_it_for_the_path(shell: list[str]) -> None:
     assert quoted(Path("s3://b/c".replace("//", "/"))) == "s3:/b/c"
 
 
+@example("\ud800")  # no file is called so, but a JSON text may be
 @given(st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=12))
 def test_all_of_it_is_seen(path: str) -> None:
     text = quoted(path)

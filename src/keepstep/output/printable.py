@@ -49,4 +49,6 @@ def _in_quotes(character: str) -> str:
         return f"\\{character}"
     if printable(character) == character:
         return character
-    return "".join(f"\\x{byte:02x}" for byte in character.encode(errors="surrogateescape"))
+    is_byte = 0xDC80 <= ord(character) <= 0xDCFF  # as Python keeps one that is no text
+    errors = "surrogateescape" if is_byte else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in character.encode(errors=errors))
