@@ -121,5 +121,5 @@ def browser(profile: Path) -> Iterator[Page]:
     finally:
         os.close(send)
         process.terminate()
-        process.wait(20)
+        process.wait(300)
         os.close(receive)

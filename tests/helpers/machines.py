@@ -95,7 +95,7 @@ class Machines:
         everything = below(init.pid)
         init.kill()
         init.wait()
-        wait_for(f"{name} down", lambda: not any(map(facts, everything)), 10, 0.05)
+        wait_for(f"{name} down", lambda: not any(map(facts, everything)), every=0.05)
 
     def cut(self, name: str) -> None:
         """Off the network; its processes live, and see the disk."""

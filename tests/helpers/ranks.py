@@ -65,7 +65,8 @@ class Run:
 
     @property
     def output(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
+        """What they have said (and a mark for a character that is half written just now)."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def poll(self) -> list[int | None]:
         """Each rank's exit status, None while it runs, negative for a signal."""
@@ -87,15 +88,26 @@ class Run:
             time.sleep(0.02)
         return [code for code in codes if code is not None]
 
+    def wait_without(self, rank: int) -> list[int]:
+        """Exit statuses; this rank is frozen, and killed when the others have ended."""
+        deadline = time.monotonic() + PATIENCE
+        while any(code is None for other, code in enumerate(self.poll()) if other != rank):
+            assert time.monotonic() < deadline, f"no end; the log:\n{self.output[-6000:]}"
+            time.sleep(0.05)
+        self.kill(signal.SIGKILL, ranks=[rank])
+        return self.wait()
+
     def wait_for(self, pattern: str, timeout: float = PATIENCE) -> re.Match[str]:
         """Wait until the log holds `pattern`."""
         deadline = time.monotonic() + timeout
-        while (found := re.search(pattern, self.output)) is None:
-            if None not in self.poll() or time.monotonic() > deadline:
+        while True:
+            over = None not in self.poll() or time.monotonic() > deadline
+            if (found := re.search(pattern, self.output)) is not None:
+                return found
+            if over:  # asked before the log was read: what an ending rank says last counts
                 self.kill(signal.SIGKILL)
                 raise AssertionError(f"never said {pattern!r}; the log:\n{self.output[-6000:]}")
             time.sleep(0.01)
-        return found
 
     def kill(self, number: int, ranks: Sequence[int] | None = None) -> None:
         """Send a signal to these ranks (all), by process id."""
@@ -168,11 +180,25 @@ class Ranks:
         assert set(codes) == {0}, f"exit statuses {codes}; the log:\n{run.output[-6000:]}"
         return run
 
+    def killed(self, argv: Sequence[str], step: int, phase: str = "forward", **kwargs: Any) -> Run:
+        """Train `step` steps, and SIGKILL all ranks in the midst of the next one: there they wait
+        for it. (In a race with a run that goes on, a busy machine's test comes too late.)
+
+        What was saved before is committed; but for the newest, which may be on its way then.
+        """
+        words = [f"{phase}@{step}", "0", "SIGSTOP", *argv]
+        run = self.start(words, script=PROGRAMS / "stopped.py", **kwargs)
+        run.wait_for(f"SIGSTOP in {phase} to rank 0")
+        run.kill(signal.SIGKILL)
+        codes = run.wait()
+        assert set(codes) == {-signal.SIGKILL}, f"exit statuses {codes}; the log:\n{run.output}"
+        return run
+
     def close(self) -> None:
         for run in self._runs:
             run.kill(signal.SIGKILL)
-            run.wait(10)
+            run.wait()
             forget_shared_memory(run.port)
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(PATIENCE)

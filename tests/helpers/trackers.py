@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from keepstep.trainer.wandb_files import records
+from tests.helpers.waiting import PATIENCE
 
 
 def tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -27,7 +28,7 @@ def wandb_rows(folder: Path, killed: int = 0) -> dict[str, list[dict[str, Any]]]
     own writes them, and goes on when the run's has ended: all but those `killed` get an end."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while True:
         rows: dict[str, list[dict[str, Any]]] = {}
         own, open_ones = [], 0

@@ -35,7 +35,7 @@ class Warm:
         )
         assert self._process.stdout is not None
         said = iter(self._process.stdout.readline, b"")  # libraries say something, too
-        assert b"listening\n" in said, f"exit status {self._process.wait(10)}"
+        assert b"listening\n" in said, f"exit status {self._process.wait(300)}"
 
     def path(self) -> str:
         """PATH with that `keepstep` first."""
@@ -44,7 +44,7 @@ class Warm:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(300)
 
 
 def ask(place: str, argv: list[str]) -> int:

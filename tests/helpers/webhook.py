@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.helpers.waiting import PATIENCE
+
 
 class Webhook(ThreadingHTTPServer):
     """
@@ -32,7 +34,7 @@ class Webhook(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/hooks/s3cret-path"
 
-    def wait_for(self, count: int, timeout: float = 30) -> list[dict[str, Any]]:
+    def wait_for(self, count: int, timeout: float = PATIENCE) -> list[dict[str, Any]]:
         deadline = time.monotonic() + timeout
         while len(self.got) < count and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -47,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.users.append(self.headers["Authorization"])
         self.server.got.append(json.loads(body))
         if not self.server.status:
-            self.server.over.wait(60)
+            self.server.over.wait(PATIENCE)
             return
         self.send_response(self.server.status)
         if self.server.status in (301, 302, 307, 308):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from keepstep.cli.network import free_port
+from tests.helpers.waiting import PATIENCE
 
 # In the store when the run ends, by design; otherwise by bad luck. Python aborted at its end then.
 SCRIPT = """
@@ -42,7 +43,7 @@ def test_python_ends_without_an_abort() -> None:
         for rank in range(2)
     ]
     try:
-        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+        errors = [rank.communicate(timeout=PATIENCE)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 from pathlib import Path
 
 import pytest
@@ -66,10 +65,7 @@ def test_evaluated_more_often_than_saved_and_rewound(
     assert state["best_model_checkpoint"] is None  # it would be an absolute path
 
     back = argv(demo, run, **fields, resume_from_checkpoint="3", learning_rate=1e-3)
-    branch = ranks.start([*back, "--allow_drift", "learning_rate"])
-    branch.wait_for("saved checkpoint-6")
-    branch.kill(signal.SIGKILL)
-    branch.wait()
+    ranks.killed([*back, "--allow_drift", "learning_rate", "--async_save", "off"], 7)
     again = ranks.run([*back, "--allow_drift", "learning_rate"])  # the same command
     assert "resume_from_checkpoint: 3 was done by an earlier attempt" in again.output
     assert "carrying on from checkpoint-6" in again.output
@@ -105,10 +101,7 @@ def test_early_stopping_goes_on_counting(ranks: Ranks, demo: Path, workspace: Pa
     run = workspace / "patience"
     fields = {"learning_rate": 0, "save_steps": 1, "eval_steps": 1}
     command = argv(demo, run, **fields, early_stopping_patience=4)
-    broken = ranks.start(argv(demo, run, **fields, early_stopping_patience=9))
-    broken.wait_for("step  3/12  saved")
-    broken.kill(signal.SIGKILL)
-    broken.wait()
+    ranks.killed(argv(demo, run, **fields, early_stopping_patience=9), 4)
     resumed = ranks.run(command)
     assert "Finished: 5 steps." in resumed.output  # the first evaluation, and four no better
     assert status(run)["outcome"] == "finished"
@@ -123,10 +116,7 @@ def test_the_best_value_is_one_of_the_metric_that_ranks(
     run = workspace / "renamed"
     fields = {"save_steps": 1, "eval_steps": 1, "early_stopping_patience": 2, "max_steps": 8}
     first = argv(demo, run, **fields, metric_for_best_model="mean_token_accuracy")
-    broken = ranks.start(first, strategy="ddp", processes=1)
-    broken.wait_for("step 3/8  saved")
-    broken.kill(signal.SIGKILL)
-    broken.wait()
+    ranks.killed(first, 4, strategy="ddp", processes=1)
     resumed = ranks.run(argv(demo, run, **fields), strategy="ddp", processes=1)
     assert "Finished: 8 steps." in resumed.output
     ((step, found),) = re.findall(
@@ -142,20 +132,13 @@ def test_the_best_value_is_one_of_the_metric_that_ranks(
 
 def test_a_crash_loop_steps_back_and_ends(ranks: Ranks, demo: Path, workspace: Path) -> None:
     run = workspace / "loop"
-    fields = {**SHORT, "max_attempts_without_progress": 1}
-    first = ranks.start(argv(demo, run, **fields))
-    first.wait_for("saved checkpoint-2")
-    first.kill(signal.SIGKILL)
-    first.wait()
-    for expected in ("carrying on from checkpoint-2", None):
-        attempt = ranks.start(argv(demo, run, **fields))
-        if expected is None:
-            assert attempt.wait() == [76, 76]
-            assert "checkpoint-2: resumed 1 times without progress" in attempt.output
-        else:
-            attempt.wait_for(expected)
-            attempt.kill(signal.SIGKILL)
-            attempt.wait()
+    fields = {**SHORT, "max_attempts_without_progress": 1, "async_save": "off"}
+    ranks.killed(argv(demo, run, **fields), 2)
+    attempt = ranks.killed(argv(demo, run, **fields), 2)
+    assert "carrying on from checkpoint-2" in attempt.output
+    attempt = ranks.start(argv(demo, run, **fields))
+    assert attempt.wait() == [76, 76]
+    assert "checkpoint-2: resumed 1 times without progress" in attempt.output
     assert status(run)["outcome"] == "no_progress"
     assert [c.step for c in RunFolder(run).checkpoints()] == [2]  # nothing was lost
 

@@ -100,10 +100,8 @@ def test_lost_with_its_disk(
     fields = {"max_steps": 40, "save_total_limit": 2, "keep_ranking": "recency"}
     ranks.run(argv(demo, straight, **fields), **there, **how)
     command = argv(demo, broken, mirror=place.url, **fields)
-    run = ranks.start(command, **there, **how)
-    run.wait_for("mirrored checkpoint-")
-    run.kill(signal.SIGKILL)
-    run.wait()
+    run = ranks.killed(command, 10, "mirrored", env=place.environment, **how)
+    assert "mirrored checkpoint-" in run.output
     first = RunFolder(broken).run_id()
     is_away(broken)
     again = ranks.run(command, **there, **how)
@@ -204,18 +202,18 @@ def test_two_machines_on_one_mirror(ranks: Ranks, demo: Path, tmp_path: Path, pl
     """The newest has it; the other ends at its next copy, and leaves nothing there."""
     how: dict[str, Any] = {"strategy": "ddp", "processes": 1, "env": place.environment}
     how |= {"script": place.program}
-    fields: dict[str, Any] = {"mirror": place.url, "max_steps": 2000}
+    fields: dict[str, Any] = {"mirror": place.url, "max_steps": 20_000}
     first = ranks.start(argv(demo, tmp_path / "one/run", **fields), **how)
     first.wait_for("mirrored checkpoint-4")
     second = ranks.start(argv(demo, tmp_path / "two/run", **fields), **how)
     second.wait_for("carrying on from checkpoint-")
-    assert first.wait(60) == [70]
+    assert first.wait() == [70]
     assert "the run belongs to another machine there" in first.output
     status = json.loads((tmp_path / "one/run/.keepstep/status.json").read_text())
     assert "the run belongs to another machine there" in status["reason"], "it was not killed"
     second.wait_for("mirrored checkpoint-")
     second.kill(signal.SIGTERM)
-    assert second.wait(60) == [75]
+    assert second.wait() == [75]
     below = "runs/run/checkpoint-"
     owners = {n.split("/")[3].split("-")[0] for n in place.names() if n.startswith(below)}
     assert "000002" in owners

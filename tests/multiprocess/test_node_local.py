@@ -24,9 +24,11 @@ from keepstep.run_folder.place import read_place
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.campaigns import cases
 from tests.helpers.folders import final_digests
-from tests.helpers.ranks import Ranks
+from tests.helpers.ranks import PROGRAMS, Ranks
 from tests.helpers.recipes import argv
 from tests.mirror.server import BUCKET, S3Server
+
+STOPPED = PROGRAMS / "stopped.py"
 
 
 def obstacle() -> str | None:
@@ -94,10 +96,8 @@ def test_a_machine_is_lost_with_its_disk(
     how |= {"env": s3.environment()}
     mirror = {"mirror": f"s3://{BUCKET}/runs", "node_local": True}
     command = argv(demo, disks / "here/run", **fields, **mirror)
-    run = ranks.start(command, **how)
-    run.wait_for("mirrored checkpoint-")
-    run.kill(signal.SIGKILL)
-    run.wait()
+    run = ranks.killed(command, 10, "mirrored", **how)
+    assert "mirrored checkpoint-" in run.output
     step = RunFolder(disks / "0/run").checkpoints()[-1].step
     parts = [names(disks / f"{node}/run", step) for node in (0, 1)]
     assert "rng_state_0.pth" in parts[0] - parts[1]
@@ -133,10 +133,8 @@ def test_a_machine_is_lost_with_the_best(
     fields |= {"greater_is_better": True, "load_best_model_at_end": True}
     how: dict[str, Any] = {"strategy": strategy, "nodes": 2, "disks": disks}
     command = argv(demo, disks / "here/run", **fields)
-    run = ranks.start(command, **how)
-    run.wait_for(r"mirrored checkpoint-(8|\d\d)")
-    run.kill(signal.SIGKILL)
-    run.wait()
+    run = ranks.killed(command, 14, "mirrored", **how)
+    assert re.search(r"mirrored checkpoint-(8|\d\d)", run.output)
     before = whole_digests(disks / "0/run", 4, strategy)
     shutil.rmtree(disks / str(lost))
     (disks / str(lost)).mkdir()
@@ -167,10 +165,7 @@ def test_no_machine_is_lost(
     mirror = {"mirror": away.as_uri(), "node_local": True, "mirror_min_seconds": 3600}
     command = argv(demo, disks / "here/run", **fields, **mirror)
     how: dict[str, Any] = {"strategy": strategy, "disks": disks}
-    run = ranks.start(command, nodes=2, **how)
-    run.wait_for("saved checkpoint-8")
-    run.kill(signal.SIGKILL)
-    run.wait()
+    ranks.killed(command, 13, nodes=2, **how)
     shutil.rmtree(away)
     again = ranks.run(command, nodes=2, **how)
     found = re.search(r"carrying on from checkpoint-(\d+)", again.output)
@@ -264,10 +259,8 @@ def test_each_machine_sends_what_it_has_written(ranks: Ranks, demo: Path, tmp_pa
     ranks.run(argv(demo, straight, max_steps=16))
     mirror = tmp_path / "mirror"
     command = argv(demo, run_folder, max_steps=16, mirror=mirror.as_uri())
-    run = ranks.start(command, nodes=2)
-    run.wait_for("mirrored checkpoint-")
-    run.kill(signal.SIGKILL)
-    run.wait()
+    run = ranks.killed(command, 10, "mirrored", nodes=2)
+    assert "mirrored checkpoint-" in run.output
     for receipt, other in ((0, 1), (1, 0)):
         told = next(mirror.glob(f"run/checkpoint-*/*/receipt-{receipt}.json")).read_text()
         assert f"rng_state_{receipt}.pth" in told
@@ -315,7 +308,7 @@ def test_what_is_removed_from_the_mirror(
     run.wait_for(r"mirrored checkpoint-([46]|\d\d)")
     (file,) = (away / "run/checkpoint-2").glob(f"*/{gone}")
     file.unlink()
-    assert run.wait(240) == [0, 0]
+    assert run.wait() == [0, 0]
     assert "objects of checkpoint-2 are gone there" in run.output
     checked = CliRunner().invoke(app, ["verify", f"{away.as_uri()}/run", "--deep"])
     assert checked.exit_code == 0, checked.output
@@ -357,25 +350,24 @@ def test_the_store_refuses_one_machine(ranks: Ranks, demo: Path, s3: S3Server, d
 
 
 def test_on_other_machines(
-    ranks: Ranks, demo: Path, tmp_path: Path, s3: S3Server, disks: Path
+    ranks: Ranks, still_demo: Path, tmp_path: Path, s3: S3Server, disks: Path
 ) -> None:
     """Two machines, then one that has seen nothing, then four: the same losses, to rounding."""
     straight = tmp_path / "straight"
     fields: dict[str, Any] = {"max_steps": 24, "keep_ranking": "recency"}
-    ranks.run(argv(demo, straight, **fields), strategy="cpu_zero3")
+    ranks.run(argv(still_demo, straight, **fields), strategy="cpu_zero3")
     mirror = {"mirror": f"s3://{BUCKET}/runs", "node_local": True}
-    command = argv(demo, disks / "here/run", **fields, **mirror)
+    command = argv(still_demo, disks / "here/run", **fields, **mirror)
     how: dict[str, Any] = {"strategy": "cpu_zero3", "disks": disks, "env": s3.environment()}
-    run = ranks.start(command, nodes=2, **how)
-    run.wait_for("step  5/24 ")
-    run.kill(signal.SIGTERM)  # what it has saved then is on the mirror when it ends
-    assert set(run.wait()) == {75}
+    stopped = ["forward@5", "0", "SIGTERM", *command]
+    run = ranks.start(stopped, nodes=2, script=STOPPED, **how)
+    assert run.wait() == [75, 75]  # what it has saved then is on the mirror
     for node in (0, 1):
         shutil.rmtree(disks / f"{node}/run")
-    run = ranks.start(command, processes=1, **how)
-    run.wait_for("resharded checkpoint-")
-    run.kill(signal.SIGTERM)
+    stopped[0] = "forward@9"
+    run = ranks.start(stopped, processes=1, script=STOPPED, **how)
     assert run.wait() == [75]
+    assert "resharded checkpoint-" in run.output
     last = ranks.run(command, nodes=4, processes=4, **how)
     assert "1 x ZeRO-3 → 4 x ZeRO-3" in last.output
     assert "damaged" not in last.output
@@ -392,9 +384,8 @@ def test_on_fewer_machines(ranks: Ranks, demo: Path, disks: Path) -> None:
     away = {"mirror": (disks / "mirror").as_uri(), "node_local": True}
     command = argv(demo, disks / "here/run", max_steps=8, save_steps=2, eval_steps=2, **away)
     how: dict[str, Any] = {"strategy": "cpu_zero2", "disks": disks}
-    run = ranks.start(command, nodes=4, processes=4, **how)
-    run.wait_for("saved checkpoint-2")
-    run.kill(signal.SIGTERM)
+    stopped = ["forward@2", "0", "SIGTERM", *command]
+    run = ranks.start(stopped, nodes=4, processes=4, script=STOPPED, **how)
     assert set(run.wait()) == {75}
     last = ranks.run(command, nodes=2, processes=2, **how)
     assert "4 x ZeRO-2 → 2 x ZeRO-2" in last.output
@@ -479,7 +470,7 @@ def test_machines_with_two_mirrors(ranks: Ranks, demo: Path, tmp_path: Path, dis
     command = argv(demo, disks / "here/run", node_local=True)
     how: dict[str, Any] = {"nodes": 2, "disks": disks, "script": script}
     run = ranks.start(command, env={"KEEPSTEP_MIRROR": mirror}, **how)
-    assert run.wait(60) == [2, 2], run.output
+    assert run.wait() == [2, 2], run.output
     assert f"mirror: it differs between machines: {mirror}0/run" in run.output
     assert f"{mirror}1/run" in run.output
     assert not list(tmp_path.glob("mirror*"))

@@ -20,7 +20,7 @@ def test_an_attempt_that_lost_its_run_ends(ranks: Ranks, demo: Path, tmp_path: P
     run.wait_for(r"step +3/\d+  loss")
     folder = RunFolder(tmp_path)
     folder.owner_file.write_text("9.1.1\n")
-    assert run.wait(30) == [70, 70]
+    assert run.wait() == [70, 70]
     assert "Failed: the run belongs to a newer attempt (9.1.1), not to this one" in run.output
     assert "Traceback" not in run.output
     assert [attempt.outcome for attempt in folder.attempts()] == [None]
@@ -32,7 +32,7 @@ def test_an_attempt_that_comes_too_late(ranks: Ranks, demo: Path, tmp_path: Path
     RunFolder(tmp_path).private.mkdir()
     RunFolder(tmp_path).owner_file.write_text("9.1.1\n")
     run = ranks.start(argv(demo, tmp_path), env={"KEEPSTEP_OWNER": "9.0.4"})
-    assert run.wait(60) == [70, 70]
+    assert run.wait() == [70, 70]
     assert "the run belongs to a newer attempt (9.1.1)" in run.output
     assert [path.name for path in RunFolder(tmp_path).private.iterdir()] == ["owner"]
 
@@ -45,11 +45,11 @@ def test_the_same_command_twice(ranks: Ranks, demo: Path, tmp_path: Path) -> Non
     stopped = ranks.start(argv(demo, tmp_path))
     stopped.wait_for(told)
     stopped.kill(signal.SIGTERM)
-    assert stopped.wait(60) == [75, 75], "asked to stop, it does not wait on"
+    assert stopped.wait() == [75, 75], "asked to stop, it does not wait on"
     assert "Traceback" not in stopped.output
     second = ranks.start(argv(demo, tmp_path))
-    assert second.wait(60) == [70, 70]
+    assert second.wait() == [70, 70]
     assert len(re.findall(told, second.output)) == 1
     assert f"is being trained by process {first.pids[0]} of this machine" in second.output
-    assert first.wait(120) == [0, 0]
+    assert first.wait() == [0, 0]
     assert RunFolder(tmp_path).checkpoints()[-1].step == 400

@@ -22,7 +22,7 @@ def test_a_run_folder_that_is_not_shared(ranks: Ranks, demo: Path, tmp_path: Pat
     place = tmp_path / "scratch"
     place.mkdir()
     run = ranks.start([str(place), *argv(demo, place / "run")], script=APART)
-    assert run.wait(60) == [2, 2]
+    assert run.wait() == [2, 2]
     assert f"output_dir: {place}/run is not shared: what the main process writes on" in run.output
     assert "is not seen on another-node" in run.output
     assert "[not-shared]" in run.output

@@ -21,6 +21,7 @@ from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import events
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import argv
+from tests.helpers.waiting import PATIENCE
 from tests.helpers.webhook import webhook
 
 
@@ -36,7 +37,7 @@ def test_a_run_of_kills(ranks: Ranks, demo: Path, workspace: Path) -> None:
     command = argv(demo, run.path, max_steps=100_000, **every)
     killed = ranks.start(command)
     killed.wait_for("saved checkpoint-30")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while True:  # until the heartbeat has told of steps that are not saved
         seen, saved = reached_of(run), run.latest()
         if seen is not None and saved is not None and seen.step > saved.step:

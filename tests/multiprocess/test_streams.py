@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +49,7 @@ def test_killed_in_a_later_pass(
     }
     ranks.run(argv(demo, straight, **fields), **ALONE)
     fields["dataloader_num_workers"] = workers
-    run = ranks.start(argv(demo, broken, **fields), **ALONE)
-    run.wait_for("step  7/12  saved")
-    run.kill(signal.SIGKILL)
-    run.wait()
+    ranks.killed(argv(demo, broken, **fields), 8, **ALONE)
     again = ranks.run(argv(demo, broken, **fields), **ALONE)
     assert "carrying on from checkpoint-" in again.output
     assert "read again" not in again.output

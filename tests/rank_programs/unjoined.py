@@ -9,7 +9,7 @@ import time
 from keepstep import train
 
 if os.environ["RANK"] != "0":
-    time.sleep(60)
+    time.sleep(600)
     sys.exit(1)
 print("rank 0 waits for the others", flush=True)
 sys.exit(train.main(sys.argv[1:]))
