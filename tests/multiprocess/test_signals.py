@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from keepstep.ranks import signals
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.campaigns import cases
 from tests.helpers.folders import final_digests, left_behind
@@ -147,27 +148,20 @@ def test_a_rank_that_waits_for_one_that_never_comes(
     run.wait_for("rank 0 waits for the others")
     time.sleep(2)
     run.kill(signal.SIGTERM, ranks=[0])
-    deadline = time.monotonic() + 20
-    while run.poll()[0] is None:
-        assert time.monotonic() < deadline, run.output[-3000:]
-        time.sleep(0.1)
-    run.kill(signal.SIGKILL, ranks=[1])
-    assert run.wait(10) == [75, -signal.SIGKILL]
+    assert run.wait_without(1) == [75, -signal.SIGKILL]
     assert "Stopped on request (SIGTERM) before the run began." in run.output
 
 
 def test_a_second_interrupt_means_now(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
     """In the middle of a save; as safe as any kill."""
     fields = argv(demo, tmp_path, max_steps=12)
-    run = ranks.start(["slow", *fields], script=SHIM)
+    run = ranks.start(["held", *fields], script=SHIM)
     run.wait_for("rank 1 writes checkpoint-4")
     run.kill(signal.SIGINT)
     run.wait_for("rank 1 writes checkpoint-(?!4)")  # what was in flight has arrived
-    time.sleep(0.5)  # as more than two seconds have passed, this is another request
-    began = time.monotonic()
+    time.sleep(signals.ONE_REQUEST_SECONDS + 0.1)  # then this is another request
     run.kill(signal.SIGINT)
-    assert run.wait(10) == [128 + signal.SIGINT] * 2
-    assert time.monotonic() - began < 1
+    assert run.wait() == [128 + signal.SIGINT] * 2  # that save would never end
     assert "keepstep: a second SIGINT: this rank ends at once" in run.output
     folder = RunFolder(tmp_path)
     assert [c.step for c in folder.checkpoints()] == [4]
@@ -186,9 +180,7 @@ def test_a_rank_that_dies_ends_the_others(
     run = ranks.start(command, strategy=strategy, processes=processes)
     run.wait_for(r"step +3/\d+  loss")
     run.kill(signal.SIGKILL, ranks=[processes - 1])
-    began = time.monotonic()
-    codes = run.wait(40)
-    assert time.monotonic() - began < 30
+    codes = run.wait()
     assert codes[-1] == -signal.SIGKILL
     assert 0 not in codes
     status = json.loads((tmp_path / ".keepstep/status.json").read_text())
@@ -204,12 +196,7 @@ def test_a_frozen_rank_is_named(ranks: Ranks, demo: Path, tmp_path: Path, victim
     run = ranks.start(argv(demo, tmp_path, **fields, peer_timeout_seconds=6), processes=3)
     run.wait_for(r"step +3/\d+  loss")
     run.kill(signal.SIGSTOP, ranks=[victim])
-    deadline = time.monotonic() + 30
-    while sum(code is None for code in run.poll()) > 1:
-        assert time.monotonic() < deadline, run.output[-3000:]
-        time.sleep(0.1)
-    run.kill(signal.SIGKILL, ranks=[victim])
-    codes = run.wait(10)
+    codes = run.wait_without(victim)
     assert [code for rank, code in enumerate(codes) if rank != victim] == [70, 70]
     assert f"keepstep: rank {victim} on " in run.output
     assert "gave no sign of life for" in run.output
@@ -225,12 +212,7 @@ def test_a_rank_that_freezes_before_the_first_step(
     fields = argv(demo, tmp_path, peer_timeout_seconds=4)
     run = ranks.start(["tokenisation", "1", "SIGSTOP", *fields], script=SCRIPT)
     run.wait_for("SIGSTOP in tokenisation to rank 1")
-    deadline = time.monotonic() + 40
-    while run.poll()[0] is None:
-        assert time.monotonic() < deadline, run.output[-3000:]
-        time.sleep(0.1)
-    run.kill(signal.SIGKILL, ranks=[1])
-    assert run.wait(10) == [70, -signal.SIGKILL]
+    assert run.wait_without(1) == [70, -signal.SIGKILL]
     assert "keepstep: rank 1 on " in run.output
     assert "gave no sign of life for 16 s" in run.output
 
@@ -239,7 +221,8 @@ def test_dataloader_workers_leave_signals_to_their_ranks(
     ranks: Ranks, demo: Path, tmp_path: Path
 ) -> None:
     """Slurm signals every process of a job."""
-    fields = {"max_steps": 1000, "save_steps": 500, "eval_steps": 500, "dataloader_num_workers": 1}
+    fields = {"max_steps": 100_000, "save_steps": 50_000, "eval_steps": 50_000}
+    fields |= {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     run = ranks.start(argv(demo, tmp_path, **fields))
     run.wait_for(r"step +3/\d+  loss")
     workers = [w for pid in run.pids for w in psutil.Process(pid).children(recursive=True)]
@@ -248,7 +231,7 @@ def test_dataloader_workers_leave_signals_to_their_ranks(
         worker.send_signal(signal.SIGTERM)
     time.sleep(1)
     run.kill(signal.SIGTERM)
-    assert run.wait(60) == [75, 75]
+    assert run.wait() == [75, 75]
     assert "exited unexpectedly" not in run.output
 
 
