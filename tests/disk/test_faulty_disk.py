@@ -6,7 +6,6 @@ import errno
 import mmap
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from keepstep.run_folder.storage import Storage, read_blocks
 from tests.helpers.faulty_disk import FaultyDisk, faulty_disk
+from tests.helpers.waiting import PATIENCE, wait_for
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_it_does_not_answer_before_it_is_healed(disk: FaultyDisk) -> None:
     assert look.is_alive()
     assert not seen
     disk.heal()
-    look.join(10)
+    look.join(PATIENCE)
     assert seen == [True]
 
 
@@ -78,9 +78,7 @@ def test_like_nfs_an_open_file_keeps_its_folder(tmp_path: Path) -> None:
         (folder / "file").write_text("1")
         with open(folder / "file"), pytest.raises(OSError, match="not empty"):
             Storage().remove(folder)
-        deadline = time.monotonic() + 10
-        while os.listdir(disk.backing / "old"):  # it goes once it is closed, a moment later
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        # It goes once it is closed, a moment later.
+        wait_for(lambda: not os.listdir(disk.backing / "old"))
         Storage().remove(folder)
         assert not folder.exists()

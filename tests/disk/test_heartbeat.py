@@ -22,7 +22,7 @@ from keepstep.run_folder.progress import Reached
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from tests.helpers.faulty_disk import faulty_disk
-from tests.helpers.waiting import wait_for
+from tests.helpers.waiting import PATIENCE, wait_for
 
 READER = """
 import sys
@@ -57,6 +57,7 @@ def seen(run: RunFolder) -> Iterator[Lookout]:
     found.start()
     yield found
     found.stop()
+    found._thread.join(PATIENCE)
     assert not found._thread.is_alive()
 
 
@@ -183,7 +184,7 @@ def test_a_fork_in_the_middle_of_a_look(run: RunFolder, seen: Lookout) -> None:
     for _ in range(20):
         child = context.Process(target=_child, args=(seen,))
         child.start()
-        child.join(20)
+        child.join(PATIENCE)
         assert child.exitcode == 0
     assert not seen.lost
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from keepstep.run_folder.storage import Storage
 from tests.helpers.attempts import Launch
 from tests.helpers.disks import small_disk_at
 from tests.helpers.folders import left_behind
+from tests.helpers.waiting import PATIENCE
 
 POLICY = Policy(2, "recency", None)
 
@@ -68,7 +70,7 @@ def test_a_process_at_work_here_keeps_it(
     with pytest.raises(NotOwnerError, match=f"is being trained by process {elsewhere.pid} of"):
         claim(run, Storage(), patience=0.3)
     elsewhere.kill()  # a zombie now: nobody has waited for it
-    claim(run, Storage(), patience=5).check()
+    claim(run, Storage(), patience=PATIENCE).check()
 
 
 def test_a_process_id_that_was_given_out_again(
@@ -96,11 +98,22 @@ def test_a_job_at_work_keeps_it(run: RunFolder, monkeypatch: pytest.MonkeyPatch)
     run.private.mkdir(parents=True)
     run.owner_file.write_text("7.0.1\n")
     run.heartbeat.write_text("7.0.1 5\n")
-    beating = threading.Timer(0.5, lambda: run.heartbeat.write_text("7.0.1 6\n"))
-    beating.start()
-    with pytest.raises(NotOwnerError, match="is being trained by job 7"):
-        claim(run, Storage(), patience=0)
-    beating.join()
+    dead = threading.Event()
+
+    def beat() -> None:
+        for count in itertools.count(6):
+            if dead.wait(0.2):
+                return
+            Storage().replace(run.heartbeat, f"7.0.1 {count}\n".encode())
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    try:
+        with pytest.raises(NotOwnerError, match="is being trained by job 7"):
+            claim(run, Storage(), patience=0)
+    finally:
+        dead.set()
+        heart.join()
     claim(run, Storage(), patience=0).check()
 
 

@@ -271,7 +271,7 @@ def decide(job: Path, what: str, **given: object) -> list[str]:
         (job / Path(name).name).write_text((ROOT / name).read_text())
     arguments = [f"{name}={value}" for name, value in given.items()]
     command = [sys.executable, "-BEsS", str(job / "decide.py"), what, *arguments]
-    *lines, dot, end = subprocess.check_output(command, timeout=20).decode().split("\n")
+    *lines, dot, end = subprocess.check_output(command, timeout=300).decode().split("\n")
     assert (dot, end) == (".", "")
     return lines
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from keepstep.ranks.processes import Process, is_gone, this_process
+from tests.helpers.waiting import wait_for
 
 CODE = """
 from keepstep.ranks.processes import this_process
@@ -37,10 +37,7 @@ def test_while_it_lives_and_once_it_has_ended(child: tuple[subprocess.Popen[str]
     assert process.pid == running.pid
     assert not is_gone(process)
     running.kill()
-    deadline = time.monotonic() + 30
-    while not is_gone(process):  # a zombie: nobody has waited for it
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: is_gone(process))  # a zombie: nobody has waited for it
     running.wait()
     assert is_gone(process)
 

@@ -13,6 +13,7 @@ import pytest
 
 from keepstep.ranks import signals
 from tests.helpers import launchers
+from tests.helpers.waiting import PATIENCE, wait_for
 
 READY = """
 import hashlib, sys, time
@@ -32,12 +33,16 @@ def start(code: str, *prefix: str, stderr: int | None = None) -> subprocess.Pope
     return process
 
 
+def is_written(file: Path) -> bool:
+    return file.exists() and bool(file.read_text())
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_a_request(number: signal.Signals) -> None:
     code = "print('ready', flush=True)\nwhile not signals.requested(): time.sleep(0.01)\n"
     process = start(code + "print(signals.requested())")
     process.send_signal(number)
-    assert process.communicate(timeout=30)[0] == f"{number.name}\n".encode()
+    assert process.communicate(timeout=PATIENCE)[0] == f"{number.name}\n".encode()
 
 
 def test_nohup() -> None:
@@ -48,7 +53,7 @@ def test_nohup() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGHUP)
-    assert process.communicate(b"\n", timeout=30)[0] == b"None\n"
+    assert process.communicate(b"\n", timeout=PATIENCE)[0] == b"None\n"
 
 
 def test_a_signal_is_told_while_the_main_thread_is_in_a_long_call(tmp_path: Path) -> None:
@@ -60,12 +65,9 @@ def test_a_signal_is_told_while_the_main_thread_is_in_a_long_call(tmp_path: Path
         "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # many minutes
     )
     process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 30
     try:
-        while not (told.exists() and told.read_text()):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(lambda: process.poll() is not None or is_written(told))
+        assert process.poll() is None
     finally:
         process.kill()
         process.wait()
@@ -98,10 +100,7 @@ def test_a_rank_whose_launcher_has_ended_before_it_began(tmp_path: Path) -> None
     environment = {**os.environ, "TORCHELASTIC_RUN_ID": "none"}
     shell = [sys.executable, "-c", "import subprocess, sys; subprocess.Popen(sys.argv[1:])"]
     subprocess.run([*shell, sys.executable, "-c", code], env=environment, check=True)
-    deadline = time.monotonic() + 30
-    while not (told.exists() and told.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: is_written(told))
     assert told.read_text().startswith("SIGTERM")
 
 
@@ -149,7 +148,7 @@ def test_heard_for_a_while() -> None:
         [sys.executable, "-c", HEARD],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         preexec_fn=launchers.hear_signals,
     )
     assert done.stdout.splitlines() == [

@@ -16,6 +16,7 @@ from keepstep.run_folder.said import KEPT, OF_OTHERS, PART, Said, lines_said, lo
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter
 from tests.helpers.faulty_disk import faulty_disk
+from tests.helpers.waiting import PATIENCE
 
 # A process that speaks as a run does, and is killed in the middle of a line of a bar.
 SPEAKER = """
@@ -27,7 +28,7 @@ from keepstep.output.said import finish_lines, keep_lines
 from keepstep.output.terminal import complain
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder import said as module
-module.PROMPT_SECONDS = 30.0  # on a machine that is busy, too
+module.PROMPT_SECONDS = 300.0  # on a machine that is busy, too
 said = module.Said(RunFolder(sys.argv[1]), 3, 0, int(sys.argv[2]))
 keep_lines(said.keep)
 for percent in range(0, 101, 10):
@@ -71,7 +72,7 @@ def test_a_kill_costs_no_line(tmp_path: Path) -> None:
 
 
 def test_another_rank_is_named(tmp_path: Path) -> None:
-    _, lines, _ = speak(tmp_path, "print('end', end=''); finish_lines(); said.drain(5)", rank=2)
+    _, lines, _ = speak(tmp_path, "print('end', end=''); finish_lines(); said.drain(300)", rank=2)
     assert lines[1] == "[rank 2] 100% done"
     assert lines[-1] == "[rank 2] end"
 
@@ -82,8 +83,8 @@ def test_what_is_said_is_bounded_and_has_a_beginning_and_an_end(tmp_path: Path) 
     for number in range(9 * PART // 1000):
         said.keep(b"%8d " % number + b"x" * 990)
         if number % 1000 == 0:
-            said.drain(10)
-    said.drain(10)
+            said.drain(PATIENCE)
+    said.drain(PATIENCE)
     paths = said_by(run, 3)
     assert [path.name for path in paths] == ["3.log", "3.log.2", "3.log.1"]
     assert sum(path.stat().st_size for path in paths) < 4 * PART
@@ -98,7 +99,7 @@ def test_another_rank_says_less(tmp_path: Path) -> None:
     said = Said(run, 3, 1, 9)
     for _ in range(3000):
         said.keep(b"x" * 100)
-    said.drain(10)
+    said.drain(PATIENCE)
     (path,) = said_by(run, 3)
     assert path.name == "3.node-1.log"
     assert path.stat().st_size < 1.2 * OF_OTHERS
@@ -113,7 +114,7 @@ def test_attempts_long_ago_are_forgotten(tmp_path: Path) -> None:
             (run.launched / name).write_text("x\n")
     said = Said(run, KEPT + 5, 0, 0)
     said.keep(b"now")
-    said.drain(10)
+    said.drain(PATIENCE)
     assert said_by(run, 5) == []
     assert len(said_by(run, 6)) == 3
     assert (run.launched / "1.json").exists()
@@ -122,7 +123,7 @@ def test_attempts_long_ago_are_forgotten(tmp_path: Path) -> None:
 def test_a_full_disk_costs_lines_and_is_told_once(tmp_path: Path) -> None:
     with faulty_disk(tmp_path / "disk") as disk:
         disk.fail("write", "*.log", 28, times=3)
-        more = "\nfor n in range(5):\n    print('line', n)\n    said.drain(5)"
+        more = "\nfor n in range(5):\n    print('line', n)\n    said.drain(300)"
         status, lines, told = speak(disk.folder / "run", more)
     assert status == 0
     assert told.count("what this attempt says is not all kept") == 1
@@ -137,7 +138,7 @@ def test_a_link_is_not_written_through(tmp_path: Path) -> None:
     (run.launched / "3.log").symlink_to(tmp_path / "theirs")
     said = Said(run, 3, 0, 0)
     said.keep(b"x")
-    said.drain(10)
+    said.drain(PATIENCE)
     assert not (tmp_path / "theirs").exists()
     assert said_by(run, 3) == []
 
@@ -148,7 +149,7 @@ def test_odd_names_are_left_alone(tmp_path: Path, name: str) -> None:
     run.launched.mkdir(parents=True)
     (run.launched / name).write_text("x\n")
     said = Said(run, 99, 0, 0)
-    said.drain(10)
+    said.drain(PATIENCE)
     assert (run.launched / name).exists()
     assert said_by(run, 3) == []
 

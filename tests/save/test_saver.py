@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from keepstep.save.rank_part import Part, Report
 from keepstep.save.resume_checks import Resume
 from keepstep.save.snapshot_memory import Arena
 from tests.helpers.folders import manifest
+from tests.helpers.waiting import PATIENCE, wait_for
 
 
 class Disk:
@@ -37,8 +37,9 @@ class Disk:
             raise OSError(errno.EIO, "Input/output error", str(path))
 
 
-def begin(run: Path, disk: Disk, timeout: float = 60.0) -> CheckpointManager:
-    manager = CheckpointManager(run, Policy(1), Storage(before=disk), mode="lazy", timeout=timeout)
+def begin(run: Path, disk: Disk) -> CheckpointManager:
+    storage = Storage(before=disk)
+    manager = CheckpointManager(run, Policy(1), storage, mode="lazy", timeout=PATIENCE)
     manager.start()
     manager.choose(Resume())
     assert manager.saver.reserve(1 << 20) is None
@@ -89,15 +90,18 @@ def test_at_whichever_operation_the_disk_fails_the_save_says_what_is_there(tmp_p
 def test_a_commit_that_is_slow_is_not_said_to_have_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manager = begin(tmp_path, Disk(), timeout=0.5)
-    go_on, commit = threading.Event(), manager.writer.commit
+    manager = begin(tmp_path, Disk())
+    begun, go_on, commit = threading.Event(), threading.Event(), manager.writer.commit
 
     def slow(*arguments: object, **facts: object) -> object:
-        go_on.wait(20)
+        begun.set()
+        go_on.wait(PATIENCE)
         return commit(*arguments, **facts)  # type: ignore[arg-type]
 
     monkeypatch.setattr(manager.writer, "commit", slow)
     save(manager, 2)
+    assert begun.wait(PATIENCE)
+    manager.saver.wait_longer(0.0)  # its time is over now
     assert manager.saver.settle() is None
     with pytest.raises(SaveError, match="the one of step 2 is not done"):
         save(manager, 3)
@@ -106,7 +110,6 @@ def test_a_commit_that_is_slow_is_not_said_to_have_failed(
     while (saved := manager.saver.settle()) is None:
         pass
     assert saved.checkpoint.step == 2
-    manager.saver.timeout = 60.0
     save(manager, 3)
     assert manager.saver.settle() is not None
 
@@ -115,28 +118,32 @@ def test_a_save_that_was_said_to_have_failed_is_not_committed_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every rank has reported, and the time-out passes just before the commit."""
-    manager = begin(tmp_path, Disk(), timeout=1.0)
-    go_on, gather = threading.Event(), Flight._gather
+    manager = begin(tmp_path, Disk())
+    gathered, go_on, gather = threading.Event(), threading.Event(), Flight._gather
 
     def late(flight: Flight, folder: Path) -> list[Report]:
         reports = gather(flight, folder)
-        go_on.wait(20)
+        gathered.set()
+        go_on.wait(PATIENCE)
         return reports
 
     monkeypatch.setattr(Flight, "_gather", late)
     save(manager, 2)
+    assert gathered.wait(PATIENCE)
+    manager.saver.wait_longer(0.0)
     with pytest.raises(SaveError, match="checkpoint-2 was not saved: rank 0: its writer is stuck"):
         manager.saver.settle()
     assert manager.saver.in_flight, "its writer is still at work"
     with pytest.raises(SaveError, match="the one of step 2 is not done"):
         save(manager, 3)
     go_on.set()
-    deadline = time.monotonic() + 20
-    while manager.saver.in_flight and time.monotonic() < deadline:
+
+    def told_no_more() -> bool:
         assert manager.saver.settle() is None, "it is told once"
-    assert not manager.saver.in_flight
+        return not manager.saver.in_flight
+
+    wait_for(told_no_more)
     assert [c.step for c in RunFolder(tmp_path).checkpoints()] == [1]
-    manager.saver.timeout = 60.0
     save(manager, 3)
     assert manager.saver.settle() is not None
 

@@ -36,6 +36,6 @@ print("done")
 
 def test_compiled_when_called() -> None:
     command = [sys.executable, "-c", CODE]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("done\n")

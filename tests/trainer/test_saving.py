@@ -26,6 +26,7 @@ from keepstep.trainer.pacer import Pacer
 from keepstep.trainer.saving import Saving
 from tests.helpers.faulty_disk import FaultyDisk, faulty_disk
 from tests.helpers.folders import events, manifest
+from tests.helpers.waiting import PATIENCE, wait_for
 
 STAGED = "run/.keepstep/staging/*/checkpoint-8"
 
@@ -54,7 +55,11 @@ class Job:
         self.manager.choose(Resume())
         if mode != "off":
             assert self.manager.saver.reserve(1 << 20) is None
-        known = {"on_save_error": "continue", "max_failed_saves": 5, "save_timeout_seconds": 30}
+        known = {
+            "on_save_error": "continue",
+            "max_failed_saves": 5,
+            "save_timeout_seconds": PATIENCE,
+        }
         known |= {"last_save_retry_seconds": 60, "save_strategy": "steps", "schedule": Schedule}
         known |= args
         self.args = SimpleNamespace(**known)
@@ -197,7 +202,12 @@ def test_a_stuck_writer_is_waited_for_at_the_end(disk: FaultyDisk) -> None:
     job = Job(disk)
     disk.hang("write", f"{STAGED}/*")
     job.save_and_hang(disk)
-    threading.Timer(1.0, disk.heal).start()
+
+    def heal() -> None:
+        wait_for(lambda: '"save_failed"' in job.run.events.read_text())
+        disk.heal()
+
+    threading.Thread(target=heal).start()
     job.saving.finish()
     assert job.saving.complete
     assert job.steps() == [8]
@@ -231,7 +241,7 @@ def test_a_writer_that_stays_stuck_ends_in_failure(disk: FaultyDisk) -> None:
 
 def test_the_deadline_is_kept(disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "pauses", lambda total: [0.0, 3600.0])
-    job = Job(disk, schedule=lambda: Schedule(moment=time.time() + 60))
+    job = Job(disk, schedule=lambda: Schedule(moment=time.time() + 1000))
     disk.fail("rename", STAGED, errno.EIO)
     job.save(8, last=True)
     job.saving.finish()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader
 from keepstep.trainer.dealing import settle_loader
 from keepstep.trainer.workers import KINDS, WithoutSignals
 from tests.helpers.faulty_disk import faulty_disk
+from tests.helpers.waiting import PATIENCE, wait_for
 
 SCRIPT = """
 import sys
@@ -68,18 +68,14 @@ def end(tmp_path: Path, file: Path, method: str, persistent: str, reachable: boo
     with open(tmp_path / "log", "wb") as log:  # a pipe would stay open as long as a worker lives
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 90
-        while not (tmp_path / "log").read_text().startswith("ends"):
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        log = tmp_path / "log"
+        wait_for(lambda: process.poll() is not None or log.read_text())
+        assert log.read_text().startswith("ends")
         if persistent == "killed":
             assert len(of_session(process.pid)) > 2, "with its workers"
             process.kill()
-        assert process.wait(30) in (0, -signal.SIGKILL), "torch would wait for ever"
-        while reachable and of_session(process.pid):
-            assert time.monotonic() < deadline, "a worker is left behind"
-            time.sleep(0.02)
+        assert process.wait(PATIENCE) in (0, -signal.SIGKILL), "torch would wait for ever"
+        wait_for(lambda: not reachable or not of_session(process.pid))
         assert len((tmp_path / "log").read_text().splitlines()) == 1, "and nothing is told"
     finally:
         process.kill()
