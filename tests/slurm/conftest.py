@@ -52,7 +52,7 @@ def cluster(slurm: Cluster) -> Cluster:
         slurm.heal(node)
         if state != "idle":
             slurm.boot(node)
-    wait_for("idle nodes", lambda: set(slurm.states().values()) == {"idle"}, 60)
+    wait_for("idle nodes", lambda: set(slurm.states().values()) == {"idle"})
     return slurm
 
 

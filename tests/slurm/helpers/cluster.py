@@ -133,7 +133,7 @@ class Cluster:
             self.controller_start()
             for name in names:
                 self._start_node(name)
-            wait_for("nodes", lambda: set(self.states().values()) == {"idle"}, 30)
+            wait_for("nodes", lambda: set(self.states().values()) == {"idle"})
         except BaseException:
             self.down()
             raise
@@ -166,7 +166,7 @@ class Cluster:
         self._switch.plug(node, on=True)
         if not self._alive(node):
             self._start_node(node)
-        wait_for(f"{node} usable", lambda: self.states()[node] in ("idle", "mix", "alloc"), 30)
+        wait_for(f"{node} usable", lambda: self.states()[node] in ("idle", "mix", "alloc"))
 
     def cut(self, node: str) -> None:
         """Off the network; its processes live, and see the disk."""
@@ -182,7 +182,7 @@ class Cluster:
 
     def controller_start(self) -> None:
         self._spawn("slurmctld", "slurmctld", "-D", "-f", self.folder / "slurm.conf")
-        wait_for("slurmctld", lambda: "UP" in self.slurm("scontrol", "ping", check=False), 15)
+        wait_for("slurmctld", lambda: "UP" in self.slurm("scontrol", "ping", check=False))
 
     # --- what a user sees of it
 
@@ -232,7 +232,7 @@ class Cluster:
         places |= {"log-file": self.munge / "log", "seed-file": self.munge / "seed"}
         self._spawn("munged", "munged", "-F", "--force", *(f"--{k}={v}" for k, v in places.items()))
         ask = ("munge", "-n", "-S", socket_file)
-        wait_for("munged", lambda: run(*ask, check=False).returncode == 0, 10)
+        wait_for("munged", lambda: run(*ask, check=False).returncode == 0)
 
     def _connect(self, awkward: bool) -> None:
         self._switch.up(decoy=awkward)
@@ -259,7 +259,7 @@ class Cluster:
         send([pid])
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
-        wait_for(f"{node} down", lambda: not any(map(facts, everything)), 10, 0.05)
+        wait_for(f"{node} down", lambda: not any(map(facts, everything)), every=0.05)
 
     @property
     def _switch(self) -> Switch:

@@ -14,6 +14,7 @@ from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import events
 from tests.helpers.ranks import ROOT
 from tests.helpers.recipes import argv
+from tests.helpers.waiting import PATIENCE
 from tests.helpers.warm import Warm
 from tests.slurm.helpers.cluster import Cluster
 from tests.slurm.helpers.processes import run, send, wait_for
@@ -65,7 +66,7 @@ class Job:
         self._faults.write_text(json.dumps(values))
         Path(f"{self._faults}.fired").unlink(missing_ok=True)
 
-    def fired(self, text: str, timeout: float = 90) -> None:
+    def fired(self, text: str, timeout: float = PATIENCE) -> None:
         """Wait for a fault."""
         file = Path(f"{self._faults}.fired")
         wait_for(f"fault {text}", lambda: file.exists() and text in file.read_text(), timeout, 0.02)
@@ -104,7 +105,7 @@ class Job:
             env=self._environment(**site),
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=PATIENCE,
         )
 
     def by_hand(self, *flags: str, fields: dict[str, object] | None = None, **site: object) -> None:
@@ -174,7 +175,7 @@ class Job:
         files = self.logs.rglob(f"{self.number}.*.*.log")
         return sorted(files, key=lambda file: [int(part) for part in file.stem.split(".")])
 
-    def says(self, pattern: str, timeout: float = 90) -> re.Match[str]:
+    def says(self, pattern: str, timeout: float = PATIENCE) -> re.Match[str]:
         """Wait for a line of the log, behind the one that was waited for before."""
 
         def look() -> re.Match[str] | None:
@@ -194,7 +195,7 @@ class Job:
         """Since the test did something."""
         return time.monotonic() - self._zero
 
-    def ends(self, state: str, timeout: float = 90) -> dict[str, str]:
+    def ends(self, state: str, timeout: float = PATIENCE) -> dict[str, str]:
         """Wait for the end of the job, in that state; what Slurm says of it."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.helpers.waiting import PATIENCE
+
 T = TypeVar("T")
 
 
@@ -25,7 +27,7 @@ def run(*argv: object, check: bool = True, **kwargs: Any) -> subprocess.Complete
     return done
 
 
-def wait_for(what: str, look: Callable[[], T], timeout: float, every: float = 0.1) -> T:
+def wait_for(what: str, look: Callable[[], T], timeout: float = PATIENCE, every: float = 0.1) -> T:
     """What `look` returns, once that is true.
 
     Raises:
