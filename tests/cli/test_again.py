@@ -153,6 +153,69 @@ def test_a_stop_during_the_pause(attempts: Attempts, how: signal.Signals | None)
     assert not (attempts.folder / "run/.keepstep/stop").exists()
 
 
+MOVED = """
+[[ $(wc -l <attempts) != 1 ]] || mv run away
+"""
+
+
+def gone(attempts: Attempts, plan: str) -> subprocess.Popen[str]:
+    """A command that waits for its run folder, which was moved away in the first attempt."""
+    attempts.program(attempts.folder / "attempt", ATTEMPT.replace("exit $", f"{MOVED}exit $"))
+    process = attempts.start(plan, 3)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "is not begun anew in its place" in line:
+            return process
+    raise AssertionError("it was begun anew")
+
+
+def test_a_run_that_is_gone_is_not_begun_anew(attempts: Attempts) -> None:
+    """A file system that is not mounted now, say; what was saved there is still known."""
+    process = gone(attempts, "70+ 0")
+    assert len(attempts.made()) == 1
+    (attempts.folder / "away").rename(attempts.folder / "run")
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    assert len(attempts.made()) == 2
+
+
+def test_a_stop_while_the_run_is_gone(attempts: Attempts) -> None:
+    process = gone(attempts, "70 0")
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 75, told
+    assert len(attempts.made()) == 1
+
+
+def test_a_run_that_does_not_come_back(attempts: Attempts) -> None:
+    (attempts.folder / "plan").write_text("70\n0\n")
+    briefly = f"from keepstep.cli import gone; gone.GONE_SECONDS = 0.0; {AT_ONCE}"
+    attempts.program(attempts.folder / "attempt", ATTEMPT.replace("exit $", f"{MOVED}exit $"))
+    process = attempts.start("70 0", 3, "-c", briefly)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 70, told
+    assert "not launched again" in told
+    assert len(attempts.made()) == 1
+
+
+@pytest.mark.parametrize("how", ["rm -rf $TMPDIR", "rm -rf $TMPDIR && touch $TMPDIR"])
+def test_the_folder_of_temporary_files_is_gone(attempts: Attempts, how: str) -> None:
+    """As where something tidies /tmp: the next attempt is launched all the same."""
+    attempts.environment["TMPDIR"] = str(attempts.folder / "temporary")
+    (attempts.folder / "temporary").mkdir()
+    attempts.program(attempts.folder / "attempt", ATTEMPT.replace("exit $", f"{how}\nexit $"))
+    code, told = attempts.result("70 75", 3)
+    assert (code, len(attempts.made())) == (75, 2), told
+
+
+def test_what_cannot_be_launched(attempts: Attempts) -> None:
+    """Too many processes, say: an attempt that has failed."""
+    attempts.program(attempts.folder / "attempt", ATTEMPT.replace("exit $", "chmod -x $0\nexit $"))
+    code, told = attempts.result("70 0", 2)
+    assert code == 76, told
+    assert "it could not be launched: [Errno 13]" in told
+
+
 SMI = """#!/bin/bash
 [[ $* != *--list-gpus* ]] || exit 0
 [[ ! -s {folder}/attempts || " {gone} " != *" ${{!#}} "* ]] || exit 15

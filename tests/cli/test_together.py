@@ -12,7 +12,7 @@ import pytest
 
 from keepstep.run_folder.machines import MachinesFolder
 from keepstep.run_folder.reader import RunFolder
-from tests.cli.test_again import Attempts, ask_to_stop
+from tests.cli.test_again import ATTEMPT, MOVED, Attempts, ask_to_stop
 from tests.helpers.ranks import ROOT
 from tests.helpers.waiting import wait_for
 
@@ -86,6 +86,17 @@ def test_what_it_waits_for(attempts: Attempts) -> None:
     assert f"is being trained on this machine already (process {process.pid})" in told
     process.kill()
     process.communicate(timeout=60)
+
+
+def test_a_run_that_is_gone_is_waited_for(attempts: Attempts) -> None:
+    attempts.program(attempts.folder / "attempt", ATTEMPT.replace("exit $", f"{MOVED}exit $"))
+    process = start(attempts, "70 0", "1")
+    assert process.stderr is not None
+    assert any("is not begun anew in its place" in line for line in process.stderr)
+    (attempts.folder / "away").rename(run_of(attempts).path)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    assert attempts.made() == [":1", ":1"]
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,9 @@ def test_the_newest_owns_it(run: RunFolder) -> None:
     second.check()
     with pytest.raises(NotOwnerError, match=f"belongs to a newer attempt \\({second.token}\\)"):
         first.check()
+    run.private.rename(run.path / "away")
+    with pytest.raises(NotOwnerError, match="was it moved, removed or unmounted"):
+        second.check()
 
 
 def test_a_process_at_work_here_keeps_it(

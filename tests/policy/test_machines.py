@@ -25,6 +25,7 @@ from keepstep.policy.machines import (
     meeting_address,
     pending,
     range_of,
+    suspects,
     together,
 )
 from keepstep.policy.next_step import FAILED, FINISHED, NO_PROGRESS, PREEMPTED, RECIPE, Ended
@@ -107,14 +108,25 @@ def test_the_ranks_meet_at_one_address() -> None:
         (Rows(12), 5, (), 3),
         (Rows(7), 5, (), 0),
         (Rows(4, sharing=2), 5, (), 4),  # 4 groups of 2 processes
-        (Rows(12), 5, (3,), 2),
+        (Rows(12), 5, (("c", "b", "a"),), 2),
     ],
 )
 def test_as_many_as_can_share_out_the_rows(
-    rows: Rows, most: int, refused: tuple[int, ...], count: int
+    rows: Rows, most: int, refused: tuple[tuple[str, ...], ...], count: int
 ) -> None:
-    there = all_of(NAMES)
-    assert together(linked(there), there, most, rows, refused) == tuple(NAMES)[:count]
+    there, plan = all_of(NAMES), Plan(refusals=refused, proven=tuple("abc"))
+    assert together(linked(there), there, most, rows, plan) == tuple(NAMES)[:count]
+
+
+def test_who_was_refused_waits_and_another_one_is_tried() -> None:
+    """A machine with another recipe is not the end of the machines' number."""
+    plan = Plan(machines=("a", "b"), proven=("a", "b"), refusals=(("a", "b", "c"),))
+    assert suspects(plan) == {"c"}
+    three, four = all_of("abc"), all_of("abcd")
+    assert together("abc", three, 3, plan=plan) == ("a", "b")
+    assert together("abcd", four, 3, plan=plan) == ("a", "b", "d"), "d may be c, mended"
+    assert together("abcd", four, 4, plan=plan) == ("a", "b", "d", "c")
+    assert together("ac", three, 3, plan=plan) == ("a", "c"), "not refused as these two"
 
 
 def test_each_has_as_many_processes_as_the_smallest() -> None:
@@ -123,7 +135,7 @@ def test_each_has_as_many_processes_as_the_smallest() -> None:
     assert together("ab", there, 2, Rows(2)) == ("a", "b")
 
 
-PLAN = Plan(7, "token", ("a", "b", "c"), fruitless=1, commits=4, accepted=3)
+PLAN = Plan(7, "token", ("a", "b", "c"), fruitless=1, commits=4, proven=("a", "b", "c"))
 PROGRESS, NONE = 5, 4
 
 
@@ -172,12 +184,21 @@ def test_a_failure_that_is_the_runs_own_counts() -> None:
     assert "2 attempts in a row without a new checkpoint: why" in given_up.words
 
 
-def test_refused_on_this_number_of_machines() -> None:
-    four = replace(PLAN, machines=("a", "b"), accepted=3)
-    said = after(four, told(RECIPE, 2), {}, ("a", "b"), 4, Range(1, 3), 2, False)
-    assert (said.end, said.counts.refused) == (None, (2,))
-    fixed = after(four, told(RECIPE, 2), {}, ("a", "b"), 4, Range(2, 2), 2, False)
-    assert fixed.end == 2
+def test_refused_on_these_machines() -> None:
+    others = replace(PLAN, machines=("a", "d"), proven=("a", "b", "c"))
+
+    def refused(plan: Plan, group: str, machines: Range) -> Verdict:
+        return after(plan, told(RECIPE, 2), all_of("abcd"), tuple(group), 4, machines, 2, False)
+
+    said = refused(others, "ad", Range(1, 3))
+    assert (said.end, said.counts.refusals) == (None, (("a", "d"),))
+    assert said.words == "refused on a, d: why"
+    came = replace(others, machines=("a", "b", "d"))
+    assert refused(came, "abd", Range(1, 3)).end is None, "as many as were not refused"
+    assert refused(others, "ad", Range(2, 2)).end == 2
+    alone = replace(others, machines=("a",), refusals=(("a", "d"), ("a", "x")))
+    assert refused(alone, "ad", Range(1, 3)).end == 2, "alone, too: it is nobody else's recipe"
+    assert refused(alone, "abd", Range(1, 3)).counts.refusals == (("a", "d"), ("a",)), "x is gone"
 
 
 def test_whose_word_counts() -> None:

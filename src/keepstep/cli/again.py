@@ -15,16 +15,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import yaml
 
+from keepstep.cli.gone import comes_back, is_there, say
 from keepstep.cli.gpus import fewer, gpus_in_use, narrowed
-from keepstep.output.terminal import complain
+from keepstep.cli.scratch import scratch_folder
 from keepstep.policy.next_step import (
     FAILED,
     FINISHED,
@@ -46,14 +47,6 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 WAITING = "retry-waits"  # in the run's private folder: the process that waits before an attempt
 TOKEN = "this"  # the attempt's name, where a cluster's job has one of its own
-
-
-def say(words: str) -> None:
-    """Whoever reads may be gone: a terminal that was closed."""
-    try:
-        complain(f"keepstep: {words}")
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def value_of(arguments: list[str], field: str) -> str | None:
@@ -81,7 +74,7 @@ def run_of(arguments: list[str]) -> RunFolder | None:
 def commits_of(run: RunFolder | None, known: int) -> int:
     """How many checkpoints were ever committed; as many as were known, if it cannot be read."""
     try:
-        return len(run.commits()) if run else known
+        return len(run.commits()) if run and is_there(run) else known
     except OSError:
         return known
 
@@ -118,6 +111,7 @@ class Supervisor:
         self.retries, self.command = retries, command
         self.run = run_of(command[1:])
         self.asked = False  # for a stop
+        self._was_there = self.run is not None and is_there(self.run)
         self._gpus: list[str] = []
         self._is_narrowed = False
         self._has_trained = False  # the last attempt; else what was saved meanwhile is another's
@@ -138,6 +132,7 @@ class Supervisor:
             if code == 0 or self.asked:
                 return code
             self._see_out_what_is_left()
+            self._was_there = self._was_there or (self.run is not None and is_there(self.run))
             now = commits_of(self.run, commits)
             fruitless = fruitless_after(fruitless, commits, now if self._has_trained else commits)
             commits = now
@@ -161,6 +156,8 @@ class Supervisor:
             )
             if not self._pause(following.pause):
                 return STOPPED
+            if self._was_there and self.run and not comes_back(self.run, lambda: self.asked):
+                return STOPPED if self.asked else 70
             if self._gpus and not self._narrow():
                 return code
 
@@ -199,13 +196,13 @@ class Supervisor:
 
     def _attempt(self) -> tuple[Ended, int]:
         """Launch it once: how it ended, and with which exit status."""
-        with tempfile.TemporaryDirectory(prefix="keepstep-") as scratch:
-            code = self._launch({**self._environment, "KEEPSTEP_SCRATCH": scratch})
-            told, is_asked = Path(scratch, "status.json"), Path(scratch, "asked").exists()
-            try:
-                said = json.loads(told.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                said = {}
+        try:
+            with scratch_folder(self.run.private if self.run else None) as scratch:
+                code = self._launch({**self._environment, "KEEPSTEP_SCRATCH": str(scratch)})
+                said, is_asked = _said(scratch / "status.json"), (scratch / "asked").exists()
+        except OSError as error:  # processes may be too many, too
+            self._has_trained = False
+            return Ended(FAILED, f"it could not be launched: {error}", 70, False), 70
         self._has_trained = not said.get("outcome") or said.get("global_step") is not None
         if self.asked and not said and code not in (0, 2):
             say("stopped before the run began; run the same command again to go on")
@@ -300,6 +297,15 @@ class Supervisor:
                 is_told = True
                 say("waiting for what the attempt has left to end")
             time.sleep(0.1)
+
+
+def _said(file: Path) -> dict[str, Any]:
+    """What an attempt has told of its end; empty: nothing that can be read."""
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def warn_without_setpriv() -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from keepstep.cli.again import commits_of, from_where, say
+from keepstep.cli.again import commits_of, from_where
+from keepstep.cli.gone import gone_words, is_there, say
 from keepstep.cli.neighbors import Neighbors
 from keepstep.cli.network import free_port
 from keepstep.output.printable import quoted
@@ -29,6 +30,7 @@ from keepstep.policy.machines import (
     meeting_address,
     pending,
     processes_of_each,
+    suspects,
     together,
 )
 from keepstep.policy.next_step import STOPPED, how_it_ended
@@ -92,7 +94,7 @@ class Agreement:
 
     def could_make_it(self, there: dict[str, Machine]) -> tuple[str, ...]:
         """The machines of an attempt that would begin now."""
-        return self._chosen(linked(there, self.plan.machines), there, self.plan.refused)
+        return self._chosen(linked(there, self.plan.machines), there, self.plan)
 
     def consider(self, idle_since: float) -> str | None:
         """Write down what is next, if that is this machine's to do.
@@ -105,24 +107,24 @@ class Agreement:
         """
         now, plan, me = time.monotonic(), self.plan, self._neighbors.me
         if self._neighbors.trouble:
-            return self._neighbors.trouble
+            return self._neighbors.trouble if is_there(self._run) else gone_words(self._run)
         alive = self._neighbors.alive()
         there = {name: one for name, one in alive.items() if not one.leaves}
         if self._company[0] != tuple(there):
             self._company = tuple(there), now
         at_work = pending(plan, alive)
         if at_work and not self._is_passed_over(at_work, now - idle_since):
-            return f"attempt {plan.number} is at work on {self.said(at_work)}"
+            return f"attempt {plan.number} is at work on {self.said(at_work)}{self._left_out(plan)}"
         group = linked(there, plan.machines)
         if group[:1] != (me,):
-            return self._why_not(there, group)
+            return self._why_not(there, group, plan)
         is_new = plan.end is not None or not alive.keys() & set(plan.machines)
         verdict = self._new(plan) if is_new else self._verdict(plan, group)
         if verdict.end is not None:
             return self._agree(replace(verdict.counts, end=verdict.end, words=verdict.words))
-        chosen = self._chosen(group, there, verdict.counts.refused)
+        chosen = self._chosen(group, there, verdict.counts)
         if len(chosen) < self._terms.machines.least:
-            return self._why_not(there, group)
+            return self._why_not(there, group, verdict.counts)
         full = len(group) >= self._terms.machines.most
         settled = full or now - self._company[1] >= self._terms.patience
         if (is_new and not settled) or now - idle_since < verdict.pause:
@@ -138,7 +140,7 @@ class Agreement:
         return mine and not reaches.keys() & set(at_work) and idle > ENDING_SECONDS
 
     def _chosen(
-        self, group: tuple[str, ...], there: dict[str, Machine], refused: tuple[int, ...]
+        self, group: tuple[str, ...], there: dict[str, Machine], plan: Plan
     ) -> tuple[str, ...]:
         if self._rows.rows is None and not self._terms.any_rows:
             newest = self._run.latest()
@@ -146,7 +148,7 @@ class Agreement:
             if newest and dealt:
                 sharing = max(1, newest.manifest.world_size // dealt.batch.world_size)
                 self._rows = Rows(dealt.batch.rows, sharing)
-        return together(group, there, self._terms.machines.most, self._rows, refused)
+        return together(group, there, self._terms.machines.most, self._rows, plan)
 
     def _new(self, plan: Plan) -> Verdict:
         """Nobody is there who was in the attempt before."""
@@ -229,7 +231,15 @@ class Agreement:
     def said(self, ids: Iterable[str]) -> str:
         return ", ".join(self.names(ids)) or "nobody"
 
-    def _why_not(self, there: dict[str, Machine], group: tuple[str, ...]) -> str:
+    def _left_out(self, plan: Plan) -> str:
+        if self._neighbors.me not in suspects(plan):
+            return ""
+        return (
+            ", without this machine: with it an attempt was refused, the others say why\n"
+            "    Hint: end this command; give it again with the recipe, data and code of the others"
+        )
+
+    def _why_not(self, there: dict[str, Machine], group: tuple[str, ...], plan: Plan) -> str:
         least, me = self._terms.machines.least, self._neighbors.me
         if len(there) < least:
             return f"{len(there)} of {least} machines are there ({self.said(there)})"
@@ -239,6 +249,10 @@ class Agreement:
             return (
                 f"of {len(there)} machines {len(group)} reach each other ({self.said(group)}), "
                 f"{least} are needed"
+            )
+        if group[0] == me and plan.refusals:
+            return (
+                f"{self.said(plan.refusals[-1])} were refused together, see above; others may come"
             )
         if group[0] == me:
             return f"the rows of a step cannot be shared out among {len(group)} machines"

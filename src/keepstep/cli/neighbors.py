@@ -29,6 +29,7 @@ class Neighbors:
 
     Attributes:
         me: this machine's id.
+        processes: that it can have.
         trouble: what the last look met: the disk does not answer, say; None: nothing.
     """
 
@@ -40,6 +41,7 @@ class Neighbors:
         """
         host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip(".")[:60] or "machine"
         self.me = f"{host}-{secrets.token_hex(4)}"
+        self.processes = processes
         self.trouble: str | None = None
         self._folder, self._patience = folder, patience
         self._answerer = Answerer(self.me)

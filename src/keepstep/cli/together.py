@@ -17,8 +17,9 @@ import sys
 import time
 from types import FrameType
 
-from keepstep.cli.again import Supervisor, from_where, say, value_of, warn_without_setpriv
+from keepstep.cli.again import Supervisor, from_where, value_of, warn_without_setpriv
 from keepstep.cli.agreement import ENDING_SECONDS, Agreement, Terms, newest_number
+from keepstep.cli.gone import say
 from keepstep.cli.neighbors import Neighbors
 from keepstep.cli.network import interface_towards
 from keepstep.policy.machines import ENDS, GROWS, LEAVES, Machine, Part, Plan, range_of
@@ -106,6 +107,9 @@ class Together(Supervisor):
         count = len(plan.machines) * plan.processes
         names = self._agreement.said(plan.machines)
         say(f"attempt {plan.number} on {names}: {count} processes, {from_where(self._folder)}")
+        own = self._neighbors.processes
+        if own > plan.processes:
+            say(f"{plan.processes} of this machine's {own} processes: as many as the smallest has")
         self._environment |= {
             VARIABLE: plan.token,
             "KEEPSTEP_PROCESSES": str(count),

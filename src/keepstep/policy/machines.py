@@ -109,8 +109,8 @@ class Plan:
         fruitless: attempts in a row without a new checkpoint, before this one.
         commits: of the run, before this one.
         attempts: the number of the newest one before.
-        accepted: the number of machines of the last attempt that was not refused; 0: none was.
-        refused: numbers of machines that were, though another one was not.
+        proven: the machines of the last attempt that was not refused; none: each was.
+        refusals: of attempts that were, though that one was not: their machines.
         end: the exit status of all, if there is no further attempt.
         words: why, for people.
     """
@@ -124,8 +124,8 @@ class Plan:
     fruitless: int = 0
     commits: int = 0
     attempts: int = 0
-    accepted: int = 0
-    refused: tuple[int, ...] = ()
+    proven: tuple[str, ...] = ()
+    refusals: tuple[tuple[str, ...], ...] = ()
     end: int | None = None
     words: str = ""
 
@@ -175,19 +175,26 @@ def together(
     there: Mapping[str, Machine],
     most: int,
     rows: Rows = Rows(),
-    refused: Sequence[int] = (),
+    plan: Plan = Plan(),
 ) -> tuple[str, ...]:
     """The machines of the next attempt: the first ones of a group, as many as may be, and can share
-    out the rows of a step.
+    out the rows of a step; not those that were refused together. Whoever comes is tried.
 
     Args:
-        refused: numbers of machines that will not do.
+        plan: the newest one.
     """
+    order = [*group[:1], *sorted(group[1:], key=suspects(plan).__contains__)]
     for count in range(min(len(group), most), 0, -1):
-        chosen = tuple(group[:count])
-        if count not in refused and rows.fit(count * processes_of_each(chosen, there)):
+        chosen = tuple(order[:count])
+        is_refused = any(set(chosen) == set(one) for one in plan.refusals)
+        if not is_refused and rows.fit(count * processes_of_each(chosen, there)):
             return chosen
     return ()
+
+
+def suspects(plan: Plan) -> set[str]:
+    """Machines without which an attempt was not refused: their recipe or code may be another."""
+    return {one for refused in plan.refusals for one in refused} - set(plan.proven)
 
 
 def processes_of_each(group: Sequence[str], there: Mapping[str, Machine]) -> int:
@@ -257,7 +264,7 @@ class Verdict:
         end: the exit status of all; None: another attempt.
         words: why.
         pause: seconds before it.
-        counts: a plan with `fruitless`, `accepted` and `refused` as they are now.
+        counts: a plan with `fruitless`, `proven` and `refusals` as they are now.
     """
 
     end: int | None
@@ -283,12 +290,12 @@ def after(
         commits: checkpoints that were ever committed.
         retries: so often in a row without a new checkpoint.
     """
-    count = len(plan.machines)
     gone = any(one not in group for one in plan.machines)
     asked = any(m.part and m.part.number == plan.number and m.part.asked for m in known.values())
     if ended.outcome == RECIPE:
-        return _refused(plan, ended, count, machines)
-    counts = replace(plan, accepted=count if ended.has_begun else plan.accepted, commits=commits)
+        return _refused(plan, ended, group, known, machines)
+    proven = plan.machines if ended.has_begun else plan.proven
+    counts = replace(plan, proven=proven, commits=commits)
     if ended.outcome in (FINISHED, NO_PROGRESS):
         following = after_attempt(ended, Situation())
         words = following.words
@@ -315,11 +322,19 @@ def after(
     return Verdict(STOPPED, words, 0, counts)
 
 
-def _refused(plan: Plan, ended: Ended, count: int, machines: Range) -> Verdict:
-    """What is refused may be the number of machines: it does not divide the rows of a step."""
-    other_will_do = plan.accepted not in (0, count)
-    if not other_will_do or machines.least == machines.most:
+def _refused(
+    plan: Plan, ended: Ended, group: Sequence[str], known: Mapping[str, Machine], machines: Range
+) -> Verdict:
+    """What is refused may be one machine's recipe, or the number of machines, which does not divide
+    the rows of a step."""
+    still_there = [one for one in plan.refusals if set(one) <= set(group)]
+    counts = replace(plan, refusals=(*still_there, plan.machines))
+    others_did = plan.proven and set(plan.proven) != set(plan.machines)
+    others_are_there = together(group, known, machines.most, plan=counts)
+    if not others_did or not others_are_there or machines.least == machines.most:
         words = "the same command would fail again: see above, or what the other machines say"
         return Verdict(ended.exit, words, 0, plan)
-    refused = tuple(sorted({*plan.refused, count}))
-    return Verdict(None, f"refused on {count}: {ended.reason}", 0, replace(plan, refused=refused))
+    words = (
+        f"refused on {', '.join(known[one].host if one in known else one for one in plan.machines)}"
+    )
+    return Verdict(None, f"{words}: {ended.reason}", 0, counts)

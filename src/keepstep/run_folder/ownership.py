@@ -63,6 +63,11 @@ class Owner:
             OSError: it cannot be read.
         """
         owner = self.run.owner()
+        if owner is None:
+            raise NotOwnerError(
+                f"no attempt owns {self.run.path} now: was it moved, removed or unmounted?",
+                path=self.run.path,
+            )
         if owner != self.token:
             raise NotOwnerError(
                 f"the run belongs to a newer attempt ({owner}), not to this one", path=self.run.path
