@@ -88,6 +88,20 @@ def test_what_it_waits_for(attempts: Attempts) -> None:
     process.communicate(timeout=60)
 
 
+def test_two_commands_of_one_machine_at_the_same_moment(attempts: Attempts) -> None:
+    """One of them waits for another machine, and the other one is refused."""
+    pair = [start(attempts, "0", "2:3") for _ in range(2)]
+    while all(process.poll() is None for process in pair):
+        time.sleep(0.01)
+    waiting, refused = sorted(pair, key=lambda process: process.poll() is not None)
+    _, told = refused.communicate(timeout=60)
+    assert refused.returncode == 2
+    assert f"is being trained on this machine already (process {waiting.pid})" in told
+    assert waiting.poll() is None
+    waiting.kill()
+    waiting.communicate(timeout=60)
+
+
 def test_a_run_that_is_gone_is_waited_for(attempts: Attempts) -> None:
     attempts.program(attempts.folder / "attempt", ATTEMPT.replace("exit $", f"{MOVED}exit $"))
     process = start(attempts, "70 0", "1")

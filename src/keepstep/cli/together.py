@@ -52,7 +52,7 @@ class Together(Supervisor):
         del self._environment["KEEPSTEP_RETRIES"]  # KEEPSTEP_COMMAND has it
         self._environment.setdefault(BEGAN, str(steady()))  # time_limit is meant for all attempts
         self._folder, self._terms = run, terms
-        files = MachinesFolder(run)
+        self._files = files = MachinesFolder(run)
         files.make()
         self._neighbors = Neighbors(files, processes, terms.patience)
         self._agreement = Agreement(run, files, self._neighbors, terms)
@@ -65,14 +65,16 @@ class Together(Supervisor):
 
     def supervise(self) -> int:
         """Until the run has ended, or this machine leaves. Returns: the exit status."""
-        twin = self._neighbors.twin()
+        with self._files.alone():  # of two at the same moment the second one sees the first
+            twin = self._neighbors.twin()
+            if twin is None:
+                self._neighbors.start()
         if twin is not None:
             say(f"{self._folder.path} is being trained on this machine already (process {twin})")
             return 2
-        if self._terms.machines.most > 1:
-            warn_if_own_disk(self._folder)
-        self._neighbors.start()
         try:
+            if self._terms.machines.most > 1:
+                warn_if_own_disk(self._folder)
             return self._go_on()
         finally:
             self._neighbors.stop()

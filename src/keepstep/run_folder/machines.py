@@ -8,10 +8,12 @@ No clocks are compared: a machine is there as long as its file changes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -65,6 +67,16 @@ class MachinesFolder:
         """
         self._storage.make_folder(self.path)
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other commands from what they do in such a block.
+
+        Raises:
+            OSError: a disk operation failed.
+        """
+        with self._storage.locked(self._run.private / LOCK, LOCK_SECONDS):
+            yield
+
     def show(self, sign: Sign) -> None:
         """Write this machine's file. Raises OSError."""
         self._storage.show(self.path / sign.machine.id, with_check(json.dumps(asdict(sign))))
@@ -100,7 +112,7 @@ class MachinesFolder:
             AtWorkError: another command, of none of these machines, works for the run.
             OSError: nothing can be written there.
         """
-        with self._storage.locked(self._run.private / LOCK, LOCK_SECONDS):
+        with self.alone():
             if self.plan().number not in (0, over.number):  # 0: nobody can read what is there
                 return False
             if plan.end is None:
