@@ -172,6 +172,7 @@ def test_who_leaves_or_is_lost_costs_no_retry() -> None:
         said = verdict(told(outcome, 75, "SIGTERM to rank 1"), group, asked=asked)
         assert (said.end, said.pause, said.counts.fruitless) == (None, 0, 1)
     said = verdict(told(PREEMPTED, 75, "SIGTERM to rank 0"), "abc", PROGRESS, GROWS)
+    assert said.words == "on more machines", "that is what the signal was for"
     assert (said.end, said.pause, said.counts.fruitless) == (None, 0, 0)
 
 

@@ -291,7 +291,7 @@ def after(
         retries: so often in a row without a new checkpoint.
     """
     gone = any(one not in group for one in plan.machines)
-    asked = any(m.part and m.part.number == plan.number and m.part.asked for m in known.values())
+    asked = {m.part.asked for m in known.values() if m.part and m.part.number == plan.number} - {""}
     if ended.outcome == RECIPE:
         return _refused(plan, ended, group, known, machines)
     proven = plan.machines if ended.has_begun else plan.proven
@@ -306,7 +306,8 @@ def after(
         return Verdict(STOPPED, "stopped on request", 0, counts)
     if (asked and ended.outcome == PREEMPTED) or (gone and ended.outcome == FAILED):
         fruitless = 0 if commits > plan.commits else plan.fruitless
-        return Verdict(None, ended.reason, 0, replace(counts, fruitless=fruitless))
+        words = "on more machines" if asked == {GROWS} else ended.reason
+        return Verdict(None, words, 0, replace(counts, fruitless=fruitless))
     fruitless = fruitless_after(plan.fruitless, plan.commits, commits)
     seen = Situation(
         fruitless=fruitless, max_attempts=retries + 1, preempted="no", nodes_answer="yes"
