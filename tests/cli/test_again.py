@@ -61,7 +61,7 @@ class Attempts:
 
     def result(self, plan: str, retries: int) -> tuple[int, str]:
         process = self.start(plan, retries)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=300)
         return process.returncode, told
 
     def made(self) -> list[str]:
@@ -174,7 +174,7 @@ def test_a_run_that_is_gone_is_not_begun_anew(attempts: Attempts) -> None:
     process = gone(attempts, "70+ 0")
     assert len(attempts.made()) == 1
     (attempts.folder / "away").rename(attempts.folder / "run")
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 0, told
     assert len(attempts.made()) == 2
 
@@ -182,7 +182,7 @@ def test_a_run_that_is_gone_is_not_begun_anew(attempts: Attempts) -> None:
 def test_a_stop_while_the_run_is_gone(attempts: Attempts) -> None:
     process = gone(attempts, "70 0")
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 75, told
     assert len(attempts.made()) == 1
 
@@ -192,7 +192,7 @@ def test_a_run_that_does_not_come_back(attempts: Attempts) -> None:
     briefly = f"from keepstep.cli import gone; gone.GONE_SECONDS = 0.0; {AT_ONCE}"
     attempts.program(attempts.folder / "attempt", ATTEMPT.replace("exit $", f"{MOVED}exit $"))
     process = attempts.start("70 0", 3, "-c", briefly)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 70, told
     assert "not launched again" in told
     assert len(attempts.made()) == 1

@@ -91,15 +91,14 @@ def test_what_it_waits_for(attempts: Attempts) -> None:
 def test_two_commands_of_one_machine_at_the_same_moment(attempts: Attempts) -> None:
     """One of them waits for another machine, and the other one is refused."""
     pair = [start(attempts, "0", "2:3") for _ in range(2)]
-    while all(process.poll() is None for process in pair):
-        time.sleep(0.01)
+    wait_for(lambda: any(process.poll() is not None for process in pair))
     waiting, refused = sorted(pair, key=lambda process: process.poll() is not None)
-    _, told = refused.communicate(timeout=60)
+    _, told = refused.communicate(timeout=300)
     assert refused.returncode == 2
     assert f"is being trained on this machine already (process {waiting.pid})" in told
     assert waiting.poll() is None
     waiting.kill()
-    waiting.communicate(timeout=60)
+    waiting.communicate(timeout=300)
 
 
 def test_a_run_that_is_gone_is_waited_for(attempts: Attempts) -> None:
@@ -108,7 +107,7 @@ def test_a_run_that_is_gone_is_waited_for(attempts: Attempts) -> None:
     assert process.stderr is not None
     assert any("is not begun anew in its place" in line for line in process.stderr)
     (attempts.folder / "away").rename(run_of(attempts).path)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 0, told
     assert attempts.made() == [":1", ":1"]
 
