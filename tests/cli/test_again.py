@@ -14,7 +14,7 @@ import pytest
 from keepstep.cli import gpus
 from tests.helpers.launchers import hear_signals
 from tests.helpers.ranks import ROOT
-from tests.helpers.waiting import wait_for
+from tests.helpers.waiting import PATIENCE, wait_for
 
 # Each attempt ends as the next line of `plan` says: an exit status, `+` behind it for a checkpoint
 # before; `said` is what the run itself tells of its end.
@@ -121,7 +121,8 @@ def test_a_model_that_is_not_published_is_trained(attempts: Attempts) -> None:
 
 
 def wait_for_mark(attempts: Attempts, process: subprocess.Popen[str]) -> None:
-    wait_for(lambda: (attempts.folder / "run/.keepstep/retry-waits").exists(), process)
+    mark = attempts.folder / "run/.keepstep/retry-waits"
+    wait_for(lambda: mark.exists() and mark.read_text(), process)
 
 
 def ask_to_stop(
@@ -145,7 +146,7 @@ def test_a_stop_during_the_pause(attempts: Attempts, how: signal.Signals | None)
     process = attempts.start("70 0", 3, "-c", pause + "  # keepstep.cli.again")
     wait_for_mark(attempts, process)
     ask_to_stop(attempts, process, how)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75, told
     assert len(attempts.made()) == 1
     assert "stopped between two attempts" in told

@@ -17,6 +17,7 @@ from keepstep.cli.groups import GROUPS
 from keepstep.cli.main import app
 from tests.cli.test_help import COMMANDS
 from tests.helpers.folders import commit, identify
+from tests.helpers.waiting import PATIENCE
 
 runner = CliRunner()
 HERE = {"bash", *(shell for shell in ("zsh", "fish") if shutil.which(shell))}
@@ -56,7 +57,7 @@ def asked(place: Path, shell: str, program: str) -> list[str]:
         text=True,
         cwd=place,
         env=environment,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.stderr == ""
     return done.stdout.splitlines()
@@ -137,7 +138,7 @@ def test_ctrl_c_while_it_is_imported(tmp_path: Path) -> None:
         cli.command()
     """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 

@@ -22,6 +22,7 @@ from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from keepstep.run_folder.writer import RunWriter
 from tests.helpers.folders import commit
+from tests.helpers.waiting import PATIENCE
 
 runner = CliRunner()
 
@@ -67,7 +68,7 @@ def test_a_full_disk_under_the_output_is_told_in_a_line(
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
-            timeout=60,
+            timeout=PATIENCE,
         )
     assert done.stderr == "keepstep: [Errno 28] No space left on device\n"
     assert done.returncode == 1
@@ -93,7 +94,7 @@ def test_what_comes_is_told_whole(writer: RunWriter) -> None:
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
-    ended = threading.Timer(60, follower.kill)
+    ended = threading.Timer(PATIENCE, follower.kill)
     ended.start()
     assert follower.stdout is not None
     told = [follower.stdout.readline() for _ in range(3)]

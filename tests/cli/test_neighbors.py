@@ -62,9 +62,9 @@ def test_they_see_each_other(folder: MachinesFolder, two: tuple[Neighbors, Neigh
     wait_for(lambda: other.me in one.alive() and one.me in other.alive())
     if network.own_addresses():
         wait_for(lambda: other.me in one.alive()[one.me].reaches)
-    assert one.alive()[other.me].processes == 4
+    assert one.known()[other.me].processes == 4
     other.tell(leaves=True, part=Part(1, "failed", "why", 70, True))
-    wait_for(lambda: one.alive()[other.me].leaves)
+    wait_for(lambda: one.known()[other.me].leaves)
     other.stop()
     wait_for(lambda: other.me not in one.alive())
     assert one.known()[other.me].part == Part(1, "failed", "why", 70, True)

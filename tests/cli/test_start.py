@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from keepstep.cli.main import app
 from tests.helpers.ranks import ROOT
+from tests.helpers.waiting import PATIENCE
 
 runner = CliRunner()
 
@@ -25,7 +26,7 @@ def keepstep(
     command = [sys.executable, "-c", "from keepstep.cli.main import main; main()", *argv]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), **(env or {})}
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
 
 

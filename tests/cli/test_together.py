@@ -14,7 +14,7 @@ from keepstep.run_folder.machines import MachinesFolder
 from keepstep.run_folder.reader import RunFolder
 from tests.cli.test_again import ATTEMPT, MOVED, Attempts, ask_to_stop
 from tests.helpers.ranks import ROOT
-from tests.helpers.waiting import wait_for
+from tests.helpers.waiting import PATIENCE, wait_for
 
 LONG = pytest.mark.long
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -41,7 +41,7 @@ def test_handed_on(attempts: Attempts, status: int) -> None:
         said = '{"outcome": "no_progress", "reason": "three crashes in a row", "exit": 76}'
         (attempts.folder / "said").write_text(said)
     process = start(attempts, str(status), "1")
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == status, told
     assert attempts.made() == [":1"]
     assert run_of(attempts).owner() == MachinesFolder(run_of(attempts)).plan().token
@@ -64,7 +64,7 @@ def test_a_stop_while_too_few_are_there(attempts: Attempts, how: signal.Signals 
     process = start(attempts, "0", "2:3")
     wait_for_mark(attempts, process)
     ask_to_stop(attempts, process, how)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75, told
     assert "stopped" in told
     assert not (attempts.folder / "attempts").exists()
@@ -81,11 +81,11 @@ def test_what_it_waits_for(attempts: Attempts) -> None:
         line = process.stderr.readline()
     assert "waiting: 1 of 2 machines are there" in line
     other = start(attempts, "0", "2:3")
-    _, told = other.communicate(timeout=60)
+    _, told = other.communicate(timeout=PATIENCE)
     assert other.returncode == 2
     assert f"is being trained on this machine already (process {process.pid})" in told
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
 
 
 def test_two_commands_of_one_machine_at_the_same_moment(attempts: Attempts) -> None:

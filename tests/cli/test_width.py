@@ -21,6 +21,7 @@ from keepstep.policy.samples import Sample, lines_of
 from tests.cli.test_history import begin, of_runs, of_stock
 from tests.cli.test_places import OF_A_CHECKPOINT, OF_A_RUN
 from tests.helpers.folders import commit
+from tests.helpers.waiting import PATIENCE
 
 WIDTH = 80
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -109,7 +110,7 @@ def on_terminal(given: list[list[str]]) -> str:
     except OSError:  # its other end is closed
         pass
     os.close(own)
-    assert process.wait(60) == 0, told.decode()
+    assert process.wait(PATIENCE) == 0, told.decode()
     return ESCAPES.sub("", told.decode().replace("\r\n", "\n"))
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from tests.helpers.waiting import PATIENCE
 from tests.hub.peer import WRITE_TOKEN, HubPeer
 
 Mode = Literal["lfs", "xet"]
@@ -56,7 +57,9 @@ class Client:
             text=True,
         )
 
-    def run(self, script: str, token: str | None = WRITE_TOKEN, timeout: float = 60) -> list[str]:
+    def run(
+        self, script: str, token: str | None = WRITE_TOKEN, timeout: float = PATIENCE
+    ) -> list[str]:
         """The lines that the script has printed; it must end without error."""
         process = self.start(script, token)
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.waiting import PATIENCE
 from tests.hub.client import Client
 from tests.hub.faults import Kind
 from tests.hub.peer import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, HubPeer
@@ -223,14 +224,14 @@ def test_the_client_waits_as_told(hub: HubPeer, pushing: Client) -> None:
 def test_a_hub_that_hangs(hub: HubPeer, pushing: Client) -> None:
     fault = hub.fault("hang", path=COMMIT)
     process = pushing.start(PUSH)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not fault.hits:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(1)
     assert process.poll() is None
     hub.stop()
-    assert process.wait(30) != 0
+    assert process.wait(PATIENCE) != 0
     assert titles(hub) == ["initial commit"]
 
 
@@ -242,9 +243,9 @@ def test_slow_answers(hub: HubPeer) -> None:
     for path, data in (("whoami-v2", None), ("validate-yaml", body)):
         asked = urllib.request.Request(f"{url}/{path}", data, token)
         began = time.monotonic()
-        with urllib.request.urlopen(asked, timeout=30) as answer:
+        with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
             assert answer.status == 200
-        assert 0.4 < time.monotonic() - began < 5
+        assert time.monotonic() - began > 0.4
 
 
 def test_faults_count(hub: HubPeer) -> None:
@@ -252,7 +253,7 @@ def test_faults_count(hub: HubPeer) -> None:
     statuses = []
     for _ in range(3):
         with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(f"{hub.url}/api/whoami-v2", timeout=30)
+            urllib.request.urlopen(f"{hub.url}/api/whoami-v2", timeout=PATIENCE)
         statuses.append(caught.value.code)
     assert statuses == [401, 418, 401]
     assert fault.hits == 1
@@ -264,9 +265,9 @@ def test_the_storage_wants_a_signature(hub: HubPeer, pushing: Client) -> None:
     pushing.run(PUSH)
     sha256 = hub.files(REPO)["model.safetensors"].sha256
     with pytest.raises(urllib.error.HTTPError, match="403"):
-        urllib.request.urlopen(f"{hub.storage_url}/object/{sha256}", timeout=30)
+        urllib.request.urlopen(f"{hub.storage_url}/object/{sha256}", timeout=PATIENCE)
     asked = urllib.request.Request(hub.sign(f"/object/{sha256}"), headers={"Range": "bytes=10-19"})
-    with urllib.request.urlopen(asked, timeout=30) as answer:
+    with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
         assert (answer.status, answer.read()) == (206, WEIGHTS[10:20])
 
 

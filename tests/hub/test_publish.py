@@ -18,6 +18,7 @@ from keepstep.run_folder.reader import RunFolder
 from tests.helpers.evaluate import evaluate_apart
 from tests.helpers.ranks import PROGRAMS, ROOT, Ranks
 from tests.helpers.recipes import argv
+from tests.helpers.waiting import PATIENCE
 from tests.hub.client import Client
 from tests.hub.peer import READ_TOKEN, WRITE_TOKEN, HubPeer
 from tests.hub.runs import REPO
@@ -64,7 +65,7 @@ def measured(hub: HubPeer, demo: Path, folder: Path) -> dict[int, float]:
         (step,) = re.findall(r"^Step (\d+):", commit.title)
         assert json.loads((place / "training/best.json").read_text())["global_step"] == int(step)
         places[int(step)] = place
-    found = evaluate_apart(demo / "data/eval.jsonl", places.values(), timeout=120)
+    found = evaluate_apart(demo / "data/eval.jsonl", places.values())
     return {step: found[place] for step, place in places.items()}
 
 
@@ -127,20 +128,19 @@ def test_a_hub_that_hangs(
     if required:  # or it is away at the start, and asks for an hour's patience later
         hub.fault("status", path="whoami", status=503, times=-1)
         headers = {"Retry-After": "3600"}
-        hub.fault("status", path=COMMIT, status=429, headers=headers, times=-1)
+        fault = hub.fault("status", path=COMMIT, status=429, headers=headers, times=-1)
     else:
-        hub.fault("hang", path=COMMIT, times=-1)
-    seconds = 6 if required else 600
+        fault = hub.fault("hang", path=COMMIT, times=-1)
+    seconds = 6 if required else 2 * PATIENCE
     fields = {"publish_timeout_seconds": seconds, "hub_require": required}
     command = argv(demo, tmp_path / "run", **FIELDS, **fields)
-    began = time.monotonic()
     run = ranks.start(command, env=environment(client))
-    run.wait_for(f"Training has finished; step 12 is on its way to {REPO}, for {seconds} s at most")
-    trained = time.monotonic() - began
+    told = f"Training has finished; step 12 is on its way to {REPO}, for {seconds:.0f} s at most"
+    run.wait_for(told)
     if not required:
+        wait_for(fault)
         run.kill(signal.SIGINT, ranks=[0])
-    codes = run.wait(30)
-    assert time.monotonic() - began < trained + 6 + 15
+    codes = run.wait()  # in less than the Hub is waited for without that
     assert codes == ([70, 0] if required else [0, 0])
     assert ("the Hub cannot be reached now (" in run.output) == required
     assert "Ctrl-C ends this wait alone: the run stays finished, and " in run.output
@@ -160,7 +160,7 @@ def test_a_hub_that_hangs(
         env=client.environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
@@ -189,7 +189,7 @@ def test_found_before_the_first_step(
 ) -> None:
     command = argv(demo, tmp_path / "run", **FIELDS | {"hub_model_id": name})
     run = ranks.start(command, env=environment(client) | {"HF_TOKEN": token})
-    assert run.wait(60) == [2, 2]
+    assert run.wait() == [2, 2]
     assert run.output.count("push_to_hub: ") == 1
     assert f"  - push_to_hub: {name}: {message}" in run.output
     assert token not in run.output
@@ -212,7 +212,7 @@ def test_pruned_while_it_is_pushed(
     ranks: Ranks, demo: Path, hub: HubPeer, client: Client, tmp_path: Path
 ) -> None:
     """Before the upload of step 4 is through, step 8 is better, and takes its place."""
-    slow = hub.fault("delay", path=UPLOAD, seconds=100)
+    slow = hub.fault("delay", path=UPLOAD, seconds=PATIENCE)
     fields = {"max_steps": 16, "save_total_limit": 1, "keep_ranking": "recency"}
     command = argv(demo, tmp_path / "run", **FIELDS, **fields)
     run = ranks.start(["evaluates", *command], script=SHIM, env=environment(client))
@@ -221,7 +221,7 @@ def test_pruned_while_it_is_pushed(
     assert titles(hub) == ["initial commit"]
     run.kill(signal.SIGSTOP)  # the push is a process of its own, and arrives while the run waits
     slow.end()
-    until = time.monotonic() + 180
+    until = time.monotonic() + PATIENCE
     while not titles(hub)[0].startswith("Step 4"):
         assert time.monotonic() < until, "the push never arrived"
         time.sleep(0.05)
@@ -253,14 +253,18 @@ def test_stopped_is_not_published(
     ranks: Ranks, demo: Path, hub: HubPeer, client: Client, tmp_path: Path
 ) -> None:
     """Step 4 is on its way when the stop comes, and stays at home; carried on, the best goes."""
-    hub.fault("hang", path=COMMIT)
-    command = argv(demo, tmp_path / "run", **FIELDS)
+    fault = hub.fault("hang", path=COMMIT)
+    # Saved in the foreground, step 4 is offered at once.
+    seconds = 2 * PATIENCE
+    fields = FIELDS | {"async_save": "off", "publish_timeout_seconds": seconds}
+    command = argv(demo, tmp_path / "run", **fields)
     stopped = ranks.start(["evaluates", *command], script=SHIM, env=environment(client))
     stopped.wait_for("evaluation of step 8 begins")
-    began = time.monotonic()
+    stopped.kill(signal.SIGSTOP)  # the push is a process of its own, and comes so far meanwhile
+    wait_for(fault)
     stopped.kill(signal.SIGTERM)
-    assert stopped.wait(60) == [75, 75]
-    assert time.monotonic() - began < 20, "the push is not waited for"
+    stopped.kill(signal.SIGCONT)
+    assert stopped.wait() == [75, 75], "the push is not waited for"
     assert titles(hub) == ["initial commit"]
     ranks.run(command, env=environment(client))
     assert titles(hub)[0].startswith("Step 12")
@@ -277,7 +281,7 @@ def test_check_asks_the_hub(demo: Path, hub: HubPeer, client: Client, tmp_path: 
         env=client.environment(WRITE_TOKEN),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     good, (code, output) = json.loads(done.stdout.splitlines()[-1])

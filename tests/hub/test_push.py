@@ -26,6 +26,7 @@ from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
+from tests.helpers.waiting import PATIENCE
 from tests.hub.client import Client
 from tests.hub.faults import Fault
 from tests.hub.peer import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, HubPeer
@@ -62,7 +63,9 @@ def here(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
     return client
 
 
-def push(run: RunFolder, timeout: float = 60, force: bool = False, dry_run: bool = False) -> str:
+def push(
+    run: RunFolder, timeout: float = PATIENCE, force: bool = False, dry_run: bool = False
+) -> str:
     told = push_best(run, REPO, force=force, timeout=timeout, dry_run=dry_run)
     assert not (run.private / "publish-by-hand").exists()
     return "\n".join(told)
@@ -86,7 +89,7 @@ def pushing() -> list[psutil.Process]:
 
 
 def wait_for(fault: Fault) -> None:
-    deadline = time.monotonic() + 180  # a launch on a busy machine takes long
+    deadline = time.monotonic() + PATIENCE
     while not fault.hits:
         assert time.monotonic() < deadline, "the request never came"
         time.sleep(0.01)
@@ -183,7 +186,7 @@ def test_killed_and_again(hub: HubPeer, run: RunFolder, stage: str) -> None:
     wait_for(fault)
     (child,) = pushing()
     child.send_signal(signal.SIGKILL)
-    thread.join(30)
+    thread.join(PATIENCE)
     assert failures == ["not published: the push ended with exit status -9"]
     hub.clear_faults()
     there = stage == "verification"
@@ -275,12 +278,13 @@ def theirs(run: RunFolder, **values: object) -> dict[str, bytes | None]:
 def test_a_foreign_commit_in_between(hub: HubPeer, run: RunFolder, better: bool) -> None:
     """It comes while ours is on its way: 412, and everything is looked at again."""
     hub.create_repo(REPO)
-    fault = hub.fault("delay", method="POST", path=COMMIT, seconds=2)
+    fault = hub.fault("delay", method="POST", path=COMMIT, seconds=PATIENCE)
     foreign = {"notes.md": b"kept", **(theirs(run) if better else {})}
 
     def commit() -> None:
         wait_for(fault)
         hub.commit(REPO, foreign)
+        fault.end()
 
     other = threading.Thread(target=commit)
     other.start()
@@ -331,8 +335,9 @@ def test_no_answer_is_not_nothing_there(hub: HubPeer, run: RunFolder, status: in
     hub.create_repo(REPO)
     hub.commit(REPO, theirs(run))
     hub.fault("status", path="resolve/.*best.json", status=status, times=-1)
-    with pytest.raises(PushFailedError, match="403" if status == 403 else "within 8 s"):
-        push(run, timeout=8)
+    seconds, told = (PATIENCE, "403") if status == 403 else (8, "within 8 s")
+    with pytest.raises(PushFailedError, match=told):
+        push(run, timeout=seconds)
     assert titles(hub) == ["By hand", "initial commit"]
 
 
@@ -372,7 +377,7 @@ def test_whoever_starts_it_dies(hub: HubPeer, here: Client, run: RunFolder, tmp_
     (child,) = psutil.Process(parent.pid).children()
     parent.kill()
     parent.wait()
-    child.wait(5)
+    child.wait(PATIENCE)
 
 
 @pytest.mark.usefixtures("here")
@@ -382,7 +387,7 @@ def test_not_too_often(hub: HubPeer, run: RunFolder, tmp_path: Path) -> None:
     events: list[dict] = []
     publisher = a_publisher(run, tmp_path, events, pause=1000.0)
     publisher.offer(first)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not events:
         assert time.monotonic() < deadline
         publisher.offer(second)
@@ -404,7 +409,7 @@ def a_publisher(run: RunFolder, folder: Path, events: list[dict], pause: float =
         lambda event, **facts: events.append({"event": event, **facts}),
         Storage(),
         pause=pause,
-        timeout=30.0,
+        timeout=PATIENCE,
     )
 
 

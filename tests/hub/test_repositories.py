@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from huggingface_hub import HfApi, ModelCard
-from tenacity import RetryCallState, Retrying, wait_fixed
+from tenacity import RetryCallState, Retrying, wait_chain, wait_fixed
 from typer.testing import CliRunner
 
 from keepstep.cli.main import app
@@ -31,6 +31,7 @@ from keepstep.publish.hub import Pushed
 from keepstep.publish.remote import Target
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers import launchers
+from tests.helpers.waiting import PATIENCE
 from tests.hub.peer import HubPeer
 from tests.hub.runs import POLICY, REPO, a_run
 from tests.hub.test_push import COMMIT, wait_for
@@ -197,7 +198,7 @@ def test_an_answer_that_is_none_of_the_hubs(peer: HubPeer, api: HfApi, bundle: B
 
 
 def push(run: RunFolder, repo_id: str | None = REPO, dry_run: bool = False) -> list[str]:
-    return push_best(run, repo_id, timeout=60, dry_run=dry_run)
+    return push_best(run, repo_id, timeout=PATIENCE, dry_run=dry_run)
 
 
 def test_a_hub_that_does_not_listen(api: HfApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,21 +212,21 @@ def test_a_hub_that_does_not_listen(api: HfApi, monkeypatch: pytest.MonkeyPatch)
 
 def test_no_try_begins_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last error is told then, instead of a process that was ended in a pause."""
-    monkeypatch.setattr(client, "PAUSES", wait_fixed(0.2))
+    monkeypatch.setattr(client, "PAUSES", wait_chain(wait_fixed(0), wait_fixed(2 * PATIENCE)))
     begun: list[float] = []
 
     def fail() -> None:
         begun.append(time.monotonic())
         raise OSError("no route to host")
 
-    for seconds, least, most in ((0.5, 2, 3), (-1, 1, 1)):
+    for seconds, tries in ((PATIENCE, 2), (-1, 1)):
         begun.clear()
         until = time.monotonic() + seconds
         with pytest.raises(HubError, match="last: no route to host; there was no time") as told:
             client.with_patience(REPO, fail, tries=50, until=until)
-        assert least <= len(begun) <= most
+        assert len(begun) == tries
         assert all(moment < until for moment in begun[1:])
-        count = "1 try" if len(begun) == 1 else f"{len(begun)} tries"
+        count = "1 try" if tries == 1 else f"{tries} tries"
         assert str(told.value).startswith(f"{REPO}: {count}, the last: ")
         assert not told.value.fatal
 
@@ -277,7 +278,7 @@ def test_what_the_environment_lacks_is_said_at_once(
 
 def test_two_pushes_at_once(peer: HubPeer, made: RunFolder) -> None:
     """The second one is told to wait, and takes nothing from the first."""
-    fault = peer.fault("delay", method="POST", path=COMMIT, seconds=2)
+    fault = peer.fault("delay", method="POST", path=COMMIT, seconds=PATIENCE)
     told: list[str] = []
     first = threading.Thread(target=lambda: told.extend(push(made)))
     first.start()
@@ -286,7 +287,8 @@ def test_two_pushes_at_once(peer: HubPeer, made: RunFolder) -> None:
         PushFailedError, match=r"another `keepstep push .*` is at work: wait for it"
     ):
         push(made)
-    first.join(60)
+    fault.end()
+    first.join(PATIENCE)
     assert told[0].startswith(f"{REPO}: published, step 8")
 
 
@@ -339,7 +341,7 @@ def test_what_is_told(peer: HubPeer, made: RunFolder) -> None:
 @pytest.mark.parametrize(
     ("fault", "flags", "expected"),
     [
-        ({"do": "status", "status": 503}, [], 75),
+        ({"do": "status", "status": 503}, ["--timeout", "20"], 75),
         ({"do": "hang"}, ["--timeout", "8"], 75),
         ({"do": "status", "status": 403}, [], 2),
         ({"do": "status", "status": 401}, [], 2),
@@ -356,7 +358,6 @@ def test_a_hub_that_is_away_is_no_mistake(
 ) -> None:
     """75, as `EX_TEMPFAIL`: the same command may do later. 2: it will not."""
     peer.fault(**fault, path="^/api/", times=-1)
-    flags = flags or ["--timeout", "20"]
     done = CliRunner().invoke(app, ["push", str(made.path), "--repo_id", REPO, *flags])
     assert done.exit_code == expected, done.output
     assert done.output.startswith("keepstep: not published: ")
@@ -374,7 +375,7 @@ def test_a_push_that_is_interrupted(peer: HubPeer, made: RunFolder) -> None:
     wait_for(fault)
     (pushing,) = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGINT)
-    told, _ = process.communicate(timeout=20)
+    told, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, told
     assert told == "keepstep: interrupted: one commit is sent, which is there whole or not at all\n"
     assert not pushing.is_running()

@@ -29,6 +29,7 @@ from keepstep.run_folder.contents import digest_of
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import STATE, commit
 from tests.helpers.ranks import ROOT
+from tests.helpers.waiting import PATIENCE
 from tests.mirror.server import BUCKET, S3Server
 
 CONFIG: dict[str, Any] = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 16}
@@ -160,12 +161,12 @@ def test_ended_while_the_store_hangs(
         [sys.executable, "-c", code, "export", url, "--to", str(to)], cwd=ROOT, env=dict(os.environ)
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while not fault.hits and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         assert fault.hits
         child.send_signal(number)
-        status = child.wait(60)
+        status = child.wait(PATIENCE)
     finally:
         child.kill()
     assert status == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]

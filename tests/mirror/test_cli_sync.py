@@ -39,6 +39,7 @@ from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from tests.helpers.folders import STATE, commit, identify
 from tests.helpers.ranks import ROOT
+from tests.helpers.waiting import PATIENCE
 from tests.mirror.server import BUCKET, S3Server
 from tests.mirror.test_copies import crashes
 
@@ -306,12 +307,12 @@ def test_nobody_waits_for_a_store_that_hangs(four: RunFolder, s3: S3Server, meth
     command = [sys.executable, "-c", code, "sync", str(four.path), "--mirror", f"s3://{BUCKET}/x"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as child:
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + PATIENCE
             while not fault.hits and child.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert fault.hits
             child.send_signal(signal.SIGINT)
-            assert child.wait(60) == 130
+            assert child.wait(PATIENCE) == 130
         finally:
             child.kill()
     s3.clear_faults()

@@ -25,6 +25,7 @@ from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from tests.helpers.campaigns import cases
 from tests.helpers.folders import STATE, commit
+from tests.helpers.waiting import PATIENCE
 from tests.mirror.server import BUCKET, S3Server
 
 TOKEN = "1.0.3"  # as a Slurm job names its attempts
@@ -33,17 +34,13 @@ TOKEN = "1.0.3"  # as a Slurm job names its attempts
 def mirroring(run: RunFolder, store: Store, **how: Any) -> Mirroring:
     run.owner_file.write_text(f"{TOKEN}\n")
     policy = how.pop("policy", Policy())
-    fields: dict[str, Any] = {"pause": 0.0, "timeout": 60.0, "rate": 0.0, **how}
+    fields: dict[str, Any] = {"pause": 0.0, "timeout": PATIENCE, "rate": 0.0, **how}
     return Mirroring(run, store.url, claim(store, TOKEN), policy, Storage(), **fields)
 
 
 def until_over(mirror: Mirroring) -> dict[str, Any]:
     """What came of the copy under way."""
-    deadline = time.monotonic() + 60
-    while not mirror.news:
-        assert time.monotonic() < deadline
-        mirror.offer(None, None)
-        time.sleep(0.02)
+    mirror.wait()
     return mirror.news.pop()
 
 
@@ -59,7 +56,7 @@ def test_the_newest_and_then_the_best(store: Store, run: RunFolder) -> None:
     assert until_over(mirror)["step"] == 8
     assert mirror.owes(best)
     assert not mirror.owes(newest)
-    assert mirror.finish(newest, best, 60, lambda: None) == []
+    assert mirror.finish(newest, best, PATIENCE, lambda: None) == []
     assert steps(store) == [4, 8]
     assert list(run.mirroring.glob("checkpoint-*")) == []
 
@@ -81,7 +78,7 @@ def test_what_another_machine_has_sent_ahead_stays(store: Store, run: RunFolder)
         own = {name: one.manifest.files[name] for name in files(1)(one.manifest)}
         part = replace(one, manifest=replace(one.manifest, files=own))
         Upload(store, main.owner, part, node=1, nodes=2).run({})
-    assert main.finish(newest, best, 10, lambda: None) == []
+    assert main.finish(newest, best, PATIENCE, lambda: None) == []
     assert steps(store) == [best.step, newest.step] == [8, 12]
 
 
@@ -111,7 +108,7 @@ def test_a_store_that_hangs(s3: S3Server, run: RunFolder) -> None:
     (fault,) = mirror.finish(run.checkpoint(8), run.checkpoint(8), 3, lambda: None)
     assert fault.startswith("checkpoint-8 is not on the mirror: ")
     s3.clear_faults()
-    assert mirror.finish(run.checkpoint(8), None, 60, lambda: None) == []
+    assert mirror.finish(run.checkpoint(8), None, PATIENCE, lambda: None) == []
     assert steps(store) == [8]
 
 
@@ -172,7 +169,7 @@ def test_a_store_that_fails_for_hours_and_comes_back(
 def test_the_newest_that_is_the_best_is_told_once(s3: S3Server, run: RunFolder) -> None:
     mirror = mirroring(run, open_store(f"s3://{BUCKET}/run"))
     fault = s3.fault("status", status=403, times=-1)
-    told = mirror.finish(run.checkpoint(8), run.checkpoint(8), 60, lambda: None)
+    told = mirror.finish(run.checkpoint(8), run.checkpoint(8), PATIENCE, lambda: None)
     assert [line.partition(":")[0] for line in told] == ["checkpoint-8 is not on the mirror"]
     assert fault.hits == 1
 
@@ -189,7 +186,7 @@ def test_every_third_save_and_the_best(store: Store, run: RunFolder) -> None:
             if mirror.owes(best) or mirror.owes(run.checkpoint(step)):
                 mirror.wait()
     assert steps(store) == [4, 16, 28], "16: the best as well, from which three are counted"
-    assert mirror.finish(run.checkpoint(32), run.checkpoint(16), 60, lambda: None) == []
+    assert mirror.finish(run.checkpoint(32), run.checkpoint(16), PATIENCE, lambda: None) == []
     assert steps(store) == [4, 16, 28, 32]
 
 
@@ -206,9 +203,9 @@ def test_a_disk_that_is_full(store: Store, run: RunFolder, monkeypatch: pytest.M
             mirror.offer(run.checkpoint(8), None)
         assert len(mirror.lines) == len(mirror.news) == 1
         assert "No space left on device" in mirror.lines[0]
-        (fault,) = mirror.finish(run.checkpoint(8), None, 60, lambda: None)
+        (fault,) = mirror.finish(run.checkpoint(8), None, PATIENCE, lambda: None)
         assert "No space left on device" in fault
-    assert mirror.finish(run.checkpoint(8), None, 60, lambda: None) == []
+    assert mirror.finish(run.checkpoint(8), None, PATIENCE, lambda: None) == []
 
 
 def test_a_claim_in_a_process_of_its_own(run: RunFolder, tmp_path: Path) -> None:
@@ -283,7 +280,7 @@ def test_what_somebody_removes_there(store: Store, run: RunFolder, gone: str) ->
 
 def test_what_is_pruned_there_is_not_lost(store: Store, run: RunFolder) -> None:
     run.owner_file.write_text(f"{TOKEN}\n")
-    fields: dict[str, Any] = {"pause": 0.0, "timeout": 60.0, "rate": 0.0}
+    fields: dict[str, Any] = {"pause": 0.0, "timeout": PATIENCE, "rate": 0.0}
     mirror = Mirroring(run, store.url, claim(store, TOKEN), Policy(limit=1), Storage(), **fields)
     for step in (4, 8):
         assert "lost" not in until_copied(mirror, step, step)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from keepstep.run_folder.storage import Storage
 from tests.helpers.campaigns import cases
 from tests.helpers.folders import STATE, commit
 from tests.helpers.ranks import ROOT
+from tests.helpers.waiting import PATIENCE
 
 TOKENS = ("aaaaaaaaaaaa", "bbbbbbbbbbbb")
 
@@ -52,7 +54,7 @@ class Racer:
         self._process.stdin.flush()
 
     def wait_until_paused(self) -> None:
-        process, deadline = psutil.Process(self._process.pid), time.monotonic() + 60
+        process, deadline = psutil.Process(self._process.pid), time.monotonic() + PATIENCE
         while process.status() != psutil.STATUS_STOPPED:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -83,9 +85,13 @@ def racers(store: Store, run: RunFolder) -> Iterator[list[Racer]]:
 @pytest.mark.parametrize("races", cases([12, 100], long=[100]))
 def test_a_race(store: Store, run: RunFolder, racers: list[Racer], races: int) -> None:
     """As often as it is run: two numbers, the higher one has the run and is not sent away; of the
-    other there is a whole checkpoint that the owner found, or nothing."""
+    other there is a whole checkpoint that the owner found, or nothing. And until one was sent away:
+    on a busy machine one may be through before the other has the processor."""
     deposed = 0
-    for number in range(races):
+    for number in itertools.count():
+        if number >= races and deposed:
+            break
+        assert number < 50 * races, "they never met"
         here = open_store(f"{store.url}-{number}")
         for racer in racers:
             racer.start(here.url, time.monotonic() + 0.05)
@@ -102,7 +108,6 @@ def test_a_race(store: Store, run: RunFolder, racers: list[Racer], races: int) -
         assert f"checkpoint-{(8, 12)[winner]}/{owner}" in counted
         lost = {name.rpartition("/")[0] for name in names if TOKENS[1 - winner] in name}
         assert lost <= counted, "what does not count is gone"
-    assert deposed > 0
 
 
 def newest_on(store: Store, folder: Path) -> int:

@@ -31,6 +31,7 @@ from keepstep.mirror.stores import open_store
 from keepstep.policy.mirror import newest_owner
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.reader import RunFolder
+from tests.helpers.waiting import PATIENCE
 from tests.hub.peer import WRITE_TOKEN, HubPeer
 from tests.mirror.conftest import HUB_BUCKET
 from tests.mirror.server import BUCKET, S3Server
@@ -101,14 +102,14 @@ def assert_one_wins(store: Store, racers: int) -> None:
     owners = []
 
     def race(token: str) -> None:
-        begin.wait(10)
+        begin.wait(PATIENCE)
         owners.append(claim(store, token))
 
     threads = [threading.Thread(target=race, args=(f"{n:012x}",)) for n in range(racers)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     numbers = sorted(owner.number for owner in owners)
     assert len(numbers) == len(set(numbers)) == racers
     assert numbers[0] > before
@@ -161,13 +162,13 @@ def created_in_this_order(store: Store, order: Iterable[int], count: int) -> lis
     threads = [threading.Thread(target=enter, args=(n,), daemon=True) for n in range(count)]
     for thread in threads:
         thread.start()
-        assert ready.acquire(timeout=10)
+        assert ready.acquire(timeout=PATIENCE)
     for number in itertools.chain(order, itertools.cycle(range(count))):
         if len(answers) == count:
             break
         if number not in answers:
             turns[number].turn.release()
-            assert ready.acquire(timeout=10)
+            assert ready.acquire(timeout=PATIENCE)
     return [number for number, has in answers.items() if has]
 
 

@@ -7,21 +7,30 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from keepstep.run_folder.background import BackgroundJob
 
 PROGRAM = """
-import json, os, sys
+import json, os, subprocess, sys, threading, time
 from keepstep.run_folder.background import serve
 
 def do(job):
     if job["hangs"]:
-        import time
         time.sleep(600)
+    if job["begins more"]:  # until all of it has left its class
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        threads = [*map(int, os.listdir("/proc/self/task")), child.pid]
+        while {os.sched_getscheduler(thread) for thread in threads} != {os.SCHED_OTHER}:
+            time.sleep(0.01)
+        child.kill()
+        return {"threads": len(threads)}
     return {"policy": os.sched_getscheduler(0), "session": os.getsid(0), "group": os.getpgid(0)}
 
 sys.exit(serve(do))
@@ -29,13 +38,13 @@ sys.exit(serve(do))
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[[float, bool], BackgroundJob]:
+def start(tmp_path: Path) -> Callable[..., BackgroundJob]:
     (tmp_path / "program_beside.py").write_text(PROGRAM)
 
-    def started(timeout: float, hangs: bool) -> BackgroundJob:
+    def started(timeout: float, **job: bool) -> BackgroundJob:
         return BackgroundJob(
             "program_beside",
-            {"hangs": hangs},
+            {"hangs": False, "begins more": False, **job},
             timeout,
             who="nobody",
             what="the program",
@@ -45,18 +54,37 @@ def start(tmp_path: Path) -> Callable[[float, bool], BackgroundJob]:
     return started
 
 
-def test_training_comes_first(start: Callable[[float, bool], BackgroundJob]) -> None:
+def until_over(job: BackgroundJob) -> dict[str, Any]:
+    """As training does: nobody waits for it."""
+    while (answer := job.poll()) is None:
+        time.sleep(0.01)
+    return answer
+
+
+def test_training_comes_first(start: Callable[..., BackgroundJob]) -> None:
     """By the scheduler's idle class, and in training's own session: between sessions a kernel may
     share out the processor whatever their niceness is."""
-    job = start(600, False)
-    answer = job.wait()
+    answer = until_over(start(600))
     assert answer["policy"] == os.SCHED_IDLE
     assert answer["session"] == os.getsid(0)
     assert answer["group"] != os.getpgid(0), "Ctrl-C is for the training"
 
 
-def test_its_time_is_over(start: Callable[[float, bool], BackgroundJob]) -> None:
-    job = start(1.0, True)
+def test_what_is_waited_for_does_not_give_way(start: Callable[..., BackgroundJob]) -> None:
+    """On a machine that others keep busy, it would not end before they do."""
+    assert until_over(start(600, waited_for=True))["policy"] == os.SCHED_OTHER
+
+
+def test_who_begins_to_wait_has_it_hurry(start: Callable[..., BackgroundJob]) -> None:
+    """All its threads, and what it has started."""
+    if os.geteuid() != 0:
+        pytest.skip("not root: nothing leaves the idle class")
+    answer = start(600, **{"begins more": True}).wait()
+    assert answer["threads"] >= 3, answer
+
+
+def test_its_time_is_over(start: Callable[..., BackgroundJob]) -> None:
+    job = start(1.0, hangs=True)
     assert job.wait() == {
         "error": "nobody did not answer to the end within 1 s",
         "fatal": False,

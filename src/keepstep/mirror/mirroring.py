@@ -289,6 +289,7 @@ class Mirroring:
             "rate": self._rate,
             "node": share.node,
             "nodes": share.nodes,
+            "waited_for": self._ending,
         }
         self._run(job, timeout, self._take)
 

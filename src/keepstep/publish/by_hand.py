@@ -109,6 +109,7 @@ def _pushed(
             raise PushFailedError(f"not published: {what}: damaged, or pruned just now") from error
         log = run.publishing / "push.log"
         storage.make_folder(run.publishing)
+        more |= {"waited_for": True}
         job = push_of(frozen.path, best.step, run.policy(), target, timeout, log, **more)
         try:
             return job.wait()

@@ -31,7 +31,8 @@ class Push(BackgroundJob):
 
 def check(target: Target, card: dict[str, Any], base: str | None, timeout: float) -> dict[str, Any]:
     """Whether the target can be written to, and what is there (see hub.check); or `error`."""
-    return Push({"target": asdict(target), "card": card, "base": base}, timeout).wait()
+    job = {"target": asdict(target), "card": card, "base": base, "waited_for": True}
+    return Push(job, timeout).wait()
 
 
 def push_of(

@@ -84,7 +84,7 @@ class Publisher:
         end = time.monotonic() + self._timeout
         for _ in range(2):  # one that was under way may have failed of what is over by now
             if self._push is None and self._failed(best):
-                self._safely(lambda: self._start(best, end - time.monotonic(), copy=True))
+                self._safely(lambda: self._start(best, end - time.monotonic(), waited_for=True))
             if self._push is not None:
                 self._push.wait(stop)
                 self._safely(self._hear)
@@ -120,15 +120,16 @@ class Publisher:
         """Whether nothing has come of pushing it so far."""
         return "error" in self._done.get(best.step, {"error": "not tried"})
 
-    def _start(self, best: Checkpoint, timeout: float, copy: bool = False) -> None:
+    def _start(self, best: Checkpoint, timeout: float, waited_for: bool = False) -> None:
         frozen = self.run.publishing / best.path.name
         self._began = time.monotonic()
         try:
-            freeze(best, frozen, self._storage, copy)
+            freeze(best, frozen, self._storage, copy=waited_for)
         except FileNotFoundError:
             return  # it was pruned this very moment: a better one has come
         log = self.run.publishing / "push.log"
-        self._push = push_of(frozen, best.step, self.policy, self.target, timeout, log)
+        told: Any = {"waited_for": waited_for}
+        self._push = push_of(frozen, best.step, self.policy, self.target, timeout, log, **told)
 
     def _hear(self) -> None:
         """Take in what came of the push, if it has ended."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ class BackgroundJob:
         """
         Args:
             module: that is run.
-            job: JSON; with `timeout`, and `until` on the clock that all processes share.
+            job: JSON; with `timeout`, and `until` on the clock that all processes share. Where it
+                is `waited_for` from its beginning, it gives way to nobody.
             timeout: seconds that it may take.
             who: answers it (`the Hub`), as people are told.
             what: it is, likewise (`the push`).
@@ -78,8 +79,10 @@ class BackgroundJob:
         return self._answer
 
     def wait(self, stop: Callable[[], str | None] = lambda: None) -> dict[str, Any]:
-        """The same, once it has ended, its time is over, or `stop` says why not to wait."""
+        """The same, once it has ended, its time is over, or `stop` says why not to wait. Meanwhile
+        it does not give way: who waits has nothing to do that would come first."""
         while (answer := self.poll()) is None:
+            self._hasten()
             if (reason := stop()) is not None:
                 self.stop()
                 self._answer = answer = {"error": reason}
@@ -92,6 +95,12 @@ class BackgroundJob:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+    def _hasten(self) -> None:
+        """(Who is not root may not: what has given way then goes on doing so.)"""
+        with contextlib.suppress(OSError):  # or one of them has just ended
+            for thread in _threads_of(self._process.pid):
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
     def _collect(self, late: bool) -> dict[str, Any]:
         self.stop()
@@ -116,8 +125,9 @@ def serve(do: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     """
     for number in signals.SIGNALS:  # to all processes of a job: our parent decides
         signal.signal(number, signal.SIG_IGN)
-    _give_way()
     job = json.load(sys.stdin)
+    if not job.get("waited_for"):
+        _give_way()
     # Our parent ends us at the deadline; if it is gone, we end ourselves, with or after it.
     signal.alarm(int(job["timeout"]) + 5)
     signals.die_with_parent(signal.SIGKILL, job.get("parent"))
@@ -131,6 +141,14 @@ def serve(do: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
         answer = {"error": told, "fatal": not of_disk if fatal is None else fatal}
     print(json.dumps(answer), flush=True)
     return 1 if "error" in answer else 0
+
+
+def _threads_of(pid: int) -> Iterator[int]:
+    """Those of a process, and of all that it has started."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        yield int(thread.name)
+        for child in (thread / "children").read_text().split():
+            yield from _threads_of(int(child))
 
 
 def _give_way() -> None:
