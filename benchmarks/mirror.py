@@ -103,7 +103,7 @@ def server() -> Iterator[dict[str, str]]:
             "AWS_REGION": "us-east-1",
         }
     finally:
-        process.communicate("", timeout=30)
+        process.communicate("", timeout=TIMEOUT)
 
 
 def launched(

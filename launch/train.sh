@@ -210,12 +210,15 @@ start_launcher() {
   fi
   exec "$@"
 }
-launcher='' interrupts=0 asked=''
+launcher='' interrupts=0 asked='' passed_on=''
 read -r began _ </proc/uptime || began=''
 stop() {
   asked=1
   : >"$scratch/asked" # else TERM is how the launcher ends ranks whose peer is gone
-  [[ -z $launcher ]] || kill -TERM "$launcher" 2>/dev/null || true
+  if [[ -n $launcher ]]; then
+    passed_on=1
+    kill -TERM "$launcher" 2>/dev/null || true
+  fi
 }
 interrupt() { # the second means now; a kill costs no more than the steps since the last save
   interrupts=$((interrupts + 1))
@@ -230,13 +233,14 @@ interrupt() { # the second means now; a kill costs no more than the steps since 
 
 attempt() { # launch the run once; set `code`, `said`, `code_told`
   rm -f "$KEEPSTEP_STATUS_FILE" "$scratch/held"
+  passed_on=''
+  trap stop TERM HUP USR1 USR2
+  trap interrupt INT
   without_launcher_traceback <"$scratch/stderr" &
   filter=$!
   start_launcher 2>"$scratch/stderr" &
   launcher=$! launched=$!
-  trap stop TERM HUP USR1 USR2
-  trap interrupt INT
-  [[ -z $asked ]] || stop # since the attempt before had ended
+  [[ -z $asked || -n $passed_on ]] || stop # asked before the launcher's process was known
   code=0 # bash's own word about a job that was killed is left out: "line 158: 7226 Killed"
   wait "$launcher" 2>/dev/null || code=$?
   while kill -0 "$launcher" 2>/dev/null; do # a trapped signal ends `wait` early

@@ -17,7 +17,7 @@ JOB = PROGRAMS / "failing_job.py"
 @pytest.mark.parametrize("mode", ["off", "lazy"])
 def test_all_ranks_learn_which_and_why(ranks: Ranks, tmp_path: Path, rank: int, mode: str) -> None:
     """Rank `rank` may write no file above 1000 bytes at step 2: the kernel's own EFBIG."""
-    run = ranks.run([str(tmp_path / "run"), str(rank), mode], script=JOB, timeout=60)
+    run = ranks.run([str(tmp_path / "run"), str(rank), mode], script=JOB)
     told = [line for line in run.output.splitlines() if line.startswith("told ")]
     assert len(told) == 2
     for line in told:

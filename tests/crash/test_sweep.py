@@ -47,7 +47,7 @@ class Sweep:
         known = len(self.told())
         argv = [self.run, self.progress, self.limit, STEPS, rank, nth, self.request, self.mode]
         run = self.ranks.start([str(a) for a in argv], processes=self.world, script=JOB)
-        codes = run.wait(60)
+        codes = run.wait()
         if nth == 0:
             assert set(codes) == {0}, run.output
         return codes, self.told()[known:]

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers.launchers import end, start, wait_until
+from tests.helpers.launchers import TIMEOUT, end, faults, start, wait_until
 from tests.helpers.recipes import argv
 from tests.helpers.waiting import wait_for
 
@@ -58,8 +58,9 @@ def losses_of(folder: Path) -> list[tuple[int, float]]:
 def test_killed_again_and_again(demo: Path, tmp_path: Path, first: int) -> None:
     """A rank, the launcher, everything but the command, its script, and ranks in a save."""
     recipe = recipe_of(demo, tmp_path / "killed", save_steps=4)
-    folder, log = tmp_path / "killed", tmp_path / "log"
-    process = start(["launch/train.sh", str(recipe), "--retries", "3"], log)
+    folder, log, file = tmp_path / "killed", tmp_path / "log", tmp_path / "faults"
+    command = ["launch/train.sh", str(recipe), "--retries", "3"]
+    process = start(command, log, env=faults(file, hold=STEPS - 4))
 
     def everything() -> list[psutil.Process]:
         return psutil.Process(process.pid).children(recursive=True)
@@ -73,11 +74,12 @@ def test_killed_again_and_again(demo: Path, tmp_path: Path, first: int) -> None:
     for number, victims in enumerate(kills[first:]):
         newest = max([0, *steps_of(folder)])
         wait_for(lambda newest=newest: max([0, *steps_of(folder)]) > newest, process, log)
+        if victims is kills[-1]:  # the next attempt stands still in its first save
+            faults(file, place="save", seconds=TIMEOUT)
         kill(victims())
         wait_for(lambda n=number: log.read_text().count("launching again") > n, process, log)
-    newest = max(steps_of(folder))
-    wait_for(lambda: max(steps_of(folder)) > newest, process, log)
-    wait_for(lambda: list((folder / "run/.keepstep").glob("staging/*")), process, log)
+    wait_for(lambda: Path(f"{file}.fired").exists(), process, log)
+    faults(file)
     kill(everything())
 
     code, output = end(process, log)

@@ -16,6 +16,7 @@ from tests.helpers import launchers, unreadable
 from tests.helpers.campaigns import cases
 from tests.helpers.folders import final_digests
 from tests.helpers.ranks import PROGRAMS, ROOT, Ranks
+from tests.helpers.waiting import PATIENCE
 
 SCRIPT = PROGRAMS / "two_lines.py"
 ALONE = {"strategy": "ddp", "processes": 1}
@@ -47,7 +48,7 @@ def test_killed_at_a_step_and_in_a_save_and_carried_on(
     whole = ranks.run(command(straight, demo), script=SCRIPT, **how)
     assert "begins at 0: " in whole.output
 
-    first = ranks.start(command(broken, demo), script=SCRIPT, **how)
+    first = ranks.start(command(broken, demo, hold=6), script=SCRIPT, **how)
     first.wait_for("step  6/12  loss")
     first.kill(signal.SIGKILL)
     first.wait()
@@ -56,7 +57,7 @@ def test_killed_at_a_step_and_in_a_save_and_carried_on(
     second.kill(signal.SIGKILL)
     second.wait()
     assert RunFolder(broken).checkpoints()[-1].step == 4
-    third = ranks.start(command(broken, demo), script=SCRIPT, **how)
+    third = ranks.start(command(broken, demo, hold=10), script=SCRIPT, **how)
     third.wait_for("step 10/12  loss")
     third.kill(signal.SIGTERM, ranks=[how["processes"] - 1])
     assert set(third.wait()) == {75}
@@ -93,7 +94,7 @@ def test_a_script_hears_that_its_run_goes_back(ranks: Ranks, demo: Path, tmp_pat
 def test_on_fewer_processes(ranks: Ranks, demo: Path, workspace: Path) -> None:
     """The rows of a step are shared out anew: the run had 8, and one process has 4 at a time."""
     run = workspace / "api-resized"
-    first = ranks.start(command(run, demo), script=SCRIPT, strategy="cpu_zero3")
+    first = ranks.start(command(run, demo, hold=11), script=SCRIPT, strategy="cpu_zero3")
     first.wait_for("saved checkpoint-4")
     first.kill(signal.SIGKILL)
     first.wait()
@@ -197,7 +198,8 @@ def test_launched_as_scripts_are(demo: Path, workspace: Path, launcher: str) -> 
             *("--num_processes", "2", "--main_process_port", "0"),
         ],
     }[launcher]
-    started = launchers.start([*prefix, str(SCRIPT), *command(run, demo)], log)
+    # At step 9, where checkpoint-8 was begun, checkpoint-4 has been saved.
+    started = launchers.start([*prefix, str(SCRIPT), *command(run, demo, hold=9)], log)
     launchers.wait_until(log, "saved checkpoint-4", started)
     os.kill(started.pid, signal.SIGTERM)
     launchers.end(started, log)
@@ -230,7 +232,8 @@ def test_whatever_a_script_gives(demo: Path, workspace: Path, which: str) -> Non
     folder, log = workspace / f"inputs-{which}", workspace / f"inputs-{which}.log"
     script = ["-m", "tests.rank_programs.inputs"]
     program = [sys.executable, *script, str(folder), str(demo), *INPUTS[which]]
-    code, output = launchers.end(launchers.start(program, log), log, timeout=240)
+    started = launchers.start(program, log)
+    code, output = launchers.end(started, log, timeout=2 * PATIENCE)  # twenty-one trainings
     assert code == 0, output[-6000:]
     told = dict(re.findall(r"case ([\w-]+): (.*)", output))
     ranking = {case: "recency" if case == "no-evaluation" else "metric" for case in INPUTS[which]}

@@ -22,12 +22,13 @@ import pytest
 from benchmarks.gpu import launches
 
 from tests.helpers.ranks import ROOT, Ranks
+from tests.helpers.waiting import PATIENCE
 
 REPORT = re.compile(r'\{(?:"\w+": [-+.e\d]+(?:, )?)*\}')  # of a worker: names and numbers
 SCRIPTS = sorted(ROOT.glob("benchmarks/*.py"))
 
 
-def bench(name: str, *argv: object, folder: Path = ROOT, timeout: float = 240) -> str:
+def bench(name: str, *argv: object, folder: Path = ROOT, timeout: float = PATIENCE) -> str:
     command = [sys.executable, str(ROOT / "benchmarks" / name), *map(str, argv)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr

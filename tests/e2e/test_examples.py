@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.ranks import ROOT
+from tests.helpers.waiting import PATIENCE
 
 
 def run_example(name: str, cwd: Path, *arguments: str) -> str:
@@ -24,7 +25,7 @@ def run(command: list[str], cwd: Path) -> str:
         env={**os.environ, "HF_DATASETS_CACHE": str(cwd / "cache")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_accelerate_launch(recipe: Path, tmp_path: Path) -> None:
 
 def test_train_sh_stops_on_request_and_carries_on(recipe: Path, tmp_path: Path) -> None:
     log, command = tmp_path / "log", ["launch/train.sh", str(recipe)]
-    process = start(command, log)
+    process = start(command, log, env=launchers.faults(tmp_path / "faults", hold=2))
     wait_until(log, "step  2/12  loss", process)
     process.send_signal(signal.SIGTERM)
     code, output = end(process, log)
@@ -76,7 +77,7 @@ def test_train_sh_when_a_rank_is_killed(recipe: Path, tmp_path: Path) -> None:
     ranks = ranks_of(process)
     assert len(ranks) == 2
     ranks[1].kill()
-    code, output = end(process, log, timeout=30)
+    code, output = end(process, log)
     assert code == 70, output
     assert not any(rank.is_running() for rank in ranks)
     assert json.loads((tmp_path / "run/.keepstep/status.json").read_text())["outcome"] == "failed"
@@ -130,6 +131,39 @@ def test_train_sh_interrupted_while_it_imports(
     assert RunFolder(tmp_path / "run").checkpoints() == []
 
 
+# The script has no processor for a second between the launcher's start and the next command; the
+# launcher hears of a stop as ranks do.
+SLOW_SCRIPT = """
+set -T
+trap '[[ $BASH_COMMAND != "launcher=\\$! launched="* ]] || sleep 1' DEBUG
+"""
+HASTY_LAUNCHER = """#!/bin/sh
+trap 'exit 1' TERM
+kill -%s "$PPID"
+while :; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM"])
+def test_train_sh_asked_to_stop_in_the_moment_of_a_launch(tmp_path: Path, name: str) -> None:
+    launcher = tmp_path / "accelerate-launch"
+    launcher.write_text(HASTY_LAUNCHER % name)
+    launcher.chmod(0o755)
+    (tmp_path / "slow").write_text(SLOW_SCRIPT)
+    ended = subprocess.run(
+        ["launch/train.sh", RECIPE],
+        cwd=ROOT,
+        env=os.environ
+        | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BASH_ENV": str(tmp_path / "slow")},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        preexec_fn=launchers.hear_signals,
+    )
+    assert ended.returncode == 75, ended.stderr
+    assert "stopped before the run began; run the same command again" in ended.stderr
+
+
 def launcher_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     found = psutil.Process(process.pid).children()
     return [p for p in found if "accelerate" in " ".join(p.cmdline()[:2])]
@@ -147,7 +181,7 @@ def test_train_sh_interrupted_twice(recipe: Path, tmp_path: Path) -> None:
     time.sleep(1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    code, output = end(process, log, timeout=10)
+    code, output = end(process, log)
     assert code == 70, output
     assert not any(rank.is_running() for rank in ranks)
     assert output.endswith("keepstep: ended at once; the same command goes on from the last save\n")
@@ -168,14 +202,20 @@ def test_train_sh_with_a_bad_recipe(recipe: Path, tmp_path: Path) -> None:
 
 def refused(*argv: str, **env: str | None) -> str:
     """What launch/train.sh says before anything is imported, with exit status 2."""
-    began = time.monotonic()
-    environment = {n: v for n, v in {**os.environ, **env}.items() if v is not None}
-    ended = subprocess.run(
-        ["launch/train.sh", *argv], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    with tempfile.TemporaryDirectory() as made:
+        trap, told = Path(made, "torch.py"), Path(made, "imported")
+        trap.write_text(f"open({str(told)!r}, 'w').close()")
+        environment = {**os.environ, "PYTHONPATH": made, **env}
+        ended = subprocess.run(
+            ["launch/train.sh", *argv],
+            cwd=ROOT,
+            env={n: v for n, v in environment.items() if v is not None},
+            capture_output=True,
+            text=True,
+        )
+        assert not told.exists(), "an import of torch"
     assert ended.returncode == 2, ended.stderr
     assert ended.stdout == ""
-    assert time.monotonic() - began < 20, "an import of torch"
     return ended.stderr
 
 
@@ -373,7 +413,7 @@ def test_a_launcher_goes_with_its_script(recipe: Path, tmp_path: Path) -> None:
     wait_until(log, "step     2/10000  loss", process)
     ranks = ranks_of(process)
     process.kill()
-    _, alive = psutil.wait_procs(ranks, timeout=40)
+    _, alive = psutil.wait_procs(ranks, timeout=TIMEOUT)
     assert not alive
     status = json.loads((tmp_path / "run/.keepstep/status.json").read_text())
     assert status["outcome"] == "preempted"
@@ -387,13 +427,13 @@ def test_ranks_go_with_their_launcher(recipe: Path, tmp_path: Path) -> None:
     wait_until(log, "step     2/10000  loss", process)
     ranks = ranks_of(process)
     ranks[0].parent().kill()
-    _, alive = psutil.wait_procs(ranks, timeout=40)
+    _, alive = psutil.wait_procs(ranks, timeout=TIMEOUT)
     assert not alive
     # (The kernel sends it when the launcher's first thread ends: others may still be there then.)
     assert re.search(r"SIGTERM( \(its launcher is gone\))? to rank 0", log.read_text())
     status = json.loads((tmp_path / "run/.keepstep/status.json").read_text())
     assert status["outcome"] == "preempted"
-    end(process, log, timeout=20)
+    end(process, log)
 
 
 @pytest.mark.long  # of what it shows, each part has a test of its own

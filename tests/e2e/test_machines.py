@@ -66,7 +66,7 @@ class Run:
         told = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS", "HF_HUB_OFFLINE")}
         told |= {"KEEPSTEP_JOIN_SECONDS": "4", "KEEPSTEP_PROCESSES": "1"}
         told |= {"PYTHONPATH": str(HOOKS), "KEEPSTEP_FAULTS": str(self._faults)}
-        return self.machines.start(name, command, **told, **variables)
+        return self.machines.start(name, command, **(told | variables))
 
     def saved(self, step: int) -> None:
         """Wait for a checkpoint of that step, or of a later one."""
@@ -129,7 +129,10 @@ def same_curve(run: Run, undisturbed: Path) -> None:
 
 def test_a_machine_leaves_and_comes_back(pair: Run, undisturbed: Path) -> None:
     """With a save, as a spot machine that is told so; nothing is trained twice."""
-    one, two = pair.start("one", "1:2"), pair.start("two", "1:2")
+    # A busy machine may come late, or give no sign for a while: here nobody is given up for that.
+    patient = {"KEEPSTEP_JOIN_SECONDS": "120"}
+    pair.recipe(peer_timeout_seconds=120)
+    one, two = pair.start("one", "1:2", **patient), pair.start("two", "1:2", **patient)
     pair.saved(10)
     pair.faults(step_seconds=1.0)  # the next attempt outlasts any start of a machine
     two.signal(signal.SIGTERM)
@@ -137,7 +140,7 @@ def test_a_machine_leaves_and_comes_back(pair: Run, undisturbed: Path) -> None:
     assert "this machine leaves, the others go on" in two.text()
     one.says("carrying on")
     pair.faults(step_seconds=0.0)
-    two = pair.start("two", "1:2")
+    two = pair.start("two", "1:2", **patient)
     one.says("two has come: saving, then on 2 machines")
     assert (one.ends(), two.ends()) == (0, 0), one.text() + two.text()
     attempts = pair.folder.attempts()

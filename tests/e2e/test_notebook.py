@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import final_digests
+from tests.helpers.waiting import PATIENCE
 
 SETTINGS = """
 import os, signal
@@ -56,7 +61,10 @@ def executed(folder: Path, demo: Path, run: Path, at: int, times: int = 1) -> li
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(c.format(demo=demo, run=run, at=at)) for c in cells]
     )
-    NotebookClient(notebook, timeout=240, kernel_name="python3", cwd=str(folder)).execute()
+    # By sockets in the runtime folder: a port that was free may be somebody's when it is used.
+    patience: Any = {"timeout": PATIENCE, "startup_timeout": PATIENCE}
+    patience["config"] = Config(KernelManager={"transport": "ipc"})
+    NotebookClient(notebook, **patience, kernel_name="python3", cwd=str(folder)).execute()
     return [
         "".join(o["text"] for o in cell["outputs"] if o.get("name") == "stdout")
         for cell in notebook["cells"][1:]
@@ -64,10 +72,12 @@ def executed(folder: Path, demo: Path, run: Path, at: int, times: int = 1) -> li
 
 
 @pytest.fixture(autouse=True)
-def _kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+    with tempfile.TemporaryDirectory() as short:  # a socket's path has 107 characters at most
+        monkeypatch.setenv("JUPYTER_RUNTIME_DIR", short)
+        yield
 
 
 def test_interrupted_and_run_again(demo: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from keepstep.cli.network import free_port
 from keepstep.run_folder.reader import RunFolder
+from tests.helpers.launchers import faults
 from tests.helpers.pods import USER, Job, Pod, copied, image, obstacle, verdict
 from tests.helpers.recipes import argv
 from tests.helpers.waiting import wait_for
@@ -78,6 +79,7 @@ def test_what_the_rules_say(name: str) -> None:
 def test_evicted_then_killed_for_lack_of_memory(folder: Path, demo: Path) -> None:
     """As the image's entry point, not as root: TERM is a save and 75, KILL costs steps since."""
     made = job("one-pod.yaml", folder, demo, 1)
+    made.values |= faults(folder / "faults", hold=2)  # a probe takes seconds on a busy machine
     first = made.start()
     first.wait_until("step  2/40  loss")
     assert first.init().cmdline()[0] == "tini"
@@ -88,6 +90,7 @@ def test_evicted_then_killed_for_lack_of_memory(folder: Path, demo: Path) -> Non
     assert made.judge(first, code) == "Again"
     stopped = run_of(made).checkpoints()[-1].step
 
+    faults(folder / "faults", hold=35)
     second = made.start()
     second.wait_until(f"carrying on from checkpoint-{stopped}")
     second.wait_until("loss")
@@ -97,6 +100,7 @@ def test_evicted_then_killed_for_lack_of_memory(folder: Path, demo: Path) -> Non
     assert made.judge(second, code) == "Again"
 
     saved = run_of(made).checkpoints()[-1].step
+    faults(folder / "faults")
     last = made.start()
     code = last.ended()
     assert code == 0, last.log.read_text()

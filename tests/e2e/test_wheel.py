@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -96,7 +97,7 @@ def keepstep(commands: Path, folder: Path, *argv: str) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=launchers.TIMEOUT,
     ).stdout
 
 
@@ -138,12 +139,12 @@ def test_the_wheel_carries_on(installed: Path, tmp_path: Path) -> None:
     flags = [text for name, value in fields.items() for text in (f"--{name}", str(value))]
     command = [str(installed / "keepstep"), "launch", "recipe.yaml", *flags]
 
-    def launch() -> subprocess.Popen[bytes]:
+    def launch(**more: str) -> subprocess.Popen[bytes]:
         with open(log, "wb") as output:
             process = subprocess.Popen(
                 command,
                 cwd=work,
-                env=bare(KEEPSTEP_CONFIG="cpu_zero2", KEEPSTEP_PROCESSES="1"),
+                env=bare(KEEPSTEP_CONFIG="cpu_zero2", KEEPSTEP_PROCESSES="1", **more),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -152,11 +153,13 @@ def test_the_wheel_carries_on(installed: Path, tmp_path: Path) -> None:
         launchers.watch(process.pid)
         return process
 
-    process = launch()
+    # Where checkpoint-20 was begun, checkpoint-10 has been saved.
+    process = launch(**launchers.faults(tmp_path / "faults", hold=35))
     wait_until(log, "saved checkpoint-10", process)
     for one in psutil.Process(process.pid).children(recursive=True):
-        if "-m keepstep.train" in " ".join(one.cmdline()[:4]):
-            one.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # helpers of the script come and go
+            if "-m keepstep.train" in " ".join(one.cmdline()[:4]):
+                one.kill()
     code, output = end(process, log)
     assert code == 70, output
     standing = json.loads(

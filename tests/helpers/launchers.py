@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -13,6 +16,7 @@ from tests.helpers.ranks import ROOT
 from tests.helpers.waiting import PATIENCE, wait_for
 
 TIMEOUT = PATIENCE
+HOOKS = ROOT / "tests/slurm/helpers/hooks"
 _started: list[psutil.Process] = []
 
 
@@ -23,11 +27,18 @@ def hear_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def start(command: list[str], log: Path, cwd: Path = ROOT) -> subprocess.Popen[bytes]:
+def start(
+    command: list[str], log: Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """
+    Args:
+        env: beside this process's own.
+    """
     with open(log, "wb") as output:
         process = subprocess.Popen(
             command,
             cwd=cwd,
+            env={**os.environ, **(env or {})},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -35,6 +46,13 @@ def start(command: list[str], log: Path, cwd: Path = ROOT) -> subprocess.Popen[b
         )
     watch(process.pid)
     return process
+
+
+def faults(file: Path, **values: object) -> dict[str, str]:
+    """The environment of a launch in which that goes wrong: see hooks/sitecustomize.py. What the
+    file holds when an attempt's ranks begin counts for it."""
+    file.write_text(json.dumps(values))
+    return {"PYTHONPATH": str(HOOKS), "KEEPSTEP_FAULTS": str(file)}
 
 
 def watch(pid: int) -> None:

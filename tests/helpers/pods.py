@@ -105,7 +105,9 @@ class Pod:
         init = self.init()
         told = [f"{name}={value}" for name, value in init.environ().items()]
         enter = ["nsenter", "-t", str(init.pid), "-m", "-u", "-p", "env", "-i", *told, *AS_USER]
-        return subprocess.run([*enter, *command], capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            [*enter, *command], capture_output=True, text=True, timeout=launchers.TIMEOUT
+        )
 
     def ended(self, timeout: float = launchers.TIMEOUT) -> int | None:
         """The container's exit status; None: it went with its node."""

@@ -2,8 +2,9 @@
 
 `kill` is a step: the last rank is killed in the middle of that step's save; `raise` is one after
 which a callback fails; `evaluate` one at whose end a callback evaluates by itself, and the last
-rank is asked to stop. `train` is what train() is given. But for these the script is what a person
-would write.
+rank is asked to stop; `hold` one behind which the last rank stands still until it has heard a
+signal, so that the run is at work then, however late that comes. `train` is what train() is given.
+But for these the script is what a person would write.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ import json
 import os
 import signal
 import sys
+import time
 
 from datasets import Dataset
 from transformers import TrainerCallback
 
 from keepstep import KeepstepConfig, KeepstepTrainer
-from keepstep.ranks import collectives
+from keepstep.ranks import collectives, signals
 from keepstep.save.rank_part import Part
 
 RUN, DEMO, *OTHERS = sys.argv[1:]
 FIELDS = json.loads(OTHERS[0]) if OTHERS else {}
-KILL, RAISE, EVALUATE, REQUEST = (
-    FIELDS.pop(name, None) for name in ("kill", "raise", "evaluate", "train")
+KILL, RAISE, EVALUATE, HOLD, REQUEST = (
+    FIELDS.pop(name, None) for name in ("kill", "raise", "evaluate", "hold", "train")
 )
 finish = Part.finish
 
@@ -42,6 +44,11 @@ class Told(TrainerCallback):
             optimizer = optimizer.optimizer
         entries = f"{len(optimizer.state)} {lr_scheduler.last_epoch}"
         print(f"begins at {state.global_step}: {entries}", flush=True)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == HOLD and args.process_index == args.world_size - 1:
+            while signals.requested() is None:
+                time.sleep(0.01)
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == RAISE:

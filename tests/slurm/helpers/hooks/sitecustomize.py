@@ -1,8 +1,9 @@
 """On PYTHONPATH of a job's ranks: makes them slow, pause, or die, where a file says so.
 
-$KEEPSTEP_FAULTS is JSON: `step_seconds`; and `place` (start, step, evaluation, save), `step`,
-`rank`, with `seconds` to pause there, once, or `die`, every time. What has fired is added to
-FILE.fired.
+$KEEPSTEP_FAULTS is JSON: `step_seconds`, of steps behind step `from`; `hold`, a step behind which
+each rank stands still until it has heard a signal, so that the run is at work then, however late
+that comes; and `place` (start, step, evaluation, save), `step`, `rank`, with `seconds` to pause
+there, once, or `die`, every time. What has fired is added to FILE.fired.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def arm() -> None:
         time.sleep(0.02)
     trainer = sys.modules["keepstep.trainer.sft"].KeepstepTrainer
     part = sys.modules["keepstep.save.rank_part"].Part
+    signals = sys.modules["keepstep.ranks.signals"]
 
     def at(place: str, step: int) -> None:
         if (place, RANK) != (faults.get("place"), faults.get("rank", 0)):
@@ -40,21 +42,29 @@ def arm() -> None:
             os._exit(1)
         time.sleep(faults["seconds"])
 
-    def patched(owner: Any, name: str, place: str, step_of: Any, pause: float = 0.0) -> None:
+    def patched(owner: Any, name: str, place: str, step_of: Any) -> None:
         original = getattr(owner, name)
 
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            time.sleep(pause)
-            at(place, step_of(self))
+            step = step_of(self)
+            if place == "step":
+                slow_down(step)
+            at(place, step)
             return original(self, *args, **kwargs)
 
         setattr(owner, name, method)
+
+    def slow_down(step: int) -> None:
+        if step >= faults.get("from", 0):
+            time.sleep(faults.get("step_seconds", 0.0))
+        while step == faults.get("hold") and signals.requested() is None:
+            time.sleep(0.01)
 
     def current(self: Any) -> int:
         return int(self.state.global_step)
 
     patched(trainer, "_prepare_for_training", "start", lambda self: 0)
-    patched(trainer, "training_step", "step", current, faults.get("step_seconds", 0.0))
+    patched(trainer, "training_step", "step", current)
     patched(trainer, "prediction_step", "evaluation", current)
     patched(part, "finish", "save", lambda self: int(self.folder.name.partition("-")[2]))
 
