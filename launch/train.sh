@@ -109,17 +109,6 @@ if [[ $gpus -eq 0 ]]; then
   export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} # or DeepSpeed looks for one, and says so
   check_extensions
 fi
-# Killed in a moment in which it held torch's lock there, a run leaves it, and every later one would
-# wait for ever. A process that holds it is seen here, but not one in another container: its time is
-# waited for. (On a network filesystem it may be another machine's: that is left alone.)
-held() { [[ -n $(find /proc/[0-9]*/fd -lname "$1" -print -quit 2>/dev/null) ]]; }
-for lock in "${TORCH_EXTENSIONS_DIR:-${HOME:-/tmp}/.cache/torch_extensions}"/{,*/}*/lock; do
-  [[ -e $lock && $(stat -f -c %T "$lock") =~ ^(ext|xfs|btrfs|zfs|tmpfs|overlay) ]] || continue
-  lock=$(realpath "$lock")
-  while [[ -e $lock ]] && ! held "$lock"; do
-    if [[ -n $(find "$lock" -mmin +3) ]]; then rm -f "$lock"; else sleep 2; fi
-  done
-done
 # After a stop request the launcher ends its ranks by force when this many seconds have passed.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
 

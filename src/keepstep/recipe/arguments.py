@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from keepstep.output.terminal import complain
 from keepstep.output.units import parse_bytes, parse_duration, parse_moment
 from keepstep.policy.auto_interval import AUTO, AutoInterval
 from keepstep.policy.batch import Batch
@@ -19,6 +20,7 @@ from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.retention import Policy
 from keepstep.policy.schedule import Schedule
 from keepstep.ranks import signals
+from keepstep.ranks.compile_locks import remove_stale_locks
 from keepstep.recipe.trajectory import word
 from keepstep.save.saver import Mode
 
@@ -391,6 +393,7 @@ class CheckpointArguments(Combined):
             with contextlib.suppress(ValueError):  # preflight tells of it
                 self.save_interval_seconds = float(self.save_interval_seconds)
         named = self.output_dir
+        remove_stale_locks(complain)  # the process group is made next, with DeepSpeed's extension
         super().__post_init__()
         if not named:  # TrainingArguments would train into a folder of its own choice
             self.output_dir = None
