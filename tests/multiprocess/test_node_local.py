@@ -339,7 +339,7 @@ def test_the_store_refuses_one_machine(ranks: Ranks, demo: Path, s3: S3Server, d
     s3.fault("status", method="PUT", path=refused, times=-1, status=403, message="AccessDenied")
     mirror = {"mirror": f"s3://{BUCKET}/runs", "node_local": True, "deadline": "2100-01-01T00:00Z"}
     how: dict[str, Any] = {"strategy": "cpu_zero2", "nodes": 2, "disks": disks}
-    command = argv(demo, disks / "here/run", max_steps=2000, save_total_limit=2, **mirror)
+    command = argv(demo, disks / "here/run", max_steps=100_000, save_total_limit=2, **mirror)
     run = ranks.start(command, env=s3.environment(), **how)
     why = rf"on {re.escape(socket.gethostname())} \(machine 1\): s3://bucket/runs/run: .*"
     run.wait_for(rf"Not mirrored: checkpoint-\d+: {why}\n    Hint: .*\n    Tried again in ")

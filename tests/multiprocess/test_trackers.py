@@ -69,13 +69,14 @@ def test_one_curve(followed: dict[str, Any]) -> None:
     names = {name for row in rows for name in row if not name.startswith("_")}
     for name in names - {"train/global_step"}:
         assert trackers.twice(trackers.steps_of(rows, name)) == []
-    # W&B had not written anything of the first attempt: its losses are made up for.
-    assert trackers.steps_of(rows, "keepstep/save_bytes") == saves[1:]
+    # W&B writes after a while: had it nothing of the first attempt, its losses are made up for.
+    assert trackers.steps_of(rows, "keepstep/save_bytes") in (saves, saves[1:])
     seen = dict(curves["train/loss"])
     told = {row["train/global_step"]: row["train/loss"] for row in rows if "train/loss" in row}
     assert told == pytest.approx(seen)
     assert set(tracked_of(run).reached.values()) == {8}
     for name in ("goodput", "save_gb_per_second", "save_lag_seconds", "disk_free_bytes"):
         assert f"keepstep/{name}" in curves
-        assert f"keepstep/{name}" in rows[7]
-    assert 0 < rows[7]["keepstep/goodput"] < 1
+        assert f"keepstep/{name}" in names
+    goodput = [row["keepstep/goodput"] for row in rows if "keepstep/goodput" in row]
+    assert all(0 < share < 1 for share in goodput)
