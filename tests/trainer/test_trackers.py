@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import shutil
+import sqlite3
 from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from keepstep.trainer.tracker_kinds import KINDS
 from keepstep.trainer.trackers import Trackers
 from tests.helpers import trackers
 from tests.helpers.attempts import Launch
+from tests.slurm.helpers.processes import wait_for
 
 LIBRARIES = ("tensorboard", "wandb", "trackio", "mlflow")
 lacks = {name: importlib.util.find_spec(name) is None for name in LIBRARIES}
@@ -116,7 +118,8 @@ class Attempt:
             if name not in ends:
                 continue
             if name == "MLflowCallback":
-                callback._ml_flow.flush_async_logging()
+                if fed := self.callback_handler.callbacks[0]._fed:
+                    fed[0].tracker._courier.finish(300)
                 callback._ml_flow.end_run("KILLED")
             elif name == "TrackioCallback":
                 callback._trackio.finish()
@@ -349,3 +352,28 @@ def test_one_that_fails_while_it_closes(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "report_to: tensorboard: [Errno 27] File too large" in caplog.text
+
+
+@pytest.mark.long  # MLflow waits for a minute
+@pytest.mark.skipif(lacks["mlflow"], reason="mlflow is not installed")
+def test_a_store_of_mlflow_that_is_locked_for_a_while(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Longer than MLflow tries: what came meanwhile is not lost, and in order."""
+    store = f"sqlite:///{place}/store.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+    attempt = Attempt(place / "run", ["mlflow"])
+    attempt.train(2, saves=(2,))
+    fed = attempt.callback_handler.callbacks[0]._fed[0]
+    with caplog.at_level(logging.WARNING), sqlite3.connect(place / "store.db") as database:
+        database.execute("BEGIN EXCLUSIVE")
+        for step in (3, 4):
+            fed.held.add(step, {"loss": 1.0, "epoch": 1.0})
+            attempt.callback_handler.callbacks[0]._give(fed, step, attempt.state, None)
+        wait_for("a failure", lambda: fed.tracker._courier.failure is not None, 300)
+        database.rollback()
+    attempt.tell("on_train_end")
+    assert "report_to: mlflow: it answers again" in caplog.text
+    (points,) = trackers.mlflow_points(store).values()
+    assert [step for step, _ in points["loss"]] == [1, 2, 3, 4]

@@ -7,11 +7,17 @@ The libraries themselves are imported by these callbacks alone: none of them nee
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from keepstep.policy.tracking import OWN, TrackerRun
+from keepstep.ranks.console import waiting
+from keepstep.trainer.courier import Courier, line_of
 from keepstep.trainer.offline_trackers import Comet, SwanLab
 from keepstep.trainer.tracker import Opening, Tracker, environment
 from keepstep.trainer.wandb_files import newest_step
@@ -119,11 +125,25 @@ class Trackio(Tracker):
 
 class MLflow(Tracker):
     """The server makes ids, so a run is found by its tag, on whatever machine. It is asked for the
-    last step that it has."""
+    last step that it has.
+
+    Its own way of not waiting sends several batches at once, and drops one that fails: a server
+    that is away for a while, or a kill, would leave a hole in the curve.
+    """
 
     name = "mlflow"
 
+    def __init__(self, callback: Any) -> None:
+        super().__init__(callback)
+        self._courier = Courier(self.name, self._send)
+        self._run_id = ""
+        callback.on_train_end = self._end
+
     def open(self, opening: Opening) -> int:
+        with waiting("opening MLflow"):
+            return self._open(opening)
+
+    def _open(self, opening: Opening) -> int:
         self._args, mlflow, run = opening.args, self.callback._ml_flow, opening.run
         client = mlflow.MlflowClient()
         asked = None if run.branch else os.environ.get("MLFLOW_RUN_ID")
@@ -137,6 +157,7 @@ class MLflow(Tracker):
         # Parameters are not to change: those of the first attempt stay.
         with environment({"MLFLOW_RUN_ID": found}, {} if is_new else _NO_PARAMETERS):
             self.callback.setup(opening.named(run.title), opening.state, opening.model)
+        self._run_id = found
         points = client.get_metric_history(found, "epoch")  # is in every line of the Trainer's
         return max((point.step for point in points), default=run.origin)
 
@@ -150,8 +171,53 @@ class MLflow(Tracker):
         found = client.search_runs([self._experiment(client)], filter_string=asked)
         return str(found[0].info.run_id) if found else None
 
+    def give(self, step: int, values: Mapping[str, Any], state: Any, control: Any) -> None:
+        self.give_own(step, {name: value for name, value in values.items() if _is_number(value)})
+
     def give_own(self, step: int, figures: Mapping[str, float]) -> None:
-        self.callback._ml_flow.log_metrics(dict(figures), step=step, synchronous=False)
+        metric, moment = self.callback._ml_flow.entities.Metric, int(time.time() * 1000)
+        points = [
+            metric(_NOT_IN_NAMES.sub("_", name), float(value), moment, step)
+            for name, value in figures.items()
+        ]
+        for first in range(0, len(points), _AT_ONCE):
+            self._courier.put(points[first : first + _AT_ONCE])
+
+    def _send(self, oldest: Sequence[Sequence[Any]]) -> int:
+        """As many steps as go into one request. What has arrived, though the answer did not, is
+        there once: a point that is the same, to the millisecond, takes its own place."""
+        points, count = list(oldest[0]), 1
+        while count < len(oldest) and len(points) + len(oldest[count]) <= _AT_ONCE:
+            points += oldest[count]
+            count += 1
+        client = self.callback._ml_flow.MlflowClient()
+        client.log_batch(self._run_id, metrics=points, synchronous=True)
+        return count
+
+    def _end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """In the place of the callback's own, which would wait for a server for minutes.
+
+        Raises:
+            TimeoutError: not all has arrived.
+        """
+        left = self._courier.finish(PATIENCE)
+        with environment({}, _HURRIED):
+            type(self.callback).on_train_end(self.callback, args, state, control, **kwargs)
+        if left:
+            why = self._courier.failure
+            raise TimeoutError(f"no answer for {PATIENCE} s" if why is None else line_of(why))
+
+
+PATIENCE = 30  # seconds, at an attempt's end, in which nothing arrives
+_AT_ONCE = 1000  # points in a request: MLflow takes no more
+_NOT_IN_NAMES = re.compile(r"[^0-9A-Za-z_\-\.\ :/]")  # as the callback of transformers has it
+_HURRIED = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (
+        isinstance(value, torch.Tensor) and value.numel() == 1
+    )
 
 
 _NO_PARAMETERS = {"MLFLOW_MAX_LOG_PARAMS": "0"}

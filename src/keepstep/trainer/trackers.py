@@ -36,6 +36,7 @@ from keepstep.run_folder.progress import goodput_of
 from keepstep.run_folder.storage import NotOwnerError
 from keepstep.run_folder.tracking import show_tracked, tracked_of
 from keepstep.run_folder.writer import Saved
+from keepstep.trainer.courier import line_of
 from keepstep.trainer.protocol import CheckpointedTrainer
 from keepstep.trainer.tracker import Opening, Tracker
 from keepstep.trainer.tracker_kinds import KINDS
@@ -133,7 +134,7 @@ class Trackers(TrainerCallback):
             reached = tracker.open(opening)
         except Exception as error:
             if is_first:
-                what = f"report_to: {tracker.name}: {_line(error)}"
+                what = f"report_to: {tracker.name}: {line_of(error)}"
                 hint = "see that it can be reached, and that you are logged in; or leave it out"
                 raise ConfigError([Problem(what, hint, "tracker")]) from error
             self._lose(fed, error)
@@ -152,7 +153,7 @@ class Trackers(TrainerCallback):
         logger.warning(
             "report_to: %s: %s\n    It is told no more by this attempt; the next one makes up for "
             "what is saved.",
-            *(fed.tracker.name, _line(error)),
+            *(fed.tracker.name, line_of(error)),
         )
 
     def _hand_on(self, fed: Fed, handle: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -319,8 +320,3 @@ class OwnFigures:
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     """Of a tracker that cannot be reached."""
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__

@@ -338,8 +338,21 @@ HOOKS: list[Hook] = [
             f"{REPORTS}.{kind}Callback",
             "called",
             ("setup", "args state model", "a tracker's run is continued, by its id"),
+        )
+    ),
+    *(
+        hook
+        for kind in ("Wandb", "Trackio", "SwanLab", "Comet")
+        for hook in _hooks(
+            f"{REPORTS}.{kind}Callback",
+            "called",
             ("on_log", "args state control", "a tracker is told of a step once it is saved"),
         )
+    ),
+    *_hooks(
+        f"{REPORTS}.MLflowCallback",
+        "called",
+        ("on_train_end", "args state control", "its end waits for no server for minutes"),
     ),
     *_hooks(
         f"{REPORTS}.TensorBoardCallback",
