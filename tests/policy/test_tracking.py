@@ -89,6 +89,22 @@ def test_a_tracker_run_never_goes_back() -> None:
             read_tracked(text)
 
 
+def test_a_copy_is_told_of_apart() -> None:
+    first = Tracked(1, 20).with_reached(["wandb"], 30)
+    copy, other = first.copied_to("/runs/b", 30), first.copied_to("/runs/c", 30)
+    assert (copy.branch, copy.origin, copy.reached) == (0, 30, {})
+    assert copy.copy != other.copy
+    assert copy == first.copied_to("/runs/b", 30)
+    assert read_tracked(copy.as_text()) == copy
+    back = copy.with_reached(["wandb"], 50).begun_at(40, True)
+    own = TrackerRun("0123456789ab", "mine", back.branch, back.origin, back.copy)
+    assert own.id == f"0123456789ab-copy-{copy.copy}-branch-1"
+    assert not own.is_first
+    assert own.first_id == "0123456789ab"
+    with pytest.raises(TextError):
+        read_tracked('{"copy": "../x"}')
+
+
 def test_who_was_sent_back() -> None:
     rewind = Rewind(2, step=25, to=20, what="spike", rows=(1,), of=3, dataset=None)
     first = Attempt(1, request="auto", commits=2)

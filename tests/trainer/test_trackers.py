@@ -20,6 +20,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from keepstep.ranks.time_sheet import TimeSheet
 from keepstep.recipe.problems import ConfigError
+from keepstep.run_folder.launched import Launched
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.tracking import show_tracked, tracked_of
 from keepstep.trainer.tracker_kinds import KINDS
@@ -260,6 +261,56 @@ def test_the_newest_checkpoint_is_lost(place: Path, report_to: str, knows: bool)
     third.train(8, saves=(8,))
     third.end()
     assert list(losses(place, report_to).values()) == [list(range(1, 9))]
+
+
+def launch_told(attempt: Attempt, run: Path) -> None:
+    """As an attempt writes down what it was launched as."""
+    number, recipe = attempt.manager.attempt, {"output_dir": run.name}
+    attempt.launch.writer.keep_launched(
+        Launched(number, "", "", str(run.parent), None, {}, recipe, {}, "", {}, {})
+    )
+
+
+@pytest.mark.parametrize("what", ["copied", "moved"])
+def test_a_copied_folder_has_a_curve_of_its_own(
+    place: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The original goes on where it was. A folder that was moved is the run."""
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(place / "all"))
+    first = Attempt(place / "run", ["tensorboard"])
+    launch_told(first, place / "run")
+    first.train(3, saves=(3,))
+    first.killed()
+    other = place / "other"
+    if what == "moved":
+        (place / "run").rename(other)
+    else:
+        shutil.copytree(place / "run", other, symlinks=True)
+    for to, saves in ((4, ()), (5, (5,)), (7, (7,))):  # one killed before its commit
+        attempt = Attempt(other, ["tensorboard"])
+        launch_told(attempt, other)
+        attempt.train(to, saves=saves)
+        attempt.killed()
+    found = {
+        folder.name: [step for step, _ in trackers.tensorboard(folder)["train/loss"]]
+        for folder in sorted((place / "all").iterdir())
+    }
+    own = first.launch.writer.run_id
+    if what == "moved":
+        assert found == {own: [1, 2, 3, 4, 5, 6, 7]}
+        return
+    mark = tracked_of(attempt.launch.folder).copy
+    assert found == {own: [1, 2, 3], f"{own}-copy-{mark}": [4, 5, 6, 7]}
+    on = Attempt(place / "run", ["tensorboard"])
+    on.train(5, saves=(5,))
+    on.killed()
+    assert [s for s, _ in trackers.tensorboard(place / "all" / own)["train/loss"]] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
 
 
 def test_on_another_machine(place: Path) -> None:

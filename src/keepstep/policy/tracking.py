@@ -3,7 +3,9 @@ which tracker run an attempt belongs to. Pure."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
@@ -25,11 +27,13 @@ class Tracked:
         branch: the number of the tracker run; 0: the first one.
         origin: the step at which that one begins.
         reached: tracker → the step up to which it has been given everything.
+        copy: what tells this copy of a run folder from others; empty: it is the folder itself.
     """
 
     branch: int = 0
     origin: int = BEGINNING
     reached: dict[str, int] = field(default_factory=dict)
+    copy: str = ""
 
     def begun_at(self, step: int, went_back: bool) -> Self:
         """As an attempt that goes on from this step has it: a tracker run never goes back. Where
@@ -42,6 +46,11 @@ class Tracked:
         if not went_back or all(reached <= step for reached in self.reached.values()):
             return self
         return replace(self, branch=self.branch + 1, origin=step, reached={})
+
+    def copied_to(self, place: str, step: int) -> Self:
+        """As a copy of the run folder has it, which goes on from this step at this place: what the
+        folder itself tells is not mixed with it."""
+        return replace(self, copy=_mark(place), branch=0, origin=step, reached={})
 
     def with_reached(self, names: Collection[str], step: int) -> Self:
         known = {name: max(step, self.reached.get(name, BEGINNING)) for name in names}
@@ -60,7 +69,17 @@ def read_tracked(text: str) -> Tracked:
     steps = [tracked.origin, *tracked.reached.values()]
     if tracked.branch < 0 or not all(BEGINNING <= s <= BOUNDS["global_step"][1] for s in steps):
         raise TextError("beyond all counts")
+    if tracked.copy and not _MARK.fullmatch(tracked.copy):
+        raise TextError("no mark of a copy")
     return tracked
+
+
+_MARK = re.compile("[0-9a-f]{6}")
+
+
+def _mark(place: str) -> str:
+    """The same at each attempt there: nothing need be stored before the first commit."""
+    return hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()[:6]
 
 
 def went_back(attempts: Sequence[Attempt]) -> bool:
@@ -83,12 +102,18 @@ class TrackerRun:
         name: for people.
         branch: 0: the first one.
         origin: the step at which it begins.
+        copy: the mark of the copy of the run folder that it is of.
     """
 
     run_id: str
     name: str
     branch: int = 0
     origin: int = BEGINNING
+    copy: str = ""
+
+    @property
+    def is_first(self) -> bool:
+        return not self._suffix
 
     @property
     def id(self) -> str:
@@ -110,7 +135,8 @@ class TrackerRun:
 
     @property
     def _suffix(self) -> str:
-        return f"-branch-{self.branch}" if self.branch else ""
+        copy = f"-copy-{self.copy}" if self.copy else ""
+        return copy + (f"-branch-{self.branch}" if self.branch else "")
 
 
 class HeldBack:

@@ -146,11 +146,11 @@ class MLflow(Tracker):
     def _open(self, opening: Opening) -> int:
         self._args, mlflow, run = opening.args, self.callback._ml_flow, opening.run
         client = mlflow.MlflowClient()
-        asked = None if run.branch else os.environ.get("MLFLOW_RUN_ID")
+        asked = os.environ.get("MLFLOW_RUN_ID") if run.is_first else None
         found = asked or self._find(client, run.id)
         is_new = found is None
         if found is None:
-            parent = self._find(client, run.first_id) if run.branch else None
+            parent = None if run.is_first else self._find(client, run.first_id)
             tags = {TAG: run.id} | ({"mlflow.parentRunId": parent} if parent else {})
             made = client.create_run(self._experiment(client), run_name=run.title, tags=tags)
             found = made.info.run_id

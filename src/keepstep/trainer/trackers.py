@@ -32,6 +32,7 @@ from keepstep.policy.tracking import (
 from keepstep.ranks import collectives, start_up
 from keepstep.ranks.console import say
 from keepstep.recipe.problems import ConfigError, Problem
+from keepstep.run_folder.original import original_of
 from keepstep.run_folder.progress import goodput_of
 from keepstep.run_folder.storage import NotOwnerError
 from keepstep.run_folder.tracking import show_tracked, tracked_of
@@ -95,12 +96,20 @@ class Trackers(TrainerCallback):
             return
         manager, start = self.trainer.manager, self.trainer.start
         self._start = start.step if start else BEGINNING
-        before = tracked_of(manager.run)
-        tracked = self._tracked = before.begun_at(self._start, went_back(manager.run.attempts()))
-        name = args.run_name or manager.run.path.resolve().name
-        run = TrackerRun(manager.writer.run_id, name, tracked.branch, tracked.origin)
+        before, attempts = tracked_of(manager.run), manager.run.attempts()
+        place = manager.run.path.resolve()
+        original = original_of(manager.run, attempts)
+        if original is not None:
+            tracked = before.copied_to(str(place), self._start)
+        else:
+            tracked = before.begun_at(self._start, went_back(attempts))
+        self._tracked = tracked
+        own = tracked.branch, tracked.origin, tracked.copy
+        run = TrackerRun(manager.writer.run_id, args.run_name or place.name, *own)
         if tracked != before:
             told = f"steps after {max(0, self._start)} are told of already"
+            if original is not None:
+                told = f"this folder is a copy of {original}, whose curve stays as it is"
             say(f"trackers: {told}: this is {run.id}")
         self._figures.begin()
         for fed in self._fed:
