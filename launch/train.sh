@@ -161,7 +161,9 @@ name_culprit() {
   signal=$(kill -l "$number")
   [[ $signal != KILL ]] || signal+=": by hand, or by the kernel for lack of memory (dmesg tells)"
   culprit=$rank
-  echo "keepstep: rank $rank (process $pid) was ended by signal $number, SIG$signal" >&2
+  local words="rank $rank (process $pid) was ended by signal $number, SIG$signal"
+  echo "keepstep: $words" >&2
+  printf %s "$words" >"$scratch/culprit" # for --retries: a main process that was killed tells nothing
 }
 
 # The launcher's report is long, and comes last: what the run had said before it is said once more,

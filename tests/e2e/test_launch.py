@@ -496,3 +496,22 @@ def test_train_sh_stopped_when_it_goes_back(poisoned: Path, tmp_path: Path, at: 
     code, output = end(start(["launch/train.sh", str(poisoned)], log), log)
     assert code == 0, output
     assert "Finished: 12 steps." in output
+
+
+def test_who_was_killed_is_why_it_is_not_launched_again(tmp_path: Path) -> None:
+    """Also the main process, which tells nothing any more."""
+    launcher = tmp_path / "accelerate-launch"
+    launcher.write_text("\n".join(LAUNCHER.splitlines()[:1] + LAUNCHER.splitlines()[4:]) % -9)
+    launcher.chmod(0o755)
+    ended = subprocess.run(
+        ["launch/train.sh", RECIPE, "--retries", "0", "--output_dir", str(tmp_path / "run")],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert ended.returncode == 76, ended.stderr
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("keepstep: not launched again: "), ended.stderr
+    assert "rank 1 (process 77) was ended by signal 9, SIGKILL" in last

@@ -145,6 +145,8 @@ class Supervisor:
                 words = following.words
                 if ended.outcome == FINISHED:  # and not with 0
                     words = f"{ended.reason}; {advice(FINISHED, status)}"
+                elif following.action == "give-up":
+                    words = f"{words}: {ended.reason}"
                 say(f"not launched again: {words}")
                 self._take_up_stop()
                 return status
@@ -200,6 +202,7 @@ class Supervisor:
             with scratch_folder(self.run.private if self.run else None) as scratch:
                 code = self._launch({**self._environment, "KEEPSTEP_SCRATCH": str(scratch)})
                 said, is_asked = _said(scratch / "status.json"), (scratch / "asked").exists()
+                culprit = _line(scratch / "culprit")
         except OSError as error:  # processes may be too many, too
             self._has_trained = False
             return Ended(FAILED, f"it could not be launched: {error}", 70, False), 70
@@ -212,7 +215,7 @@ class Supervisor:
         elif code in (2, STOPPED):
             ended = how_it_ended({}, TOKEN, code)
         else:
-            ended = Ended(FAILED, f"exit status {code}", code, bool(said))
+            ended = Ended(FAILED, culprit or f"exit status {code}", code, bool(said))
         return self._wished(ended, is_asked), 70 if code >= 128 else code
 
     def _wished(self, ended: Ended, is_asked: bool) -> Ended:
@@ -306,6 +309,14 @@ def _said(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return said if isinstance(said, dict) else {}
+
+
+def _line(file: Path) -> str:
+    """What train.sh has written about a rank that was killed; empty: nothing."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def warn_without_setpriv() -> None:
