@@ -127,10 +127,10 @@ command=(accelerate-launch --config_file "$config" --num_processes "$processes"
 export KEEPSTEP_COMMAND # for the run folder: the way on
 
 if [[ -n ${KEEPSTEP_SCRATCH:-} ]]; then # what has retried it reads how it ended, and removes it
-  scratch=$KEEPSTEP_SCRATCH
+  scratch=$KEEPSTEP_SCRATCH is_retried=1
   unset KEEPSTEP_SCRATCH
 else
-  scratch=$(mktemp -d)
+  scratch=$(mktemp -d) is_retried=''
   trap 'rm -rf "$scratch"' EXIT
 fi
 export KEEPSTEP_STATUS_FILE=$scratch/status.json
@@ -254,7 +254,8 @@ while [[ -z $asked && -z ${KEEPSTEP_EXIT_FILE:-} && $code_told == 75 && ${said[1
 done
 
 if [[ -n $asked && ! -s $KEEPSTEP_STATUS_FILE ]]; then # no attempt had begun: nothing is lost
-  echo "keepstep: stopped before the run began; run the same command again to go on" >&2 || true
+  [[ -n $is_retried ]] || # else who has launched this says what follows
+    echo "keepstep: stopped before the run began; run the same command again to go on" >&2 || true
   end 75
 fi
 trap '' INT TERM HUP # once more would leave it unsaid how the run has ended

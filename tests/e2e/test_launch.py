@@ -19,9 +19,10 @@ import pytest
 
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers import launchers, unreadable
-from tests.helpers.launchers import TIMEOUT, end, start, wait_until
+from tests.helpers.launchers import TIMEOUT, end, hear_signals, start, wait_until
 from tests.helpers.ranks import ROOT
 from tests.helpers.recipes import argv
+from tests.helpers.waiting import wait_for
 
 
 @pytest.fixture
@@ -515,3 +516,23 @@ def test_who_was_killed_is_why_it_is_not_launched_again(tmp_path: Path) -> None:
     last = ended.stderr.splitlines()[-1]
     assert last.startswith("keepstep: not launched again: "), ended.stderr
     assert "rank 1 (process 77) was ended by signal 9, SIGKILL" in last
+
+
+@pytest.mark.parametrize("flags", [[], ["--retries", "3"], ["--nnodes", "1"]])
+def test_a_stop_before_the_run_has_begun_is_told_once(tmp_path: Path, flags: list[str]) -> None:
+    launcher = tmp_path / "accelerate-launch"
+    launcher.write_text(f"#!/bin/sh\ntouch {tmp_path}/begun\nexec sleep 300\n")
+    launcher.chmod(0o755)
+    process = subprocess.Popen(
+        ["launch/train.sh", RECIPE, *flags, "--output_dir", str(tmp_path / "run")],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_signals,
+    )
+    wait_for((tmp_path / "begun").exists, process)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 75, told
+    assert told.count("stopped before the run began") == 1, told
