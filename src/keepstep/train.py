@@ -44,6 +44,7 @@ from keepstep.run_folder.ownership import NotOwnerError
 from keepstep.save.resume_checks import DriftError
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer.attempt import CurrentAttempt, StoppedError, stop_asked
+from keepstep.trainer.description_mixin import VERSIONS
 from keepstep.trainer.health import SpoiltError
 from keepstep.trainer.introduction import show_library_bars
 from keepstep.trainer.sft import KeepstepTrainer
@@ -146,7 +147,7 @@ def gather_inputs(
         settings["base_weights"] = model.weights_fingerprint(recipe.model)
     except ConfigError as error:
         problems = error.problems
-    apart = differing(settings)
+    apart = differing(settings, VERSIONS)
     if not any(problem.severity == "error" for problem in problems):
         problems = [*problems, *apart]
     return inputs, settings, problems

@@ -21,6 +21,9 @@ alike = {"dataset": "0f3c", "seed": 1}
 say(f"alike: {differing(alike)}")
 apart = alike | ({"seed": 2} if rank == 1 else {}) | ({"late": True} if rank == 2 else {})
 say(f"apart: {'; '.join(problem.what for problem in differing(apart))}")
+versions = {"keepstep": f"0.{rank // 2}", "torch": f"2.{rank}"}
+of_all = differing(alike, versions)
+say(f"versions: {'; '.join(f'{one.severity}: {one.what}' for one in of_all)}")
 agree([])
 agree([Problem("a warning", severity="warning")])
 try:

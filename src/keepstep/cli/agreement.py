@@ -236,7 +236,8 @@ class Agreement:
             return ""
         return (
             ", without this machine: with it an attempt was refused, the others say why\n"
-            "    Hint: end this command; give it again with the recipe, data and code of the others"
+            "    Hint: end this command; with the recipe, data and keepstep of the others, give it "
+            "again"
         )
 
     def _why_not(self, there: dict[str, Machine], group: tuple[str, ...], plan: Plan) -> str:

@@ -193,7 +193,7 @@ def together(
 
 
 def suspects(plan: Plan) -> set[str]:
-    """Machines without which an attempt was not refused: their recipe or code may be another."""
+    """Machines without which an attempt was not refused: their recipe or data may be another."""
     return {one for refused in plan.refusals for one in refused} - set(plan.proven)
 
 

@@ -29,20 +29,31 @@ def agree(problems: Sequence[Problem]) -> None:
         raise ConfigError(errors)
 
 
-def differing(settings: Mapping[str, Any]) -> list[Problem]:
+def differing(settings: Mapping[str, Any], versions: Mapping[str, str] = {}) -> list[Problem]:
     """Settings that are not the same on every rank, as where each has made rows of its own.
+
+    Args:
+        versions: of libraries, by name: keepstep's own is to be the same, of others it is told.
 
     Ranks: all (collective).
     """
+    named = {f"the version of {library}": library for library in versions}
     own = {name: repr(value) for name, value in settings.items()}
+    own |= {name: versions[library] for name, library in named.items()}
     of_main = collectives.on_main("comparing the settings", lambda: own)
     names = own.keys() | of_main.keys()
     apart = {name: own.get(name) for name in names if own.get(name) != of_main.get(name)}
     of_ranks = collectives.gather_some(apart or None)
-    return [
-        Problem(f"{name} differs between ranks: {_told(name, of_main, of_ranks)}", code="data")
-        for name in sorted({name for row in of_ranks.values() for name in row})
-    ]
+    found = []
+    for name in sorted({name for row in of_ranks.values() for name in row}):
+        words = f"{name} differs between ranks: {_told(name, of_main, of_ranks)}"
+        if name in named:
+            is_own = named[name] == "keepstep"
+            hint = "the same version on all machines"
+            found.append(Problem(words, hint, "version", "error" if is_own else "warning"))
+        else:
+            found.append(Problem(words, code="data"))
+    return found
 
 
 def _told(name: str, of_main: Mapping[str, str], of_ranks: Mapping[int, Mapping[str, Any]]) -> str:

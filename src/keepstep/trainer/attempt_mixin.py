@@ -22,6 +22,7 @@ from keepstep.ranks.start_up import own_start
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.listed import only_listed
 from keepstep.trainer.attempt import CurrentAttempt, StoppedError, stop_if_asked
+from keepstep.trainer.description_mixin import VERSIONS
 from keepstep.trainer.given import settings_of
 from keepstep.trainer.health import RewindError
 from keepstep.trainer.introduction import introduce
@@ -88,7 +89,7 @@ class AttemptMixin(Trainer):
                     "looking at what is given",
                     lambda: settings_of(self.attempt.recipe, self._given, self),
                 )
-                agree(differing(settings))
+                agree(differing(settings, VERSIONS))
                 self.attempt.begin()
                 self.attempt.choose(settings, request)
                 own_start.ended("choice")
