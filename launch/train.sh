@@ -17,6 +17,7 @@
 #              KEEPSTEP_CONFIG      accelerate config (default: zero3; zero2 on one GPU; cpu_zero3)
 #              KEEPSTEP_LAUNCH_ARGS machines and port (default: --num_machines 1 --main_process_port 0)
 set -euo pipefail
+shopt -s lastpipe
 trap '' PIPE # a terminal or a reader that is gone costs lines: whatever is told here may fail
 # shellcheck source-path=SCRIPTDIR source=preflight.sh
 source "$(dirname "${BASH_SOURCE[0]}")/preflight.sh"
@@ -56,7 +57,7 @@ if [[ -n $retries ]]; then
   export KEEPSTEP_CALLED_AS=${KEEPSTEP_CALLED_AS:-$(printf %q "$0")}
 fi
 if [[ -n $retries && -z $nnodes ]]; then
-  # By Python: bash may lose a signal that comes while it substitutes a command.
+  # By Python: bash loses a signal that comes while it parses a command substitution.
   exec "$python" -P -m keepstep.cli.again "$retries" "${BASH_SOURCE[0]}" "$recipe" "$@"
 fi
 
@@ -205,7 +206,7 @@ launcher='' interrupts=0 asked='' passed_on=''
 read -r began _ </proc/uptime || began=''
 stop() {
   asked=1
-  : >"$scratch/asked" # else TERM is how the launcher ends ranks whose peer is gone
+  { : >"$scratch/asked"; } || true # else TERM is how the launcher ends ranks whose peer is gone
   if [[ -n $launcher ]]; then
     passed_on=1
     kill -TERM "$launcher" 2>/dev/null || true
@@ -217,8 +218,10 @@ interrupt() { # the second means now; a kill costs no more than the steps since 
     stop
     echo "keepstep: stopping $saves; Ctrl-C again ends at once" >&2 || true
   else
-    # shellcheck disable=SC2046 # one word each: the ranks are the launcher's children
-    [[ -z $launcher ]] || kill -KILL $(cat "/proc/$launcher/task/"*/children) 2>/dev/null || true
+    local file ranks=() # by no command substitution: a signal that meets one is lost
+    for file in "/proc/${launcher:-none}/task/"*/children; do
+      { read -ra ranks <"$file"; kill -KILL "${ranks[@]}"; } 2>/dev/null || true
+    done
   fi
 }
 
@@ -232,16 +235,15 @@ attempt() { # launch the run once; set `code`, `said`, `code_told`
   start_launcher 2>"$scratch/stderr" &
   launcher=$! launched=$!
   [[ -z $asked || -n $passed_on ]] || stop # asked before the launcher's process was known
-  code=0 # bash's own word about a job that was killed is left out: "line 158: 7226 Killed"
+  # A trapped signal ends `wait` early, with a status of its own: the launcher's is asked for once it
+  # is gone. (Bash's own word about a job that was killed is left out: "line 158: 7226 Killed".)
+  while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" 2>/dev/null || true; done
+  code=0
   wait "$launcher" 2>/dev/null || code=$?
-  while kill -0 "$launcher" 2>/dev/null; do # a trapped signal ends `wait` early
-    code=0
-    wait "$launcher" 2>/dev/null || code=$?
-  done
   launcher=''
-  wait "$filter" || true
+  while kill -0 "$filter" 2>/dev/null; do wait "$filter" 2>/dev/null || true; done
   said=()
-  [[ ! -s $KEEPSTEP_STATUS_FILE ]] || mapfile -t said < <(told)
+  [[ ! -s $KEEPSTEP_STATUS_FILE ]] || told | mapfile -t said || true # by this shell: lastpipe
   code_told=${said[0]:-}
 }
 
@@ -258,7 +260,7 @@ if [[ -n $asked && ! -s $KEEPSTEP_STATUS_FILE ]]; then # no attempt had begun: n
     echo "keepstep: stopped before the run began; run the same command again to go on" >&2 || true
   end 75
 fi
-trap '' INT TERM HUP # once more would leave it unsaid how the run has ended
+trap '' INT TERM HUP USR1 USR2 # once more would leave it unsaid how the run has ended
 if [[ ! $code_told =~ ^(0|2|75)$ && $interrupts -gt 1 ]]; then # as was asked for
   echo "keepstep: ended at once; the same command goes on from the last save" >&2 || true
 elif [[ ! $code_told =~ ^(0|2|75)$ ]]; then

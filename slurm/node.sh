@@ -29,7 +29,7 @@ case $1 in
     echo "${SLURMD_NODENAME:-}: processes that were left here do not end: ${pids//$'\n'/ }" >&2
     exit 1
     ;;
-  guard) # see start_guard in lib.sh; one question every 15 s, however many nodes there are
+  guard) # see start_guard in cluster.py; one question every 15 s, however many nodes there are
     sleep $((15 * SLURM_PROCID))
     while sleep $((15 * SLURM_NTASKS)); do
       facts=$(scontrol show job -o "$SLURM_JOB_ID") || continue

@@ -208,7 +208,8 @@ def test_the_wheel_submits(installed: Path, tmp_path: Path) -> None:
     given = (tmp_path / "argv").read_text().splitlines()
     assert "--partition=mine" in given
     assert not [line for line in given if line.startswith("KEEPSTEP_CALLED_AS")]
-    scripts = {"train.sbatch", "lib.sh", "files.sh", "node.sh", "decide.py", "next_step.py"}
+    scripts = {"train.sbatch", "settings.sh", "node.sh", "next_step.py"}
+    scripts |= {path.name for path in ROOT.glob("slurm/*.py")}
     scripts |= {"train.sh", "preflight.sh", "accelerate.yaml", "recipe.yaml", "job.env", "site.env"}
     assert scripts <= {path.name for path in job.iterdir()}
     assert os.access(job / "train.sh", os.X_OK)

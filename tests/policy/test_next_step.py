@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -45,17 +46,35 @@ def test_the_exit_statuses_are_those_of_the_run() -> None:
     assert CONFIG_EXIT_STATUS == next_step.WRONG_RECIPE
 
 
-@pytest.mark.parametrize("name", ["slurm/decide.py", "src/keepstep/policy/next_step.py"])
-def test_any_python_of_a_node_can_read_it(name: str) -> None:
+STANDARD = {
+    "contextlib",
+    "json",
+    "os",
+    "re",
+    "shutil",
+    "signal",
+    "stat",
+    "subprocess",
+    "sys",
+    "time",
+}
+STANDARD |= {"traceback", "typing"}
+PROGRAM = [ROOT / "src/keepstep/policy/next_step.py", *sorted(ROOT.glob("slurm/*.py"))]
+
+
+@pytest.mark.parametrize("path", PROGRAM, ids=lambda path: path.name)
+def test_any_python_of_a_node_can_read_it(path: Path) -> None:
     """A copy in the job's folder is run by the node's own, where the environment is elsewhere."""
-    tree = ast.parse((ROOT / name).read_text(), feature_version=(3, 6))
+    tree = ast.parse(path.read_text(), feature_version=(3, 6))
     imports = {
         alias.name if isinstance(node, ast.Import) else str(node.module)
         for node in ast.walk(tree)
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
     }
-    assert imports <= {"re", "typing", "json", "os", "stat", "sys", "next_step"}
+    own = {path.stem for path in PROGRAM}
+    assert imports <= own | STANDARD
+    assert not own & set(sys.stdlib_module_names), "a name that Python's own library has"
     assert "__future__" not in imports, "annotations of 3.7"
 
 
@@ -263,20 +282,32 @@ def test_a_requeue_that_is_never_accepted() -> None:
     assert when_requeue_failed("Unable to contact slurm controller") == Next("wait")
 
 
-# --- slurm/decide.py: what it reads of the run folder
+# --- slurm/files.py: what it reads of the run folder
 
 
-def decide(job: Path, what: str, **given: object) -> list[str]:
-    for name in ("slurm/decide.py", "src/keepstep/policy/next_step.py"):
-        (job / Path(name).name).write_text((ROOT / name).read_text())
-    arguments = [f"{name}={value}" for name, value in given.items()]
-    command = [sys.executable, "-BEsS", str(job / "decide.py"), what, *arguments]
-    *lines, dot, end = subprocess.check_output(command, timeout=300).decode().split("\n")
-    assert (dot, end) == (".", "")
-    return lines
+def ended(run: Path, exit_status: int, known: int) -> tuple[Ended, int]:
+    """How an attempt ended, and how many commits are known, by the Python that a job has."""
+    command = [sys.executable, "-BEsS", "-c", ENDED, str(run), str(exit_status), str(known)]
+    paths = [str(ROOT / "slurm"), str(ROOT / "src/keepstep/policy")]
+    *fields, commits = json.loads(subprocess.check_output([*command, *paths], timeout=300))
+    return Ended(*fields), commits
 
 
+ENDED = """
+import json, sys
+run, status, known, *sys.path[:0] = sys.argv[1:]
+from files import Files
+files = Files(run, run + "/logs", run, print)
+print(json.dumps([*files.ended("7.0.1", int(status)), files.commits(int(known))]))
+"""
 FINISHED = '{"outcome": "finished", "reason": null, "exit": 0, "owner": "7.0.1"}'
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    (tmp_path / ".keepstep").mkdir()
+    (tmp_path / "logs").mkdir()
+    return tmp_path / ".keepstep"
 
 
 @pytest.mark.parametrize(
@@ -292,41 +323,20 @@ FINISHED = '{"outcome": "finished", "reason": null, "exit": 0, "owner": "7.0.1"}
         ("\udcff", "failed"),
     ],
 )
-def test_a_status_file_that_nobody_has_written(tmp_path: Path, text: str, outcome: str) -> None:
-    (tmp_path / "status.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs/7.0.1.exit").write_text("$(x)\n")
-    facts = {"private": tmp_path, "logs": tmp_path / "logs", "token": TOKEN}
-    facts |= {"exit": 1, "commits": 4, "fruitless": 2}
-    lines = decide(tmp_path, "ended", **facts)
-    assert lines[0] == outcome
-    assert lines[4:] == ["4", "3"], "no log of events: no progress is known"
+def test_a_status_file_that_nobody_has_written(private: Path, text: str, outcome: str) -> None:
+    (private / "status.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    (private.parent / "logs/7.0.1.exit").write_text("$(x)\n")
+    told, commits = ended(private.parent, 1, known=4)
+    assert told.outcome == outcome
+    assert commits == 4, "no log of events: no progress is known"
 
 
-def test_a_reason_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "status.json").write_text(
+def test_a_reason_is_one_line(private: Path) -> None:
+    (private / "status.json").write_text(
         FINISHED.replace("null", '"a\\n.\\u001b[2J\\ud800' + "x" * 5000 + '"')
     )
-    (tmp_path / "events.jsonl").write_text('{"event": "commit"}\n' * 6)
-    facts = {"private": tmp_path, "logs": tmp_path / "logs", "token": TOKEN}
-    facts |= {"exit": 1, "commits": 4, "fruitless": 2}
-    _, reason, *others = decide(tmp_path, "ended", **facts)
-    assert reason.startswith("a . [2J ")
-    assert len(reason) == 400
-    assert others == ["0", "1", "6", "0"]
-
-
-def test_what_is_asked_of_the_shell(tmp_path: Path) -> None:
-    facts = {
-        "outcome": "failed",
-        "reason": "",
-        "exit": 1,
-        "begun": 1,
-        "stop": "",
-        "max_attempts": 3,
-    }
-    asked = decide(tmp_path, "after", **facts, fruitless=1)
-    assert asked == ["ask-slurm", "", "0", "0"]
-    facts |= {"preempted": "no", "retry_seconds": 4, "stop_requested": ""}
-    assert decide(tmp_path, "after", **facts, fruitless=1) == ["launch", "", "0", "2"]
-    assert decide(tmp_path, "after", **facts, fruitless=3)[0] == "give-up"
+    (private / "events.jsonl").write_text('{"event": "commit"}\n' * 6)
+    told, commits = ended(private.parent, 1, known=4)
+    assert told.reason.startswith("a . [2J ")
+    assert len(told.reason) == 400
+    assert (told.exit, told.has_begun, commits) == (0, True, 6)

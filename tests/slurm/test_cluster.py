@@ -43,7 +43,7 @@ def test_a_rank_a_launcher_and_the_controller_are_killed(job: Job, undisturbed: 
     job.happens("SIGKILL to the rank on n2")
     job.signal("n2", RANK, signal.SIGKILL)
     job.says(r"carrying on from checkpoint-10")
-    assert job.seconds() < 60
+    assert job.seconds() < 300
     job.cluster.controller_kill()
     job.note("slurmctld is killed")
     job.says(r"saved checkpoint-20")
@@ -52,7 +52,7 @@ def test_a_rank_a_launcher_and_the_controller_are_killed(job: Job, undisturbed: 
     job.happens("SIGKILL to the launcher on n1")
     job.signal("n1", LAUNCHER, signal.SIGKILL)
     job.says(r"carrying on from checkpoint-2\d")
-    assert job.seconds() < 60
+    assert job.seconds() < 300
     job.says(r"\] finished")
     told = job.ends("COMPLETED")
     assert (told["ExitCode"], told["Restarts"]) == ("0:0", "0")

@@ -549,7 +549,7 @@ def test_whatever_lies_in_a_files_place(tmp_path: Path, name: str, kind: str) ->
         check=True,
     )
     process.send_signal(signal.SIGUSR1)
-    code, output = fakes.end(timeout=20)
+    code, output = fakes.end()
     assert code == 143, output
     assert (fakes.folder / "theirs").read_text() == "theirs\n"
 
@@ -679,7 +679,7 @@ def test_the_batch_shell_alone_is_told_to_end(tmp_path: Path) -> None:
     body = "while [[ -z ${signalled:-} ]]; do beat; sleep 0.1; done\n"
     body += 'cp $run/.keepstep/stop "$FAKE/asked"; commit 5; status preempted "keepstep stop"'
     fakes = Fakes(tmp_path, body)
-    code, output = fakes.signalled(signal.SIGTERM, timeout=10)
+    code, output = fakes.signalled(signal.SIGTERM)
     assert code == 143, output
     assert (fakes.folder / "asked").read_text() == "7.0.1"
     assert fakes.requeues() == 0
@@ -687,7 +687,7 @@ def test_the_batch_shell_alone_is_told_to_end(tmp_path: Path) -> None:
 
 def test_told_to_end_and_nothing_can_be_saved(tmp_path: Path) -> None:
     fakes = Fakes(tmp_path, "trap '' USR1; exec sleep 60", "GRACE_SECONDS=1")
-    code, output = fakes.signalled(signal.SIGTERM, timeout=20)
+    code, output = fakes.signalled(signal.SIGTERM)
     assert code == 143, output
     assert "not saved in time: this attempt is ended" in output
 
@@ -876,7 +876,7 @@ def test_no_word_of_status_json_is_run(tmp_path: Path) -> None:
 def test_a_node_without_python(tmp_path: Path) -> None:
     """What is next cannot be decided, and that is no success."""
     fakes = Fakes(tmp_path, "commit 4; status finished null")
-    (fakes.job / "decide.py").write_text("print('finished')\n")
+    (fakes.job / "job.py").write_text("print('finished')\n")
     code, output = fakes.runs()
     assert code == 70, output
     assert "what is next cannot be decided: no Python answers here" in output

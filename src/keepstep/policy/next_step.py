@@ -1,7 +1,7 @@
 """What a batch job does next: launch again, be queued again, or stop, and with which exit status.
 
 Pure. slurm/submit.sh copies this file into the job's folder, where whichever Python a node has runs
-it (slurm/decide.py): so it imports nothing of keepstep, and is written for Python 3.6 and newer.
+it (slurm/job.py): so it imports nothing of keepstep, and is written for Python 3.6 and newer.
 """
 
 import re

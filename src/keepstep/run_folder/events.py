@@ -18,7 +18,7 @@ from keepstep.policy.rewind import Rewind
 from keepstep.policy.strict import TextError, build, checked
 
 JOB = ("job", "nodes", "restarts")  # what an attempt says of its batch job
-WITHOUT_ATTEMPT = ("launch",)  # lines of slurm/lib.sh, for people
+WITHOUT_ATTEMPT = ("launch",)  # lines of slurm/files.py, for people
 # Lines that an attempt itself writes; others may be written by hand, long after it.
 OF_ATTEMPTS = (
     *("attempt", "resume", "training", "first_step", "reshard", "commit", "save_failed", "hang"),

@@ -33,7 +33,7 @@ from keepstep.run_folder.storage import NotOwnerError as NotOwnerError
 
 logger = logging.getLogger(__name__)
 
-# A job that makes several attempts names the owner itself: slurm/lib.sh.
+# A job that makes several attempts names the owner itself: slurm/job.py.
 VARIABLE = "KEEPSTEP_OWNER"
 # Until an attempt that was killed a moment ago is gone, or a stopped one has saved.
 WAIT_SECONDS = 20.0

@@ -1,11 +1,10 @@
-"""The batch script against fakes of srun and scontrol: its decisions, on any machine."""
+"""The batch script and job.py against fakes of srun and scontrol: decisions, on any machine."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 from tests.helpers.ranks import ROOT
@@ -61,6 +60,7 @@ status() {{
 beat() {{ echo "$token $RANDOM" >$run/.keepstep/heartbeat; }}
 number=$1 token=$2
 trap 'signalled=1' USR1
+: >"$FAKE/listens-$number"
 {body}
 """
 
@@ -82,8 +82,8 @@ class Fakes:
         self.bin = self.folder / "bin"
         for place in (self.bin, self.job, self.private / "logs"):
             place.mkdir(parents=True)
-        for name in ("lib.sh", "files.sh", "node.sh", "decide.py"):
-            shutil.copy(ROOT / "slurm" / name, self.job)
+        for path in (ROOT / "slurm/settings.sh", ROOT / "slurm/node.sh", *ROOT.glob("slurm/*.py")):
+            shutil.copy(path, self.job)
         shutil.copy(ROOT / "src/keepstep/policy/next_step.py", self.job)
         settings = {"run": self.run, "logs": self.private / "logs"}
         settings |= {"min_nodes": 1 if ranged else 2, "ranged": int(ranged)}
@@ -159,7 +159,7 @@ class Fakes:
         (self.folder / "pid").write_text(str(self._process.pid))
         return self._process
 
-    def end(self, timeout: float = 30) -> tuple[int, str]:
+    def end(self, timeout: float = 300) -> tuple[int, str]:
         """Exit status and output."""
         assert self._process is not None
         try:
@@ -174,13 +174,14 @@ class Fakes:
         self.start(restarts)
         return self.end()
 
-    def signalled(self, number: int, timeout: float = 30) -> tuple[int, str]:
-        """The same, of a batch shell that is sent a signal during its first attempt."""
+    def signalled(self, number: int) -> tuple[int, str]:
+        """The same, of a job that is sent a signal during its first attempt."""
         process = self.start()
         self.wait_for_launch()
         process.send_signal(number)
-        return self.end(timeout)
+        return self.end()
 
     def wait_for_launch(self, number: int = 1) -> None:
-        wait_for(f"launch {number}", lambda: len(self.launches()) >= number, 20, 0.02)
-        time.sleep(0.3)  # until the script has got to waiting for it
+        """Until that attempt hears signals."""
+        listens = self.folder / f"listens-{number}"
+        wait_for(f"launch {number}", listens.exists, 300, 0.02)
