@@ -35,24 +35,25 @@ def test_a_rank_a_launcher_and_the_controller_are_killed(job: Job, undisturbed: 
 
     The site has jobs begin without the user's environment.
     """
+    job.holds(20)
     job.submit("--nodes=2", sbatch="--export=NONE")
     refused = job.try_to_submit("--nodes", "2")
     assert refused.returncode == 2
     assert re.search(rf"job {job.number} of this run is (RUNNING|PENDING) already", refused.stderr)
     job.says(r"saved checkpoint-10")
+    job.holds(30, rank=0)
     job.happens("SIGKILL to the rank on n2")
     job.signal("n2", RANK, signal.SIGKILL)
     job.says(r"carrying on from checkpoint-10")
-    assert job.seconds() < 300
     job.cluster.controller_kill()
     job.note("slurmctld is killed")
     job.says(r"saved checkpoint-20")
     job.cluster.controller_start()
     job.note("slurmctld is back")
+    job.faults(step_seconds=0.15)
     job.happens("SIGKILL to the launcher on n1")
     job.signal("n1", LAUNCHER, signal.SIGKILL)
-    job.says(r"carrying on from checkpoint-2\d")
-    assert job.seconds() < 300
+    job.says(r"carrying on from checkpoint-(2\d|3[01])\n")  # at 30 it stands still
     job.says(r"\] finished")
     told = job.ends("COMPLETED")
     assert (told["ExitCode"], told["Restarts"]) == ("0:0", "0")
@@ -67,8 +68,10 @@ def test_a_rank_a_launcher_and_the_controller_are_killed(job: Job, undisturbed: 
 
 def test_a_node_loses_power_in_mid_step(job: Job, undisturbed: Path) -> None:
     """Slurm queues the job again, on the node that was spare. (n1 has more cores than they.)"""
+    job.holds(20)
     job.submit("--nodes", "2", cores="--exclusive")
     job.says(r"saved checkpoint-10")
+    job.faults(step_seconds=0.15)
     job.happens("n2 loses power")
     job.cluster.crash("n2")
     job.says(r"attempt on n1,n3, 2 processes")
@@ -81,10 +84,11 @@ def test_a_node_loses_power_in_mid_step(job: Job, undisturbed: Path) -> None:
 
 def test_a_range_of_nodes_shrinks_during_a_save_and_grows_again(job: Job) -> None:
     """Three nodes, and one dies while its rank writes: on with two, without queueing."""
-    job.faults(step_seconds=0.15, place="save", step=20, rank=2, seconds=30)
+    job.holds(20, rank=2)
     job.submit("--nodes", "2-3")
     job.says(r"attempt on n1,n2,n3, 3 processes")
     job.fired("save 20")
+    job.holds(30)
     job.happens("n3 loses power")
     job.cluster.crash("n3")
     job.says(r"attempt on n1,n2, 2 processes")
@@ -92,6 +96,7 @@ def test_a_range_of_nodes_shrinks_during_a_save_and_grows_again(job: Job) -> Non
     assert job.cluster.job(job.number)["Restarts"] == "0"
     job.says(r"saved checkpoint-20")
     job.cluster.boot("n3")
+    job.faults(step_seconds=0.15)
     job.cluster.slurm("scontrol", "requeue", job.number)
     job.happens("n3 is back; scontrol requeue")
     job.says(r"attempt on n1,n2,n3, 3 processes")
@@ -123,7 +128,8 @@ def test_a_node_is_cut_off_and_trains_on(job: Job) -> None:
     second = job.says(r"attempt on (n\d),").group(1)
     assert second != first
     job.says(r"carrying on from checkpoint-\d+")
-    assert re.search(r"belongs to a newer attempt \(\d+\.1\.1\)", job.log), "the old one's word"
+    told = r"belongs to a newer attempt \(\d+\.1\.1\)"
+    wait_for("the old one's word", lambda: re.search(told, job.log))
     taken = job.events("attempt")[-1]["time"]
     job.faults(step_seconds=0.05)
     job.ends("COMPLETED")
@@ -132,7 +138,7 @@ def test_a_node_is_cut_off_and_trains_on(job: Job) -> None:
     commits = job.events("commit")
     assert max(e["step"] for e in commits if e["attempt"] == 1) > 5, "it has trained on"
     assert {e["attempt"] for e in commits if e["time"] > taken} == {2}
-    assert not job.cluster.find(first, RANK)
+    wait_for("the old ones' end", lambda: not job.cluster.find(first, RANK))
     assert [a.outcome for a in job.run.attempts()] == [None, "finished"]
     job.intact()
 
@@ -176,19 +182,20 @@ def test_rank_0_is_cut_off_from_its_peer(job: Job, undisturbed: Path) -> None:
 
 def test_frozen_ranks_are_found_and_named(job: Job, undisturbed: Path) -> None:
     """One: its peer notices. All of them: nobody is left to notice but the job's own shell."""
+    job.holds(20)
     job.submit("--nodes", "2", more="STALL_SECONDS=15")
     job.says(r"saved checkpoint-10")
+    job.holds(30)
     job.happens("SIGSTOP to the rank on n2")
     job.signal("n2", RANK, signal.SIGSTOP)
     job.says(r"rank 1 on n2 gave no sign of life for 8 s")
-    assert job.seconds() < 20
     job.says(r"carrying on from checkpoint-1\d")
     job.says(r"saved checkpoint-20")
+    job.faults(step_seconds=0.15)
     job.happens("SIGSTOP to all ranks")
     for node in ("n1", "n2"):
         job.signal(node, RANK, signal.SIGSTOP)
     job.says(r"no step for \d+ s: this attempt is ended")
-    assert job.seconds() < 30
     job.says(r"carrying on from checkpoint-2\d")
     assert job.ends("COMPLETED")["Restarts"] == "0"
     assert final_digests(job.run.path, 40) == final_digests(undisturbed, 40)
@@ -197,14 +204,14 @@ def test_frozen_ranks_are_found_and_named(job: Job, undisturbed: Path) -> None:
 
 def test_the_time_limit_comes_at_a_bad_moment(job: Job, undisturbed: Path) -> None:
     """Before the first step, during a save, during an evaluation: saved, queued again, on."""
-    job.faults(step_seconds=0.15, place="start", seconds=4)
+    job.faults(step_seconds=0.15, place="start", seconds=600)
     job.submit("--nodes", "2")
     job.fired("start")
     job.happens("USR1 before the first step")
     job.usr1()
     job.says(r"Stopped .* after step 1;")
     job.says(r"queue again: the time is over, at checkpoint 1$|queue again.*checkpoint 1\n")
-    job.faults(step_seconds=0.4, place="save", step=10, rank=1, seconds=4)  # stops below 20
+    job.holds(10)  # until the signal is heard
     job.says(r"carrying on from checkpoint-1\n")
     job.fired("save 10")
     job.happens("USR1 during a save")
@@ -212,7 +219,7 @@ def test_the_time_limit_comes_at_a_bad_moment(job: Job, undisturbed: Path) -> No
     job.says(r"saved checkpoint-10")
     job.says(r"Stopped (on request|in time)")
     job.says(r"queue again")
-    job.faults(step_seconds=0.15, place="evaluation", step=20, seconds=4)
+    job.faults(step_seconds=0.15, place="evaluation", step=20, seconds=600)
     job.says(r"carrying on from checkpoint-(1\d|20)\n")  # made up, if that is what was due there
     job.fired("evaluation 20")
     job.happens("USR1 during an evaluation")
@@ -261,7 +268,8 @@ def test_preempted_by_another_job_and_cancelled(job: Job) -> None:
     job.says(r"Stopped on request .*SIG(TERM|USR1)")
     job.says(r"queue again: preempted by another job")
     job.says(r"carrying on from checkpoint-\d+")
-    assert job.cluster.job(int(high))["JobState"] == "COMPLETED"
+    over = "the other job's end"
+    wait_for(over, lambda: job.cluster.job(int(high))["JobState"] == "COMPLETED")
     job.says(r"step +\d+/400")
     job.happens("scancel")
     job.cluster.slurm("scancel", job.number)
@@ -321,7 +329,8 @@ def test_stopped_by_its_user_and_not_allowed_to_requeue(job: Job) -> None:
     job.says(r"step +\d+/400")
     job.happens("scancel --signal=TERM")
     job.cluster.slurm("scancel", "--signal=TERM", job.number)
-    job.says(r"\] stopped on request: SIGTERM to rank 0, SIGTERM to rank 1")
+    # One at a time: the other may be heard a step later, when all have agreed.
+    job.says(r"\] stopped on request: SIGTERM to rank [01]")
     assert job.ends("FAILED")["ExitCode"] == "75:0"
     assert [a.outcome for a in job.run.attempts()] == ["preempted", "preempted"]
 
@@ -403,6 +412,7 @@ def test_a_node_is_lost_with_its_own_disk(job: Job, undisturbed: Path) -> None:
     rank dies, then the node of the main process, for ever, with its disk."""
     job.on_own_disks()
     mirror = job.folder / "mirror"
+    job.holds(20)
     job.submit(
         *("--nodes", "2"),
         fields={"node_local": True, "mirror": mirror.as_uri()},
@@ -410,10 +420,13 @@ def test_a_node_is_lost_with_its_own_disk(job: Job, undisturbed: Path) -> None:
         more=f"JOB_FOLDERS={job.folder}/jobs",
     )
     job.says(r"saved checkpoint-10")
+    # Behind the next save slowly: it is copied when nobody else wants the processor.
+    job.faults(**{"step_seconds": 2.0, "from": 20})
     job.happens("SIGKILL to the rank on n2")
     job.signal("n2", RANK, signal.SIGKILL)
     job.says(r"carrying on from checkpoint-10")
     job.says(r"mirrored checkpoint-\d+")
+    job.faults(step_seconds=0.15)
     job.happens("n1 is lost with its disk")
     job.cluster.crash("n1")
     job.cluster.lose_disk("n1")

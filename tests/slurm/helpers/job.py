@@ -66,6 +66,13 @@ class Job:
         self._faults.write_text(json.dumps(values))
         Path(f"{self._faults}.fired").unlink(missing_ok=True)
 
+    def holds(self, step: int, rank: int = 1, **values: object) -> None:
+        """The next attempt stands still in this step's save, its second one (the first is committed
+        by then, and told of), until it hears a signal: what befalls it finds it there."""
+        self.faults(
+            **{"step_seconds": 0.15} | values, place="save", step=step, rank=rank, seconds=600
+        )
+
     def fired(self, text: str, timeout: float = PATIENCE) -> None:
         """Wait for a fault."""
         file = Path(f"{self._faults}.fired")

@@ -3,7 +3,8 @@
 $KEEPSTEP_FAULTS is JSON: `step_seconds`, of steps behind step `from`; `hold`, a step behind which
 each rank stands still until it has heard a signal, so that the run is at work then, however late
 that comes; and `place` (start, step, evaluation, save), `step`, `rank`, with `seconds` to pause
-there, once, or `die`, every time. What has fired is added to FILE.fired.
+there, once, if the rank hears no signal meanwhile, or `die`, every time. While a save pauses, so
+does its rank's training. What has fired is added to FILE.fired.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def arm() -> None:
     trainer = sys.modules["keepstep.trainer.sft"].KeepstepTrainer
     part = sys.modules["keepstep.save.rank_part"].Part
     signals = sys.modules["keepstep.ranks.signals"]
+    pauses = threading.Event()
 
     def at(place: str, step: int) -> None:
         if (place, RANK) != (faults.get("place"), faults.get("rank", 0)):
@@ -40,7 +42,11 @@ def arm() -> None:
         fired.write_text(known + line)
         if "die" in faults:
             os._exit(1)
-        time.sleep(faults["seconds"])
+        pauses.set()
+        end = time.monotonic() + faults["seconds"]
+        while time.monotonic() < end and signals.requested() is None:
+            time.sleep(0.02)
+        pauses.clear()
 
     def patched(owner: Any, name: str, place: str, step_of: Any) -> None:
         original = getattr(owner, name)
@@ -55,6 +61,8 @@ def arm() -> None:
         setattr(owner, name, method)
 
     def slow_down(step: int) -> None:
+        while pauses.is_set():
+            time.sleep(0.02)
         if step >= faults.get("from", 0):
             time.sleep(faults.get("step_seconds", 0.0))
         while step == faults.get("hold") and signals.requested() is None:
