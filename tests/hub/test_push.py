@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -30,7 +32,7 @@ from tests.helpers.waiting import PATIENCE
 from tests.hub.client import Client
 from tests.hub.faults import Fault
 from tests.hub.peer import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, HubPeer
-from tests.hub.runs import REPO, live_at
+from tests.hub.runs import REPO, a_run, live_at
 from tests.hub.test_peer import UPLOAD
 
 COMMIT = f"^/api/models/{REPO}/commit/"
@@ -122,6 +124,34 @@ def test_by_lfs(
     assert hub.read(REPO, "model.safetensors") == weights
     assert titles(hub) == [title(run), "initial commit"]
     assert hub.requests("POST", "^/v1/xorbs/") == []
+
+
+@pytest.mark.usefixtures("here")
+def test_how_far_it_is(hub: HubPeer, demo: Path, tmp_path: Path) -> None:
+    """What is read, then what has left: more than a socket holds, so that it is seen on its way."""
+    weights = os.urandom(48 * 2**20)
+    large = a_run(tmp_path / "large", demo / "model", files={"model.safetensors": weights})
+    fault = hub.fault("delay", path=UPLOAD, seconds=300, times=-1)
+    seen: dict[str, list[tuple[int, int | None]]] = {}
+
+    @contextlib.contextmanager
+    def progress(text: str) -> Iterator[Callable[[int, int | None], None]]:
+        def tell(done: int, total: int | None) -> None:
+            seen.setdefault(text, []).append((done, total))
+            if text.startswith("sending ") and done:
+                fault.end()
+
+        yield tell
+
+    told = push_best(large, REPO, timeout=300, progress=progress)
+    assert told[0].startswith(f"{REPO}: published, step 8")
+    size = len(weights)
+    for text, steps in seen.items():
+        assert text in ("reading checkpoint-8", f"sending checkpoint-8 to {REPO}")
+        assert all(0 <= done <= total for done, total in steps if total is not None)
+    total = {total for _, total in seen[f"sending checkpoint-8 to {REPO}"] if total}
+    assert all(size <= one <= size + 2**20 for one in total), "beside them texts alone"
+    assert b"%" not in (large.publishing / "push.log").read_bytes(), "no bars of the library's"
 
 
 @pytest.mark.usefixtures("here")

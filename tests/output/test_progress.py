@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from keepstep.output.progress import counted, progress_lines
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+from keepstep.output.progress import Phase, counted, phases, progress_lines
 
 
 def told(moments: list[float], total: int | None = 10_000_000_000) -> list[str]:
@@ -37,3 +40,24 @@ def test_pieces_are_counted() -> None:
     for size in (4, 0, 6):
         count(size)
     assert far == [(4, 10), (4, 10), (10, 10)]
+
+
+def test_one_bar_after_the_other() -> None:
+    """Each phase has its own, a second time, too; a total that is not known is not told."""
+    seen: list[object] = []
+
+    @contextmanager
+    def bar(text: str) -> Iterator[Callable[[int, int | None], None]]:
+        seen.append(text)
+        yield lambda done, total: seen.append((done, total))
+        seen.append(f"end of {text}")
+
+    shows = [nullcontext, lambda: bar("reading"), lambda: bar("sending")]
+    with phases(shows) as tell:
+        for phase in [(0, 0, 0), (1, 0, 0), (1, 5, 9), (2, 1, 4), (0, 0, 0), (2, 2, 4)]:
+            tell(Phase(*phase))
+    assert seen == [
+        *("reading", (5, 9), "end of reading"),
+        *("sending", (1, 4), "end of sending"),
+        *("sending", (2, 4), "end of sending"),
+    ]

@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from keepstep.output.progress import Phase
 from keepstep.run_folder.background import BackgroundJob
+from keepstep.run_folder.how_far import HowFar
 
 PROGRAM = """
 import json, os, subprocess, sys, threading, time
 from keepstep.run_folder.background import serve
+from keepstep.run_folder.how_far import HowFar
 
 def do(job):
     if job["hangs"]:
@@ -31,6 +34,13 @@ def do(job):
             time.sleep(0.01)
         child.kill()
         return {"threads": len(threads)}
+    if "phases" in job:
+        far = HowFar.of(job)
+        far.tell(1, 5, 10)
+        with open(job["phases"]) as told:  # a FIFO: until it has been seen
+            told.read()
+        far.tell(2)
+        return {}
     return {"policy": os.sched_getscheduler(0), "session": os.getsid(0), "group": os.getpgid(0)}
 
 sys.exit(serve(do))
@@ -41,7 +51,7 @@ sys.exit(serve(do))
 def start(tmp_path: Path) -> Callable[..., BackgroundJob]:
     (tmp_path / "program_beside.py").write_text(PROGRAM)
 
-    def started(timeout: float, **job: bool) -> BackgroundJob:
+    def started(timeout: float, **job: object) -> BackgroundJob:
         return BackgroundJob(
             "program_beside",
             {"hangs": False, "begins more": False, **job},
@@ -89,6 +99,48 @@ def test_its_time_is_over(start: Callable[..., BackgroundJob]) -> None:
         "error": "nobody did not answer to the end within 1 s",
         "fatal": False,
     }
+
+
+def test_it_tells_how_far_it_is(start: Callable[..., BackgroundJob], tmp_path: Path) -> None:
+    os.mkfifo(fifo := tmp_path / "seen")
+    job, told = start(300, phases=str(fifo)), []
+
+    def tell(phase: Phase) -> None:
+        if phase.number == 1 and not told:
+            told.append(phase)
+            fifo.write_text("")
+
+    assert job.wait(tell=tell) == {}
+    assert told == [Phase(1, 5, 10)]
+    assert job.wait() == {}, "asked again"
+
+
+def test_what_tells_nothing(tmp_path: Path) -> None:
+    """No such memory on this machine, nothing written so far, or half of it."""
+    nowhere = HowFar.of({})
+    nowhere.tell(1, 2, 3)
+    assert (nowhere.read(), nowhere.handed_on) == (Phase(), ())
+    nowhere.close()
+    torn = HowFar.made()
+    assert torn.descriptor is not None
+    assert torn.read() == Phase()
+    os.pwrite(torn.descriptor, b"\1" * 5, 0)
+    assert torn.read() == Phase()
+    torn.tell(2, 4, 8)
+    assert torn.read() == Phase(2, 4, 8)
+    torn.close()
+    torn.tell(2, 5, 8)
+    assert torn.read() == Phase()
+
+
+def test_one_that_cannot_be_started_leaves_nothing_open(
+    start: Callable[..., BackgroundJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FileNotFoundError):
+        start(60)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_its_parent_was_killed_before_it_looked(tmp_path: Path) -> None:

@@ -167,16 +167,17 @@ def push(
         fail(f"--timeout {timeout:g} is not between 0 and {LONGEST_PUSH:.0f} seconds")
     folder, asked = used_run(run), _card(card)
     try:
-        with console.waiting(f"pushing the best of {run} …"):
-            answer = push_best(
-                folder,
-                repo_id,
-                private=private,
-                force=force,
-                timeout=timeout,
-                dry_run=dry_run,
-                card=asked,
-            )
+        answer = push_best(
+            folder,
+            repo_id,
+            private=private,
+            force=force,
+            timeout=timeout,
+            dry_run=dry_run,
+            card=asked,
+            progress=lambda text: progress_bar(console, text),
+            waiting=console.waiting,
+        )
     except PushFailedError as error:
         fail(str(error), status=TRY_LATER if error.may_pass else 2)
     except (OSError, KeyError) as error:

@@ -20,13 +20,16 @@ from keepstep.mirror.owners import DeposedError, Owner, claim
 from keepstep.mirror.pruning import prune
 from keepstep.mirror.stores import open_store
 from keepstep.mirror.upload import Upload
+from keepstep.output.progress import Tell
 from keepstep.policy.manifest import MANIFEST_NAME
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.background import serve
 from keepstep.run_folder.checkpoint import Checkpoint, read_checkpoint
+from keepstep.run_folder.how_far import HowFar
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 
+SENT = 1  # the phase in which bytes are sent; 0: any other
 SEE_SECONDS = 15.0  # until a network file system shows what another machine has made
 
 
@@ -50,7 +53,9 @@ def _copied(job: dict[str, Any]) -> dict[str, Any]:
     if job["files"] is not None:  # it lies there for all machines
         files = {n: e for n, e in checkpoint.manifest.files.items() if n in set(job["files"])}
         checkpoint = replace(checkpoint, manifest=replace(checkpoint.manifest, files=files))
-    upload = Upload(store, owner, checkpoint, job["rate"], node, nodes)
+    far = HowFar.of(job)
+    tell: Tell = lambda done, total: far.tell(SENT if done < total else 0, done, total)  # noqa: E731
+    upload = Upload(store, owner, checkpoint, job["rate"], node, nodes, tell)
     policy = Policy(**job["policy"])
     upload.run(history_to_send(run, policy, job["pinned"]))
     if node == 0:

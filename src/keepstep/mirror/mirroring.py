@@ -15,6 +15,7 @@ from typing import Any
 
 from keepstep.mirror.owners import Owner
 from keepstep.output.printable import quoted
+from keepstep.output.progress import Phase
 from keepstep.output.units import human_bytes, human_duration
 from keepstep.policy.manifest import Manifest
 from keepstep.policy.mirror_pace import Pace, is_due
@@ -180,21 +181,23 @@ class Mirroring:
         best: Checkpoint | None,
         seconds: float,
         stop: Callable[[], str | None],
+        tell: Callable[[Phase], None] = lambda phase: None,
     ) -> list[str]:
         """Copy the newest and the best, and wait for both, for so long, or until `stop` says why
-        not to. Returns why one is not there."""
+        not to; `tell` is told how far it is: phase 1, while bytes are sent. Returns why one is not
+        there."""
         end, faults, self._ending = now() + seconds, [], True
         last = {c.step: c for c in (newest, best) if c is not None}  # they may be one
         if self._step not in last:
             self.abandon()
         for wanted in last.values():
-            self._wait(end, stop)
+            self._wait(end, stop, tell)
             if not self._owes(wanted) or self.deposed:
                 continue
             left = end - now()
             if left > 0 and not stop():
                 self._start(wanted, left)
-                self._wait(end, stop)
+                self._wait(end, stop, tell)
             if self._owes(wanted):
                 told = self._done.get(wanted.step, {}).get("error", "there was no time for it")
                 faults.append(f"{wanted.path.name} is not on the mirror: {told}")
@@ -247,10 +250,15 @@ class Mirroring:
     def _owes(self, checkpoint: Checkpoint) -> bool:
         return "error" in self._done.get(checkpoint.step, NOT_TRIED)
 
-    def _wait(self, end: float, stop: Callable[[], str | None]) -> None:
+    def _wait(
+        self,
+        end: float,
+        stop: Callable[[], str | None],
+        tell: Callable[[Phase], None] = lambda phase: None,
+    ) -> None:
         if self._job is not None:
             over = lambda: "its time was over" if now() > end else stop()  # noqa: E731
-            self._job.wait(over)
+            self._job.wait(over, tell)
             self._safely(self._hear)
 
     def _safely(self, action: Callable[[], None]) -> None:

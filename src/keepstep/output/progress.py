@@ -4,12 +4,52 @@ then."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import NamedTuple
 
 from keepstep.output.units import human_bytes, human_duration
 
 EVERY = 30.0  # seconds
 Tell = Callable[[int, int], None]  # is told of the bytes that are done, and of all
+
+
+class Phase(NamedTuple):
+    """How far something is that has several phases.
+
+    Attributes:
+        number: of the phase, from 0.
+        done: bytes.
+        total: bytes; 0: nobody knows.
+    """
+
+    number: int = 0
+    done: int = 0
+    total: int = 0
+
+
+Shown = AbstractContextManager[Callable[[int, int | None], None] | None]
+
+
+@contextmanager
+def phases(shows: Sequence[Callable[[], Shown]]) -> Iterator[Callable[[Phase], None]]:
+    """One bar after the other, for what has several phases; yields what is told of it.
+
+    Args:
+        shows: for each phase what shows it: yields what is called with (done, total), or None.
+    """
+    with ExitStack() as stack:
+        number, tell = 0, stack.enter_context(shows[0]())
+
+        def told(phase: Phase) -> None:
+            nonlocal number, tell
+            if phase.number != number:
+                stack.close()
+                number, tell = phase.number, stack.enter_context(shows[phase.number]())
+            if tell is not None and phase.total:
+                tell(phase.done, phase.total)
+
+        yield told
 
 
 def nobody(done: int, total: int) -> None:

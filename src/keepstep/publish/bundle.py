@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from keepstep.convert.companions import write_companions
+from keepstep.output.progress import Tell, counted, nobody
 from keepstep.policy.completeness import has_weights
 from keepstep.policy.manifest import Manifest
 from keepstep.policy.metric import value_of
@@ -22,6 +23,7 @@ from keepstep.publish import card
 from keepstep.publish.best import BEST_FILE, Best
 from keepstep.run_folder import freezing
 from keepstep.run_folder.contents import digest_of
+from keepstep.run_folder.files import CHUNK
 from keepstep.run_folder.reader import Checkpoint, read_checkpoint
 from keepstep.run_folder.storage import Storage
 
@@ -47,11 +49,18 @@ def freeze(
 
 
 def make_bundle(
-    frozen: Path, policy: Policy, repo_id: str, folder: Path, asked: Mapping[str, Any]
+    frozen: Path,
+    policy: Policy,
+    repo_id: str,
+    folder: Path,
+    asked: Mapping[str, Any],
+    tell: Tell = nobody,
 ) -> Best:
     """Fill the new folder `folder` with what is pushed to `repo_id`.
 
-    `asked`: card metadata, beside those of the recipe.
+    Args:
+        asked: card metadata, beside those of the recipe.
+        tell: is told of the bytes that are read: what was written, then what is pushed of it.
 
     Raises:
         ExportError: the weights cannot be had (see `export`).
@@ -63,8 +72,13 @@ def make_bundle(
     manifest = replace(manifest, about=about)
     if folder.exists():
         storage.remove(folder)
-    _put_weights(checkpoint, folder, storage)
-    weights = {p.name: sha256_of(p) for p in sorted(folder.glob("*.safetensors"))}
+    read = manifest.total_bytes
+    again = sum(e.bytes for n, e in manifest.files.items() if n.endswith(".safetensors"))
+    _put_weights(checkpoint, folder, storage, counted(tell, read + again))
+    paths = sorted(folder.glob("*.safetensors"))
+    again = sum(path.stat().st_size for path in paths)  # others, if they were exported
+    count = counted(lambda done, total: tell(read + done, read + total), again)
+    weights = {path.name: sha256_of(path, count) for path in paths}
     value = value_of(manifest.metrics, policy.metric)
     best = Best(
         manifest.run_id,
@@ -98,16 +112,23 @@ def measured_on(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(what.encode()).hexdigest()[:32]
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Path, progress: Callable[[int], None] = lambda count: None) -> str:
+    """In hex; `progress` is told of the bytes, chunk by chunk."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            progress(len(chunk))
+    return digest.hexdigest()
 
 
-def _put_weights(checkpoint: Checkpoint, folder: Path, storage: Storage) -> None:
+def _put_weights(
+    checkpoint: Checkpoint, folder: Path, storage: Storage, progress: Callable[[int], None]
+) -> None:
     """As they lie in the checkpoint, if they do, and are still what was written; else exported."""
     files = checkpoint.manifest.files
     for name, entry in files.items():
-        if digest_of(checkpoint.path / name) != entry.xxh3_128:
+        if digest_of(checkpoint.path / name, progress) != entry.xxh3_128:
             raise OSError(f"{name} of step {checkpoint.step} is not what was written")
     weights = {n: e for n, e in files.items() if n.endswith((".safetensors", ".index.json"))}
     if max((e.bytes for e in weights.values()), default=LARGEST_FILE + 1) > LARGEST_FILE:

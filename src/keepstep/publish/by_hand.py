@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from huggingface_hub import get_token
 from keepstep.errors import KeepstepError
 from keepstep.hub.client import NO_TOKEN, name_fault, offline
 from keepstep.output.printable import quoted
+from keepstep.output.progress import Phase, Shown, phases
 from keepstep.policy.strict import TextError, build
 from keepstep.publish.bundle import freeze
 from keepstep.publish.card import fault_of
-from keepstep.publish.process import push_of
+from keepstep.publish.process import push_of, shows_of
 from keepstep.publish.remote import Target
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 from keepstep.run_folder.safe_read import ABSENT, OddFileError, read_object
@@ -47,12 +48,15 @@ def push_best(
     timeout: float,
     dry_run: bool = False,
     card: dict[str, Any] | None = None,
+    progress: Callable[[str], Shown] = lambda text: contextlib.nullcontext(),
+    waiting: Callable[[str], Shown] = lambda text: contextlib.nullcontext(),
 ) -> list[str]:
     """Publish the best checkpoint of `run`; returns what to tell.
 
     Args:
         private: what is asked for; None: as the run was told to, else a new repository is private.
         card: metadata over the recipe's.
+        progress, waiting: what shows how far it is (see `shows_of`).
 
     Raises:
         PushFailedError: it is not there.
@@ -61,8 +65,9 @@ def push_best(
     if fault := _fault(target, card or {}, dry_run):
         raise PushFailedError(f"not published: {fault}")
     best, storage = best_of(run), Storage()
-    with _alone(run, storage):
-        answer = _pushed(run, best, target, storage, timeout, dry_run=dry_run, card=card)
+    shows = shows_of(best.path.name, target.repo_id, progress, waiting)
+    with _alone(run, storage), phases(shows) as tell:
+        answer = _pushed(run, best, target, storage, timeout, tell, dry_run=dry_run, card=card)
     return _told(answer, target, best)
 
 
@@ -94,6 +99,7 @@ def _pushed(
     target: Target,
     storage: Storage,
     timeout: float,
+    tell: Callable[[Phase], None],
     **more: Any,
 ) -> dict[str, Any]:
     """What came of it."""
@@ -112,7 +118,7 @@ def _pushed(
         more |= {"waited_for": True}
         job = push_of(frozen.path, best.step, run.policy(), target, timeout, log, **more)
         try:
-            return job.wait()
+            return job.wait(tell=tell)
         finally:
             job.stop()
     finally:

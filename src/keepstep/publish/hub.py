@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import (
-    CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
     ModelCard,
@@ -22,6 +21,7 @@ from huggingface_hub import (
 )
 
 from keepstep.hub.client import HubError, brief, with_patience
+from keepstep.hub.sending import Sending
 from keepstep.output.printable import first_few
 from keepstep.publish.best import Best
 from keepstep.publish.card import license_of
@@ -91,6 +91,7 @@ def push(
     best: Best,
     card_asked: bool = False,
     until: float = math.inf,
+    sending: Sending | None = None,
 ) -> Pushed:
     """Make `folder`'s files the ones of the repository's main branch, unless better ones are there.
 
@@ -98,11 +99,12 @@ def push(
         card_asked: somebody has asked for this card now: it takes the place of what people have
             written there, also beside weights that are there already.
         until: when the time for it is over; on the monotonic clock, in seconds.
+        sending: counts what is sent.
 
     Raises:
         HubError: it could not be done.
     """
-    ours, tries = Ours(folder, best), 0
+    ours, tries, sending = Ours(folder, best), 0, sending or Sending()
 
     def once() -> Pushed:
         nonlocal tries
@@ -121,16 +123,17 @@ def push(
         if again and not changed and not stale:
             outcome = "published" if tries > 1 else "present"
             return Pushed(outcome, remote.head, best.global_step, remote.private)
-        info = api.create_commit(
-            target.repo_id,
-            [
-                *(CommitOperationAdd(name, folder / name) for name in changed),
-                *(CommitOperationDelete(name) for name in stale),
-            ],
-            commit_message=_title(best, changed + stale if again else ()),
-            commit_description=f"run {best.run_id}, by keepstep",
-            parent_commit=remote.head,
-        )
+        with sending.counted():
+            info = api.create_commit(
+                target.repo_id,
+                [
+                    *(sending.add(name, folder / name) for name in changed),
+                    *(CommitOperationDelete(name) for name in stale),
+                ],
+                commit_message=_title(best, changed + stale if again else ()),
+                commit_description=f"run {best.run_id}, by keepstep",
+                parent_commit=remote.head,
+            )
         _verify(api, target, ours, changed, info.oid)
         outcome, mended = ("mended", changed + stale) if again else ("published", [])
         return Pushed(outcome, info.oid, best.global_step, remote.private, mended=mended)

@@ -24,11 +24,13 @@ from keepstep.output.terminal import complain
 from keepstep.policy.retention import Policy
 from keepstep.publish.best import Best
 from keepstep.publish.bundle import make_bundle
+from keepstep.publish.process import READ
 from keepstep.ranks import signals
+from keepstep.run_folder.how_far import HowFar
 
 
-def prepared(job: dict[str, Any], folder: Path) -> Best:
-    """Fill the new folder `folder` with what is pushed, in a process of its own.
+def prepared(job: dict[str, Any], folder: Path, far: HowFar) -> Best:
+    """Fill the new folder `folder` with what is pushed, in a process of its own, which tells `far`.
 
     Raises:
         HubError: it could not be done.
@@ -39,6 +41,7 @@ def prepared(job: dict[str, Any], folder: Path) -> Best:
         env=environment,
         input=json.dumps({**job, "folder": str(folder)}).encode(),
         stdout=subprocess.PIPE,
+        pass_fds=far.handed_on,
         check=False,
     )
     lines = done.stdout.decode(errors="replace").splitlines()
@@ -56,6 +59,7 @@ def main() -> int:
     signals.die_with_parent(signal.SIGKILL)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     job = json.load(sys.stdin)
+    far = HowFar.of(job)
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever else is printed
     try:
         answer = asdict(
@@ -65,6 +69,7 @@ def main() -> int:
                 job["target"]["repo_id"],
                 Path(job["folder"]),
                 job.get("card") or {},
+                lambda done, total: far.tell(READ, done, total),
             )
         )
     except (OSError, ValueError) as error:  # of the disk; of what is stored, or asked for

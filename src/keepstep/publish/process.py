@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
 
+from keepstep.hub import sending
+from keepstep.output.progress import Shown
 from keepstep.policy.retention import Policy
 from keepstep.publish.remote import Target
 from keepstep.run_folder.background import BackgroundJob
 
-QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+QUIET = {**sending.ENVIRONMENT, "HF_HUB_DISABLE_TELEMETRY": "1"}
+READ, SENT, ASKED = 1, 2, 3  # phases of a push; 0: it begins
 
 
 class Push(BackgroundJob):
@@ -41,3 +45,24 @@ def push_of(
     """Begin to push a frozen checkpoint."""
     job = {"frozen": str(frozen), "step": step, "policy": asdict(policy)}
     return Push({**job, "target": asdict(target), **more}, timeout, log)
+
+
+def shows_of(
+    name: str,
+    repo_id: str,
+    progress: Callable[[str], Shown],
+    waiting: Callable[[str], Shown],
+) -> list[Callable[[], Shown]]:
+    """What shows each phase of a push (see `phases`).
+
+    Args:
+        name: of the checkpoint.
+        progress: a bar, or lines of a log, under a text.
+        waiting: that something goes on of which nobody knows how far it is.
+    """
+    return [
+        lambda: waiting(f"pushing {name} to {repo_id} …"),
+        lambda: progress(f"reading {name}"),
+        lambda: progress(f"sending {name} to {repo_id}"),
+        lambda: waiting(f"waiting for {repo_id} …"),
+    ]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from keepstep.output.progress import Phase
 from keepstep.policy.retention import Policy
 from keepstep.policy.strict import with_check
 from keepstep.publish.bundle import freeze
@@ -74,10 +75,14 @@ class Publisher:
         return self._failed(best)
 
     def finish(
-        self, best: Checkpoint | None, stop: Callable[[], str | None] = lambda: None
+        self,
+        best: Checkpoint | None,
+        stop: Callable[[], str | None] = lambda: None,
+        tell: Callable[[Phase], None] = lambda phase: None,
     ) -> dict[str, Any]:
         """Push the best checkpoint if it has not been pushed, and wait: until it is there, the
-        time of a push is over, or `stop` says why not to. Returns what came of it."""
+        time of a push is over, or `stop` says why not to; `tell` is told how far it is. Returns
+        what came of it."""
         self.abandon(unless=best.step if best else None)
         if best is None:
             return {"error": "the run has no best checkpoint"}
@@ -86,7 +91,7 @@ class Publisher:
             if self._push is None and self._failed(best):
                 self._safely(lambda: self._start(best, end - time.monotonic(), waited_for=True))
             if self._push is not None:
-                self._push.wait(stop)
+                self._push.wait(stop, tell)
                 self._safely(self._hear)
             told = self._done.get(best.step, {})
             # In a moment that is left another one would only hide why this one failed.

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from keepstep.hub.client import connect
+from keepstep.hub.sending import Sending
 from keepstep.publish import hub
 from keepstep.publish.prepare import prepared
+from keepstep.publish.process import ASKED, SENT
 from keepstep.publish.remote import Target
 from keepstep.run_folder.background import serve
 from keepstep.run_folder.contents import sizes_under
+from keepstep.run_folder.how_far import HowFar
 
 
 def do(job: dict[str, Any]) -> dict[str, Any]:
@@ -29,12 +32,15 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
         return hub.check(connect(), target, job["card"], job["base"], job["until"])
     frozen = Path(job["frozen"])
     folder = frozen.with_name(frozen.name.replace("checkpoint-", "export-"))
-    best = prepared(job, folder)
+    far = HowFar.of(job)
+    best = prepared(job, folder, far)
     if job.get("dry_run"):
         files = sorted(sizes_under(folder))
         return {"outcome": "would publish", "step": best.global_step, "files": files}
     asked = bool(job.get("card"))
-    return asdict(hub.push(connect(), target, folder, best, asked, until=job["until"]))
+    far.tell(ASKED)
+    sending = Sending(lambda done, total: far.tell(SENT if done < total else ASKED, done, total))
+    return asdict(hub.push(connect(), target, folder, best, asked, job["until"], sending))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from keepstep.output.progress import Phase
 from keepstep.output.terminal import complain
 from keepstep.ranks import signals
 from keepstep.run_folder.files import no_link
+from keepstep.run_folder.how_far import HowFar
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # they are for the training
 
@@ -42,8 +44,9 @@ class BackgroundJob:
         """
         Args:
             module: that is run.
-            job: JSON; with `timeout`, and `until` on the clock that all processes share. Where it
-                is `waited_for` from its beginning, it gives way to nobody.
+            job: JSON; with `timeout`, `until` on the clock that all processes share, and `how_far`:
+                where its process tells that (`HowFar.of`). Where it is `waited_for` from its
+                beginning, it gives way to nobody.
             timeout: seconds that it may take.
             who: answers it (`the Hub`), as people are told.
             what: it is, likewise (`the push`).
@@ -53,21 +56,32 @@ class BackgroundJob:
         self.deadline = time.monotonic() + timeout
         self._timeout, self._who, self._what = timeout, who, what
         self._answer: dict[str, Any] | None = None
+        self._how_far = HowFar.made()
+        with contextlib.ExitStack() as unless_begun:
+            unless_begun.callback(self._how_far.close)
+            self._process = self._begun(module, environment or {}, log)
+            unless_begun.pop_all()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            bounds = {"timeout": timeout, "until": self.deadline, "parent": os.getpid()}
+            far = {"how_far": self._how_far.descriptor}
+            stdin.write(json.dumps({**job, **bounds, **far}).encode())
+
+    def _begun(
+        self, module: str, environment: Mapping[str, str], log: Path | None
+    ) -> subprocess.Popen[bytes]:
         with open(log or os.devnull, "ab", opener=no_link) as errors:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", module],
-                env={**os.environ, **NO_GPU, **(environment or {})},
+                env={**os.environ, **NO_GPU, **environment},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 # Ctrl-C is for the training. No session of its own: where the kernel shares out the
                 # processor by sessions (autogroups), it would get as much as the training has.
                 process_group=0,
+                pass_fds=self._how_far.handed_on,
             )
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
-            bounds = {"timeout": timeout, "until": self.deadline, "parent": os.getpid()}
-            stdin.write(json.dumps({**job, **bounds}).encode())
 
     def poll(self) -> dict[str, Any] | None:
         """What came of it; None while it is at work. `error`: why there is nothing."""
@@ -78,11 +92,17 @@ class BackgroundJob:
             self._answer = self._collect(late)
         return self._answer
 
-    def wait(self, stop: Callable[[], str | None] = lambda: None) -> dict[str, Any]:
+    def wait(
+        self,
+        stop: Callable[[], str | None] = lambda: None,
+        tell: Callable[[Phase], None] = lambda phase: None,
+    ) -> dict[str, Any]:
         """The same, once it has ended, its time is over, or `stop` says why not to wait. Meanwhile
-        it does not give way: who waits has nothing to do that would come first."""
+        `tell` is told how far it is; and it does not give way: who waits has nothing to do that
+        would come first."""
         while (answer := self.poll()) is None:
             self._hasten()
+            tell(self._how_far.read())
             if (reason := stop()) is not None:
                 self.stop()
                 self._answer = answer = {"error": reason}
@@ -95,6 +115,7 @@ class BackgroundJob:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._how_far.close()
 
     def _hasten(self) -> None:
         """(Who is not root may not: what has given way then goes on doing so.)"""

@@ -5,7 +5,7 @@ Over the control group, file by file, to all ranks at once: whoever lacks it wri
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -13,8 +13,10 @@ from typing import BinaryIO
 import torch
 import torch.distributed as dist
 
+from keepstep.output.progress import counted
 from keepstep.policy.manifest import FileEntry, Manifest
 from keepstep.ranks import collectives, control_group
+from keepstep.ranks.console import progress
 from keepstep.run_folder.storage import Storage
 from keepstep.save.torch_files import bytes_of
 
@@ -50,13 +52,15 @@ def exchange(
     except OSError as failure:  # else the others would wait for this rank
         error = failure
     piece = torch.empty(PIECE if wanted else 0, dtype=torch.uint8)
-    for name in wanted:
-        reads = here / name if sources[name] == collectives.rank() else None
-        writes = into / name if into is not None and name in lacking and error is None else None
-        try:
-            _pass_on(manifest.files[name], sources[name], reads, writes, storage, piece)
-        except OSError as failure:
-            error = error or failure
+    with progress(f"passing on parts of {here.name}") as far:
+        count = counted(far, sum(manifest.files[name].bytes for name in wanted))
+        for name in wanted:
+            reads = here / name if sources[name] == collectives.rank() else None
+            writes = into / name if into is not None and name in lacking and error is None else None
+            try:
+                _pass_on(manifest.files[name], sources[name], reads, writes, storage, piece, count)
+            except OSError as failure:
+                error = error or failure
 
     def tell() -> None:
         if error is not None:
@@ -72,9 +76,10 @@ def _pass_on(
     writes: Path | None,
     storage: Storage,
     piece: torch.Tensor,
+    count: Callable[[int], None],
 ) -> None:
-    """One file, from `rank`. Ranks: all (collective); what one meets is raised when all pieces have
-    gone around.
+    """One file, from `rank`; `count` is told of each piece. Ranks: all (collective); what one meets
+    is raised when all pieces have gone around.
 
     Raises:
         OSError: of this rank's disk; or what came is not what was written.
@@ -100,6 +105,7 @@ def _pass_on(
             except OSError as failure:
                 error = error or failure
             dist.broadcast(part, rank, group=control_group.group())
+            count(len(content))
             try:
                 if target is not None and error is None:
                     target.write(content)

@@ -17,6 +17,7 @@ from keepstep.policy.node_parts import Machine, together
 from keepstep.policy.parallel_layout import ParallelLayout
 from keepstep.policy.retention import Decision
 from keepstep.ranks import collectives
+from keepstep.ranks.console import progress
 from keepstep.ranks.nodes import Nodes
 from keepstep.run_folder.ownership import Owner, take_over
 from keepstep.run_folder.parts import held_in, part_of
@@ -98,7 +99,11 @@ class NodeParts:
         if not self.nodes.acts:
             return False
         here = {c.step: c for c in self._run.checkpoints(any_run=True)}.get(step)
-        faults = here.faults(deep=None) if here else []
+        if here is None:
+            return False
+        bar = progress(f"verifying this machine's part of {here.path.name}")
+        with bar as tell, self._run.reading(here.manifest.total_bytes, tell):
+            faults = self._run.faults(here, deep=None)
         if faults:
             logger.warning("this machine's part of checkpoint-%s: %s", step, faults[0])
         return bool(faults)

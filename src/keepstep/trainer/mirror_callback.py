@@ -16,6 +16,7 @@ from keepstep.mirror.listing import Listed
 from keepstep.mirror.mirroring import Mirroring, Share
 from keepstep.mirror.store import Store, StoreError
 from keepstep.mirror.stores import open_store
+from keepstep.output.progress import phases
 from keepstep.output.units import human_bytes
 from keepstep.policy.manifest import WHOLE_NAME, Manifest
 from keepstep.policy.schedule import left
@@ -264,8 +265,13 @@ class Mirrored(TrainerCallback):
         seconds = self._args.mirror_timeout_seconds
         if outcome.outcome != "finished" and self._left() == float("inf"):
             seconds = min(seconds, STOP_SECONDS)
-        with waiting(f"waiting for {self._url} …"):
-            faults = mirroring.finish(newest, best, seconds, self._why_stop(manager, outcome))
+        shows = (  # one for each phase
+            lambda: waiting(f"waiting for {self._url} …"),
+            lambda: progress(f"sending to {self._url}"),
+        )
+        stop = self._why_stop(manager, outcome)
+        with phases(shows) as tell:
+            faults = mirroring.finish(newest, best, seconds, stop, tell)
         self._note_failures(mirroring, newest, best)
         self._tell(mirroring, manager)
         for fault in faults:

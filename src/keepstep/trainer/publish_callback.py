@@ -13,13 +13,14 @@ from transformers import TrainerCallback
 
 from keepstep.hub.client import offline
 from keepstep.output.printable import first_few, quoted
+from keepstep.output.progress import phases
 from keepstep.policy.schedule import left
 from keepstep.preflight.validate import severity_of_hub
-from keepstep.publish.process import check
+from keepstep.publish.process import check, shows_of
 from keepstep.publish.publisher import Publisher
 from keepstep.publish.remote import Target
 from keepstep.ranks import collectives, signals
-from keepstep.ranks.console import say, waiting
+from keepstep.ranks.console import progress, say, waiting
 from keepstep.ranks.outcome import EXIT_STATUS, Outcome
 from keepstep.recipe.config import Problem, Recipe
 from keepstep.recipe.data_files import looks_local
@@ -119,8 +120,9 @@ class Publishing(TrainerCallback):
                 best = manager.run.checkpoint(outcome.best_step)
         if best is not None and publisher.owes(best):
             say(waiting_for(best.step, publisher, self._args.publish_timeout_seconds))
-        with waiting(f"waiting for {publisher.target.repo_id} …"):
-            answer = publisher.finish(best, lambda: self._why_stop(manager))
+        name = "" if best is None else best.path.name
+        with phases(shows_of(name, publisher.target.repo_id, progress, waiting)) as far:
+            answer = publisher.finish(best, lambda: self._why_stop(manager), far)
         if publisher.news is None and "error" in answer:
             publisher.news = answer
         self._tell(publisher)
