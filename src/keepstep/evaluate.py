@@ -9,13 +9,14 @@ manifest, checkpoint by checkpoint; killed, the same command goes on with those 
 
 from __future__ import annotations
 
-from keepstep.output import log_filters, streams
+from keepstep.output import loading, log_filters, streams
 from keepstep.ranks import signals
 
 if __name__ == "__main__":  # before the slow imports, which write to the log
     streams.protect()
     log_filters.silence()
     signals.install_handlers()
+    shown = loading.begin()
 
 import functools
 import os
@@ -52,6 +53,9 @@ from keepstep.train import gather_inputs
 from keepstep.trainer.afterwards import Evaluator
 from keepstep.trainer.attempt import CurrentAttempt
 from keepstep.trainer.introduction import show_library_bars
+
+if __name__ == "__main__":
+    shown.close()
 
 # Nothing of a run but its rows and its model is asked for.
 WITHOUT = ("--report_to", "none", "--push_to_hub", "false", "--load_best_model_at_end", "false")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 
-from keepstep.output import log_filters, streams
+from keepstep.output import loading, log_filters, streams
 from keepstep.ranks import signals
 
 if __name__ == "__main__":  # before the slow imports, which take seconds and write to the log
@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before the slow imports, which take seconds and wr
     signals.install_handlers()
     streams.protect()
     log_filters.silence()
+    shown = loading.begin()
 
 import contextlib
 import os
@@ -50,6 +51,7 @@ from keepstep.trainer.introduction import show_library_bars
 from keepstep.trainer.sft import KeepstepTrainer
 
 if __name__ == "__main__":
+    shown.close()
     gc.freeze()  # and neither later
     gc.enable()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -78,6 +79,17 @@ def test_what_a_program_reads_has_none() -> None:
     assert told.stdout == "a line\ndone\n"
 
 
+def test_a_launcher_that_reads_stderr() -> None:
+    """As launch/train.sh does: the bar is on stdout, if that is a terminal."""
+    seen = on_a_terminal(
+        ["bash", "-c", '"$@" 2> >(cat >/dev/null)', "bash", *program(after=0.01, pause=0.3)], 80
+    )
+    assert "reading" in seen
+    assert "MB/s" in seen
+    assert "sending" in seen
+    assert "a line" in seen
+
+
 PIPED = """if True:
     import os, pty, subprocess, sys
     ours, theirs = pty.openpty()
@@ -86,6 +98,52 @@ PIPED = """if True:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, text=True)
     sys.stdout.write(done.stdout)
 """
+
+
+LOADING = """if True:
+    import os, sys, time
+    from keepstep.output import loading
+    from keepstep.output.terminal import Terminal
+    streams = sys.stdout, sys.stderr
+    with loading.loading(Terminal(), after=0.01):
+        time.sleep(0.5)
+        assert (sys.stdout, sys.stderr) == streams, "a library would keep another one"
+    print("done", flush=True)
+"""
+
+
+def test_what_is_imported_for_long_is_told_of() -> None:
+    command = [sys.executable, "-c", LOADING]
+    seen = on_a_terminal(command, 80)
+    assert "loading PyTorch and what is built on it … 0:00:0" in ESCAPE.sub("", seen)
+    assert ESCAPE.sub("", seen).endswith("done\r\n")
+    assert subprocess.run(command, capture_output=True).stdout == b"done\n"
+
+
+BEGUN = """if True:
+    import sys
+    from keepstep.output import loading
+    shown = loading.begin(every=0.05)
+    sys.stdin.readline()
+    {ends}
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("ends", ["shown.close()", "raise ImportError('none')"])
+def test_in_a_log_a_launch_tells_what_it_loads(ends: str) -> None:
+    """Again and again, until it is done, or has failed; of the ranks the first one."""
+    command, pipe = [sys.executable, "-c", BEGUN.format(ends=ends)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as launch:
+        assert launch.stdin is not None
+        assert launch.stdout is not None
+        for _ in range(2):
+            assert launch.stdout.readline().startswith("loading PyTorch and what is built on it: ")
+        _, errors = launch.communicate("\n\n")
+    assert ("ImportError: none" in errors) == (launch.returncode != 0) == ("raise" in ends)
+    other = {**os.environ, "RANK": "1"}
+    quiet = subprocess.run(command, input="\n\n", capture_output=True, text=True, env=other)
+    assert quiet.stdout == ""
 
 
 LIBRARY = """if True:

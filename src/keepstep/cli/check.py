@@ -15,6 +15,7 @@ from keepstep.cli.common import JsonOption, above_zero, app, console, examples, 
 from keepstep.cli.rows import CheckReport, Estimate, EstimateRow
 from keepstep.cli.tables import step_seconds
 from keepstep.output import log_filters
+from keepstep.output.loading import loading
 from keepstep.output.table import Column, Table
 from keepstep.output.units import human_bytes
 from keepstep.policy.auto_interval import AutoInterval, costs_of, seconds_apart
@@ -81,7 +82,8 @@ def check(
 ) -> None:
     """Look for mistakes in a recipe without launching it; exit status 2 says there are some."""
     log_filters.silence()
-    from keepstep.recipe.config import ConfigError  # torch and TRL: seconds to import
+    with loading(console):
+        from keepstep.recipe.config import ConfigError  # torch and TRL: seconds to import
 
     parsed, seen = None, Seen()
     try:
@@ -127,11 +129,12 @@ def estimate(
 ) -> None:
     """Estimate memory for each device, and what checkpoints take, under every strategy."""
     log_filters.silence()
-    from keepstep.preflight import estimate as sizes
-    from keepstep.preflight.launch import launch_in
-    from keepstep.preflight.probes import disk_speed
-    from keepstep.preflight.shapes import shapes_of, step_of, strategy_of
-    from keepstep.recipe.config import ConfigError
+    with loading(console):
+        from keepstep.preflight import estimate as sizes
+        from keepstep.preflight.launch import launch_in
+        from keepstep.preflight.probes import disk_speed
+        from keepstep.preflight.shapes import shapes_of, step_of, strategy_of
+        from keepstep.recipe.config import ConfigError
 
     try:
         parsed = parse(recipe, context.args)
@@ -198,8 +201,9 @@ def _table(rows: list[EstimateRow], limit: int | None, narrow: bool) -> Table:
 
 def parse(recipe: Path, flags: list[str]) -> Recipe:
     """The recipe with these fields of it changed, as a launch reads it."""
-    from keepstep.preflight.validate import validate
-    from keepstep.recipe.parse import parse_recipe
+    with loading(console):
+        from keepstep.preflight.validate import validate
+        from keepstep.recipe.parse import parse_recipe
 
     return parse_recipe(["--config", str(recipe), *flags], launched=False, validate=validate)
 
@@ -209,15 +213,16 @@ def _problems(
 ) -> Iterator[Problem]:
     """Every problem, of the recipe, its rows and this machine; the Hub's only when it has been
     named."""
-    from transformers.utils import is_torch_tf32_available
+    with loading(console):
+        from transformers.utils import is_torch_tf32_available
 
-    from keepstep.preflight.kernels import kernels_here
-    from keepstep.preflight.launch import check_launch, launch_in
-    from keepstep.preflight.model import check_model_of
-    from keepstep.preflight.probes import see_together
-    from keepstep.preflight.validate import validate
-    from keepstep.recipe.config import ConfigError
-    from keepstep.trainer.publish_callback import Publishing
+        from keepstep.preflight.kernels import kernels_here
+        from keepstep.preflight.launch import check_launch, launch_in
+        from keepstep.preflight.model import check_model_of
+        from keepstep.preflight.probes import see_together
+        from keepstep.preflight.validate import validate
+        from keepstep.recipe.config import ConfigError
+        from keepstep.trainer.publish_callback import Publishing
 
     problems, launch = [*validate(recipe), *check_model_of(recipe)], None
     seen.looked_at.append("the recipe's fields")

@@ -25,6 +25,7 @@ from keepstep.cli.common import (
 from keepstep.cli.drop_run import export_and_drop
 from keepstep.cli.export_from_mirror import export_from_mirror, tell_exported
 from keepstep.output import log_filters
+from keepstep.output.loading import loading
 from keepstep.output.terminal import progress_bar
 from keepstep.output.units import human_bytes
 from keepstep.policy.strict import TextError, parse
@@ -95,8 +96,9 @@ def export(
         fail("--json goes with --drop_run")
     of_folder = not (drop_run or on_mirror.is_address(checkpoint))
     source = one_checkpoint(Path(checkpoint)) if of_folder else None
-    from keepstep.convert.api import export_intact  # torch: seconds to import
-    from keepstep.convert.export import ExportError, check_request
+    with loading(console):
+        from keepstep.convert.api import export_intact  # torch: seconds to import
+        from keepstep.convert.export import ExportError, check_request
 
     if merge_adapter:
         log_filters.silence()
@@ -231,8 +233,10 @@ def reshard(
     source = one_checkpoint(checkpoint)
     log_filters.silence()
     from keepstep.policy.batch import BatchError
-    from keepstep.sharding.rewrite import reshard as write_for  # torch: seconds to import
-    from keepstep.sharding.sources import ReshardError
+
+    with loading(console):
+        from keepstep.sharding.rewrite import reshard as write_for  # torch: seconds to import
+        from keepstep.sharding.sources import ReshardError
 
     verify_with_bar(source, deep=None)
     try:
@@ -261,8 +265,9 @@ def adopt(
 ) -> None:
     """Copy a checkpoint that keepstep did not write into a run, verify it, and commit it."""
     log_filters.silence()
-    from keepstep.convert.adopt import AdoptError
-    from keepstep.convert.adopt import adopt as take_in  # torch: seconds to import
+    with loading(console):
+        from keepstep.convert.adopt import AdoptError
+        from keepstep.convert.adopt import adopt as take_in  # torch: seconds to import
 
     folder_at(path)
     try:

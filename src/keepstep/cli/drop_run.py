@@ -14,6 +14,7 @@ from typing import Any
 from keepstep.cli.common import console, ended_by_signals, fail, used_run, verify_with_bar
 from keepstep.cli.space import Work, refusals, refuse_at_work
 from keepstep.cli.status import status_of
+from keepstep.output.loading import loading
 from keepstep.output.terminal import progress_bar
 from keepstep.policy.manifest import folder_name, step_of
 from keepstep.run_folder.by_hand import ByHand, runs_beside
@@ -68,9 +69,10 @@ def _refuse_what_is_needed(run: RunFolder) -> None:
 def _export(
     run: RunFolder, found: Checkpoint, to: Path, options: dict[str, Any], quiet: bool
 ) -> None:
-    from keepstep.convert.api import export_intact
-    from keepstep.convert.export import check_request
-    from keepstep.convert.verify import digests_under, verify_export, verify_merged
+    with loading(console):
+        from keepstep.convert.api import export_intact
+        from keepstep.convert.export import check_request
+        from keepstep.convert.verify import digests_under, verify_export, verify_merged
 
     check_request(to, options["dtype"], options["max_shard_size"])
     verify_with_bar(found, deep=True)

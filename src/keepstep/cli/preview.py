@@ -10,6 +10,7 @@ import typer
 from keepstep.cli.check import PASS_ON, RecipeArgument, parse
 from keepstep.cli.common import app, console, examples
 from keepstep.output import log_filters
+from keepstep.output.loading import loading
 from keepstep.output.printable import quoted
 
 if TYPE_CHECKING:
@@ -29,15 +30,16 @@ def preview(
 ) -> None:
     """Show the first rows as the model will see them, and how many are cut or dropped."""
     log_filters.silence()
-    import datasets
+    with loading(console):
+        import datasets
 
-    from keepstep.data.dataset import load_data  # torch and TRL: seconds to import
-    from keepstep.preflight.inspection import inspect
-    from keepstep.preflight.kernels import kernels_here
-    from keepstep.preflight.preview import previews
-    from keepstep.preflight.validate import validate
-    from keepstep.recipe.config import ConfigError
-    from keepstep.recipe.model import build_tokenizer
+        from keepstep.data.dataset import load_data  # torch and TRL: seconds to import
+        from keepstep.preflight.inspection import inspect
+        from keepstep.preflight.kernels import kernels_here
+        from keepstep.preflight.preview import previews
+        from keepstep.preflight.validate import validate
+        from keepstep.recipe.config import ConfigError
+        from keepstep.recipe.model import build_tokenizer
 
     if not console.moves_cursor:
         datasets.disable_progress_bars()

@@ -111,13 +111,16 @@ class Terminal(Console):
         self.table(make(True) if self.is_terminal and not table.fits(self.width) else table)
 
     @contextlib.contextmanager
-    def waiting(self, text: str, after: float = SHOWN_AFTER) -> Iterator[None]:
+    def waiting(
+        self, text: str, after: float = SHOWN_AFTER, redirect: bool = True
+    ) -> Iterator[None]:
         """On a terminal a spinner, the text and the time, once something has gone on for a while;
-        on stderr, as bars are: stdout may be for a program."""
+        on stderr, as bars are: stdout may be for a program. `redirect`: what is printed meanwhile
+        stands above it, and goes through rich."""
         from rich.progress import SpinnerColumn, TimeElapsedColumn
 
         columns = SpinnerColumn(), bar_text("{task.description}"), TimeElapsedColumn()
-        with _late_bar(self, text, columns, 12, after):
+        with _late_bar(self, text, columns, 12, after, redirect):
             yield
 
     def beside(self) -> Terminal:
@@ -126,13 +129,21 @@ class Terminal(Console):
         beside.folds = self.folds
         return beside
 
-    def bar(self, *columns: ProgressColumn, transient: bool = False) -> Progress:
+    def bar(
+        self, *columns: ProgressColumn, transient: bool = False, redirect: bool = True
+    ) -> Progress:
         """A progress bar; texts in its columns are `bar_text`."""
         from rich.progress import Progress
 
         # What is printed meanwhile stands above the bar, unless it goes somewhere else.
-        shared = not self.stderr or sys.stdout.isatty()
-        return Progress(*columns, console=self, transient=transient, redirect_stdout=shared)
+        shared = redirect and (not self.stderr or sys.stdout.isatty())
+        return Progress(
+            *columns,
+            console=self,
+            transient=transient,
+            redirect_stdout=shared,
+            redirect_stderr=redirect,
+        )
 
 
 def _lines(text: str) -> str:
@@ -184,8 +195,8 @@ def bar_text(form: str) -> TextColumn:
 def progress_bar(
     terminal: Terminal, text: str, after: float = SHOWN_AFTER
 ) -> Iterator[Callable[[int, int | None], None]]:
-    """On a terminal, once it has taken a while, a bar with rate and time left, on stderr;
-    elsewhere nothing. Yields (done, total) → None, in bytes."""
+    """On a terminal, once it has taken a while, a bar with rate and time left: on stderr, or on
+    stdout if only that is one; elsewhere nothing. Yields (done, total) → None, in bytes."""
     from rich import progress
 
     columns = (
@@ -198,15 +209,21 @@ def progress_bar(
 
 @contextlib.contextmanager
 def _late_bar(
-    terminal: Terminal, text: str, columns: tuple[ProgressColumn, ...], beside: int, after: float
+    terminal: Terminal,
+    text: str,
+    columns: tuple[ProgressColumn, ...],
+    beside: int,
+    after: float,
+    redirect: bool = True,
 ) -> Iterator[Callable[[int, int | None], None]]:
     """`beside`: the width that the other columns take: a text that is longer than the rest would be
     folded, and the others with it."""
-    shown = terminal.beside()
-    if not shown.moves_cursor:
+    # (launch/train.sh reads what its ranks have on stderr: their bars are on stdout.)
+    shown = next((t for t in (terminal.beside(), terminal) if t.moves_cursor), None)
+    if shown is None:
         yield lambda done, total: None
         return
-    bar = shown.bar(*columns, transient=True)
+    bar = shown.bar(*columns, transient=True, redirect=redirect)
     text = elided(printable(text), max(8, shown.width - beside), "middle")
     task = bar.add_task(text, total=None)
     timer = threading.Timer(after, bar.start)
