@@ -45,7 +45,7 @@ def test_a_sentence_a_line(writer: RunWriter) -> None:
     assert lines[0].endswith("  the attempt begins")
     assert lines[1].endswith("  begins at step 0 (resume_from_checkpoint: auto)")
     assert lines[2].endswith(r"  checkpoint-5 was not saved: No space\x1b[31m left")
-    assert lines[4:] == ["1 lines are damaged, and passed by"]
+    assert lines[4:] == ["1 line is damaged, and passed by"]
 
 
 def test_an_attempt_that_was_not_is_told(writer: RunWriter) -> None:

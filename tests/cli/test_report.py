@@ -158,6 +158,8 @@ def test_the_line_about_the_end_is_torn(tmp_path: Path) -> None:
     assert "no word of its end" not in shown
     goodput = " ".join(runner.invoke(app, ["goodput", str(run)]).stdout.split())
     assert f"{lost}: what they told is missing here" in goodput
+    as_json = runner.invoke(app, ["goodput", str(run), "--json"]).stdout
+    assert json.loads(as_json)["damaged_lines"] == 1
 
 
 def test_of_the_folder_that_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,10 +56,10 @@ def test_one_line_without_its_facts_too(kind: str) -> None:
                     "write": 0.07,
                     "stall": 0.01,
                 },
-                **{"metrics": {"eval_loss": 1.7, "eval_runtime": 3.0}, "why": "steps"},
+                **{"metrics": {"eval_loss": 1.7, "eval_runtime": 3.0}, "why": "interval"},
             },
             "saved checkpoint-30: 13.9 MB in 0.07 s; training stopped for 0.01 s; eval_loss 1.7000 "
-            "(asked for: steps)",
+            "(by save_interval_seconds)",
         ),
         (
             {"event": "nonfinite", "step": 4, "what": "loss", "ranks": [1], "rows": [7, 9]},

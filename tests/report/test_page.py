@@ -132,6 +132,24 @@ def test_only_what_the_run_has(run: RunFacts) -> None:
     assert len(read.of("svg")) == bool(run.history) + bool(run.attempts and run.attempts[0].began)
 
 
+def test_why_there_is_no_curve() -> None:
+    """Of what was logged, and is not finite; of several runs with whose it is."""
+    nan, rows = float("nan"), [{"step": 10, "eval_loss": 2.0}, {"step": 20, "eval_loss": 3.0}]
+    bad = [{"step": 1, "loss": nan}, {"step": 2, "loss": float("inf")}, *rows]
+    some = [{"step": 1, "loss": 1.5}, {"step": 2, "loss": nan}, {"step": 3, "loss": 2.0}, *rows]
+    read = made(night("bad", history=bad))
+    why = "Training loss: no curve, since none of 2 logged values is finite."
+    assert why in read.texts
+    assert (
+        "Training loss: 1 of 3 values are not finite, the first at step 2."
+        in made(night("some", history=some)).texts
+    )
+    good = " ".join(made(night("good", history=rows)).texts)
+    assert "no curve" not in good
+    assert "not finite, the first" not in good
+    assert f"bad: {why}" in " ".join(made(night("bad", history=bad), night("good")).texts)
+
+
 def test_charts_of_one_run() -> None:
     charts = {chart.key: chart for chart in charts_of([night()])}
     shapes = {one.shape: one.points for one in charts["eval_loss"].series}

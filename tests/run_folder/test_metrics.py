@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hypothesis import given
@@ -64,6 +67,35 @@ def test_a_reader_sees_one_or_the_other(tmp_path: Path) -> None:
         show_metrics(run, Storage(), text)
         assert run.metrics.read_text() == text
     assert [path.name for path in run.private.iterdir()] == ["metrics.prom"]
+
+
+def test_a_reader_in_a_loop_sees_whole_files_alone(tmp_path: Path) -> None:
+    """Under load, as node_exporter reads it: each is one that was written, and parses."""
+    run, storage, over = RunFolder(tmp_path), Storage(), threading.Event()
+    run.private.mkdir()
+    texts = [
+        metrics_of(Reached(TIME, 1, step, {"step": 1.0}), "x" * 4000 * step, "ab12")
+        for step in range(1, 4)
+    ]
+    show_metrics(run, storage, texts[0])
+
+    def rewrite() -> None:
+        for text in itertools.cycle(texts):
+            show_metrics(run, storage, text)
+            if over.is_set():
+                return
+
+    with ThreadPoolExecutor(2) as pool:
+        writer = pool.submit(rewrite)
+        try:
+            seen: set[str] = set()
+            while not writer.done() and len(seen) < len(texts):
+                seen |= {run.metrics.read_text() for _ in range(200)}
+        finally:
+            over.set()
+        writer.result()
+    assert seen == set(texts)
+    assert all(values(text)["keepstep_step"] == step for step, text in enumerate(texts, start=1))
 
 
 def test_every_metric_is_on_the_page() -> None:

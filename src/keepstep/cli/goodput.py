@@ -24,7 +24,8 @@ def goodput(run: RunArgument, as_json: JsonOption = False) -> None:
         found = goodput_of(folder)
         attempts = sum(1 for attempt in folder.attempts() if attempt.number)  # 0: adopted
     if as_json:
-        typer.echo(json.dumps(report(found, attempts).as_dict(), indent=1))
+        _, damaged = folder.events_read()
+        typer.echo(json.dumps(report(found, attempts, damaged).as_dict(), indent=1))
     elif not found.wall:
         none = (
             "the log does not tell what its time went into" if attempts else "no attempt has begun"
@@ -45,9 +46,9 @@ def tell_short(folder: RunFolder) -> None:
         console.tell_named("goodput", found.told())
 
 
-def report(found: Goodput, attempts: int) -> GoodputReport:
+def report(found: Goodput, attempts: int, damaged: int) -> GoodputReport:
     seconds = {name: part / 1000 for name, part in found.parts.items()}
-    return GoodputReport(attempts, found.wall / 1000, seconds, found.shares())
+    return GoodputReport(attempts, found.wall / 1000, seconds, found.shares(), damaged)
 
 
 def _table(found: Goodput) -> Table:

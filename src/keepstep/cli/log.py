@@ -117,7 +117,8 @@ def log(
         if not follow:
             raise
     if damaged and not as_json:
-        console.tell(f"{damaged} lines are damaged, and passed by")
+        are = "line is" if damaged == 1 else "lines are"
+        console.tell(f"{damaged} {are} damaged, and passed by")
 
 
 def _tell_said(run: RunFolder, attempt: int | None, as_json: bool) -> None:

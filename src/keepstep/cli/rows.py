@@ -239,12 +239,14 @@ class GoodputReport(JsonObject):
         seconds: of each part: `productive`, `repeated`, `save`, `evaluation`, `startup`, `restore`,
             `reshard`, `waiting`, `ending`, `unknown`; together `wall_seconds`.
         percent: the same; together 100, or 0 of a run that has not begun.
+        damaged_lines: of the log: what they told is missing here.
     """
 
     attempts: int
     wall_seconds: float
     seconds: dict[str, float]
     percent: dict[str, float]
+    damaged_lines: int
 
 
 def checkpoint_rows(run: RunFolder) -> list[CheckpointRow]:

@@ -14,6 +14,12 @@ from keepstep.policy.parallel_layout import ParallelLayout
 
 Event = Mapping[str, Any]
 SHOWN = 5  # rows, metrics
+WHY = {  # a save is made, if not by its step
+    "deadline": "ahead of the time limit",
+    "stop": "since a stop was asked for",
+    "save-now": "since somebody has asked for it",
+    "interval": "by save_interval_seconds",
+}
 
 
 def sentence(event: Event) -> str:
@@ -78,7 +84,8 @@ def _commit(event: Event) -> str:
     metrics = event.get("metrics") or {}
     losses = [f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss")]
     told += f"; {first_few(losses, at_most=SHOWN)}" if losses else ""
-    return told + (f" (asked for: {event['why']})" if event.get("why") else "")
+    why = event.get("why")
+    return told + (f" ({WHY.get(why, f'why: {why}')})" if why else "")
 
 
 def _save_failed(event: Event) -> str:

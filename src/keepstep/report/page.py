@@ -17,6 +17,7 @@ from keepstep.report.facts import RunFacts, headline, wall
 from keepstep.report.lifeline import lifeline
 from keepstep.report.tables import comparison, goodput_table, numbers_of, samples_of, tables_of
 from keepstep.report.tree import lineage
+from keepstep.report.undrawn import undrawn
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -71,6 +72,7 @@ def _run(run: RunFacts, key: str) -> dict[str, Any]:
         "name": run.name,
         "headline": headline(run),
         "reason": " ".join((run.reason or "").split()),
+        "undrawn": undrawn(run),
         "faults": [f"{file}: {fault}" for file, fault in run.faults.items()],
         "wall": wall(run),
         "parts": [(name, TITLES[name], share) for name, share in shares.items() if share],
