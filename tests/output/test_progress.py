@@ -54,7 +54,16 @@ def test_one_bar_after_the_other() -> None:
 
     shows = [nullcontext, lambda: bar("reading"), lambda: bar("sending")]
     with phases(shows) as tell:
-        for phase in [(0, 0, 0), (1, 0, 0), (1, 5, 9), (2, 1, 4), (0, 0, 0), (2, 2, 4)]:
+        for phase in [
+            (0, 0, 0),
+            (1, 0, 0),
+            (1, 5, 9),
+            (7, 1, 1),
+            (-1, 1, 1),
+            (2, 1, 4),
+            (0, 0, 0),
+            (2, 2, 4),
+        ]:
             tell(Phase(*phase))
     assert seen == [
         *("reading", (5, 9), "end of reading"),

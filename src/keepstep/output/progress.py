@@ -43,6 +43,8 @@ def phases(shows: Sequence[Callable[[], Shown]]) -> Iterator[Callable[[Phase], N
 
         def told(phase: Phase) -> None:
             nonlocal number, tell
+            if phase.number not in range(len(shows)):  # torn, or of nobody
+                return
             if phase.number != number:
                 stack.close()
                 number, tell = phase.number, stack.enter_context(shows[phase.number]())

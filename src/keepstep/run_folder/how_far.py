@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from typing import Any
@@ -45,7 +46,8 @@ class HowFar:
     def tell(self, number: int, done: int = 0, total: int = 0) -> None:
         """That it is in this phase, and how far: bytes; a total of 0 is not known."""
         if self.descriptor is not None:
-            os.pwrite(self.descriptor, FORM.pack(number, done, total), 0)
+            with contextlib.suppress(OSError):  # no memory for it
+                os.pwrite(self.descriptor, FORM.pack(number, done, total), 0)
 
     def read(self) -> Phase:
         """What was told last."""
