@@ -57,31 +57,26 @@ class Sending:
 
     def add(self, name: str, path: Path) -> CommitOperationAdd:
         """A file that is to be there."""
-        operation = _Added(name, path)
+        operation = CommitOperationAdd(name, path)
         self._total += path.stat().st_size
-        operation.far = lambda position: self._came(name, position)
+        opened = operation.as_file
+
+        @contextlib.contextmanager
+        def as_file(with_tqdm: bool = False) -> Iterator[BinaryIO]:
+            with opened() as file:
+                if with_tqdm:  # it is read to be sent
+                    file.read = self._telling(name, file, file.read)  # type: ignore[method-assign]
+                yield file
+
+        operation.as_file = as_file  # type: ignore[method-assign]
         return operation
 
-    def _came(self, name: str, position: int) -> None:
-        self._read[name] = position
-        self._tell(sum(list(self._read.values())), self._total)
-
-
-class _Added(CommitOperationAdd):
-    """Tells how far it has been read where it is read to be sent."""
-
-    far: Callable[[int], None]
-
-    @contextlib.contextmanager
-    def as_file(self, with_tqdm: bool = False) -> Iterator[BinaryIO]:
-        with super().as_file() as file:
-            if with_tqdm:
-                file.read = self._telling(file, file.read)  # type: ignore[method-assign]
-            yield file
-
-    def _telling(self, file: BinaryIO, read: Callable[..., bytes]) -> Callable[..., bytes]:
+    def _telling(
+        self, name: str, file: BinaryIO, read: Callable[..., bytes]
+    ) -> Callable[..., bytes]:
         def told(size: int = -1) -> bytes:
-            self.far(file.tell())  # what was read before has been sent
+            self._read[name] = file.tell()  # what was read before has been sent
+            self._tell(sum(list(self._read.values())), self._total)
             return read(size)
 
         return told

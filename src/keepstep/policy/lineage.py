@@ -13,7 +13,8 @@ from keepstep.policy.rewind import Rewind
 RECIPE = 2  # the exit status of an attempt whose recipe is wrong
 # What an attempt's time goes into, as it measures that. `step`: what is none of the others, from
 # the first step's begin on; `ending`: from the last one's end on.
-Kind = Literal["startup", "restore", "reshard", "step", "evaluation", "save", "ending"]
+# unknown: the process was stopped.
+Kind = Literal["startup", "restore", "reshard", "step", "evaluation", "save", "ending", "unknown"]
 
 
 @dataclass(frozen=True)

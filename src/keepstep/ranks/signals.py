@@ -33,6 +33,7 @@ _installed = False  # for as long as this process lives
 _raises = False  # a second SIGINT is an error of this process, which has no peers
 _fresh = True  # nobody has asked yet when this process began its work
 _received: list[tuple[int, float]] = []
+_continued = False  # it was told to go on, and nobody has asked since
 
 
 def install_handlers() -> None:
@@ -46,6 +47,7 @@ def install_handlers() -> None:
         if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
             continue  # nohup
         signal.signal(number, _handle)
+    _hear_continue()
     _watch_launcher()
 
 
@@ -73,12 +75,13 @@ def heard() -> Iterator[None]:
         return
     if not _fresh:  # a notebook's kernel: the time of its first attempt is not that of this one
         _started = time.time(), steady()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {n: signal.getsignal(n) for n in (*SIGNALS, signal.SIGCONT)}
     _fresh, _raises = False, os.environ.get("WORLD_SIZE", "1") == "1"
     _received.clear()
     for number in SIGNALS:
         if number != signal.SIGHUP or before[number] != signal.SIG_IGN:  # nohup
             signal.signal(number, _handle)
+    _hear_continue()
     _watch_launcher()
     try:
         yield
@@ -162,6 +165,23 @@ def tell_at_once(tell: Callable[[str], object]) -> Callable[[], None]:
         os.close(heard)
 
     return stop
+
+
+def was_continued() -> bool:
+    """Whether this process was told to go on (SIGCONT) since this was asked last. Ranks: any; one
+    thread."""
+    global _continued
+    heard, _continued = _continued, False
+    return heard
+
+
+def _hear_continue() -> None:
+    def hear(number: int, frame: FrameType | None) -> None:
+        global _continued
+        _continued = True
+
+    signal.signal(signal.SIGCONT, hear)
+    signal.siginterrupt(signal.SIGCONT, False)  # libraries' calls go on as without it
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

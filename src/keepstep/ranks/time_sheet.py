@@ -68,6 +68,10 @@ class TimeSheet:
             self._seconds[of] = self._seconds.get(of, 0.0) - moved
             self._seconds[to] = self._seconds.get(to, 0.0) + moved
 
+    def stopped(self, seconds: float) -> None:
+        """So much of what it goes into now, the process was stopped: nothing tells what for."""
+        self.move(seconds, self._kind, "unknown")
+
     def told(self) -> dict[str, float]:
         """Seconds of each kind so far."""
         return self.now()[1]

@@ -14,11 +14,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
+from keepstep.ranks import signals
 from keepstep.run_folder.ownership import NotOwnerError, Owner
 from keepstep.run_folder.paths import REQUESTS
 from keepstep.run_folder.progress import Reached
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import is_file
+from keepstep.run_folder.stopped import Stopped
 from keepstep.run_folder.storage import Storage
 
 LOOK_SECONDS = 1.0  # between looks at the run folder: it may be a network filesystem
@@ -44,16 +46,19 @@ class Lookout:
         beats: Callable[[], int],
         progress: Callable[[], Reached] | None = None,
         show: Callable[[Reached], None] = lambda reached: None,
+        stopped: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         """
         Args:
             beats: how often the attempt has got on so far.
             progress: how far; None: that is not shown.
             show: where else that is shown, now and then.
+            stopped: is told how long the process was stopped.
         """
         self.run, self.lost, self.given_up = run, False, False
         self._storage, self._owner, self._beats = storage, owner, beats
         self._progress, self._show = progress, show
+        self._tell_stopped, self._stopped = stopped, Stopped()
         self._next_show = 0.0
         self._shown = 0
         self._seen: dict[str, bool] = {}
@@ -118,7 +123,11 @@ class Lookout:
 
     def _run(self) -> None:
         while not self._over.is_set():
+            began = signals.steady()
             self._wake.wait(LOOK_SECONDS)
+            late = signals.steady() - began - LOOK_SECONDS
+            if seconds := self._stopped.seconds(late, signals.was_continued()):
+                self._tell_stopped(seconds)
             self._wake.clear()
             self.look()
 

@@ -183,9 +183,8 @@ class CheckpointManager:
         if self._lookout is None:
             if self._owner is None:
                 raise RuntimeError("start() was not called")
-            self._lookout = Lookout(
-                self.run, self.storage, self._owner, lambda: self._beats, self._progress, self._show
-            )
+            told = self._progress, self._show, self.time_sheet.stopped
+            self._lookout = Lookout(self.run, self.storage, self._owner, lambda: self._beats, *told)
             self._lookout.start()
         return self._lookout
 
