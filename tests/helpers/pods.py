@@ -284,8 +284,8 @@ def image(folder: Path) -> Path:
 
 
 def copied(source: str | Path, folder: Path) -> Path:
-    """A folder as the pods' user has it: its own."""
-    shutil.copytree(source, folder)
+    """A folder as the pods' user has it: its own. (A lock in it is of a run beside this one.)"""
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("lock"))
     for path in (folder, *folder.rglob("*")):
         os.chown(path, USER, USER, follow_symlinks=False)
     return folder
