@@ -428,3 +428,20 @@ def test_a_store_of_mlflow_that_is_locked_for_a_while(
     assert "report_to: mlflow: it answers again" in caplog.text
     (points,) = trackers.mlflow_points(store).values()
     assert [step for step, _ in points["loss"]] == [1, 2, 3, 4]
+
+
+@pytest.mark.long  # as the others of MLflow
+@pytest.mark.skipif(lacks["mlflow"], reason="mlflow is not installed")
+def test_mlflow_after_the_training(place: Path) -> None:
+    """A script's own evaluation goes into the same run; so does a second training."""
+    attempt = Attempt(place / "run", ["mlflow"])
+    attempt.train(2, saves=(2,))
+    attempt.end()
+    attempt.log({"of_test_set": 0.5})
+    attempt.callback_handler.callbacks[1]._ml_flow.end_run()
+    again = Attempt(place / "run", ["mlflow"])
+    again.train(4, saves=(4,))
+    again.end()
+    (points,) = trackers.mlflow_points(f"file://{place}/mlflow").values()
+    assert points["of_test_set"] == [(2, 0.5)]
+    assert [step for step, _ in points["loss"]] == [1, 2, 3, 4]

@@ -136,7 +136,7 @@ class MLflow(Tracker):
     def __init__(self, callback: Any) -> None:
         super().__init__(callback)
         self._courier = Courier(self.name, self._send)
-        self._run_id = ""
+        self._run_id, self._has_ended = "", False
         callback.on_train_end = self._end
 
     def open(self, opening: Opening) -> int:
@@ -157,7 +157,9 @@ class MLflow(Tracker):
         # Parameters are not to change: those of the first attempt stay.
         with environment({"MLFLOW_RUN_ID": found}, {} if is_new else _NO_PARAMETERS):
             self.callback.setup(opening.named(run.title), opening.state, opening.model)
-        self._run_id = found
+        if self._has_ended:  # a later training of this process
+            self._courier = Courier(self.name, self._send)
+        self._run_id, self._has_ended = found, False
         points = client.get_metric_history(found, "epoch")  # is in every line of the Trainer's
         return max((point.step for point in points), default=run.origin)
 
@@ -181,7 +183,12 @@ class MLflow(Tracker):
             for name, value in figures.items()
         ]
         for first in range(0, len(points), _AT_ONCE):
-            self._courier.put(points[first : first + _AT_ONCE])
+            some = points[first : first + _AT_ONCE]
+            if not self._has_ended:
+                self._courier.put(some)
+                continue
+            with environment({}, _HURRIED):  # a script's own evaluation, after the training
+                self._send([some])
 
     def _send(self, oldest: Sequence[Sequence[Any]]) -> int:
         """As many steps as go into one request. What has arrived, though the answer did not, is
@@ -201,6 +208,7 @@ class MLflow(Tracker):
             TimeoutError: not all has arrived.
         """
         left = self._courier.finish(PATIENCE)
+        self._has_ended = True
         with environment({}, _HURRIED):
             type(self.callback).on_train_end(self.callback, args, state, control, **kwargs)
         if left:
