@@ -36,6 +36,13 @@ check_settings() {
     fail "KEEPSTEP_PROCESSES: $processes is no number of processes"
 }
 
+check_temporary_folder() { # a container whose root file system is read-only
+  local folder=${TMPDIR:-/tmp} made
+  made=$(mktemp -d 2>/dev/null) && rmdir "$made" ||
+    fail "nothing can be written in ${TMPDIR:+TMPDIR, }$folder, the folder for temporary files" \
+      "export TMPDIR=FOLDER; in a pod: mount an emptyDir at /tmp"
+}
+
 makes() { mkdir -p "$1" 2>/dev/null && [[ -w $1 ]]; } # FOLDER
 
 # On CPU DeepSpeed compiles a part of itself. In the environment's own folder: shared between
@@ -52,7 +59,8 @@ check_extensions() {
   export TORCH_EXTENSIONS_DIR
   grep -q '^distributed_type: *DEEPSPEED' "$config" || return 0
   makes "$TORCH_EXTENSIONS_DIR" ||
-    fail "nothing can be written in TORCH_EXTENSIONS_DIR, $TORCH_EXTENSIONS_DIR" "name another folder"
+    fail "nothing can be written in TORCH_EXTENSIONS_DIR, $TORCH_EXTENSIONS_DIR" \
+      "export TORCH_EXTENSIONS_DIR=FOLDER, one that lasts: DeepSpeed compiles a part of itself there"
   ! compgen -G "$TORCH_EXTENSIONS_DIR/deepspeed_shm_comm/*.so" >/dev/null || return 0
   command -v "${compiler%% *}" >/dev/null ||
     fail "no compiler, and DeepSpeed compiles a part of itself on CPU: ${compiler%% *} (g++) is not installed" \

@@ -37,6 +37,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   fail "there is no recipe $recipe" \
     "launch/recipes has some, keepstep init writes one; a path is relative to $PWD"
 check_environment
+check_temporary_folder
 
 retries='' nnodes='' arguments=()
 while (($#)); do

@@ -44,11 +44,12 @@ from keepstep.run_folder.listed import only_listed
 from keepstep.run_folder.ownership import NotOwnerError
 from keepstep.save.resume_checks import DriftError
 from keepstep.sharding.sources import ReshardError
-from keepstep.trainer.attempt import CurrentAttempt, StoppedError, stop_asked
+from keepstep.trainer.attempt import CurrentAttempt
 from keepstep.trainer.description_mixin import VERSIONS
 from keepstep.trainer.health import SpoiltError
 from keepstep.trainer.introduction import show_library_bars
 from keepstep.trainer.sft import KeepstepTrainer
+from keepstep.trainer.stops import StoppedError, stop_asked, stopped_rather_than_failed
 
 if __name__ == "__main__":
     shown.close()
@@ -108,9 +109,10 @@ def attempt(recipe: Recipe) -> Outcome:
             this.begin()
             this.choose(settings)
             own_start.ended("choice")
-            with refused_by_libraries():
+            with refused_by_libraries(), stopped_rather_than_failed(lambda: this.trained_to):
                 trainer = build_trainer(this, inputs)
-            trainer.train()
+            with stopped_rather_than_failed(lambda: this.trained_to):
+                trainer.train()
     # A stop before training, a run that has another owner, one that cannot be read now, or that has
     # nothing left to try, or that a step has spoilt: the attempt has told of it.
     except (StoppedError, NoProgressError, NotOwnerError, UnreadableError, SpoiltError):

@@ -277,6 +277,14 @@ def test_train_sh_before_deepspeed_has_been_compiled(tmp_path: Path) -> None:
         assert ("compiling a part of DeepSpeed, once" in ended.stdout) == says
 
 
+@pytest.mark.parametrize("more", [[], ["--retries", "1"]])
+def test_train_sh_where_no_temporary_file_can_be_written(more: list[str]) -> None:
+    """As in a container whose root file system is read-only."""
+    told = refused(RECIPE, *more, TMPDIR="/proc")
+    assert "nothing can be written in TMPDIR, /proc, the folder for temporary files" in told
+    assert "Hint: export TMPDIR=FOLDER; in a pod: mount an emptyDir at /tmp" in told
+
+
 PREFLIGHT = """
 set -eu
 root=/nowhere prefix=$1 headers=/nowhere config=accelerate_configs/ddp.yaml

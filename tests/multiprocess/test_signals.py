@@ -152,6 +152,25 @@ def test_a_rank_that_waits_for_one_that_never_comes(
     assert "Stopped on request (SIGTERM) before the run began." in run.output
 
 
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("cpu_zero3", marks=pytest.mark.long)])
+def test_while_a_compiler_is_at_work(
+    ranks: Ranks, demo: Path, tmp_path: Path, strategy: str
+) -> None:
+    """What the stop has broken off is no error, and no fault of the recipe's. TERM that nobody has
+    asked for is what launchers send when a rank has failed: there the error counts."""
+    script = SCRIPT.with_name("compiling.py")
+    run = ranks.start(["SIGUSR1", *argv(demo, tmp_path / "run")], script=script, strategy=strategy)
+    assert run.wait() == [75, 75], run.output
+    status = json.loads((tmp_path / "run/.keepstep/status.json").read_text())
+    assert (status["outcome"], status["global_step"]) == ("preempted", None)
+    assert status["reason"] == "SIGUSR1 to rank 0, before training began"
+    assert "Traceback" not in run.output
+
+    run = ranks.start(["SIGTERM", *argv(demo, tmp_path / "run")], script=script, strategy=strategy)
+    assert run.wait()[0] == 70, run.output
+    assert "CalledProcessError" in run.output
+
+
 def test_a_second_interrupt_means_now(ranks: Ranks, demo: Path, tmp_path: Path) -> None:
     """In the middle of a save; as safe as any kill."""
     fields = argv(demo, tmp_path, max_steps=12)

@@ -6,7 +6,7 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import distribution, packages_distributions
 
 from packaging.requirements import Requirement
 
@@ -58,6 +58,25 @@ def test_every_dependency_has_a_lower_bound_and_a_pin_within_its_bounds() -> Non
         assert any(s.operator == ">=" for s in requirement.specifier), text
         assert requirement.specifier.contains(pins[normal(requirement.name)]), text
     assert names_of(PROJECT["optional-dependencies"]["dev"]) <= pins.keys()
+
+
+def closure(name: str, found: set[str]) -> set[str]:
+    """All that comes along with a distribution here, without extras."""
+    if normal(name) not in found:
+        found.add(normal(name))
+        for requirement in map(Requirement, distribution(name).requires or ()):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                closure(requirement.name, found)
+    return found
+
+
+def test_what_comes_along_has_a_pin() -> None:
+    """Else an image of tomorrow holds what no test has seen. (What torch needs on CUDA it pins
+    itself, but for these three.)"""
+    pins = {normal(name) for name in versions.pins((ROOT / "constraints.txt").read_text())}
+    needed = closure("keepstep", set()) - {"keepstep"}
+    needed |= {"cuda-bindings", "cuda-pathfinder", "nvidia-nvjitlink"}
+    assert needed - pins == set()
 
 
 def test_the_oldest_versions_that_are_tried_are_the_lower_bounds() -> None:

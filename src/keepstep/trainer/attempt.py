@@ -10,7 +10,6 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from keepstep.errors import KeepstepError
 from keepstep.output import streams
 from keepstep.output.said import finish_lines, keep_lines
 from keepstep.policy.selection import Choice, NoProgressError, SelectionError, UnreadableError
@@ -42,12 +41,9 @@ from keepstep.trainer.launched import launched
 from keepstep.trainer.mirror_callback import Mirrored
 from keepstep.trainer.notify import Notifier
 from keepstep.trainer.publish_callback import Publishing
+from keepstep.trainer.stops import StoppedError, stop_if_asked
 
 LAST_WORDS_SECONDS = 5.0  # until what was said at the end is written down
-
-
-class StoppedError(KeepstepError):
-    """Somebody has asked for a stop before training has begun: there is nothing to save."""
 
 
 class CurrentAttempt:
@@ -259,24 +255,6 @@ class CurrentAttempt:
             self.notifier.tell_of_main(reason, self.manager, step or None)
         self.notifier.close()
         self._end_of_words()  # no other end follows
-
-
-def stop_asked() -> str | None:
-    """The signals that ask for a stop, None when there are none. Ranks: all (collective)."""
-    of_ranks = collectives.gather_some(signals.requested())
-    return ", ".join(f"{name} to rank {rank}" for rank, name in of_ranks.items()) or None
-
-
-def stop_if_asked() -> None:
-    """
-    Ranks: all (collective).
-
-    Raises:
-        StoppedError: on every rank, when one of them has received a signal.
-    """
-    asked = stop_asked()
-    if asked is not None:
-        raise StoppedError(asked)
 
 
 def resume_of(recipe: Recipe, settings: Mapping[str, Any]) -> Resume:

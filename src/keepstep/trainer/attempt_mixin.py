@@ -21,13 +21,14 @@ from keepstep.ranks.outcome import Outcome, ended
 from keepstep.ranks.start_up import own_start
 from keepstep.run_folder.checkpoint import Checkpoint
 from keepstep.run_folder.listed import only_listed
-from keepstep.trainer.attempt import CurrentAttempt, StoppedError, stop_if_asked
+from keepstep.trainer.attempt import CurrentAttempt
 from keepstep.trainer.description_mixin import VERSIONS
 from keepstep.trainer.given import settings_of
 from keepstep.trainer.health import RewindError
 from keepstep.trainer.introduction import introduce
 from keepstep.trainer.request import check_unchanged, request_of
 from keepstep.trainer.row_plan import WORKERS
+from keepstep.trainer.stops import StoppedError, stop_if_asked
 
 
 class AttemptMixin(Trainer):
