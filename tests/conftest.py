@@ -30,17 +30,18 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 os.environ["HF_HUB_OFFLINE"] = "1"  # the tests contact no hub
 
 
-# In CI what can be installed is: a test that is skipped there has failed, but for a GPU's, and for
-# MLflow's: once it is installed, every process imports it with transformers.
+# In CI what can be installed is: a test that is skipped there has failed, but for a GPU's, and those
+# of trackers that every process would import with transformers once they are installed, or that
+# bring other versions of what is tested.
 MAY_BE_SKIPPED = "tests/gpu/"
-MAY_BE_LACKING = "mlflow is not installed"
+MAY_BE_LACKING = [f"{name} is not installed" for name in ("mlflow", "swanlab", "comet_ml")]
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
     may = item.nodeid.startswith(MAY_BE_SKIPPED)
-    may |= MAY_BE_LACKING in str(report.longrepr)
+    may |= any(reason in str(report.longrepr) for reason in MAY_BE_LACKING)
     if report.skipped and not may and os.environ.get("KEEPSTEP_CI"):
         report.outcome, report.longrepr = "failed", f"skipped in CI: {report.longrepr[-1]}"
     return report

@@ -36,7 +36,9 @@ def begin(every: float = EVERY) -> ExitStack:
         shown.enter_context(loading(terminal))
     else:
         over = threading.Event()
-        threading.Thread(target=_lines, args=(terminal, every, over), daemon=True).start()
+        teller = threading.Thread(target=_lines, args=(terminal, every, over), daemon=True)
+        teller.start()
+        shown.callback(teller.join)  # Python aborts where a thread writes to stdout at its end
         shown.callback(over.set)
     atexit.register(shown.close)  # an import may fail
     return shown
