@@ -30,9 +30,9 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 os.environ["HF_HUB_OFFLINE"] = "1"  # the tests contact no hub
 
 
-# In CI what can be installed is: a test that is skipped there has failed, but for a GPU's, and those
-# of trackers that every process would import with transformers once they are installed, or that
-# bring other versions of what is tested.
+# In CI what can be installed is: a test that is skipped there has failed, but for a GPU's, and for
+# those of trackers that every process would import with transformers once they are installed, or
+# that bring other versions of what is tested.
 MAY_BE_SKIPPED = "tests/gpu/"
 MAY_BE_LACKING = [f"{name} is not installed" for name in ("mlflow", "swanlab", "comet_ml")]
 
