@@ -26,6 +26,7 @@ from keepstep.preflight.metric import (
     check_samples,
     check_sets,
 )
+from keepstep.preflight.model_files import unreadable
 from keepstep.preflight.numbers import check_numbers
 from keepstep.preflight.saving import check_saving
 from keepstep.publish.card import fault_of
@@ -109,6 +110,8 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             f"model_name_or_path: {model} is no folder with a config.json in it", code="model"
         )
+    elif looks_local(model):
+        yield from unreadable(model)
 
 
 def _data(recipe: Recipe) -> Iterator[Problem]:
