@@ -41,7 +41,7 @@ def test_a_sentence_a_line(writer: RunWriter) -> None:
         file.write('{"time": "2026-11-27T05:00:00.000+00:00", "event": "launch", "exit": 0}\n{"to')
     done = runner.invoke(app, ["log", str(writer.run.path)])
     lines = done.stdout.splitlines()
-    assert [line[19:25] for line in lines[:4]] == ["    1 ", "    1 ", "    1 ", "  job "]
+    assert [line[19:26] for line in lines[:4]] == ["Z    1 ", "Z    1 ", "Z    1 ", "Z  job "]
     assert lines[0].endswith("  the attempt begins")
     assert lines[1].endswith("  begins at step 0 (resume_from_checkpoint: auto)")
     assert lines[2].endswith(r"  checkpoint-5 was not saved: No space\x1b[31m left")

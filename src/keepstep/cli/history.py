@@ -261,7 +261,7 @@ def _story(attempt: AttemptShown, no_word: str) -> str:
     Args:
         no_word: what has become of one that has not told of its end.
     """
-    began = "" if attempt.began is None else f"began {attempt.began[:19].replace('T', ' ')}"
+    began = "" if attempt.began is None else f"began {attempt.began[:19].replace('T', ' ')} UTC"
     start = attempt.resumed_from
     parts = [began, "" if not start else f"from step {start}"]
     at = "" if attempt.reached is None else f" at step {attempt.reached}"

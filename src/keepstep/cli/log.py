@@ -175,5 +175,5 @@ def _tell(line: LogLine, as_json: bool) -> None:
         typer.echo(json.dumps(line.as_dict()))
         return
     who = "job" if line.attempt is None else str(line.attempt)
-    begin = f"{line.time[:19].replace('T', ' ')}  {who:>3}  "
+    begin = f"{line.time[:19].replace('T', ' ')}Z  {who:>3}  "
     console.tell(begin + line.sentence, hang=len(begin))
