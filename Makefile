@@ -124,6 +124,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	if command -v shellcheck >/dev/null; then shellcheck -x launch/*.sh slurm/*.sh slurm/*.sbatch; fi
 
 format: install
 	$(BIN)/ruff format .

@@ -38,7 +38,7 @@ check_settings() {
 
 check_temporary_folder() { # a container whose root file system is read-only
   local folder=${TMPDIR:-/tmp} made
-  made=$(mktemp -d 2>/dev/null) && rmdir "$made" ||
+  { made=$(mktemp -d 2>/dev/null) && rmdir "$made"; } ||
     fail "nothing can be written in ${TMPDIR:+TMPDIR, }$folder, the folder for temporary files" \
       "export TMPDIR=FOLDER; in a pod: mount an emptyDir at /tmp"
 }

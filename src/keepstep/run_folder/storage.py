@@ -38,7 +38,7 @@ from keepstep.run_folder.files import (
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 EMPTIED_AT_ONCE = 256  # files of a folder that is removed, between two looks at the owner
-TEMPORARY = ".*.new"  # what `replace` leaves behind when it is killed
+TEMPORARY = ".*.new"  # what `replace` and `show` leave behind when they are killed
 
 
 class NotOwnerError(KeepstepError, PermissionError):
@@ -173,8 +173,7 @@ class Storage:
 
     def replace(self, path: Path, content: bytes) -> None:
         """Write a file so that a reader sees the old content or the new one, never a part."""
-        # Of its own name: two processes may replace the same file at the same moment.
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+        temporary = _new_beside(path)
         try:
             self.write(temporary, content)
             self.rename(temporary, path)
@@ -193,10 +192,15 @@ class Storage:
         """Write a few words that may be lost (not synced): a reader sees all of them, or what was
         there before."""
         self.before("show", path)
-        temporary = path.with_name(f".{path.name}.new")
-        with open(temporary, "w", opener=no_link) as file:
-            file.write(text)
-        os.replace(temporary, path)
+        temporary = _new_beside(path)
+        try:
+            with open(temporary, "w", opener=no_link) as file:
+                file.write(text)
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
     def append(self, path: Path, content: bytes) -> int:
         """Add to a log that may be lost: not synced. A kill of the process costs nothing of it.
@@ -377,6 +381,11 @@ class Storage:
             file.write(content)
             file.truncate()
             os.fsync(file.fileno())
+
+
+def _new_beside(path: Path) -> Path:
+    """A name of its own: two processes may replace the same file at the same moment."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
 
 
 def _lock(descriptor: int, deadline: float) -> bool:
