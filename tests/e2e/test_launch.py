@@ -80,7 +80,7 @@ def test_train_sh_when_a_rank_is_killed(recipe: Path, tmp_path: Path) -> None:
     ranks[1].kill()
     code, output = end(process, log)
     assert code == 70, output
-    assert not any(rank.is_running() for rank in ranks)
+    assert not psutil.wait_procs(ranks, TIMEOUT)[1], "a rank is left"
     assert json.loads((tmp_path / "run/.keepstep/status.json").read_text())["outcome"] == "failed"
     assert "torch.distributed.elastic.multiprocessing.errors.ChildFailedError" in output
     culprit = (
@@ -184,7 +184,7 @@ def test_train_sh_interrupted_twice(recipe: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     code, output = end(process, log)
     assert code == 70, output
-    assert not any(rank.is_running() for rank in ranks)
+    assert not psutil.wait_procs(ranks, TIMEOUT)[1], "a rank is left"
     assert output.endswith("keepstep: ended at once; the same command goes on from the last save\n")
     assert "Traceback" not in output
 

@@ -378,5 +378,5 @@ def test_a_push_that_is_interrupted(peer: HubPeer, made: RunFolder) -> None:
     told, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, told
     assert told == "keepstep: interrupted: one commit is sent, which is there whole or not at all\n"
-    assert not pushing.is_running()
+    assert not psutil.wait_procs([pushing], PATIENCE)[1], "it is left"
     assert not (made.private / "publish-by-hand").exists()
