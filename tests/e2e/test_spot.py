@@ -6,7 +6,6 @@ import contextlib
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import psutil
@@ -14,6 +13,7 @@ import psutil
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.launchers import TIMEOUT, end, faults, start, wait_until
 from tests.helpers.recipes import argv
+from tests.helpers.waiting import wait_for
 from tests.project.documents import blocks
 
 
@@ -57,11 +57,8 @@ def test_until_it_is_finished(demo: Path, tmp_path: Path) -> None:
     for rank in ranks_of(second.pid):
         with contextlib.suppress(psutil.NoSuchProcess):  # its launcher was faster
             rank.kill()
-    deadline = time.monotonic() + TIMEOUT
-    while not re.search("(?s)carrying on from.*carrying on from.*  loss ", log.read_text()):
-        assert second.poll() is None, log.read_text()[-6000:]
-        assert time.monotonic() < deadline, log.read_text()[-6000:]
-        time.sleep(0.05)
+    twice = re.compile("(?s)carrying on from.*carrying on from.*  loss ")
+    wait_for(lambda: twice.search(log.read_text()), second, log)
     for process in psutil.Process(second.pid).children():
         process.send_signal(signal.SIGTERM)
     code, output = end(second, log)

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from tests.helpers import launchers
+from tests.helpers.waiting import wait_for
 
 PROGRAM = next(
     (p for p in ("/usr/lib/systemd/systemd", "/lib/systemd/systemd") if Path(p).exists()), None
@@ -73,11 +74,7 @@ class Manager:
         command = ["bash", "-c", BOOT, "-", str(self._group), str(self.folder), PROGRAM]
         self._process = launchers.start(command, self.folder / "systemd.log")
         socket = self.folder / "run/systemd/private"
-        deadline = time.monotonic() + launchers.TIMEOUT
-        while not socket.exists():
-            assert self._process.poll() is None, (self.folder / "systemd.log").read_text()
-            assert time.monotonic() < deadline, (self.folder / "systemd.log").read_text()
-            time.sleep(0.1)
+        wait_for(socket.exists, self._process, self.folder / "systemd.log")
         inside = psutil.Process(self._process.pid).children(recursive=True)
         (self.pid,) = (one.pid for one in inside if one.cmdline()[:1] == [PROGRAM])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.waiting import PATIENCE, wait_for
 from tests.hub.client import Client
 from tests.hub.faults import Kind
 from tests.hub.peer import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, HubPeer
@@ -224,10 +224,7 @@ def test_the_client_waits_as_told(hub: HubPeer, pushing: Client) -> None:
 def test_a_hub_that_hangs(hub: HubPeer, pushing: Client) -> None:
     fault = hub.fault("hang", path=COMMIT)
     process = pushing.start(PUSH)
-    deadline = time.monotonic() + PATIENCE
-    while not fault.hits:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: fault.hits)
     time.sleep(1)
     assert process.poll() is None
     hub.stop()

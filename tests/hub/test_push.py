@@ -28,9 +28,8 @@ from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.waiting import PATIENCE, wait_for
 from tests.hub.client import Client
-from tests.hub.faults import Fault
 from tests.hub.peer import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, HubPeer
 from tests.hub.runs import REPO, a_run, live_at
 from tests.hub.test_peer import UPLOAD
@@ -88,13 +87,6 @@ def pushing() -> list[psutil.Process]:
     found = [p for p in alive if p.cmdline()[-1:] == ["keepstep.publish.push"]]
     assert all(len(process.cmdline()) == 3 for process in found)
     return found
-
-
-def wait_for(fault: Fault) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not fault.hits:
-        assert time.monotonic() < deadline, "the request never came"
-        time.sleep(0.01)
 
 
 @pytest.mark.usefixtures("here")
@@ -213,7 +205,7 @@ def test_killed_and_again(hub: HubPeer, run: RunFolder, stage: str) -> None:
 
     thread = threading.Thread(target=first)
     thread.start()
-    wait_for(fault)
+    wait_for(lambda: fault.hits)
     (child,) = pushing()
     child.send_signal(signal.SIGKILL)
     thread.join(PATIENCE)
@@ -312,7 +304,7 @@ def test_a_foreign_commit_in_between(hub: HubPeer, run: RunFolder, better: bool)
     foreign = {"notes.md": b"kept", **(theirs(run) if better else {})}
 
     def commit() -> None:
-        wait_for(fault)
+        wait_for(lambda: fault.hits)
         hub.commit(REPO, foreign)
         fault.end()
 
@@ -403,7 +395,7 @@ def test_whoever_starts_it_dies(hub: HubPeer, here: Client, run: RunFolder, tmp_
     fault = hub.fault("hang", path=COMMIT)
     command = [Path(sys.executable).parent / "keepstep", "push", run.path, "--repo_id", REPO]
     parent = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    wait_for(fault)
+    wait_for(lambda: fault.hits)
     (child,) = psutil.Process(parent.pid).children()
     parent.kill()
     parent.wait()

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from keepstep.run_folder.contents import digest_of
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import STATE, commit
 from tests.helpers.ranks import ROOT
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.waiting import PATIENCE, wait_for
 from tests.mirror.server import BUCKET, S3Server
 
 CONFIG: dict[str, Any] = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 16}
@@ -161,10 +160,7 @@ def test_ended_while_the_store_hangs(
         [sys.executable, "-c", code, "export", url, "--to", str(to)], cwd=ROOT, env=dict(os.environ)
     )
     try:
-        deadline = time.monotonic() + PATIENCE
-        while not fault.hits and child.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert fault.hits
+        wait_for(lambda: fault.hits, child)
         child.send_signal(number)
         status = child.wait(PATIENCE)
     finally:

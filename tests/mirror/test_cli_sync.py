@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -39,7 +38,7 @@ from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.storage import Storage
 from tests.helpers.folders import STATE, commit, identify
 from tests.helpers.ranks import ROOT
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.waiting import PATIENCE, wait_for
 from tests.mirror.server import BUCKET, S3Server
 from tests.mirror.test_copies import crashes
 
@@ -307,10 +306,7 @@ def test_nobody_waits_for_a_store_that_hangs(four: RunFolder, s3: S3Server, meth
     command = [sys.executable, "-c", code, "sync", str(four.path), "--mirror", f"s3://{BUCKET}/x"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as child:
         try:
-            deadline = time.monotonic() + PATIENCE
-            while not fault.hits and child.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert fault.hits
+            wait_for(lambda: fault.hits, child)
             child.send_signal(signal.SIGINT)
             assert child.wait(PATIENCE) == 130
         finally:

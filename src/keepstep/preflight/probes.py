@@ -17,6 +17,7 @@ import torch
 
 from keepstep.output.units import human_bytes
 from keepstep.policy.mirror import VARIABLE
+from keepstep.policy.mounts import HERE
 from keepstep.preflight.estimate import (
     Shapes,
     Strategy,
@@ -107,7 +108,7 @@ def _look(folder: Path, place: Path) -> tuple[Path, list[Problem]]:
     path, problem = _write(place)
     found = [] if problem is None else [problem]
     try:
-        mounts = Path("/proc/self/mounts").read_text(errors="surrogateescape")
+        mounts = Path(HERE).read_text(errors="surrogateescape")
     except OSError:  # not Linux, or hidden: then nothing is known
         return path, found
     bucket = on_bucket(mounts, folder)

@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from keepstep.output.printable import quoted
+from keepstep.policy.mounts import HERE, mount_of
 
 OTHERS_SECONDS = 180.0  # longer than any of them is compiled; a process we cannot see may hold it
 LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "f2fs", "bcachefs"}
@@ -94,5 +93,4 @@ def _sees_all_of(user: int) -> bool:
 
 def _kind_of(path: Path) -> str:
     """Of the file system that has it."""
-    around = [m for m in psutil.disk_partitions(all=True) if path.is_relative_to(m.mountpoint)]
-    return max(around, key=lambda mount: len(mount.mountpoint)).fstype
+    return mount_of(Path(HERE).read_text(errors="surrogateescape"), str(path))[1]

@@ -173,16 +173,9 @@ class Storage:
 
     def replace(self, path: Path, content: bytes) -> None:
         """Write a file so that a reader sees the old content or the new one, never a part."""
-        temporary = _new_beside(path)
-        try:
+        with _new_beside(path) as temporary:
             self.write(temporary, content)
             self.rename(temporary, path)
-        except NotOwnerError:
-            raise
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
 
     def free(self, path: Path) -> int:
         """Bytes that can still be written to the disk of `path`."""
@@ -192,15 +185,10 @@ class Storage:
         """Write a few words that may be lost (not synced): a reader sees all of them, or what was
         there before."""
         self.before("show", path)
-        temporary = _new_beside(path)
-        try:
+        with _new_beside(path) as temporary:
             with open(temporary, "w", opener=no_link) as file:
                 file.write(text)
             os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
 
     def append(self, path: Path, content: bytes) -> int:
         """Add to a log that may be lost: not synced. A kill of the process costs nothing of it.
@@ -383,9 +371,19 @@ class Storage:
             os.fsync(file.fileno())
 
 
-def _new_beside(path: Path) -> Path:
-    """A name of its own: two processes may replace the same file at the same moment."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+@contextlib.contextmanager
+def _new_beside(path: Path) -> Iterator[Path]:
+    """A name of its own for what takes a file's place: two processes may replace the same one at
+    the same moment. What a failure leaves there goes, unless somebody else has the run now."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        yield temporary
+    except NotOwnerError:
+        raise
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _lock(descriptor: int, deadline: float) -> bool:
