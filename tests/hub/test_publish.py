@@ -18,12 +18,12 @@ from keepstep.run_folder.reader import RunFolder
 from tests.helpers.evaluate import evaluate_apart
 from tests.helpers.ranks import PROGRAMS, ROOT, Ranks
 from tests.helpers.recipes import argv
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.waiting import PATIENCE, wait_for
 from tests.hub.client import Client
 from tests.hub.peer import READ_TOKEN, WRITE_TOKEN, HubPeer
 from tests.hub.runs import REPO
 from tests.hub.test_peer import UPLOAD
-from tests.hub.test_push import CARD, COMMIT, theirs, titles, wait_for
+from tests.hub.test_push import CARD, COMMIT, theirs, titles
 
 SHIM = ROOT / "tests/rank_programs/shimmed.py"
 # One process for both: most of its time goes into imports.
@@ -138,7 +138,7 @@ def test_a_hub_that_hangs(
     told = f"Training has finished; step 12 is on its way to {REPO}, for {seconds:.0f} s at most"
     run.wait_for(told)
     if not required:
-        wait_for(fault)
+        wait_for(lambda: fault.hits)
         run.kill(signal.SIGINT, ranks=[0])
     codes = run.wait()  # in less than the Hub is waited for without that
     assert codes == ([70, 0] if required else [0, 0])
@@ -216,7 +216,7 @@ def test_pruned_while_it_is_pushed(
     fields = {"max_steps": 16, "save_total_limit": 1, "keep_ranking": "recency"}
     command = argv(demo, tmp_path / "run", **FIELDS, **fields)
     run = ranks.start(["evaluates", *command], script=SHIM, env=environment(client))
-    wait_for(slow)
+    wait_for(lambda: slow.hits)
     run.wait_for("saved checkpoint-8: .* pruned 4")
     assert titles(hub) == ["initial commit"]
     run.kill(signal.SIGSTOP)  # the push is a process of its own, and arrives while the run waits
@@ -261,7 +261,7 @@ def test_stopped_is_not_published(
     stopped = ranks.start(["evaluates", *command], script=SHIM, env=environment(client))
     stopped.wait_for("evaluation of step 8 begins")
     stopped.kill(signal.SIGSTOP)  # the push is a process of its own, and comes so far meanwhile
-    wait_for(fault)
+    wait_for(lambda: fault.hits)
     stopped.kill(signal.SIGTERM)
     stopped.kill(signal.SIGCONT)
     assert stopped.wait() == [75, 75], "the push is not waited for"

@@ -31,10 +31,10 @@ from keepstep.publish.hub import Pushed
 from keepstep.publish.remote import Target
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers import launchers
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.waiting import PATIENCE, wait_for
 from tests.hub.peer import HubPeer
 from tests.hub.runs import POLICY, REPO, a_run
-from tests.hub.test_push import COMMIT, wait_for
+from tests.hub.test_push import COMMIT
 
 pytestmark = pytest.mark.usefixtures("here")
 MODEL = {"config.json": b'{"model_type": "gpt2"}', "model.safetensors": b"somebody's weights"}
@@ -282,7 +282,7 @@ def test_two_pushes_at_once(peer: HubPeer, made: RunFolder) -> None:
     told: list[str] = []
     first = threading.Thread(target=lambda: told.extend(push(made)))
     first.start()
-    wait_for(fault)
+    wait_for(lambda: fault.hits)
     with pytest.raises(
         PushFailedError, match=r"another `keepstep push .*` is at work: wait for it"
     ):
@@ -372,7 +372,7 @@ def test_a_push_that_is_interrupted(peer: HubPeer, made: RunFolder) -> None:
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, preexec_fn=launchers.hear_signals
     )
-    wait_for(fault)
+    wait_for(lambda: fault.hits)
     (pushing,) = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGINT)
     told, _ = process.communicate(timeout=PATIENCE)
