@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.helpers.ranks import PROGRAMS, Ranks
 
 
@@ -12,7 +14,10 @@ def test_ranks_agree_or_end_alike(ranks: Ranks) -> None:
     seed = "seed differs between ranks: 1 on rank 0, 2 on rank 1"
     keepstep = "error: the version of keepstep differs between ranks: 0.0 on rank 0, 0.1 on rank 2"
     torch = "warning: the version of torch differs between ranks: 2.0 on rank 0, 2.1 on rank 1"
+    code = "error: the code of keepstep differs between ranks: [0-9a-f]{12} on rank 0, "
+    code += "[0-9a-f]{12} on rank 1"
     for rank in range(3):
+        assert re.search(f"rank {rank}: code: {code}\n", run.output)
         assert f"rank {rank}: versions: {keepstep}; {torch}" in run.output
         assert f"rank {rank}: alike: []" in run.output
         assert f"rank {rank}: apart: {late}; {seed}" in run.output

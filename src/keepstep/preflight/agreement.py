@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import keepstep
 from keepstep.ranks import collectives
 from keepstep.ranks.console import say
 from keepstep.recipe.problems import ConfigError, Problem
+
+PACKAGE = Path(keepstep.__file__).parent
+OWN_CODE = "the code of keepstep"
 
 
 def agree(problems: Sequence[Problem]) -> None:
@@ -32,6 +38,8 @@ def agree(problems: Sequence[Problem]) -> None:
 def differing(settings: Mapping[str, Any], versions: Mapping[str, str] = {}) -> list[Problem]:
     """Settings that are not the same on every rank, as where each has made rows of its own.
 
+    Two checkouts of keepstep may have one version, so its files are compared, too.
+
     Args:
         versions: of libraries, by name: keepstep's own is to be the same, of others it is told.
 
@@ -40,6 +48,7 @@ def differing(settings: Mapping[str, Any], versions: Mapping[str, str] = {}) -> 
     named = {f"the version of {library}": library for library in versions}
     own = {name: repr(value) for name, value in settings.items()}
     own |= {name: versions[library] for name, library in named.items()}
+    own[OWN_CODE] = _digest(PACKAGE)
     of_main = collectives.on_main("comparing the settings", lambda: own)
     names = own.keys() | of_main.keys()
     apart = {name: own.get(name) for name in names if own.get(name) != of_main.get(name)}
@@ -51,9 +60,19 @@ def differing(settings: Mapping[str, Any], versions: Mapping[str, str] = {}) -> 
             is_own = named[name] == "keepstep"
             hint = "the same version on all machines"
             found.append(Problem(words, hint, "version", "error" if is_own else "warning"))
+        elif name == OWN_CODE:
+            hint = "the same wheel, or the same files of a checkout, on all machines"
+            found.append(Problem(words, hint, "version"))
         else:
             found.append(Problem(words, code="data"))
     return found
+
+
+def _digest(package: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _told(name: str, of_main: Mapping[str, str], of_ranks: Mapping[int, Mapping[str, Any]]) -> str:
