@@ -33,7 +33,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from save_stall import SHAPES, make_inputs
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.gpu.inputs import SHAPES, make_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 300  # seconds that any one thing may take

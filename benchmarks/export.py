@@ -22,10 +22,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from reshard import Watch, build_engine, save_two_steps, spawn, warm
-from save_stall import SHAPES
+from benchmarks.gpu.inputs import SHAPES
+from benchmarks.reshard import Watch, build_engine, save_two_steps, spawn, warm
 
 ARMS = ("file", "shards", "stock")
 

@@ -105,7 +105,7 @@ def measure(ranks: int, run: Path, saves: int) -> Result:
     gc.freeze()  # else the collector goes through what thousands of ranks hold, in one's time
     for step in range(1, saves + 1):
         with told(result, f"save {step}", world, requests):
-            world.run(lambda rank, step=step: save(managers[rank], step))
+            world.run(lambda rank, step=step: save(managers[rank], step))  # type: ignore[misc]
     result.phases = {"save": result.phases[f"save {saves}"]}
     folder = run / folder_name(saves)
     manifest = Manifest.from_json((folder / MANIFEST_NAME).read_text())

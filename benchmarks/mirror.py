@@ -135,6 +135,7 @@ def uploaded(run: Path, url: str) -> Iterator[tuple[str, float]]:
     """The run's newest checkpoint: (what and by whom, MB/s or processor seconds a GB)."""
     import obstore
 
+    from keepstep.mirror.object_store import ObjectStore
     from keepstep.mirror.owners import claim
     from keepstep.mirror.stores import open_store
     from keepstep.mirror.upload import Upload
@@ -145,6 +146,7 @@ def uploaded(run: Path, url: str) -> Iterator[tuple[str, float]]:
     size = newest.manifest.total_bytes / 1e6
     plain, ours = open_store(f"{url}/plain"), open_store(f"{url}/keepstep")
     began, used = time.perf_counter(), time.process_time()
+    assert isinstance(plain, ObjectStore)
     for name in newest.manifest.files:
         obstore.put(plain._writes, name, newest.path / name)
     yield "upload, plain", size / (time.perf_counter() - began)

@@ -27,9 +27,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from save_stall import SHAPES
+from benchmarks.gpu.inputs import SHAPES
 from tests.helpers.ranks import forget_shared_memory
 
 

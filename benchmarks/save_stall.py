@@ -257,7 +257,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
             size = int(self.manager.saver.arena.size) if self.manager.saver.arena else 0
             whole = torch.frombuffer(self.manager.saver.arena._memory, dtype=torch.uint8)
-            memory = memoryview(whole.numpy())
+            memory = whole.numpy().data
             path = folder / f"raw-{collectives.rank()}"
             path.unlink(missing_ok=True)
             collectives.gather(None)

@@ -19,7 +19,7 @@ class Stop:
     def __init__(self):
         self._since = {}
         for number, kind in SIGNALS.items():
-            signal.signal(number, lambda _number, _frame, kind=kind: self._note(kind))
+            signal.signal(number, lambda *_, kind=kind: self._note(kind))
 
     def _note(self, kind):
         self._since.setdefault(kind, time.monotonic())

@@ -44,14 +44,13 @@ def install(phase: str, step: int) -> None:
         finish(part)
 
     train.KeepstepTrainer = Killed  # type: ignore[misc]
-    Part.finish = finish_killed  # type: ignore[method-assign]
+    Part.finish = finish_killed  # type: ignore[method-assign, assignment]
 
 
 def main(phase: str, step: str, *argv: str) -> int:
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # costs time, and hides nothing here
-    )
+    # It costs time, and hides nothing here.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     install(phase, int(step))
     signals.install_handlers()
     return train.main(argv)

@@ -15,7 +15,7 @@ import json
 import random
 import sysconfig
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -135,8 +135,8 @@ def main() -> None:
     asking.add_argument("--base", type=Path, help="the model under the adapter")
     asking.add_argument("--data", type=Path, default=Path(".smollm2/data"), help="with eval.jsonl")
     arguments = vars(parser.parse_args())
-    command = {"model": make_model, "data": make_data, "ask": ask}[arguments.pop("command")]
-    command(**arguments)
+    made: dict[str, Callable[..., object]] = {"model": make_model, "data": make_data, "ask": ask}
+    made[arguments.pop("command")](**arguments)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def _first_line(kind: type) -> str:
 def _table(kind: type) -> str:
     told, hints = attributes(kind), get_type_hints(kind)
     lines = ["| key | type | meaning |", "|---|---|---|"]
-    for field in fields(kind):  # type: ignore[arg-type]
+    for field in fields(kind):
         meaning = told[field.name].replace("|", "\\|")
         lines.append(f"| `{field.name}` | {_type(hints[field.name])} | {meaning} |")
     return "\n".join(lines) + "\n"

@@ -130,7 +130,8 @@ def ask_to_stop(
 ) -> None:
     """None: by `keepstep stop`, which says that it is heard at once."""
     if how is None:
-        stop = [Path(sys.executable).parent / "keepstep", "stop", str(attempts.folder / "run")]
+        keepstep = str(Path(sys.executable).parent / "keepstep")
+        stop = [keepstep, "stop", str(attempts.folder / "run")]
         answer = subprocess.run(stop, capture_output=True, text=True, check=False)
         assert answer.returncode == 0, answer.stderr
         assert "ends now" in answer.stdout + answer.stderr

@@ -168,8 +168,8 @@ def test_what_it_said(tmp_path: Path) -> None:
     said = runner.invoke(app, ["log", str(tmp_path), "--said"]).stdout.splitlines()
     assert said[:2] == ["one", "\\x1b[2Jtwo"]
     assert said[-2:] == ["[.keepstep/launched/2.node-1.log]", "[rank 8] there"]
-    said = runner.invoke(app, ["log", str(tmp_path), "--said", "--attempt", "1", "--json"]).stdout
-    assert json.loads(said) == {"attempt": 1, "file": ".keepstep/launched/1.log", "text": "first"}
+    first = runner.invoke(app, ["log", str(tmp_path), "--said", "--attempt", "1", "--json"]).stdout
+    assert json.loads(first) == {"attempt": 1, "file": ".keepstep/launched/1.log", "text": "first"}
     assert runner.invoke(app, ["log", str(tmp_path), "--said", "--attempt", "9"]).exit_code == 2
     assert runner.invoke(app, ["log", str(tmp_path), "--said", "--follow"]).exit_code == 2
     only = runner.invoke(app, ["log", str(tmp_path), "--attempt", "1"]).stdout.splitlines()

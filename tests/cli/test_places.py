@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from keepstep.cli.common import RunArgument
 from keepstep.cli.main import app
@@ -19,7 +18,8 @@ from tests.cli.test_history import begin, damaged, failed, of_runs, of_stock
 from tests.helpers.folders import commit, identify
 
 runner = CliRunner()
-OF_A_RUN = {  # what a command is given behind the run → how it is called
+# A command → what it is given behind the run, in each of the ways that it is called.
+OF_A_RUN: dict[str, list[list[str]]] = {
     "status": [[], ["--json"], ["--field", "state"]],
     "goodput": [[], ["--json"]],
     "samples": [[], ["--json"], ["--step", "5"]],

@@ -99,7 +99,9 @@ def on_terminal(given: list[list[str]]) -> str:
     environment = {k: v for k, v in os.environ.items() if k not in hidden} | {"TERM": "xterm"}
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps(given)],
-        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
         env=environment,
     )
     os.close(theirs)

@@ -224,7 +224,7 @@ def killed_before(run: Path, to: Path, when: Callable[[str, Path], bool]) -> boo
 
             self.before = self._unguarded = before
 
-        Storage.__init__ = made  # type: ignore[method-assign]
+        Storage.__init__ = made  # type: ignore[method-assign, assignment]
         try:
             told(run / "best", "--to", to)
         finally:

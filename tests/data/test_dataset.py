@@ -149,10 +149,8 @@ def splits(tmp_path: Path, *names: str) -> Path:
 def test_which_split_evaluates(
     demo: Path, tmp_path: Path, names: tuple[str, ...], fields: dict[str, str], expected: str
 ) -> None:
-    parsed = recipe(
-        *(demo, tmp_path),
-        **{"eval_strategy": "steps", "eval_dataset_name": splits(tmp_path, *names), **fields},
-    )
+    sets = splits(tmp_path, *names)
+    parsed = recipe(demo, tmp_path, eval_strategy="steps", eval_dataset_name=sets, **fields)
     inputs = gathered(parsed)
     assert inputs["eval_dataset"][0] == {"text": expected}
     source = inputs["sources"]["evaluation"]
@@ -337,7 +335,7 @@ def test_streaming_by_either_name(demo: Path, tmp_path: Path) -> None:
 
 
 LATIN = json.dumps({"text": "é"}, ensure_ascii=False).encode("latin-1")
-UNUSABLE = {
+UNUSABLE: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
     "null": (lines({"text": "a"}, {"text": None}), {}, "1 of 2 training rows cannot be used"),
     "a number": (lines({"text": 1}), {}, "row 1: text is 1, not text"),
     "mixed": (lines({"text": "a"}, {"text": 2}), {}, "row 2: text is 2, not text"),

@@ -198,7 +198,7 @@ def test_refused_at_the_start(
 def test_rows_of_text_alone_for_a_vision_language_model(
     vision: Path, demo: Path, tmp_path: Path
 ) -> None:
-    texts = {"dataset_name": demo / "data/train.jsonl"}
+    texts: dict[str, Any] = {"dataset_name": demo / "data/train.jsonl"}
     assert problems(vision, tmp_path, **texts) == ""
     assert "not both" in problems(
         vision, tmp_path, **texts, eval_strategy="steps", keep_ranking="metric"

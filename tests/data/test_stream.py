@@ -6,6 +6,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,22 @@ def packed(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {"pack": [numbers[i : i + 3] for i in range(0, len(numbers), 3)]}
 
 
+def by_chance(strategy: str, rows: datasets.IterableDataset) -> datasets.IterableDataset:
+    return exact(
+        datasets.interleave_datasets(
+            [rows.take(20), rows.map(tokens), rows.skip(60)],
+            probabilities=[0.5, 0.2, 0.3],
+            seed=5,
+            stopping_strategy=strategy,
+        )
+    )
+
+
+def seen_by(seen: list[str], row: dict[str, Any]) -> dict[str, Any]:
+    seen.append(row["text"])
+    return row
+
+
 # What is made of a stream before it is trained on: names, tokens, rows left out, packs.
 MADE: dict[str, Callable[[datasets.IterableDataset], datasets.IterableDataset]] = {
     "as it is": lambda rows: rows,
@@ -66,17 +83,7 @@ MADE: dict[str, Callable[[datasets.IterableDataset], datasets.IterableDataset]] 
         .shuffle(seed=4, buffer_size=6)
     ),
     "in turn": lambda rows: exact(datasets.interleave_datasets([rows, rows.map(tokens)])),
-    **{
-        f"by chance, {strategy}": lambda rows, strategy=strategy: exact(
-            datasets.interleave_datasets(
-                [rows.take(20), rows.map(tokens), rows.skip(60)],
-                probabilities=[0.5, 0.2, 0.3],
-                seed=5,
-                stopping_strategy=strategy,
-            )
-        )
-        for strategy in STRATEGIES
-    },
+    **{f"by chance, {strategy}": partial(by_chance, strategy) for strategy in STRATEGIES},
     "by chance, shuffled, packed": lambda rows: exact(
         datasets.interleave_datasets(
             [rows.map(tokens), rows.skip(60).map(tokens)],
@@ -165,9 +172,7 @@ def test_sources_in_turn_end_as_asked(files: Path, strategy: str) -> None:
 
 def test_of_a_shuffled_stream_one_block_is_read_again(files: Path) -> None:
     seen: list[str] = []
-    rows = exact(
-        stream(files, "jsonl").map(lambda row: seen.append(row) or row).shuffle(1, buffer_size=20)
-    )
+    rows = exact(stream(files, "jsonl").map(partial(seen_by, seen)).shuffle(1, buffer_size=20))
     reader = StreamReader(rows, 0, BEGINNING)
     reader.take(90)
     place = reader.place
@@ -179,7 +184,7 @@ def test_of_a_shuffled_stream_one_block_is_read_again(files: Path) -> None:
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_nothing_is_made_into_tokens_again(files: Path, kind: str) -> None:
     seen: list[str] = []
-    rows = stream(files, kind).map(lambda row: seen.append(row["text"]) or row)
+    rows = stream(files, kind).map(partial(seen_by, seen))
     reader = StreamReader(rows, 0, BEGINNING)
     reader.take(100)
     place = reader.place

@@ -127,7 +127,7 @@ def test_looks_may_fail(tmp_path: Path) -> None:
         for _ in range(5):
             seen.look()
         assert {name for _, name in disk.fired} >= {".keepstep/stop", ".keepstep/owner"}
-        assert seen.requests == ("save-now",), "the one fault hides nothing else"
+        assert list(seen.requests) == ["save-now"], "the one fault hides nothing else"
         assert not seen.lost
         told = seen.faults()
         assert [text.partition(":")[0] for text in told] == [
@@ -140,14 +140,14 @@ def test_looks_may_fail(tmp_path: Path) -> None:
         disk.heal()
         run.request("stop").touch()
         seen.look()
-        assert seen.requests == ("stop", "save-now")
+        assert list(seen.requests) == ["stop", "save-now"]
         disk.fail("getattr", ".keepstep/stop", errno.EIO)
         seen.look()
-        assert seen.requests == ("stop", "save-now"), "as seen last"
+        assert list(seen.requests) == ["stop", "save-now"], "as seen last"
         disk.fail("unlink", ".keepstep/save-now", errno.EIO)
         seen.take_up(["save-now"])
         seen.look()
-        assert seen.requests == ("stop",), "what cannot be removed asks no second time"
+        assert list(seen.requests) == ["stop"], "what cannot be removed asks no second time"
         disk.heal()
         seen.look()
         assert not run.request("save-now").exists()

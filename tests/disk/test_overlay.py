@@ -51,7 +51,7 @@ def overlay(lower: Path, place: Path) -> Iterator[Path]:
         (place / name).mkdir()
     options = f"lowerdir={lower},upperdir={place}/upper,workdir={place}/work"
     merged = place / "merged"
-    words = ["mount", "-t", "overlay", "overlay", "-o", options, merged]
+    words = ["mount", "-t", "overlay", "overlay", "-o", options, str(merged)]
     if subprocess.run(words, check=False).returncode:
         subprocess.run(["umount", place], check=True)
         pytest.skip("no overlay in this kernel, or none upon this file system")

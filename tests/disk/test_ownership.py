@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -228,7 +229,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def racers() -> Iterator[list[subprocess.Popen[str]]]:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     started = [subprocess.Popen([sys.executable, "-c", RACER], **pipes) for _ in range(3)]
     for racer in started:
         assert racer.stdout is not None

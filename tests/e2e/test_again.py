@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -65,6 +66,12 @@ def test_killed_again_and_again(demo: Path, tmp_path: Path, first: int) -> None:
     def everything() -> list[psutil.Process]:
         return psutil.Process(process.pid).children(recursive=True)
 
+    def goes_on(newest: int) -> bool:
+        return max([0, *steps_of(folder)]) > newest
+
+    def launched_again(times: int) -> bool:
+        return log.read_text().count("launching again") > times
+
     kills: list[Callable[[], list[psutil.Process]]] = [
         lambda: below(process, "ranks")[1:],
         lambda: below(process, "launcher"),
@@ -73,11 +80,11 @@ def test_killed_again_and_again(demo: Path, tmp_path: Path, first: int) -> None:
     ]
     for number, victims in enumerate(kills[first:]):
         newest = max([0, *steps_of(folder)])
-        wait_for(lambda newest=newest: max([0, *steps_of(folder)]) > newest, process, log)
+        wait_for(partial(goes_on, newest), process, log)
         if victims is kills[-1]:  # the next attempt stands still in its first save
             faults(file, place="save", seconds=TIMEOUT)
         kill(victims())
-        wait_for(lambda n=number: log.read_text().count("launching again") > n, process, log)
+        wait_for(partial(launched_again, number), process, log)
     wait_for(lambda: Path(f"{file}.fired").exists(), process, log)
     faults(file)
     kill(everything())

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,8 @@ from tests.helpers.ranks import PROGRAMS, ROOT, Ranks
 from tests.helpers.waiting import PATIENCE
 
 SCRIPT = PROGRAMS / "two_lines.py"
-ALONE = {"strategy": "ddp", "processes": 1}
-CASES = {
+ALONE: dict[str, Any] = {"strategy": "ddp", "processes": 1}
+CASES: dict[str, dict[str, Any]] = {
     "plain": ALONE,
     "zero2": {"strategy": "cpu_zero2", "processes": 2},
     "zero3": {"strategy": "cpu_zero3", "processes": 2},

@@ -71,7 +71,7 @@ def forked(
         folder = ROOT / "src" if module.startswith("keepstep.") else ROOT
         script = folder / f"{module.replace('.', '/')}.py"
         words = command[command.index(module) + 1 :]
-        options = {"strategy": "ddp", "processes": 1}
+        options: dict[str, Any] = {"strategy": "ddp", "processes": 1}
         if "--config_file" in command:
             options["strategy"] = Path(command[command.index("--config_file") + 1]).stem
             options["processes"] = int(command[command.index("--num_processes") + 1])
@@ -80,7 +80,7 @@ def forked(
 
     def spawn(what: str, count: int, _: Any, script: str = "") -> list[dict[str, float]]:
         """In place of `reshard.spawn`; the ranks' reports stand in one log, also side by side."""
-        path = Path(script or sys.modules["reshard"].__file__ or "")
+        path = Path(script or sys.modules["benchmarks.reshard"].__file__ or "")
         words = [*sys.argv[1:], "--worker", what]
         output = ranks.run(words, script=path, strategy="ddp", processes=count).output
         reports = REPORT.findall(output)
@@ -88,9 +88,8 @@ def forked(
         return [json.loads(report) for report in reports]
 
     def run(name: str, *argv: object) -> str:
-        monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-        script: ModuleType = importlib.import_module(name)
-        for module in {script, sys.modules.get("reshard")} - {None}:
+        script: ModuleType = importlib.import_module(f"benchmarks.{name}")
+        for module in {script, sys.modules.get("benchmarks.reshard")} - {None}:
             if hasattr(module, "spawn"):
                 monkeypatch.setattr(module, "spawn", spawn)
         monkeypatch.setattr(launches, "run", launch)
@@ -131,8 +130,7 @@ def test_what_a_run_says_of_itself_is_no_row() -> None:
 
 
 def all_on_cpu() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    return importlib.import_module("all_on_cpu")
+    return importlib.import_module("benchmarks.all_on_cpu")
 
 
 def test_all_on_cpu(tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ def test_hugging_face_jobs() -> None:
     assert 300 <= 6 * 3600 - parse_duration(limit[1]) <= 1800
     assert told["flavor"] in {flavor.value for flavor in JobHardware}
     wrong = environment | {"ATTEMPTS": "0"}
-    done = subprocess.run(["cloud/hf_jobs.sh"], cwd=ROOT, env=wrong, capture_output=True)
-    assert done.returncode == 2
+    refused = subprocess.run(["cloud/hf_jobs.sh"], cwd=ROOT, env=wrong, capture_output=True)
+    assert refused.returncode == 2
 
 
 def test_skypilot_comes_back_as_the_exit_statuses_say() -> None:
@@ -100,8 +100,8 @@ def test_skypilot_comes_back_as_the_exit_statuses_say() -> None:
 def test_skypilot(tmp_path: Path) -> None:
     venv.create(tmp_path / "sky", with_pip=True)
     python = tmp_path / "sky/bin/python"
-    pip = [python, "-m", "pip", "install", "--quiet", "skypilot==0.14.1"]
-    subprocess.run(pip, check=True, timeout=900)
+    pip = ["-m", "pip", "install", "--quiet", "skypilot==0.14.1"]
+    subprocess.run([python, *pip], check=True, timeout=900)
     text = (ROOT / "cloud/skypilot.yaml").read_text()
     (tmp_path / "recipe.yaml").touch()
     (tmp_path / "right.yaml").write_text(text)
@@ -109,7 +109,7 @@ def test_skypilot(tmp_path: Path) -> None:
     program = "import sky, sys; print(list(sky.Task.from_yaml(sys.argv[1]).resources)[0])"
     environment = os.environ | {"HOME": str(tmp_path)}
     for name, is_right in (("right", True), ("status", False)):
-        command = [python, "-c", program, f"{name}.yaml"]
+        command = [str(python), "-c", program, f"{name}.yaml"]
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True
         )

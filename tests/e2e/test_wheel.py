@@ -14,6 +14,7 @@ import tarfile
 import venv
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,7 +24,7 @@ from tests.helpers.launchers import end, wait_until
 from tests.helpers.ranks import ROOT
 
 # What of the launchers' folders is for the checkout alone: the demo's script, other examples.
-NOT_PACKAGED = ("launch/demo.sh", "launch/examples/checkpoint_demo.py")
+NOT_PACKAGED: tuple[str, ...] = ("launch/demo.sh", "launch/examples/checkpoint_demo.py")
 NOT_PACKAGED += ("launch/examples/retention_story.py", "launch/smollm2.sh")
 NOT_PACKAGED += ("launch/examples/smollm2.py", "launch/examples/smollm2.txt")
 EXTENSIONS = os.environ["TORCH_EXTENSIONS_DIR"]  # tests/conftest.py sets it
@@ -64,8 +65,8 @@ def installed(built: Path, workspace: Path) -> Path:
     (site / "libraries.pth").write_text("\n".join(libraries) + "\n")
     python = folder / "bin/python"
     (wheel,) = built.glob("*.whl")
-    command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
-    subprocess.run(command, check=True, env=bare())
+    pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([python, *pip, wheel], check=True, env=bare())
     # What pip makes of its entry point; the one beside the libraries has another Python.
     (folder / "bin/accelerate-launch").write_text(ACCELERATE.format(python=python))
     (folder / "bin/accelerate-launch").chmod(0o755)
@@ -134,8 +135,8 @@ def test_the_wheel_carries_on(installed: Path, tmp_path: Path) -> None:
     assert Path(config).is_file()
     assert str(ROOT) not in config
     log, run = tmp_path / "log", work / "runs/demo"
-    fields = {"max_steps": 40, "save_steps": 10, "eval_steps": 10, "logging_steps": 1}
-    fields |= {"max_length": 64, "report_to": "none", "warmup_steps": 2}
+    fields: dict[str, Any] = {"max_steps": 40, "save_steps": 10, "eval_steps": 10}
+    fields |= {"logging_steps": 1, "max_length": 64, "report_to": "none", "warmup_steps": 2}
     flags = [text for name, value in fields.items() for text in (f"--{name}", str(value))]
     command = [str(installed / "keepstep"), "launch", "recipe.yaml", *flags]
 
@@ -224,8 +225,8 @@ def test_a_fresh_environment(built: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "fresh", with_pip=True)
     commands = tmp_path / "fresh/bin"
     (wheel,) = built.glob("*.whl")
-    pip = [commands / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt"]
-    subprocess.run([*pip, wheel], check=True, env=bare(), timeout=1800)
+    pip = ["-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt")]
+    subprocess.run([commands / "python", *pip, wheel], check=True, env=bare(), timeout=1800)
     keepstep(commands, tmp_path, "init", "--template", "demo")
     flags = ["--max_steps", "4", "--save_steps", "2", "--eval_steps", "2", "--report_to", "none"]
     subprocess.run(

@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -59,7 +60,7 @@ class Requests:
                 patches.enter_context(mock.patch.object(module, name, function))
 
             for name, kind in KINDS.items():
-                replace(os, name, lambda real, kind=kind: self._counting(real, kind))
+                replace(os, name, partial(self._counting, kind=kind))
             replace(os, "open", lambda real: self._counting(real, "open"))
             replace(os, "pwrite", self._counting_writes)
             replace(os, "preadv", self._counting_reads)

@@ -110,7 +110,7 @@ def faulty_disk(place: Path, like_nfs: bool = False) -> Iterator[FaultyDisk]:
     place.mkdir()
     backing.mkdir()
     disk = FaultyDisk(place, backing, rules)
-    words = [sys.executable, "-m", "tests.helpers.faulty_disk", backing, place, rules]
+    words = [sys.executable, "-m", "tests.helpers.faulty_disk", *map(str, (backing, place, rules))]
     words.append("hide" if like_nfs else "remove")
     server = subprocess.Popen(
         words, cwd=Path(__file__).parents[2], start_new_session=True, stderr=subprocess.DEVNULL
@@ -183,7 +183,7 @@ def serve(backing: str, place: str, rules_path: str, unlinked: str) -> None:
         path, direct = handles[fh]
         rules.apply(operation, path, direct, border)
 
-    class PassThrough(mfusepy.Operations):  # type: ignore[misc]
+    class PassThrough(mfusepy.Operations):
         use_ns = True
 
         def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from tests.helpers import launchers
 from tests.helpers.ranks import ROOT
 
 USER = 1000
-AS_USER = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
+AS_USER: tuple[str, ...] = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
 AS_USER += ("--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
 APART = ("unshare", "-m", "-u", "-p", "-f", "--mount-proc", "--propagation=private")
 KILLED = 137
@@ -270,8 +270,8 @@ def image(folder: Path) -> Path:
     libraries = [p for p in sys.path if p.endswith("site-packages")]
     (site / "libraries.pth").write_text("\n".join(libraries) + "\n")
     python = made / "bin/python"
-    pip = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--no-index", context], check=True)
+    pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([python, *pip, context], check=True)
     launcher = made / "bin/accelerate-launch"  # pip would make it with torch's own install
     program = "from accelerate.commands.launch import main\nmain()\n"
     launcher.write_text(f"#!{python}\n{program}")

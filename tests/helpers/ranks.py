@@ -157,11 +157,12 @@ class Ranks:
         """
         log = self.folder / f"run-{len(self._runs)}.log"
         log.unlink(missing_ok=True)
+        port = free_port()
         request = {
             "do": "start",
             "strategy": str(strategy_file(strategy, self.folder)),
             "processes": processes,
-            "port": free_port(),
+            "port": port,
             "log": str(log),
             "argv": list(argv),
             "script": str(script) if script else None,
@@ -169,7 +170,7 @@ class Ranks:
             "nodes": nodes,
             "disks": str(disks) if disks else None,
         }
-        run = Run(self, self.ask(request), log, request["port"])
+        run = Run(self, self.ask(request), log, port)
         self._runs.append(run)
         return run
 

@@ -16,7 +16,7 @@ PATIENCE = 300.0
 
 
 def wait_for(
-    look: Callable[[], T],
+    look: Callable[[], T | None],
     process: subprocess.Popen[Any] | None = None,
     log: Path | None = None,
     every: float = 0.01,

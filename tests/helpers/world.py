@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -41,7 +41,7 @@ class World:
     def __init__(self, size: int, watched: Sequence[int] = (0, 1)) -> None:
         self.size, self.watched = size, {rank for rank in watched if rank < size}
         self.received: Counter[int] = Counter()
-        self.seconds: Counter[int] = Counter()
+        self.seconds: defaultdict[int, float] = defaultdict(float)
         self._here = threading.local()
         self._turns = [threading.Lock() for _ in range(size)]
         self._back = threading.Lock()
@@ -152,7 +152,7 @@ class World:
         group: Any = None,
         async_op: bool = False,
     ) -> Any:
-        reduce = {dist.ReduceOp.SUM: torch.sum, dist.ReduceOp.MAX: torch.amax}[op]
+        reduce: Any = {dist.ReduceOp.SUM: torch.sum, dist.ReduceOp.MAX: torch.amax}[op]
         brought = self._exchange(tensor.clone())
         self.received[self._here.rank] += tensor.nbytes
         tensor.copy_(self._unpickled(id(brought), lambda: reduce(torch.stack(brought), 0)))
@@ -180,7 +180,7 @@ class World:
             for name, function in wire.items():
                 patches.enter_context(mock.patch.object(dist, name, function))
             patches.callback(setattr, dist.GroupMember, "WORLD", dist.GroupMember.WORLD)
-            dist.GroupMember.WORLD = world  # type: ignore[misc]  # (a property of its class)
+            dist.GroupMember.WORLD = world  # type: ignore[assignment]  # (a property of its class)
             patches.enter_context(mock.patch.object(collectives, "pickle", shared))
             yield
 

@@ -187,12 +187,12 @@ def batch(exchange: Exchange, repo: str) -> None:
             path = operation["path"]
             if peer.buckets.refuse:
                 peer.buckets.refuse -= 1
-                error: str | None = "refused for once"
+                wrong: str | None = "refused for once"
             elif operation["type"] == "deleteFile":
-                error = None if files.pop(path, None) else "File not found"
+                wrong = None if files.pop(path, None) else "File not found"
             else:
-                error = _add(exchange, files, operation)
-            failed += [{"path": path, "error": error}] if error else []
+                wrong = _add(exchange, files, operation)
+            failed += [{"path": path, "error": wrong}] if wrong else []
         bucket.files = files
         peer.buckets.keep(bucket)
     done = len(asked) - len(failed)

@@ -8,8 +8,18 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Kind = Literal[
-    *("status", "reset", "hang", "delay", "throttle", "apply_then_status", "apply_then_reset"),
-    *("stall", "cut", "damage", "no digest", "stale"),
+    "status",
+    "reset",
+    "hang",
+    "delay",
+    "throttle",
+    "apply_then_status",
+    "apply_then_reset",
+    "stall",
+    "cut",
+    "damage",
+    "no digest",
+    "stale",
 ]
 Role = Literal["hub", "storage"]
 

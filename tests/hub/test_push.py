@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -30,6 +31,7 @@ from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import LORA, argv
 from tests.helpers.waiting import PATIENCE, wait_for
 from tests.hub.client import Client
+from tests.hub.faults import Kind
 from tests.hub.peer import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, HubPeer
 from tests.hub.runs import REPO, a_run, live_at
 from tests.hub.test_peer import UPLOAD
@@ -46,7 +48,11 @@ PUSHED = {
 @pytest.fixture(scope="module")
 def trained(ranks: Ranks, demo: Path, workspace: Path) -> dict[str, RunFolder]:
     """Runs of two processes: `full`; `bare`, without weights files; and an adapter's."""
-    kinds = {"full": {}, "bare": {"save_weights": "never"}, "adapter": LORA}
+    kinds: dict[str, dict[str, Any]] = {
+        "full": {},
+        "bare": {"save_weights": "never"},
+        "adapter": LORA,
+    }
     for kind, fields in kinds.items():
         command = argv(demo, workspace / f"push-{kind}", max_steps=8, card=CARD, **fields)
         ranks.run(command)
@@ -219,7 +225,7 @@ def test_killed_and_again(hub: HubPeer, run: RunFolder, stage: str) -> None:
 
 @pytest.mark.parametrize("do", ["apply_then_status", "apply_then_reset"])
 @pytest.mark.usefixtures("here")
-def test_applied_and_the_answer_lost(hub: HubPeer, run: RunFolder, do: str) -> None:
+def test_applied_and_the_answer_lost(hub: HubPeer, run: RunFolder, do: Kind) -> None:
     hub.fault(do, method="POST", path=COMMIT, status=500)
     assert "published, step 8" in push(run)
     assert titles(hub) == [title(run), "initial commit"]
@@ -336,9 +342,9 @@ def test_what_cannot_be_compared(hub: HubPeer, run: RunFolder) -> None:
 def test_no_stale_weights(hub: HubPeer, trained: dict[str, RunFolder], kind: str) -> None:
     """Over shards, an old .bin and an adapter; from shards of ZeRO, if there are no weights."""
     hub.create_repo(REPO)
-    names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-    names += ("model.safetensors.index.json", "pytorch_model.bin", "adapter_model.safetensors")
-    names += ("adapter_config.json", "config.json", "notes.md", "figures/model.safetensors")
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    names += ["model.safetensors.index.json", "pytorch_model.bin", "adapter_model.safetensors"]
+    names += ["adapter_config.json", "config.json", "notes.md", "figures/model.safetensors"]
     hub.commit(REPO, dict.fromkeys(names, b"{}"))
     push(trained[kind], force=True)
     pushed = PUSHED | {"notes.md", "figures/model.safetensors"}
@@ -393,7 +399,8 @@ def test_a_card_that_the_hub_does_not_take(hub: HubPeer, run: RunFolder) -> None
 def test_whoever_starts_it_dies(hub: HubPeer, here: Client, run: RunFolder, tmp_path: Path) -> None:
     """The process that pushes does not live on alone."""
     fault = hub.fault("hang", path=COMMIT)
-    command = [Path(sys.executable).parent / "keepstep", "push", run.path, "--repo_id", REPO]
+    keepstep = str(Path(sys.executable).parent / "keepstep")
+    command = [keepstep, "push", str(run.path), "--repo_id", REPO]
     parent = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     wait_for(lambda: fault.hits)
     (child,) = psutil.Process(parent.pid).children()

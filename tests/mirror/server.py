@@ -118,8 +118,8 @@ class S3Server:
         method = environ["REQUEST_METHOD"]
         name = unquote(environ["PATH_INFO"]).removeprefix(f"/{BUCKET}").lstrip("/")
         target = f"{name}?{environ['QUERY_STRING']}" if environ["QUERY_STRING"] else name
-        headers = {name: text for name, text in environ.items() if name.startswith("HTTP_")}
-        self.log.append(Request(method, target, headers))
+        asked = {name: text for name, text in environ.items() if name.startswith("HTTP_")}
+        self.log.append(Request(method, target, asked))
         if length := int(environ.get("CONTENT_LENGTH") or 0):
             environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(length))
         fault = self._faults.take(method, target, "storage")
@@ -141,7 +141,7 @@ class S3Server:
         status, headers, body = self._apply(environ)
         if do == "damage" and method == "GET":
             body = flip(body)
-        if do in ("stall", "cut"):
+        if do is not None and do in ("stall", "cut"):
             self._half(environ["werkzeug.socket"], status, headers, body, do)
         if do == "no digest":
             headers = [(n, '"encrypted"' if n.lower() == "etag" else v) for n, v in headers]

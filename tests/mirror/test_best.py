@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,16 +107,16 @@ def test_the_history_of_an_owner_that_was_killed(mirrored: Store, tmp_path: Path
     assert new.policy().limit == 2
 
 
-def log(*events: dict[str, object]) -> bytes:
+def log(*events: dict[str, Any]) -> bytes:
     lines = [{"time": "2026-11-28T00:00:00+00:00", "attempt": 1, **event} for event in events]
     return "".join(with_check(json.dumps(line)) + "\n" for line in lines).encode()
 
 
-FIRST: list[dict[str, object]] = [
+FIRST: list[dict[str, Any]] = [
     {"event": "attempt"},
     *({"event": "commit", "step": s, "parent": None, "request": "auto"} for s in (2, 4, 8)),
 ]
-BACK: list[dict[str, object]] = [
+BACK: list[dict[str, Any]] = [
     {"event": "attempt", "attempt": 2},
     {"event": "resume", "attempt": 2, "request": "2", "step": 2},
     {"event": "commit", "attempt": 2, "step": 3, "parent": 2, "request": "2"},

@@ -39,8 +39,11 @@ def mirror(
 ) -> None:
     """As a run does it."""
     for step in steps:
-        job = {"url": store.url, "run": str(run.path), "owner": None, "token": "0123456789ab"}
-        job |= {
+        job = {
+            "url": store.url,
+            "run": str(run.path),
+            "owner": None,
+            "token": "0123456789ab",
             "frozen": str(run.path / f"checkpoint-{step}"),
             "rate": 0,
             "node": 0,

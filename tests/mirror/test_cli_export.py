@@ -136,8 +136,8 @@ def test_a_full_disk_says_what_it_needed(
     store: Store, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = send(store, model)
-    usage = namedtuple("usage", "total used free")(10**6, 10**6, 5000)
-    monkeypatch.setattr("shutil.disk_usage", lambda place: usage)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda place: usage(10**6, 10**6, 5000))
     refused = export(url, "--to", tmp_path / "new/model")
     assert refused.exit_code == 1
     assert "the disk of " in refused.output

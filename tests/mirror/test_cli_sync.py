@@ -66,7 +66,7 @@ def ended(run: RunFolder) -> None:
 
 def mirrored(run: RunFolder, store: Store, step: int, limit: int = 2) -> None:
     """As its attempt does it."""
-    job = {
+    job: dict[str, Any] = {
         "url": store.url,
         "run": str(run.path),
         "owner": None,

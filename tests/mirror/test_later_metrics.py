@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +41,7 @@ def measure(run: RunFolder, step: int, rows: str = "5 rows", **metrics: float) -
     add_evaluation(Storage(), found.path, found.manifest, metrics, {"": rows})
 
 
-def there(store: Store) -> dict[int, Checkpoint]:
+def there(store: Store) -> Mapping[int, Checkpoint]:
     return look(store).found
 
 
@@ -128,7 +130,8 @@ def test_another_checkpoint_of_the_same_step_gets_none(store: Store, run: RunFol
 def test_a_later_copy_of_the_run_brings_them_too(store: Store, run: RunFolder) -> None:
     mirrored(store, run)
     measure(run, 4, eval_law_loss=0.5)
-    job = {"url": store.url, "run": str(run.path), "owner": None, "token": "ba9876543210"}
+    job: dict[str, Any] = {"url": store.url, "run": str(run.path), "owner": None}
+    job |= {"token": "ba9876543210"}
     job |= {"frozen": str(run.path / "checkpoint-8"), "rate": 0, "policy": {}, "pinned": []}
     job |= {"node": 0, "nodes": 1, "files": None}
     assert "error" not in do(job)

@@ -32,6 +32,7 @@ from keepstep.policy.mirror import newest_owner
 from keepstep.policy.retention import Policy
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.waiting import PATIENCE
+from tests.hub.faults import Kind
 from tests.hub.peer import WRITE_TOKEN, HubPeer
 from tests.mirror.conftest import HUB_BUCKET
 from tests.mirror.server import BUCKET, S3Server
@@ -310,13 +311,14 @@ PASSING = [
 @pytest.mark.parametrize("path", PASSING)
 def test_faults_of_the_hub_that_pass(hub: HubPeer, path: str) -> None:
     store = open_store(f"hf://buckets/{HUB_BUCKET}/run")
-    for do, how in (
+    faults: list[tuple[Kind, dict[str, Any]]] = [
         ("status", {"status": 500}),
         ("status", {"status": 429, "headers": {"Retry-After": "0"}}),
         ("reset", {}),
         ("apply_then_status", {"status": 503}),
         ("apply_then_reset", {}),
-    ):
+    ]
+    for do, how in faults:
         name = f"{do} {how.get('status')}"
         if path == "^/object/" and do == "apply_then_status":
             continue  # a file comes with its status, or not

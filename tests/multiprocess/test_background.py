@@ -6,6 +6,7 @@ import json
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def digests(run: Path) -> dict[tuple[int, str], str]:
     }
 
 
-def saves(run: Path) -> list[dict[str, object]]:
+def saves(run: Path) -> list[dict[str, Any]]:
     events = map(json.loads, (run / ".keepstep/events.jsonl").read_text().splitlines())
     return [event for event in events if event["event"] == "commit"]
 

@@ -53,7 +53,8 @@ def differences(a: Any, b: Any, where: str) -> list[str]:
         found = [] if len(a) == len(b) else [f"{where}: {len(a)}, {len(b)} items"]
         pairs = enumerate(zip(a, b, strict=False))
         return found + [d for i, (x, y) in pairs for d in differences(x, y, f"{where}/{i}")]
-    if hasattr(a, "__dict__") and type(a).__eq__ is object.__eq__:
+    same_by_identity = type(a).__eq__ is object.__eq__  # type: ignore[comparison-overlap]
+    if hasattr(a, "__dict__") and same_by_identity:
         return differences(vars(a), vars(b), where)
     return [] if a == b else [f"{where}: {a}, {b}"]
 

@@ -165,7 +165,7 @@ def test_another_strategy(
     compare(chain, straight[kind])
 
 
-SPECIAL = {
+SPECIAL: dict[str, dict[str, Any]] = {
     "bf16": {"bf16": True, "dtype": "bfloat16"},
     "fp16": {"fp16": True},
     "frozen-and-buffer": {},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.helpers.ranks import Ranks
 from tests.helpers.recipes import argv
 
 FSDP2 = Path(str(files("trl") / "accelerate_configs/fsdp2.yaml"))
-MISTAKES = {
+MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown field": ({"max_step": 3}, ["unknown flag --max_step", "did you mean `max_steps`?"]),
     "missing file": ({"dataset_name": "no/such/file.jsonl"}, ["there is no no/such/file.jsonl"]),
     "wrong type": ({"learning_rate": "fast"}, ["'fast' is not a value of type float"]),

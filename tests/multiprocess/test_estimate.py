@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -35,7 +36,7 @@ SOME = [("full", "zero1"), ("bf16", "zero2"), ("lora", "zero3"), ("lora", "ddp")
 
 @pytest.mark.parametrize(("kind", "strategy"), cases(EVERY, long={*EVERY} - {*SOME}))
 def test_checkpoints(ranks: Ranks, larger: Path, tmp_path: Path, kind: str, strategy: str) -> None:
-    fields = {"max_steps": 1, "save_steps": 1, "eval_steps": 1, "max_length": 32}
+    fields: dict[str, Any] = {"max_steps": 1, "save_steps": 1, "eval_steps": 1, "max_length": 32}
     fields |= {"full": {}, "bf16": {"bf16": True, "dtype": "bfloat16"}, "lora": LORA}[kind]
     flags = argv(larger, tmp_path, **fields, per_device_train_batch_size=1)
     config = {"zero2": "cpu_zero2", "zero3": "cpu_zero3"}.get(strategy, strategy)

@@ -53,8 +53,8 @@ def test_the_value_is_the_runs_own(ranks: Ranks, demo: Path, tmp_path: Path, cas
     checkpoint = RunFolder(run).checkpoint(2)
     assert measured(checkpoint.path) == without_time(checkpoint.manifest.metrics)
     assert {c.step: c.manifest.to_json() for c in RunFolder(run).checkpoints()} == before
-    alone = {"strategy": "ddp", "processes": 1}
-    ranks.run([str(run / "checkpoint-2"), *words], script=PROGRAM, **alone)
+    command = [str(run / "checkpoint-2"), *words]
+    ranks.run(command, script=PROGRAM, strategy="ddp", processes=1)
     name = "eval_mean_token_accuracy"
     if not fields.get("bf16"):
         assert measured(checkpoint.path)[name] == checkpoint.manifest.metrics[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_what_cannot_be_done(runs: dict, tmp_path: Path) -> None:
         ({"max_shard_size": "many"}, "max_shard_size: 'many' is no size"),
         ({"folder": checkpoint.path}, "exists: name a new folder"),
     ):
-        arguments = {"folder": tmp_path / "new", **options}
+        arguments: dict[str, Any] = {"folder": tmp_path / "new", **options}
         with pytest.raises(ExportError, match=message):
             export(checkpoint, **arguments)
     assert list(tmp_path.iterdir()) == [], "nothing is left of what failed"

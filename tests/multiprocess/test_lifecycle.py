@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,7 +165,8 @@ def test_a_finished_run_whose_last_steps_are_not_saved(
 def test_finished_without_a_checkpoint_is_not_finished_for_another_recipe(
     ranks: Ranks, demo: Path, workspace: Path
 ) -> None:
-    run, alone = workspace / "none-saved", {"strategy": "ddp", "processes": 1}
+    run = workspace / "none-saved"
+    alone: dict[str, Any] = {"strategy": "ddp", "processes": 1}
     unsaved = {"save_strategy": "no", "eval_strategy": "no", "save_total_limit": "null"}
     first = ranks.run(argv(demo, run, **SHORT | unsaved), **alone)
     assert "Finished: 4 steps." in first.output

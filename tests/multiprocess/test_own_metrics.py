@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_counted(
         assert f"eval_{name}_never" not in best.metrics
     (documented,) = [b.text for b in blocks("python") if "def top5" in b.text]
     (tmp_path / "other.py").write_text(documented)
-    alone = {"strategy": "ddp", "processes": 1}
+    alone: dict[str, Any] = {"strategy": "ddp", "processes": 1}
     words[words.index("--metrics") + 1] = f"{tmp_path}/other.py:top5"
     ranks.run([str(run), *words], script=EVALUATE, **alone)
     for name, data in sets.items():

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers import unreadable
 from tests.helpers.campaigns import cases
-from tests.helpers.ranks import PROGRAMS, Ranks, Run
+from tests.helpers.ranks import PROGRAMS, Ranks
 from tests.helpers.recipes import argv
 
 SCRIPT = PROGRAMS / "poisoned.py"
@@ -25,6 +26,14 @@ FIELDS = {
 }
 
 
+@dataclass(frozen=True)
+class Over:
+    """A launch that has ended: exit statuses by rank, and what was said."""
+
+    codes: list[int]
+    output: str
+
+
 class Poisoned:
     """A run with a row that spoils it, launched again and again."""
 
@@ -34,11 +43,10 @@ class Poisoned:
 
     def launch(
         self, kind: str, step: int, strategy: str = "ddp", processes: int = 2, rank: int = 1
-    ) -> Run:
+    ) -> Over:
         command = [str(self.watch), kind, str(step), str(rank), *self.fields]
         run = self.ranks.start(command, strategy=strategy, processes=processes, script=SCRIPT)
-        run.codes = run.wait()
-        return run
+        return Over(run.wait(), run.output)
 
     def steps(self) -> dict[int, list[str]]:
         """What each step of the living branch was trained on."""

@@ -101,9 +101,9 @@ def test_a_run_of_kills(ranks: Ranks, demo: Path, workspace: Path) -> None:
     written = b"".join(p.read_bytes() for p in run.private.rglob("*") if p.is_file())
     assert b"s3cret" not in written
     assert b"a" * 20 not in written
-    told = CliRunner().invoke(app, ["show", str(run.path)]).stdout
-    assert f"attempt 1: began {kept[1].time[:10]}" in told
-    assert f"max_steps: 100000 → {step + 30}" in told
+    shown = CliRunner().invoke(app, ["show", str(run.path)]).stdout
+    assert f"attempt 1: began {kept[1].time[:10]}" in shown
+    assert f"max_steps: 100000 → {step + 30}" in shown
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -73,7 +74,8 @@ def test_a_signal(
     processes: int,
     name: str,
 ) -> None:
-    run, where = tmp_path / "run", {"strategy": strategy, "processes": processes, "script": SCRIPT}
+    run = tmp_path / "run"
+    where: dict[str, Any] = {"strategy": strategy, "processes": processes, "script": SCRIPT}
     command = argv(demo, run, **FIELDS)
     stopped = ranks.start([phase, target, name, *command], **where)
     assert stopped.wait() == [75] * processes, stopped.output
@@ -261,7 +263,7 @@ def test_a_stop_in_an_evaluation_that_a_callback_makes(
     ranks: Ranks, demo: Path, tmp_path: Path, strategy: str, processes: int
 ) -> None:
     """The callback gets its metrics, whatever called it goes on; the step is saved, all stop."""
-    where = {
+    where: dict[str, Any] = {
         "script": PROGRAMS / "two_lines.py",
         "strategy": strategy,
         "processes": processes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from keepstep.output.progress import Phase, counted, phases, progress_lines
 
@@ -52,7 +53,7 @@ def test_one_bar_after_the_other() -> None:
         yield lambda done, total: seen.append((done, total))
         seen.append(f"end of {text}")
 
-    shows = [nullcontext, lambda: bar("reading"), lambda: bar("sending")]
+    shows: list[Any] = [nullcontext, lambda: bar("reading"), lambda: bar("sending")]
     with phases(shows) as tell:
         for phase in [
             (0, 0, 0),

@@ -97,7 +97,7 @@ def test_every_path_behind_a_command_is_quoted() -> None:
             if not isinstance(node, ast.JoinedStr):
                 continue
             for before, filled in zip(node.values, node.values[1:], strict=False):
-                text = before.value if isinstance(before, ast.Constant) else ""
+                text = str(before.value) if isinstance(before, ast.Constant) else ""
                 if not COMMAND.search(text) or not isinstance(filled, ast.FormattedValue):
                     continue
                 seen += 1

@@ -119,5 +119,6 @@ def test_a_line_is_one_write() -> None:
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # a packet a write
     with here, there:
         command = [sys.executable, "-u", "-c", code]  # as launchers start ranks
-        subprocess.run(command, stdout=there, stderr=there, check=True, timeout=300)
+        end = there.fileno()
+        subprocess.run(command, stdout=end, stderr=end, check=True, timeout=300)
         assert [here.recv(100), here.recv(100)] == [b"one\n", b"two\n"]

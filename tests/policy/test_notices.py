@@ -14,7 +14,8 @@ def event(kind: str, at: str = "05:00", **facts: Any) -> dict[str, Any]:
 
 
 def kinds(*events: dict[str, Any]) -> list[str]:
-    notices, log, told = Notices(), [], []
+    notices, log = Notices(), []
+    told: list[str] = []
     for one in events:
         notice = notices.hear(one, lambda: log)
         told += [] if notice is None else [notice.kind]

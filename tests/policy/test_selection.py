@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from keepstep.policy.selection import (
@@ -15,15 +18,15 @@ from keepstep.policy.selection import (
 STEPS = (10, 20, 30)
 
 
-def situation(faults: dict[int, str] | None = None, **changes: object) -> Situation:
+def situation(faults: dict[int, str] | None = None, **changes: Any) -> Situation:
     """Checkpoints at 10 (best), 20 and 30; `faults` of some of them."""
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "candidates": [Candidate(step) for step in STEPS],
         "best": 10,
         "verify": lambda step: [faults[step]] if faults and step in faults else [],
         **changes,
     }
-    return Situation(**values)  # type: ignore[arg-type]
+    return Situation(**values)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +45,12 @@ def test_auto_passes_by_what_is_damaged_and_says_why() -> None:
 
 def test_auto_verifies_no_more_than_it_must() -> None:
     seen: list[int] = []
-    choose("auto", situation(verify=lambda step: seen.append(step) or []))
+
+    def verify(step: int) -> list[str]:
+        seen.append(step)
+        return []
+
+    choose("auto", situation(verify=verify))
     assert seen == [30]
 
 
@@ -97,7 +105,7 @@ def test_crash_loops_step_back_and_end() -> None:
         choose("20", situation(fruitless={20: 3}))
 
 
-def of_steps(errors: dict[int, Exception]) -> dict[str, object]:
+def of_steps(errors: Mapping[int, Exception]) -> dict[str, Any]:
     def verify(step: int) -> list[str]:
         if step in errors:
             raise errors[step]

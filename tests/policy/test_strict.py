@@ -69,11 +69,12 @@ class Plain:
 def test_of_plain_fields_too() -> None:
     kind = dict[str, Plain]
     assert build(kind, {"a": {"name": "x", "size": 1}}) == {"a": Plain(1, "x")}
-    for change, why in [
+    changes: list[tuple[dict[str, Any], str]] = [
         ({"size": True}, r"things\.a\.size is True, not int"),
         ({"size": "1", "name": 1}, r"things\.a\.size is '1', not int"),
         ({"more": 1}, r"things\.a has a field 'more'"),
-    ]:
+    ]
+    for change, why in changes:
         with pytest.raises(TextError, match=why):
             build(kind, {"a": {"size": 1, "name": "x", **change}}, "things")
     with pytest.raises(TextError, match=r"things\.a has no name"):

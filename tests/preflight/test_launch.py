@@ -81,7 +81,7 @@ def test_what_shares_out_in_another_way_is_refused(
     assert problem.endswith("is not supported [launch]")
 
 
-SHARED = {
+SHARED: dict[str, Any] = {
     "distributed_type": "DEEPSPEED",
     "deepspeed_config": {"zero_stage": 3},
     "parallelism_config": {"parallelism_config_sp_size": 4},
@@ -262,7 +262,7 @@ def test_a_config_that_cannot_be_read_is_a_problem(
 
 
 def test_what_no_launcher_knows(recipe: Recipe, tmp_path: Path) -> None:
-    config = {"distributed_type": "MULTI_GPU", "mixed_precision": "bf17"}
+    config: dict[str, Any] = {"distributed_type": "MULTI_GPU", "mixed_precision": "bf17"}
     assert found(config, recipe, tmp_path)[1][0].startswith("mixed_precision: bf17 is not")
     config = {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 5}}
     assert found(config, recipe, tmp_path)[1][0].startswith("zero_stage: 5 is none of 0, 1, 2, 3")
@@ -347,7 +347,8 @@ def test_the_launcher_s_precision_is_the_recipe_s(
 def test_what_needs_a_gpu_is_checked_where_there_is_none(demo: Path, tmp_path: Path) -> None:
     """`keepstep check` of a launch elsewhere, as by slurm/submit.sh; a launch on CPU is refused."""
     recipe = tmp_path / "recipe.yaml"
-    fields = {"model_name_or_path": f"{demo}/model", "dataset_name": f"{demo}/data/train.jsonl"}
+    fields: dict[str, Any] = {"model_name_or_path": f"{demo}/model"}
+    fields["dataset_name"] = f"{demo}/data/train.jsonl"
     fields |= {"output_dir": f"{tmp_path}/run", "tf32": True, "ddp_backend": "nccl"}
     recipe.write_text(yaml.safe_dump(fields))
     told = {}

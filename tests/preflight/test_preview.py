@@ -125,7 +125,7 @@ def test_a_row_that_nothing_is_left_of(demo: Path, tmp_path: Path) -> None:
     """Packed, too: its place in a packed row teaches nothing."""
     long = {"prompt": "word " * 200, "completion": "a"}
     short = {"prompt": "q", "completion": "a"}
-    fields = {"assistant_only_loss": False, "packing": True, "max_length": 20}
+    fields: dict[str, Any] = {"assistant_only_loss": False, "packing": True, "max_length": 20}
     told = preview(demo, tmp_path, long, short, **fields)
     assert "2 rows, 1 used, 0 cut, 1 dropped" in told.output
     assert "more are cut: nothing is left to train on" in told.output

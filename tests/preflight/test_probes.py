@@ -160,7 +160,8 @@ def test_no_host_memory_is_asked_for_where_nothing_is_saved(
 ) -> None:
     monkeypatch.setattr(probes, "free_host_memory", lambda: 1)
     strategy = Strategy(3, 8)
-    for fields, count in (({}, 1), ({"save_strategy": "no"}, 0)):
+    cases: list[tuple[dict[str, Any], int]] = [({}, 1), ({"save_strategy": "no"}, 0)]
+    for fields, count in cases:
         clock = {"save_strategy": "no", "save_interval_seconds": 60.0} if not count else fields
         args = KeepstepConfig(output_dir=str(tmp_path), async_save="lazy", **fields)
         assert len(list(probes._host_memory(args, MODEL, strategy))) == count

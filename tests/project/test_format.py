@@ -131,7 +131,9 @@ def test_every_event_is_specified_with_its_fields() -> None:
     specified, written = events(), {name: set[str]() for name in WITHOUT_ATTEMPT}
     for module in (ROOT / "src/keepstep").rglob("*.py"):
         for call in ast.walk(ast.parse(module.read_text())):
-            name = getattr(getattr(call, "func", None), "attr", "")
+            if not isinstance(call, ast.Call):
+                continue
+            name = getattr(call.func, "attr", "")
             if name in ("record", "_record") and call.args:
                 event = ast.literal_eval(call.args[0])
                 written.setdefault(event, set()).update(k.arg for k in call.keywords if k.arg)

@@ -21,7 +21,7 @@ def modules() -> dict[str, Path]:
 
 def test_imports_point_down() -> None:
     """The contracts of pyproject.toml: floors, no circle, where torch and DeepSpeed may be."""
-    command = [Path(sys.executable).parent / "lint-imports", "--no-cache"]
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 

@@ -105,7 +105,7 @@ def test_every_code_is_explained() -> None:
     for module in (ROOT / "src/keepstep").rglob("*.py"):
         for call in ast.walk(ast.parse(module.read_text())):
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Problem":
-                named |= {k.value.value for k in call.keywords if k.arg == "code"}
+                named |= {ast.literal_eval(k.value) for k in call.keywords if k.arg == "code"}
                 named |= {a.value for a in call.args[2:3] if isinstance(a, ast.Constant)}
     table = (ROOT / "docs/preflight.md").read_text()
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]

@@ -70,8 +70,8 @@ def test_workflows_run_what_is_there() -> None:
     text = "\n".join(scripts())
     assert ".ci/run" in text
     for target in re.findall(r"\bmake ([\w-]+)", text):
-        done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True)
-        assert done.returncode == 0, target
+        known = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True)
+        assert known.returncode == 0, target
     for script in scripts():
         done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
         assert done.returncode == 0, done.stderr
@@ -82,7 +82,7 @@ def test_hooks_are_the_checks_of_make_check() -> None:
     hooks = [hook for repo in load(FILES[0])["repos"] for hook in repo["hooks"]]
     tools = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks}
     makefile = (ROOT / "Makefile").read_text()
-    check = re.search(r"^check:.*\n((?:\t.*\n)+)", makefile, re.M)[1]
+    (check,) = re.findall(r"^check:.*\n((?:\t.*\n)+)", makefile, re.M)
     assert tools == set(re.findall(r"\$\(BIN\)/([\w-]+)", check))
     folder = Path(sys.executable).parent
     assert all(shutil.which(tool, path=str(folder)) for tool in tools)

@@ -71,7 +71,7 @@ def test_public_names_are_there(name: str) -> None:
 
 def test_a_name_that_is_not_there() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'KeepStepTrainer'") as raised:
-        keepstep.KeepStepTrainer  # noqa: B018
+        keepstep.KeepStepTrainer  # type: ignore[attr-defined]  # noqa: B018
     assert raised.value.name == "KeepStepTrainer"
     assert not hasattr(keepstep, "torch")
     command = [sys.executable, "-c", "from keepstep import KeepStepTrainer"]

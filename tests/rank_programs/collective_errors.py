@@ -104,8 +104,8 @@ try:
 except BaseException as error:
     say(f"main: {told(error)}")
 try:
-    value = on_all(WHAT, fail if rank == last else lambda: rank)
-    say(f"last: no error, {type(value).__name__}")
+    got = on_all(WHAT, fail if rank == last else lambda: rank)
+    say(f"last: no error, {type(got).__name__}")
 except BaseException as error:
     say(f"last: {told(error)}")
 try:

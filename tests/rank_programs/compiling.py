@@ -23,5 +23,5 @@ def compile_a_part(*_: object) -> None:
 
 
 signals.install_handlers()
-train.build_trainer = compile_a_part
+train.build_trainer = compile_a_part  # type: ignore[assignment]
 sys.exit(train.main(fields))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from types import FrameType
 
 import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
@@ -31,7 +32,8 @@ READS = {
 
 def among_hosts() -> bool:
     """Whether a decision goes around: its tensors were made on the host, and stay there."""
-    frame, name = sys._getframe(), collectives.__file__
+    frame: FrameType | None = sys._getframe()
+    name = collectives.__file__
     while frame is not None and frame.f_code.co_filename != name:
         frame = frame.f_back
     return frame is not None

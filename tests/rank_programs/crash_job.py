@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -80,7 +82,8 @@ def main() -> None:
     world = collectives.world_size()
     # The first two saves are the best: retention has a choice to make.
     policy = Policy(int(LIMIT), "metric" if int(LIMIT) > 1 else "recency", "eval_loss")
-    manager = CheckpointManager(RUN, policy, Storage(before=crash), mode=MODE)
+    mode: Any = MODE
+    manager = CheckpointManager(RUN, policy, Storage(before=crash), mode=mode)
     manager.start()
     chosen, choice = manager.choose(
         Resume(
@@ -103,7 +106,7 @@ def main() -> None:
         if rank == 0:
             tell(f"saving {step}")
         made = manifest(step, world_size=world, metrics={"eval_loss": 1.0 + step})
-        manager.saver.save(made, lambda part, step=step: write(part, step))
+        manager.saver.save(made, partial(write, step=step))
         manager.saver.settle()
         if rank == 0:
             tell(f"saved {step}")

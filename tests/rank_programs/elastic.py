@@ -65,11 +65,11 @@ def gathered(trainer: KeepstepTrainer) -> dict[str, Any]:
     if engine is not None:
         state["engine steps"] = engine.global_steps, engine.skipped_steps
         state["engine scaler"] = vars(engine.optimizer.loss_scaler).copy()
-    for i, group in enumerate(groups(engine)) if engine else ():
+    for i, parameters in enumerate(groups(engine)) if engine else ():
         number = engine.optimizer.sub_group_to_group_id[i] if is_stage3(engine) else i
         settings = plain(optimizer.param_groups[number])
         flat = flats(engine)[i]
-        for parameter in group:
+        for parameter in parameters:
             name = engine.param_names[parameter]
             state[f"{name} settings"] = settings
             state[f"{name} step"] = torch.tensor(float(optimizer.state[flat].get("step", -1)))
@@ -156,7 +156,7 @@ def killed(*arguments: Any) -> None:
 
 
 if STOP == "killed":
-    copy_slice, reshard.copy_slice = reshard.copy_slice, killed
+    copy_slice, reshard.copy_slice = reshard.copy_slice, killed  # type: ignore[assignment]
     STOP = "0"
 if "fp16" in FOLDER:  # this CPU computes it, slowly; DeepSpeed asks whether it does so fast
     from deepspeed.accelerator import get_accelerator

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 import sys
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from keepstep.save.failure import SaveError
 from keepstep.save.manager import CheckpointManager
 from tests.helpers.folders import manifest
 
+mode: Any
 run, culprit, mode = sys.argv[1:]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then the kernel answers EFBIG
 dist.init_process_group("gloo")

@@ -95,12 +95,12 @@ def given(case: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def trained(case: str, run: Path, *callbacks: TrainerCallback) -> KeepstepTrainer:
     arguments, fields = given(case)
-    args = KeepstepConfig(
+    known: dict[str, Any] = {
         **{"max_steps": 6, "save_steps": 2, "max_length": 64, "per_device_train_batch_size": 4},
         **{"learning_rate": 4e-3, "logging_steps": 1, "report_to": "none"},
-        **{"gradient_checkpointing": False, "greater_is_better": False, "output_dir": str(run)}
-        | fields,
-    )
+        **{"gradient_checkpointing": False, "greater_is_better": False, "output_dir": str(run)},
+    }
+    args = KeepstepConfig(**known | fields)
     arguments = {
         **{"model": f"{DEMO}/model", "train_dataset": ROWS, "eval_dataset": EVALUATION},
         **{"callbacks": list(callbacks), "args": args},

@@ -85,9 +85,10 @@ def killed(writer: RunWriter, event: str, **facts: Any) -> None:
 
 BEFORE: list[Any] = []
 if KIND in ("killed", "full"):
-    record, RunWriter.record = RunWriter.record, killed  # type: ignore[method-assign]
+    record, RunWriter.record = RunWriter.record, killed  # type: ignore[method-assign, assignment]
 if KIND == "stale":  # what is written is a copy from before
-    state_dict, torch.optim.AdamW.state_dict = torch.optim.AdamW.state_dict, as_it_was
+    state_dict = torch.optim.AdamW.state_dict
+    torch.optim.AdamW.state_dict = as_it_was  # type: ignore[method-assign, assignment]
 Path(FOLDER).mkdir(parents=True, exist_ok=True)
 train.KeepstepTrainer = Poisoned  # type: ignore[misc]
 sys.exit(train.main(ARGV))

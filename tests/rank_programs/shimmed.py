@@ -150,9 +150,10 @@ if FAULT in ("slow", "asked", "held"):
     Part.finish, Saver.save, Saver.settle = slow, save_slowly, settle_slowly  # type: ignore
     train.KeepstepTrainer = Slow  # type: ignore[misc]
 elif FAULT == "stuck":
-    Part.finish, Saver.save = stuck, save_though_stuck  # type: ignore[method-assign]
+    Part.finish = stuck  # type: ignore[method-assign]
+    Saver.save = save_though_stuck  # type: ignore[method-assign, assignment]
 elif FAULT == "full":
-    Storage.write_at = full  # type: ignore[method-assign]
+    Storage.write_at = full  # type: ignore[method-assign, assignment]
 elif FAULT == "speechless":
     Storage.replace = speechless  # type: ignore[method-assign]
 elif FAULT == "little-memory":

@@ -112,6 +112,6 @@ def test_alone_it_is_a_call() -> None:
     assert on_main("making", lambda: value) is value
     for collective in (on_main, on_all):
         with pytest.raises(KeyError, match="x") as raised:
-            collective("looking", lambda: {}["x"])
+            collective("looking", lambda: dict[str, int]()["x"])
         assert rank_of(raised.value) is None
         assert not hasattr(raised.value, "__notes__")

@@ -23,8 +23,8 @@ input()
 
 @pytest.fixture
 def child() -> Iterator[tuple[subprocess.Popen[str], Process]]:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    running = subprocess.Popen([sys.executable, "-c", CODE], text=True, **pipes)
+    command, pipe = [sys.executable, "-c", CODE], subprocess.PIPE
+    running = subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe)
     assert running.stdout is not None
     place, pid, began = running.stdout.readline().strip().split("|")
     yield running, Process(place, int(pid), began)

@@ -43,8 +43,8 @@ def problems(argv: list[str]) -> list[str]:
 @pytest.mark.parametrize("recipe", sorted((ROOT / "launch/recipes").glob("*.yaml")), ids=str)
 def test_shipped_recipes_parse(recipe: Path) -> None:
     parsed = parse_recipe(["--config", str(recipe)])
-    missing = ("there is no ", "no folder with a config.json")  # made by the demo, or the user
-    missing += ("bitsandbytes is not installed",)  # QLoRA's
+    missing = ["there is no ", "no folder with a config.json"]  # made by the demo, or the user
+    missing += ["bitsandbytes is not installed"]  # QLoRA's
     found = [str(p) for p in validate(parsed)]
     assert [p for p in found if not any(text in p for text in missing)] == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -25,7 +26,7 @@ def settings(**given: object) -> dict:
     return dict(json.loads(json.dumps(parse_recipe(flags(**given)).settings())))
 
 
-def changed(before: dict[str, object], now: dict[str, object], planned: int = 0) -> list[str]:
+def changed(before: dict[str, Any], now: dict[str, Any], planned: int = 0) -> list[str]:
     lines = drift(settings(**before), settings(**now), planned_steps=planned)
     return [line.split(":")[0] for line in lines]
 

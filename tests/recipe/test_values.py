@@ -65,7 +65,7 @@ def samples(name: str) -> list[Any]:
         elif kind is dict or get_origin(kind) is dict:
             found.append({"a": 1, "b": {"c": "d"}})
         elif isinstance(kind, type) and hasattr(kind, "__members__"):
-            found.extend(member.value for member in list(kind)[:2])
+            found.extend(member.value for member in list(kind.__members__.values())[:2])
         elif get_args(kind):
             found.extend(get_args(kind)[:2])
         else:

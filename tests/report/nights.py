@@ -74,7 +74,9 @@ def night(name: str = "runs/mine", **changes: Any) -> RunFacts:
             attempt(2, 40, 70, (20, 45), end="killed", commits=2, hosts={"node-2": 1}),
             attempt(
                 *(3, 75, 125, (30, 50)),
-                **{"end": "finished", "commits": 2, "exit": 0},
+                end="finished",
+                commits=2,
+                exit=0,
                 changed={"learning_rate": [2e-3, 1e-3]},
             ),
         ),
@@ -117,7 +119,10 @@ def hostile() -> RunFacts:
         attempts=(
             attempt(
                 *(1, 5, 35, (0, 25)),
-                **{"end": name, "reason": name, "hosts": {name: 1}, "exit": 70},
+                end=name,
+                reason=name,
+                hosts={name: 1},
+                exit=70,
                 changed={name: [name, name]},
             ),
         ),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -42,8 +43,8 @@ def test_where_nothing_tells_it_an_attempt_did_not_go_back() -> None:
     older = [text for text in LINES if '"resume"' not in text and '"attempt": 2' in text]
     older = [text.replace(', "parent": 30', "").split(', "check"')[0] + "}" for text in older]
     (attempt,) = attempts_of(read_lines("\n".join(older))[0])
-    known = {"began": attempt.began, "last": attempt.last, "begun_at_known": False}
-    assert attempt == Attempt(2, None, 0, 1, **known)
+    known: dict[str, Any] = {"began": attempt.began, "last": attempt.last}
+    assert attempt == Attempt(2, None, 0, 1, begun_at_known=False, **known)
     assert abandoned_steps(LEFT, [attempt]) == set()
 
 

@@ -59,7 +59,7 @@ def test_a_part_is_valid_by_itself(machines: list[RunFolder]) -> None:
 
 def test_it_is_not_gone_on_from_alone(machines: list[RunFolder]) -> None:
     """Nor does the run begin anew: the other machines may have the rest."""
-    assert machines[0].choose("auto").step == 2  # type: ignore[union-attr]
+    assert machines[0].choose("auto").step == 2
     with pytest.raises(UnreadableError, match="this machine has its part of it alone"):
         machines[1].choose("auto")
 

@@ -226,7 +226,7 @@ def test_what_a_library_refuses_is_the_recipes() -> None:
         pytest.raises(ConfigError, match=r"(?s)Error: .*nowhere.*refused by .*\.py:\d+"),
         refused_by_libraries(),
     ):
-        get_peft_model(nn.Sequential(nn.Linear(2, 2)), adapter)  # type: ignore[arg-type]
+        get_peft_model(nn.Sequential(nn.Linear(2, 2)), adapter)
 
 
 def test_a_library_is_one_wherever_the_project_was_cloned_to(tmp_path: Path) -> None:

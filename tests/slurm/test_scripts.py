@@ -279,7 +279,7 @@ def test_a_site_may_call_its_variables_as_it_likes(tmp_path: Path) -> None:
     code, output = fakes.runs()
     assert code == 0, output
     assert fakes.launches() == ["launch n1,n2 7.0.1 2 address-of-n1 10218"]
-    prepare = ["bash", fakes.job / "node.sh", "prepare", "7.0.1"]
+    prepare = ["bash", str(fakes.job / "node.sh"), "prepare", "7.0.1"]
     assert subprocess.run(prepare, cwd="/").returncode == 0
 
 

@@ -20,6 +20,7 @@ from trl.trainer.utils import RepeatSampler
 
 from keepstep.data.stream import BEGINNING, Place, StreamReader
 from keepstep.policy.batch import Batch, Course, Dealt
+from keepstep.policy.manifest import Manifest
 from keepstep.sharding.sources import ReshardError
 from keepstep.trainer.dealing import (
     IGNORED,
@@ -179,7 +180,8 @@ def test_trl_s_sampler_goes_on_in_its_epoch(epoch: int) -> None:
     straight = sampler()
     orders = [list(straight) for _ in range(3)]
     assert orders[0] != orders[2]
-    resumed = DataLoader(range(9), batch_sampler=BatchSampler(sampler(), 12, drop_last=False))
+    rows: Any = range(9)
+    resumed = DataLoader(rows, batch_sampler=BatchSampler(sampler(), 12, drop_last=False))
     tell_epoch(resumed, epoch)
     assert [row for batch in resumed for row in batch.tolist()] == orders[epoch]
 
@@ -205,7 +207,7 @@ def test_loaders_draw_nothing_from_the_process_s_generator(workers: int, kind: s
     """Else dropout would be another after a resume: iterators are not begun as often."""
 
     def loader() -> DataLoader:
-        rows = Stream() if kind == "stream" else Drawing()
+        rows: Any = Stream() if kind == "stream" else Drawing()
         plain = DataLoader(rows, num_workers=workers, persistent_workers=workers > 0)
         if kind == "dealt":
             settle_loader(plain, 7)
@@ -259,7 +261,7 @@ def test_batches_balanced_by_length_are_those_of_the_epoch_that_a_resume_goes_on
     assert list(rest) != list(whole)[2:]
 
 
-def at(step: int, epoch: float, **place: int) -> object:
+def at(step: int, epoch: float, **place: Any) -> Manifest:
     dealt = Dealt(Batch(6, 1, 2), Batch(6, 1, 2), None, **place).as_json()
     return manifest(step, epoch=epoch, dealt=dealt)
 

@@ -84,8 +84,8 @@ def test_a_pickle_finds_no_token(run: Path, words: list[str]) -> None:
 
 
 def test_what_is_named_like_a_secret() -> None:
-    secrets = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY")
-    secrets += ("DB_PASSWORD", "GOOGLE_APPLICATION_CREDENTIALS", "HF_OIDC_RESOURCE", "Api_Key")
-    others = ("PATH", "TOKENIZERS_PARALLELISM", "KEYBOARD", "MONKEY", "PYTHONPATH", "HF_HOME")
+    secrets = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"]
+    secrets += ["DB_PASSWORD", "GOOGLE_APPLICATION_CREDENTIALS", "HF_OIDC_RESOURCE", "Api_Key"]
+    others = ["PATH", "TOKENIZERS_PARALLELISM", "KEYBOARD", "MONKEY", "PYTHONPATH", "HF_HOME"]
     environment = dict.fromkeys(secrets + others, "value") | {"MINE": f"https://{TOKEN}@host"}
     assert without_secrets(environment) == dict.fromkeys(others, "value")

@@ -33,7 +33,7 @@ from keepstep.trainer.given import arguments_of, check_rows, digest_of_rows, rec
 from keepstep.trainer.program import known_by
 from keepstep.trainer.request import check_unchanged, plain_fields, request_of
 
-CPU = {"output_dir": "runs/x", "use_cpu": True, "bf16": False, "report_to": "none"}
+CPU: dict[str, Any] = {"output_dir": "runs/x", "use_cpu": True, "bf16": False, "report_to": "none"}
 ROWS = Dataset.from_dict({"text": ["a", "b"]})
 
 
@@ -182,7 +182,8 @@ def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         recipe = recipe_of({"args": args, "train_dataset": ROWS} | given, args)
         trainer: Any = SimpleNamespace(model=given.get("model"), processing_class=None)
         compared.append(settings_of(recipe, {"train_dataset": ROWS} | given, trainer))
-    return [line.partition(":")[0] for line in drift(*compared)]
+    was, wanted = compared
+    return [line.partition(":")[0] for line in drift(was, wanted)]
 
 
 def test_the_weights_under_an_adapter_are_known_by_content() -> None:
@@ -330,7 +331,7 @@ def test_a_comment_and_a_library_change_nothing(tmp_path: Path) -> None:
     for number, text in enumerate(texts):
         path = tmp_path / f"m{number}.py"
         path.write_text(text)
-        spec = spec_from_file_location(path.stem, path)
+        spec: Any = spec_from_file_location(path.stem, path)
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
         found.append(known_by(module.loss))
@@ -353,6 +354,7 @@ def test_code_without_a_source_is_the_same_in_every_process() -> None:
 
 def test_a_push_by_hand_is_refused() -> None:
     made = object.__new__(KeepstepTrainer)
-    made.manager = SimpleNamespace(run=SimpleNamespace(path=Path("runs/x")))
+    manager: Any = SimpleNamespace(run=SimpleNamespace(path=Path("runs/x")))
+    made.manager = manager
     with pytest.raises(KeepstepError, match="keepstep push runs/x --repo_id"):
         made.push_to_hub()

@@ -8,6 +8,7 @@ import random
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,7 +57,8 @@ class Simulated:
 
     def __post_init__(self) -> None:
         self._dice = random.Random(self.seed)
-        self._evaluated, self._begun, self._asked = -1, (-1, False), None
+        self._evaluated, self._begun = -1, (-1, False)
+        self._asked: Any = None
         schedule = Schedule(self.interval, self.deadline, self.margin, self.deadline)
         self.pacer = Pacer(schedule, Asked(), lambda: self.now, lambda: self.now)
         self.pacer.save_seconds = [self._lasts(self.save)]  # of the attempt before
@@ -194,7 +196,7 @@ def test_the_runs_that_missed_their_deadlines() -> None:
     """Steps of a second, saves of twenty, evaluations of ten minutes that no percentile holds."""
     for seed in range(20):
         dice = random.Random(seed)
-        facts = {"step": 1.0, "save": 20.0, "evaluation": 600.0, "interval": None}
+        facts: dict[str, Any] = {"step": 1.0, "save": 20.0, "evaluation": 600.0, "interval": None}
         facts |= {"save_steps": dice.choice([25, 50, 100]), "eval_steps": dice.choice([50, 100])}
         run = simulated(seed, **facts).go()
         assert run.now <= run.deadline, run
@@ -265,7 +267,7 @@ def test_requests_are_taken_up_by_the_save_that_heard_of_them() -> None:
     assert moment_of(pacer) == "save-now"
     asked.requests = ("stop", "save-now")  # since then
     pacer.save_begins()
-    assert asked.requests == ("stop",)
+    assert list(asked.requests) == ["stop"]
     assert moment_of(pacer) == "stop"
 
 

@@ -68,7 +68,8 @@ class Job:
         health = SimpleNamespace(settle=lambda: None)
         self.every_step = SimpleNamespace(pacer=None, progress=lambda at=None: None, health=health)
         self.contents = SimpleNamespace(store=self.store, steps_made=lambda: None)
-        self.is_evaluated, self.preempted = False, None
+        self.is_evaluated = False
+        self.preempted: str | None = None
         self.content: Any = torch.ones(1000)
         self.saving = Saving(self)  # type: ignore[arg-type]
 
@@ -81,7 +82,7 @@ class Job:
     def store_flos(self) -> None: ...
 
     def tell_committed(self, checkpoint: Any) -> None:
-        assert checkpoint is self.saving.last_saved.checkpoint  # type: ignore[union-attr]
+        assert checkpoint is self.saving.last_saved.checkpoint
 
     def save(self, step: int, last: bool = False) -> None:
         self.state.global_step = step

@@ -39,9 +39,9 @@ def collate(rows: list[dict[str, int]]) -> dict[str, torch.Tensor]:
 def loader(batch: Batch, rank: int, workers: int = 0, **place: Any) -> Any:
     """A rank's, in the pass and at the place where it goes on."""
     Accelerator(cpu=True)
-    plain = DataLoader(stream(), batch.per_device, collate_fn=collate, num_workers=workers)  # type: ignore[arg-type]
+    plain = DataLoader(stream(), batch.per_device, collate_fn=collate, num_workers=workers)
     settle_loader(plain, 7)
-    where = {"drop_last": False, "passes": 0, "place": BEGINNING} | place
+    where: dict[str, Any] = {"drop_last": False, "passes": 0, "place": BEGINNING} | place
     return stream_loader(plain, StreamRows(stream(), batch, rank, **where), sums_labels=True)
 
 

@@ -52,7 +52,12 @@ class Attempt:
             **{"run": writer.run, "writer": writer, "storage": writer.storage},
             **{"attempt": writer.attempt, "owned": lambda: True, "time_sheet": TimeSheet()},
         )
-        known = {"run_name": None, "project": "huggingface", "output_dir": str(run), "bf16": False}
+        known: dict[str, Any] = {
+            "run_name": None,
+            "project": "huggingface",
+            "output_dir": str(run),
+            "bf16": False,
+        }
         known |= {"trackio_space_id": None, "trackio_bucket_id": None, "fp16": False}
         known |= {
             "hub_private_repo": None,
@@ -330,7 +335,7 @@ def test_figures(place: Path) -> None:
     attempt.train(3, saves=(2,))
     attempt.end()
     (folder,) = (place / "run/runs").iterdir()
-    curves = trackers.tensorboard(folder)
+    curves: dict[str, Any] = trackers.tensorboard(folder)
     assert curves["keepstep/lost_work_bound_seconds"] == [(1, 12), (2, 12), (3, 12)]
     assert [step for step, _ in curves["keepstep/restart_seconds"]] == [1]
     assert curves["keepstep/save_stall_seconds"] == [(2, pytest.approx(0.1))]

@@ -80,8 +80,8 @@ def test_killed_and_stopped_and_killed(tmp_path: Path, name: str, losses: object
         "COMET_OFFLINE_DIRECTORY": str(tmp_path / "comet"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
-    given = (("5", "2,4", "killed"), ("7", "6", "killed"), ("10", "8,10", "ends"))
-    given += (("13", "12", "killed"), ("16", "14,16", "ends"))
+    given = [("5", "2,4", "killed"), ("7", "6", "killed"), ("10", "8,10", "ends")]
+    given += [("13", "12", "killed"), ("16", "14,16", "ends")]
     for to, saves, how in given:
         command = [sys.executable, "-c", ATTEMPT, tmp_path / "run", name, to, saves, how]
         done = subprocess.run(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.data_loader import DataLoaderShard
@@ -64,11 +65,11 @@ def end(tmp_path: Path, file: Path, method: str, persistent: str, reachable: boo
     """Run it, and let it end, or kill it; the time of its imports does not count."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, "-W", "ignore", script, file, method, persistent]
-    with open(tmp_path / "log", "wb") as log:  # a pipe would stay open as long as a worker lives
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    words = [str(script), str(file), method, persistent]
+    command, log = [sys.executable, "-W", "ignore", *words], tmp_path / "log"
+    with open(log, "wb") as said:  # a pipe would stay open as long as a worker lives
+        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
     try:
-        log = tmp_path / "log"
         wait_for(lambda: process.poll() is not None or log.read_text())
         assert log.read_text().startswith("ends")
         if persistent == "killed":
@@ -131,7 +132,8 @@ def test_loaders_of_accelerate_have_them_too() -> None:
         assert isinstance(inner.worker_init_fn, WithoutSignals)
         assert inner.worker_init_fn._first is None, "once"
         assert inner.multiprocessing_context is KINDS[method or "fork"]
-    alone = DataLoader([1, 2])
+    rows: Any = [1, 2]
+    alone = DataLoader(rows)
     settle_loader(alone, 0)
     assert alone.multiprocessing_context is None
 

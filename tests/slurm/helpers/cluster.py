@@ -147,7 +147,7 @@ class Cluster:
                 if pid := self._alive(key):
                     os.kill(pid, number)
                     with contextlib.suppress(TimeoutError):
-                        wait_for(key, lambda key=key: not self._alive(key), 5)
+                        wait_for(key, lambda key=key: not self._alive(key), 5)  # type: ignore[misc]
         if self._state:
             self._switch.down()
         self._state = {}

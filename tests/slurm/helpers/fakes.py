@@ -85,7 +85,7 @@ class Fakes:
         for path in (ROOT / "slurm/settings.sh", ROOT / "slurm/node.sh", *ROOT.glob("slurm/*.py")):
             shutil.copy(path, self.job)
         shutil.copy(ROOT / "src/keepstep/policy/next_step.py", self.job)
-        settings = {"run": self.run, "logs": self.private / "logs"}
+        settings: dict[str, object] = {"run": self.run, "logs": self.private / "logs"}
         settings |= {"min_nodes": 1 if ranged else 2, "ranged": int(ranged)}
         settings |= {"processes_per_node": 4, "config": "cpu_zero3", "overrides": "()"}
         settings |= {"submitted_as": "'slurm/submit.sh recipe.yaml'", "hang_timeout": 1800}

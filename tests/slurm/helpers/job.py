@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from keepstep.run_folder.reader import RunFolder
 from tests.helpers.folders import events
@@ -225,7 +226,7 @@ class Job:
         """(attempt, step) of every commit, in order."""
         return [(e["attempt"], e["step"]) for e in self.events("commit")]
 
-    def events(self, kind: str) -> list[dict[str, object]]:
+    def events(self, kind: str) -> list[dict[str, Any]]:
         return events(self.run, kind)
 
     def intact(self) -> None:

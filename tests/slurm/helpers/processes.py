@@ -27,7 +27,9 @@ def run(*argv: object, check: bool = True, **kwargs: Any) -> subprocess.Complete
     return done
 
 
-def wait_for(what: str, look: Callable[[], T], timeout: float = PATIENCE, every: float = 0.1) -> T:
+def wait_for(
+    what: str, look: Callable[[], T | None], timeout: float = PATIENCE, every: float = 0.1
+) -> T:
     """What `look` returns, once that is true.
 
     Raises:
