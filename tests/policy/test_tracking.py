@@ -81,10 +81,20 @@ def test_a_tracker_run_never_goes_back() -> None:
     assert branch == Tracked(1, 20, {})
     assert branch.with_reached(["wandb"], 50).begun_at(BEGINNING, True) == Tracked(2, BEGINNING, {})
     assert read_tracked(branch.as_text()) == branch
+    closed = first.with_ended("wandb").with_ended("comet_ml")
+    assert closed.ended == {"wandb": 30}
+    assert read_tracked(closed.as_text()) == closed
+    assert (closed.begun_at(20, True).ended, closed.copied_to("/runs/b", 30).ended) == ({}, {})
     own = TrackerRun("0123456789ab", "mine", branch.branch, branch.origin)
     assert (own.id, own.title) == ("0123456789ab-branch-1", "mine-branch-1")
     assert TrackerRun("0123456789ab", "mine").id == "0123456789ab"
-    for text in ('{"branch": -1}', '{"reached": {"wandb": -2}}', '{"reached": {"a": true}}', "["):
+    for text in (
+        '{"branch": -1}',
+        '{"reached": {"wandb": -2}}',
+        '{"ended": {"wandb": -2}}',
+        '{"reached": {"a": true}}',
+        "[",
+    ):
         with pytest.raises(TextError):
             read_tracked(text)
 

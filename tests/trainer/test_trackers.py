@@ -106,11 +106,20 @@ class Attempt:
                 self.log({"eval_loss": 2 / step})
                 self.launch.save(step, loss=2 / step)
                 checkpoint = self.launch.folder.checkpoint(step)
+                self.state.log_history = [
+                    {"loss": 1 / at, "epoch": at / 10, "step": at} for at in range(1, step + 1)
+                ]
+                self.state.save_to_json(str(checkpoint.path / "trainer_state.json"))
                 facts = {"checkpoint": checkpoint, "facts": FACTS, "free": 10**9}
                 self.last_saved = SimpleNamespace(**facts)
                 if told:
                     committed = self.callback_handler.callbacks[0].on_checkpoint_committed
                     committed(self.args, self.state, None, checkpoint=checkpoint)
+
+    def make_up(self) -> None:
+        """The same command, of a run that is finished."""
+        self.callback_handler.callbacks[0].make_up()
+        self.killed(("WandbCallback",))
 
     def end(self) -> None:
         self.log({"train_runtime": 3.0, "train_loss": 0.5})
@@ -380,7 +389,7 @@ def test_one_that_cannot_be_reached(
         second = Attempt(place / "run", ["tensorboard"])
         second.train(4, saves=(4,))
         second.end()
-    assert "the next one makes up for what is saved" in caplog.text
+    assert "the same command makes up for what is saved" in " ".join(caplog.text.split())
     above.unlink()
     (place / "aside").rename(above)
     third = Attempt(place / "run", ["tensorboard"])
@@ -388,6 +397,53 @@ def test_one_that_cannot_be_reached(
     third.end()
     (folder,) = above.iterdir()
     assert [step for step, _ in trackers.tensorboard(folder)["train/loss"]] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "report_to",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(lacks[name], reason=f"{name} is not installed"),
+        )
+        for name in LIBRARIES
+    ],
+)
+def test_a_finished_run_makes_up_for_what_was_not_told(place: Path, report_to: str) -> None:
+    """Killed, or with its tracker away, when all was saved: no attempt trains any more. Once it has
+    everything and was closed, it is not opened again."""
+    first = Attempt(place / "run", [report_to])
+    first.train(3, saves=(2,))
+    first.train(5, saves=(5,), told=False)
+    first.killed()
+    files = []
+    for _ in range(2):
+        again = Attempt(place / "run", [report_to])
+        assert again.launch.step == 5
+        again.make_up()
+        files.append(len(list(place.rglob("events.out.*"))))
+        assert list(losses(place, report_to).values()) == [[1, 2, 3, 4, 5]]
+        assert tracked_of(again.launch.folder).ended == {report_to: 5}
+    assert files[0] == files[1]
+
+
+def test_a_finished_run_whose_tracker_is_still_away(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stays finished, and is told of it; also of a tracker that the run never had before."""
+    above = place / "logs"
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(above))
+    attempt = Attempt(place / "run", [])
+    attempt.train(2, saves=(2,))
+    above.write_text("a file")
+    with caplog.at_level(logging.WARNING):
+        Attempt(place / "run", ["tensorboard"]).make_up()
+    assert "report_to: tensorboard: " in caplog.text
+    assert "the same command makes up for what is saved" in " ".join(caplog.text.split())
+    above.unlink()
+    Attempt(place / "run", ["tensorboard"]).make_up()
+    (folder,) = above.iterdir()
+    assert [step for step, _ in trackers.tensorboard(folder)["train/loss"]] == [1, 2]
 
 
 def test_one_that_fails_while_it_closes(
@@ -408,6 +464,7 @@ def test_one_that_fails_while_it_closes(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "report_to: tensorboard: [Errno 27] File too large" in caplog.text
+    assert tracked_of(attempt.launch.folder).ended == {}
 
 
 @pytest.mark.long  # MLflow waits for a minute

@@ -28,12 +28,14 @@ class Tracked:
         origin: the step at which that one begins.
         reached: tracker → the step up to which it has been given everything.
         copy: what tells this copy of a run folder from others; empty: it is the folder itself.
+        ended: tracker → the step up to which it has all that was to be told it when it was closed.
     """
 
     branch: int = 0
     origin: int = BEGINNING
     reached: dict[str, int] = field(default_factory=dict)
     copy: str = ""
+    ended: dict[str, int] = field(default_factory=dict)
 
     def begun_at(self, step: int, went_back: bool) -> Self:
         """As an attempt that goes on from this step has it: a tracker run never goes back. Where
@@ -45,16 +47,20 @@ class Tracked:
         """
         if not went_back or all(reached <= step for reached in self.reached.values()):
             return self
-        return replace(self, branch=self.branch + 1, origin=step, reached={})
+        return replace(self, branch=self.branch + 1, origin=step, reached={}, ended={})
 
     def copied_to(self, place: str, step: int) -> Self:
         """As a copy of the run folder has it, which goes on from this step at this place: what the
         folder itself tells is not mixed with it."""
-        return replace(self, copy=_mark(place), branch=0, origin=step, reached={})
+        return replace(self, copy=_mark(place), branch=0, origin=step, reached={}, ended={})
 
     def with_reached(self, names: Collection[str], step: int) -> Self:
         known = {name: max(step, self.reached.get(name, BEGINNING)) for name in names}
         return replace(self, reached={**self.reached, **known})
+
+    def with_ended(self, name: str) -> Self:
+        reached = self.reached.get(name)
+        return self if reached is None else replace(self, ended={**self.ended, name: reached})
 
     def as_text(self) -> str:
         return with_check(json.dumps(asdict(self))) + "\n"
@@ -66,7 +72,7 @@ def read_tracked(text: str) -> Tracked:
         TextError: it is not what was written.
     """
     tracked: Tracked = build(Tracked, checked(text.strip())[0])
-    steps = [tracked.origin, *tracked.reached.values()]
+    steps = [tracked.origin, *tracked.reached.values(), *tracked.ended.values()]
     if tracked.branch < 0 or not all(BEGINNING <= s <= BOUNDS["global_step"][1] for s in steps):
         raise TextError("beyond all counts")
     if tracked.copy and not _MARK.fullmatch(tracked.copy):

@@ -186,7 +186,9 @@ class AttemptMixin(Trainer):
         if finished or (step >= planned and not self.owes_evaluation):
             of = f" of {planned}" if step <= planned else f", and {planned} are planned now"
             say(f"This run is finished, at step {step}{of}: there is nothing to train.")
-            if not self._is_given_attempt:
+            if self._is_given_attempt:
+                self.trackers.make_up()
+            else:
                 result = self._load_end(step, planned, args, kwargs)
         else:
             result = self._train_from_start(args, kwargs)

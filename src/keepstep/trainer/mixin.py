@@ -173,7 +173,8 @@ class CheckpointMixin(
         self.add_callback(self.reporter)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
-        self.callback_handler.callbacks.insert(0, Trackers(self))
+        self.trackers = Trackers(self)
+        self.callback_handler.callbacks.insert(0, self.trackers)
         self._args_as_made = plain_fields(self.args)
         own_start.ended("model")
 

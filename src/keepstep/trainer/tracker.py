@@ -77,6 +77,10 @@ class Tracker:
         """keepstep's own figures, under their own names."""
         raise NotImplementedError
 
+    def close(self, args: Any, state: Any, control: Any) -> None:
+        """Where nothing was trained: a run that is finished was told what it lacked."""
+        self.callback.on_train_end(args, state, control)
+
     def _log(self, step: int, logs: dict[str, Any], state: Any, control: Any) -> None:
         """As the Trainer would have told it at that step."""
         at_step = copy.copy(state)

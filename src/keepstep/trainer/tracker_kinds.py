@@ -90,6 +90,10 @@ class WeightsAndBiases(Tracker):
     def _run(self) -> Any:
         return self.callback._wandb.run
 
+    def close(self, args: Any, state: Any, control: Any) -> None:
+        """It ends with the process. Its callback would only upload the model (`WANDB_LOG_MODEL`),
+        which here has not been loaded."""
+
     def give(self, step: int, values: Mapping[str, Any], state: Any, control: Any) -> None:
         own = {name: value for name, value in values.items() if name.startswith(OWN)}
         logs = {name: value for name, value in values.items() if name not in own}

@@ -15,11 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
-from keepstep.policy.auto_interval import length_of
-from keepstep.policy.mfu import mfu, peak_of
 from keepstep.policy.tracking import (
     BEGINNING,
     OWN,
@@ -29,15 +26,14 @@ from keepstep.policy.tracking import (
     TrackerRun,
     went_back,
 )
-from keepstep.ranks import collectives, start_up
+from keepstep.ranks import collectives
 from keepstep.ranks.console import say
 from keepstep.recipe.problems import ConfigError, Problem
 from keepstep.run_folder.original import original_of
-from keepstep.run_folder.progress import goodput_of
 from keepstep.run_folder.storage import NotOwnerError
 from keepstep.run_folder.tracking import show_tracked, tracked_of
-from keepstep.run_folder.writer import Saved
 from keepstep.trainer.courier import line_of
+from keepstep.trainer.own_figures import OwnFigures
 from keepstep.trainer.protocol import CheckpointedTrainer
 from keepstep.trainer.tracker import Opening, Tracker
 from keepstep.trainer.tracker_kinds import KINDS
@@ -65,7 +61,7 @@ class Trackers(TrainerCallback):
         self._fed: list[Fed] = []
         self._tracked = Tracked()
         self._start = BEGINNING
-        self._began = self._over = False
+        self._began = self._over = self._is_made_up = False
         self._figures = OwnFigures(trainer)
         self._take_over()
 
@@ -83,6 +79,7 @@ class Trackers(TrainerCallback):
                     )
                     setattr(callback, event, handle)
                 callback.on_log = functools.partial(self._hear, fed)
+                callback.on_train_end = functools.partial(self._end, fed, callback.on_train_end)
                 self._fed.append(fed)
 
     def on_train_begin(
@@ -90,6 +87,35 @@ class Trackers(TrainerCallback):
     ) -> None:
         self._take_over()  # what was added since
         collectives.on_main("opening the trackers", lambda: self._open_all(args, state, model))
+
+    def make_up(self) -> None:
+        """Of a run that is finished: hand over what its last attempt could not. A tracker that
+        fails ends nothing. Ranks: all (collective)."""
+        self._take_over()
+        if collectives.on_main("looking what trackers lack", self._some_lack):
+            collectives.on_main("handing over to trackers", self._make_up)
+
+    def _some_lack(self) -> bool:
+        """Whether there are any, which are kept; the others are not even opened."""
+        start = self.trainer.start
+        if start is None or not self._fed:
+            return False
+        ended = tracked_of(self.trainer.manager.run).ended
+        self._fed = [f for f in self._fed if ended.get(f.tracker.name, BEGINNING) < start.step]
+        return bool(self._fed)
+
+    def _make_up(self) -> None:
+        trainer = self.trainer
+        assert trainer.start is not None
+        names = ", ".join(fed.tracker.name for fed in self._fed)
+        say(f"trackers: {names} may lack steps of this run: what is missing is told now")
+        state = TrainerState.load_from_json(str(trainer.start.path / "trainer_state.json"))
+        state.is_world_process_zero = True
+        self._is_made_up = True
+        self._open_all(trainer.args, state, trainer.model)
+        for fed in self._fed:
+            if not fed.is_away:
+                self._end(fed, fed.tracker.close, trainer.args, state, trainer.control)
 
     def _open_all(self, args: Any, state: Any, model: Any) -> None:
         if not self._fed:
@@ -142,7 +168,7 @@ class Trackers(TrainerCallback):
         try:
             reached = tracker.open(opening)
         except Exception as error:
-            if is_first:
+            if is_first and not self._is_made_up:
                 what = f"report_to: {tracker.name}: {line_of(error)}"
                 hint = "see that it can be reached, and that you are logged in; or leave it out"
                 raise ConfigError([Problem(what, hint, "tracker")]) from error
@@ -160,8 +186,8 @@ class Trackers(TrainerCallback):
         for event in EVENTS:
             setattr(fed.tracker.callback, event, _nothing)
         logger.warning(
-            "report_to: %s: %s\n    It is told no more by this attempt; the next one makes up for "
-            "what is saved.",
+            "report_to: %s: %s\n    It is told no more by this attempt; the same command makes up "
+            "for what is saved.",
             *(fed.tracker.name, line_of(error)),
         )
 
@@ -172,6 +198,12 @@ class Trackers(TrainerCallback):
             return handle(*args, **kwargs)
         except Exception as error:
             self._lose(fed, error)
+
+    def _end(self, fed: Fed, handle: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """A tracker closes. What it has then, it keeps: that is noted."""
+        handle(*args, **kwargs)
+        if not fed.is_away and self._began:
+            self._write_down(self._tracked.with_ended(fed.tracker.name))
 
     def _hear(
         self, fed: Fed, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
@@ -253,8 +285,11 @@ class Trackers(TrainerCallback):
         """That they have everything up to here. After they have been given it: a kill between makes
         one of them hear of a step twice, rather than never."""
         names = [fed.tracker.name for fed in self._fed if not fed.is_away]
-        tracked = self._tracked.with_reached(names, step)
-        if tracked == self._tracked or step == BEGINNING:
+        if step != BEGINNING:
+            self._write_down(self._tracked.with_reached(names, step))
+
+    def _write_down(self, tracked: Tracked) -> None:
+        if tracked == self._tracked:
             return
         self._tracked, manager = tracked, self.trainer.manager
         try:
@@ -263,68 +298,6 @@ class Trackers(TrainerCallback):
             pass  # of which all ranks will hear
         except OSError as error:
             logger.warning("what trackers have is not written down: %s", error)
-
-
-class OwnFigures:
-    """What keepstep tells trackers of itself. Ranks: the main process."""
-
-    def __init__(self, trainer: CheckpointedTrainer) -> None:
-        self._trainer = trainer
-        self._before = (0.0, 0.0)  # seconds: productive, and all, of earlier attempts
-        self._since = 0.0
-        self._told_start = False
-        self._parameters: tuple[int, int] | None = None
-        self._peak: float | None = None
-
-    def begin(self) -> None:
-        trainer = self._trainer
-        try:
-            spent = goodput_of(trainer.manager.run)
-            self._before = spent.productive / 1000, spent.wall / 1000
-        except OSError as error:
-            logger.warning("goodput is not known: %s", error)
-            self._before = math.nan, math.nan
-        self._since = start_up.now()
-        if trainer.args.device.type == "cuda" and (trainer.args.bf16 or trainer.args.fp16):
-            peak = peak_of(torch.cuda.get_device_name())
-            self._peak = None if peak is None else peak * trainer.args.world_size
-        self._parameters = None if self._peak is None else trainer.parameter_counts()
-
-    def of_log(self, logs: Mapping[str, Any]) -> dict[str, float]:
-        """Beside a line with a loss."""
-        trainer, found = self._trainer, {}
-        bound = trainer.every_step.lost_work_bound()
-        if bound is not None:
-            found["lost_work_bound_seconds"] = bound
-        if self._peak and self._parameters and "tokens_per_second" in logs:
-            found["mfu"] = mfu(*self._parameters, logs["tokens_per_second"], self._peak)
-        if not self._told_start:
-            self._told_start = True
-            spent = trainer.manager.time_sheet.told()
-            kinds = ("startup", "restore", "reshard")
-            found["attempt"] = trainer.manager.attempt
-            found["restart_seconds"] = sum(spent.get(kind, 0.0) for kind in kinds)
-            if trainer.resharded is not None:
-                found["reshard_seconds"] = trainer.resharded.seconds
-        return found
-
-    def of_save(self, saved: Saved) -> dict[str, float]:
-        """At the step of a checkpoint."""
-        facts, made = saved.facts, self._trainer.manager.time_sheet.told().get("step", 0.0)
-        found = {
-            "save_stall_seconds": facts["stall"],
-            "save_write_seconds": facts["write"],
-            "save_lag_seconds": length_of(facts),
-            "save_bytes": saved.checkpoint.manifest.total_bytes,
-            "save_gb_per_second": facts["gb_per_s"],
-        }
-        if saved.free is not None:
-            found["disk_free_bytes"] = saved.free
-        productive, whole = self._before
-        whole += start_up.now() - self._since
-        if whole > 0:
-            found["goodput"] = (productive + made) / whole
-        return found
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
