@@ -88,6 +88,22 @@ def test_hooks_are_the_checks_of_make_check() -> None:
     assert all(shutil.which(tool, path=str(folder)) for tool in tools)
 
 
+def test_types_are_checked_in_every_file() -> None:
+    """Of tests and programs as well: a call with something of another type is not left to CI."""
+    config = PROJECT["tool"]["mypy"]
+    known = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+    listed = subprocess.check_output(known, cwd=ROOT, text=True).split()
+    assert len(listed) > 600
+    outside = [p for p in listed if not p.startswith(tuple(f"{f}/" for f in config["files"]))]
+    assert outside == []
+    settings = [config, *config["overrides"]]
+    off = {code for some in settings for code in some.get("disable_error_code", [])}
+    assert off == {"import-untyped", "union-attr", "var-annotated"}
+    weak = {"ignore_errors", "check_untyped_defs", "exclude"}
+    assert config["strict"]
+    assert not any(weak & some.keys() for some in settings)
+
+
 def test_what_is_unpickled_is_what_security_says() -> None:
     """DeepSpeed's shards, in `sharding/`, what ranks send each other, and nothing else."""
     unsafe = r"weights_only=False|\bpickle\.loads?\(|\bUnpickler\(|yaml\.(?:unsafe_|full_)?load\("

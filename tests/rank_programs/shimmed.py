@@ -147,7 +147,8 @@ def unknown_layout(model: Any) -> Any:
 
 
 if FAULT in ("slow", "asked", "held"):
-    Part.finish, Saver.save, Saver.settle = slow, save_slowly, settle_slowly  # type: ignore
+    Part.finish, Saver.settle = slow, settle_slowly  # type: ignore[method-assign]
+    Saver.save = save_slowly  # type: ignore[method-assign, assignment]
     train.KeepstepTrainer = Slow  # type: ignore[misc]
 elif FAULT == "stuck":
     Part.finish = stuck  # type: ignore[method-assign]

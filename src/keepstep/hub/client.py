@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is lazy
+from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils._http import default_client_factory
 from tenacity import (
     Retrying,

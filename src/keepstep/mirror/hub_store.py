@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import (  # type: ignore[attr-defined]  # it is lazy
+from huggingface_hub.utils import (
     are_progress_bars_disabled,
     build_hf_headers,
     disable_progress_bars,
