@@ -84,6 +84,8 @@ def test_evicted_then_killed_for_lack_of_memory(folder: Path, demo: Path) -> Non
     first.wait_until("step  2/40  loss")
     assert first.init().cmdline()[0] == "tini"
     assert {p.uids().real for p in first.ranks()} == {USER}
+    root = first.run(["findmnt", "--noheadings", "--output", "VFS-OPTIONS", "/"]).stdout
+    assert "ro" in root.strip().split(",")  # what is written is written into the volumes
     wait_for(lambda: "the last sign of life was " in probed(first, made))  # a second late, at most
     code = first.evict(made.grace)
     assert code == 75, first.log.read_text()

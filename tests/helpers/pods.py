@@ -167,7 +167,7 @@ class Job:
         mounts = {m["mountPath"]: str(self._volume(m["name"])) for m in container["volumeMounts"]}
         environment = {
             "PATH": f"{self.commands}:/usr/bin:/bin:/usr/sbin:/sbin",
-            "HOME": str(self._own("home")),
+            "TMPDIR": mounts["/tmp"],
             **{n: os.environ[n] for n in ("OMP_NUM_THREADS", "HF_HUB_OFFLINE")},
         }
         for one in container["env"]:
@@ -206,6 +206,10 @@ class Job:
         lasts = "emptyDir" not in volumes[name]
         return self._own(name if lasts else f"{name}-{self.made}")
 
+    def _is_read_only(self) -> bool:
+        (container,) = self.spec["template"]["spec"]["containers"]
+        return bool(container["securityContext"]["readOnlyRootFilesystem"])
+
     def _own(self, name: str) -> Path:
         path = self.folder / name
         if not path.exists():
@@ -225,6 +229,7 @@ class Job:
                 f"mount --bind {shlex.quote(str(hosts))} /etc/hosts",
                 "mount -t tmpfs -o size=1g tmpfs /dev/shm",
                 *_opened([ROOT, Path(sys.base_prefix).resolve()], self.folder),
+                *(_read_only_but(self.folder) if self._is_read_only() else ()),
                 "cd /",
                 shlex.join(["exec", "env", "-i", *told, *AS_USER, *command]),
             ]
@@ -237,6 +242,12 @@ def _mounted(text: str, mounts: Mapping[str, str]) -> str:
         if text == inside or text.startswith(f"{inside}/"):
             return outside + text[len(inside) :]
     return text
+
+
+def _read_only_but(folder: Path) -> list[str]:
+    """Commands after which the namespace's root file system is read-only, that folder is not."""
+    own = shlex.quote(str(folder))
+    return [f"mount --bind {own} {own}", "mount -o remount,bind,ro /"]
 
 
 def _opened(paths: Sequence[Path], aside: Path) -> list[str]:

@@ -119,12 +119,30 @@ def test_many_pods_are_one_launch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_nobody_is_root(name: str) -> None:
+def test_a_pod_may_do_what_it_needs_to(name: str) -> None:
+    """What the standard "restricted" of Kubernetes asks for, and a read-only root beside it."""
     pod = job_spec(name)["template"]["spec"]["securityContext"]
-    own = container(name)["securityContext"]
     assert pod["runAsNonRoot"] is True
     assert pod["runAsUser"] == pod["fsGroup"] == 1000
-    assert own == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container(name)["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_written_has_a_volume(name: str) -> None:
+    """Temporary files, what is compiled and what is downloaded; and all volumes are mounted."""
+    volumes = {one["name"]: one for one in job_spec(name)["template"]["spec"]["volumes"]}
+    mounts = {one["mountPath"]: one for one in container(name)["volumeMounts"]}
+    assert {one["name"] for one in mounts.values()} == volumes.keys()
+    assert "emptyDir" in volumes[mounts["/tmp"]["name"]]
+    writable = [path for path, one in mounts.items() if not one.get("readOnly")]
+    for variable in ("HOME", "HF_HOME"):
+        path = Path(environment(name)[variable])
+        assert any(path.is_relative_to(mount) for mount in writable), variable
 
 
 def test_the_image() -> None:
