@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 
 from cluster import EVERYWHERE, start
@@ -26,7 +27,7 @@ class Attempt:
         self.token, self.nodes, self.files = token, nodes, files
         self.step = f"attempt-{number}"
         self.since, self._beat, self._beat_at = time.monotonic(), files.beats(), None
-        self._srun = self._tee = None
+        self._srun = self._writer = None
 
     def begin(self, site_flags, command):
         """Launch `command` once on each node."""
@@ -36,10 +37,11 @@ class Attempt:
         step += ["-N" + count, "-n" + count, "-w", ",".join(self.nodes)]
         step += ["--kill-on-bad-exit=1", "--wait=0", *site_flags, *command]
         # Slurm signals every process of the job: who writes the log has to outlive the attempt.
-        self._tee = start(["tee", "-a", self.log()], stdin=subprocess.PIPE, preexec_fn=be_deaf)
-        if self._tee is not None:
-            self._srun = start(step, stdout=self._tee.stdin, stderr=subprocess.STDOUT)
-            self._tee.stdin.close()
+        writer = [sys.executable, "-BEsS", os.path.join(os.path.dirname(__file__), "log.py")]
+        self._writer = start([*writer, self.log()], stdin=subprocess.PIPE, preexec_fn=be_deaf)
+        if self._writer is not None:
+            self._srun = start(step, stdout=self._writer.stdin, stderr=subprocess.STDOUT)
+            self._writer.stdin.close()
 
     def log(self):
         return os.path.join(self.files.logs, self.token + ".log")
@@ -53,9 +55,9 @@ class Attempt:
     def exit_status(self):
         """srun's, as a shell has it, once it has ended and all that it said is written."""
         code = NOT_BEGUN if self._srun is None else self._srun.wait()
-        if self._tee is not None:
+        if self._writer is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):  # somebody has inherited its pipe
-                self._tee.wait(2)
+                self._writer.wait(2)
         return 128 - code if code < 0 else code
 
     def ask_to_stop(self):

@@ -27,12 +27,18 @@ def output_of(command, seconds=20, errors=subprocess.DEVNULL):
     return os.fsdecode(done.stdout) if done.returncode == 0 else None
 
 
+def complain(words):
+    """In the job's log, if that can be written."""
+    with contextlib.suppress(OSError):
+        os.write(2, words.encode("utf-8", "backslashreplace"))
+
+
 def start(command, **how):
     """Begin a command in the background; None: that is not possible now."""
     try:
         return subprocess.Popen(command, **{"stdin": subprocess.DEVNULL, **how})
     except OSError as error:
-        os.write(2, os.fsencode(f"{command[0]}: {error.strerror}\n"))
+        complain(f"{command[0]}: {error.strerror}\n")
         return None
 
 
@@ -66,10 +72,22 @@ class Slurm:
     def is_preempted(self):
         return re.search(r" PreemptTime=[0-9]", self.facts()) is not None
 
-    def is_queued_again(self, restarts):
-        """Whether it was, and Slurm could not tell this process: it was left behind."""
+    def restarts(self):
+        """How often Slurm has queued this job again; None: that cannot be known now."""
         found = re.search(r" Restarts=([0-9]+)", self.facts())
-        return found is not None and int(found.group(1)) != restarts
+        return None if found is None else int(found.group(1))
+
+    def round(self):
+        """The same, when this process was begun: later, another one may have taken its place.
+
+        Of a job that was never queued again the variable is that of the shell it is submitted from.
+        """
+        told = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        return 0 if told and self.restarts() == 0 else told
+
+    def is_queued_again(self, since):
+        """Whether it was, and Slurm could not tell this process: it was left behind."""
+        return self.restarts() not in (None, since)
 
     def requeue(self):
         """Whether it has worked; and what scontrol says."""

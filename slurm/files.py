@@ -93,6 +93,7 @@ class Files:
         self.run, self.logs, self.job, self.say = run, logs, job, say
         self.private = os.path.join(run, ".keepstep")
         self.stop = os.path.join(self.private, "stop")
+        self.is_stopped = False  # by `keepstep stop`, which the attempt that heeds it removes
 
     def make_folder(self):
         """Where the run folder is each node's own, it is this one's."""
@@ -156,18 +157,19 @@ class Files:
         return put(os.path.join(self.private, "owner"), token + "\n", token)
 
     def stop_requested(self):
-        """`keepstep stop`, between two attempts: for no attempt in particular."""
-        return plain(self.stop) and not head(self.stop, 1)
+        """`keepstep stop`: for no attempt in particular."""
+        return self.is_stopped or (plain(self.stop) and not head(self.stop, 1))
 
-    def take_up_stop(self):
-        """It is done."""
-        if self.stop_requested():
+    def take_up_stop(self, token=""):
+        """It is done: what `keepstep stop` has asked for; or what this job has, of one attempt."""
+        if plain(self.stop) and head(self.stop, 4096) == to_bytes(token):
             with contextlib.suppress(OSError):
                 os.unlink(self.stop)
 
     def ask_to_stop(self, token):
         """For this attempt, also when it has not begun to listen."""
-        if self._writable(self.stop):
+        self.is_stopped = self.stop_requested()  # which says more, and stays
+        if not self.is_stopped and self._writable(self.stop):
             put(self.stop, token, token)
 
     def _writable(self, path):

@@ -13,7 +13,7 @@ import time
 import traceback
 
 from attempt import Attempt
-from cluster import SLICE, Slurm
+from cluster import SLICE, Slurm, complain
 from files import LIMIT, Files, head, one_line, to_bytes
 from next_step import (
     ENDED_BY_SLURM,
@@ -51,12 +51,12 @@ class Job:
     def __init__(self, job, known, srun_flags, stop):
         self.known, self.srun_flags, self.stop = known, srun_flags, stop
         self.number, self.begun = os.environ["SLURM_JOB_ID"], time.monotonic()
-        self.round, self.tries = int(os.environ.get("SLURM_RESTART_COUNT") or 0), 0
-        self.token = f"{self.number}.{self.round}.0"
         self.told = ""  # of what `stop` has, said and passed on
         self.attempt, self.nodes = None, []
         self.files = Files(known["run"], known["logs"], job, self.say)
         self.slurm = Slurm(job, self.number, known["logs"], self.count("PROBE_SECONDS"), stop.kind)
+        self.round, self.tries = self.slurm.round(), 0
+        self.token = f"{self.number}.{self.round}.0"
         self.files.make_folder()
         self.all = self.slurm.all_nodes()
         # A budget of attempts in a row without a new checkpoint, over all restarts of the job.
@@ -81,7 +81,7 @@ class Job:
         try:
             self._run()
         except Exception:
-            traceback.print_exc()
+            complain(traceback.format_exc())
             self.leave("what is next cannot be decided, for the error above", UNDECIDED)
 
     def _run(self):
@@ -305,6 +305,7 @@ class Job:
         attempt, code = self.attempt, self.attempt.exit_status()
         self.attempt = None
         self.leave_if_superseded()
+        self.files.take_up_stop(self.token)
         ended = self.files.ended(self.token, code)
         known, self.commits = self.commits, self.files.commits(self.commits)
         self.count_fruitless(fruitless_after(self.fruitless, known, self.commits))
@@ -334,7 +335,7 @@ def main():
     except Left as left:
         status = left.args[0]
     except Exception:
-        traceback.print_exc()
+        complain(traceback.format_exc())
         status = UNDECIDED
     be_deaf()  # at its end Python gives signals their defaults back: one would be the exit status
     return status

@@ -9,7 +9,7 @@ source "$job/job.env"
 : "${POLL_SECONDS:=5}"         # between looks at an attempt
 : "${STARTUP_SECONDS:=3600}"   # until its first step
 : "${STALL_SECONDS:=$((hang_timeout + 600))}" # without a sign of life: the run's own limit comes first
-: "${GRACE_SECONDS:=240}"      # from the time limit's signal to the end by force
+: "${GRACE_SECONDS:=$((warning_seconds * 4 / 5))}" # from the time limit's signal to the end by force
 : "${PROBE_SECONDS:=60}"       # for a node to answer
 : "${NODE_WAIT_SECONDS:=900}"  # for enough nodes to answer, before the job is queued again
 : "${RETRY_SECONDS:=10}"       # between looks at missing nodes, or at a controller that is away
@@ -19,6 +19,9 @@ source "$job/job.env"
 # A step has all that the job has on each node (--whole), whose number of CPUs may differ; and the
 # environment of this shell, also where the site has jobs begin without the user's.
 unset SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_EXPORT_ENV SRUN_EXPORT_ENV
+# What no job is given by Slurm, and a user's shell may have set for an srun of its own.
+unset SLURM_{EXCLUSIVE,CONSTRAINT,EXCLUDE,IMMEDIATE,NO_KILL,TIMELIMIT,THREADS,WORKING_DIR,REMOTE_CWD} \
+  SLURM_{LABELIO,UNBUFFEREDIO,STDINMODE,STDOUTMODE,STDERRMODE}
 
 known=()
 for name in run logs min_nodes ranged gpus processes_per_node submitted_as POLL_SECONDS STARTUP_SECONDS \

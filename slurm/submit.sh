@@ -90,19 +90,8 @@ if [[ -n $runs$at_most ]]; then
   submit_each
 fi
 
-seconds_of() { # Slurm's [days-]hours:minutes:seconds, minutes:seconds, minutes, days-hours[:minutes]
-  local days=0 parts
-  [[ $1 == *-* ]] && days=${1%%-*}
-  IFS=: read -ra parts <<<"${1#*-}"
-  if [[ $1 == *-* ]]; then
-    parts+=(0 0)
-  elif ((${#parts[@]} == 1)); then
-    parts=(0 "${parts[0]}" 0)
-  elif ((${#parts[@]} == 2)); then
-    parts=(0 "${parts[@]}")
-  fi
-  echo $((10#$days * 86400 + 10#${parts[0]} * 3600 + 10#${parts[1]} * 60 + 10#${parts[2]}))
-}
+# shellcheck source-path=SCRIPTDIR source=times.sh
+source "$here/times.sh"
 
 # --- what the site's flags ask for
 
@@ -170,11 +159,12 @@ done
 
 # --- what can be known now: the recipe, its run folder, the time
 
-walltime=()
+limit='' walltime=()
 if [[ -n $time && ! $time =~ ^(0|UNLIMITED|INFINITE)$ ]]; then
   [[ $time =~ ^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$ ]] || fail "--time: $time is no time limit of sbatch"
-  walltime=(--walltime "$(seconds_of "$time")")
+  limit=$(seconds_of "$time") walltime=(--walltime "$limit")
 fi
+warning=$(warning_seconds "$limit")
 config=${KEEPSTEP_CONFIG:-}
 if [[ -z $config ]]; then
   config=$( ((gpus > 0)) && echo zero3 || echo cpu_zero3)
@@ -231,6 +221,7 @@ flags=(--nodes="$nodes" --output="${shared//%/%%}/logs/%j.log")
 [[ $nodes != *-* ]] || flags+=(--no-kill)
 [[ " ${SITE_SBATCH[*]-}" =~ \ (-c|--cpus-per-|--exclusive|--mincpus|-n|--ntasks) ]] ||
   flags+=(--cpus-per-task=$((processes * cores)))
+[[ $warning == 300 || " ${SITE_SBATCH[*]-}" == *" --signal"* ]] || flags+=(--signal="B:USR1@$warning")
 flags+=("${SITE_SBATCH[@]}")
 [[ -z $time ]] || flags+=(--time="$time") # sbatch takes the last one
 [[ -z $slot ]] || flags+=(--job-name="$slot" --dependency=singleton)
@@ -244,7 +235,8 @@ describe() { # job.env
   printf '# What submit.sh was asked for.\n'
   printf '%s=%q\n' run "$run" logs "$shared/logs" environment "${launcher%/*}" \
     min_nodes "${nodes%-*}" ranged "$([[ $nodes == *-* ]] && echo 1 || echo 0)" gpus "$gpus" \
-    processes_per_node "$processes" config "$job/accelerate.yaml" hang_timeout "$(field hang_timeout)"
+    processes_per_node "$processes" config "$job/accelerate.yaml" hang_timeout "$(field hang_timeout)" \
+    warning_seconds "$warning"
   printf 'overrides=(%s)\n' "${overrides[*]@Q}"
   printf 'submitted_as=%q\n' "cd ${PWD@Q} && $environment${submitted_as[*]@Q}"
 }
@@ -263,7 +255,7 @@ fi
 mkdir -p "$shared/logs" "$job"
 chmod 700 "$job" # the site's file, and the code's changes, are nobody else's
 cp "$recipe" "$job/recipe.yaml"
-cp "$here/"{train.sbatch,settings.sh,node.sh,{job,attempt,cluster,files,signals}.py} "$root/launch/"{train,preflight}.sh \
+cp "$here/"{train.sbatch,settings.sh,node.sh,{job,attempt,cluster,files,log,signals}.py} "$root/launch/"{train,preflight}.sh \
   "$package/policy/next_step.py" "$job/"
 cp "$config_file" "$job/accelerate.yaml"
 if [[ -f $site ]]; then cp "$site" "$job/site.env"; else : >"$job/site.env"; fi

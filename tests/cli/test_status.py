@@ -217,6 +217,22 @@ def test_a_job(run: Path) -> None:
     assert field(run, "job") == (1, "")
 
 
+@pytest.mark.parametrize(
+    ("outcome", "exit_status", "comes_back"),
+    [("preempted", 75, True), ("failed", 70, True), ("failed", 2, False), ("finished", 0, False)],
+)
+def test_what_follows_while_a_job_may_come_back(
+    run: Path, outcome: str, exit_status: int, comes_back: bool
+) -> None:
+    """Queued again or cancelled: from the run folder alone that cannot be told apart."""
+    (run / ".keepstep/job").mkdir()
+    (run / ".keepstep/job/id").write_text("4711\n")
+    told(run, outcome=outcome, exit=exit_status)
+    found = status_of(RunFolder(run)).next
+    by_itself = "nothing while `squeue --job 4711` lists it: it comes back by itself; else "
+    assert found.startswith(by_itself) == comes_back
+
+
 def test_a_new_run(tmp_path: Path) -> None:
     """One that was adopted, or is queued as a job."""
     done = runner.invoke(app, ["status", str(identify(tmp_path))])

@@ -156,6 +156,8 @@ def test_only_the_word_finished_is_a_success(said: dict[str, Any], exit_status: 
         (FAILED, Situation(stop="term"), Next("stop", "Slurm has ended the job", 143)),
         (FAILED, Situation(stop="time"), Next("requeue", "the time is over")),
         (FAILED, Situation(stop_requested=True), Next("stop", "stopped on request", 75)),
+        # Who has asked for an end does not want it queued again.
+        (FAILED, Situation("time", stop_requested=True), Next("stop", "stopped on request", 75)),
         (PREEMPTED._replace(reason="the deadline"), FOUR, Next("requeue", "the time is over")),
         (FAILED._replace(reason="the deadline"), FOUR, Next("ask-slurm")),
         (PREEMPTED._replace(reason="keepstep stop"), FOUR, Next("stop", "stopped on request", 75)),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from tests.helpers.ranks import ROOT
 from tests.helpers.warm import Warm
 from tests.slurm.helpers.cluster import SLURM_VARIABLE
 from tests.slurm.helpers.fakes import Fakes
+from tests.slurm.helpers.processes import wait_for
 
 SCRIPTS = [ROOT / "slurm/train.sbatch", *sorted(ROOT.glob("slurm/*.sh"))]
 SCRIPTS += sorted(ROOT.glob("launch/*.sh"))
@@ -220,6 +224,7 @@ def test_gpus_that_the_site_asks_for(
         ([], "SITE_SBATCH=(-N 3)", "submit.sh --nodes"),
         ([], "SITE_SBATCH=(--array=0-3)", "asks for an array"),
         ([], "SITE_SBATCH=(-a 0-3)", "asks for an array"),
+        ([], "SITE_SBATCH=(--signal=B:TERM@60)", "queues itself again at USR1 or USR2 alone"),
         ([], "SITE_SBATCH='-p gpu -A me'", "one word: SITE_SBATCH=(-p gpu -A me)"),
         ([], "SITE_CONTAINER='apptainer exec x.sif'", "SITE_CONTAINER=(apptainer exec x.sif)"),
     ],
@@ -291,6 +296,29 @@ def test_a_time_that_is_asked_for_goes_above_the_sites(tmp_path: Path, time: str
     assert done.returncode == 0, done.stderr
     assert [flag for flag in job.argv if flag.startswith("--time")][-1] == f"--time={time}"
     assert ("--walltime" in job.checked) == (time == "1-00:00:00")
+
+
+@pytest.mark.parametrize(
+    ("flags", "site", "signal", "seconds"),
+    [
+        (["--time=1-0"], "", None, "300"),
+        (["--time=4"], "", "B:USR1@60", "60"),
+        (["--time=0"], "", None, "300"),
+        (["--time=4"], "SITE_SBATCH=(--signal=B:USR1@90)", "B:USR1@90", "90"),
+        ([], "SITE_SBATCH=(-p gpu --signal USR2@600)", None, "600"),
+        ([], "SITE_SBATCH=(--signal=B:10)", "B:10", "60"),
+    ],
+)
+def test_a_job_has_time_to_save(
+    tmp_path: Path, flags: list[str], site: str, signal: str | None, seconds: str
+) -> None:
+    """However short it is: a signal 300 s ahead of a limit of 240 would come when it begins."""
+    job = Submission(tmp_path)
+    done = job.submit(*flags, site=site)
+    assert done.returncode == 0, done.stderr
+    told = [flag for flag in job.argv if flag.startswith("--signal=")]
+    assert told[-1:] == ([f"--signal={signal}"] if signal else [])
+    assert job.says("warning_seconds") == seconds
 
 
 NAMES = ["two\nlines; touch $FAKE/injected", "'\"# %j $(touch $FAKE/injected) *", "-x="]
@@ -526,6 +554,18 @@ def test_steps_inherit_what_they_are_to_have(tmp_path: Path) -> None:
     assert (fakes.folder / "inherited").read_text() == ""
 
 
+def test_submitted_from_a_shell_that_is_set_up_otherwise(tmp_path: Path) -> None:
+    """A session within another job, say, which Slurm has queued again; or for an own srun."""
+    theirs = {"SLURM_RESTART_COUNT": "3", "SLURM_EXCLUSIVE": "1", "SLURM_STDOUTMODE": "/nowhere"}
+    fakes = Fakes(tmp_path, "env >$FAKE/env; commit 4; status finished null")
+    fakes.start(env=theirs)
+    code, output = fakes.end()
+    assert code == 0, output
+    assert fakes.owner() == "7.0.1"
+    assert "SLURM_EXCLUSIVE" not in (fakes.folder / "env").read_text()
+    assert "SLURM_STDOUTMODE" not in (fakes.folder / "env").read_text()
+
+
 ODD = {
     "a link": "ln -s $FAKE/theirs {0}",
     "a pipe": "mkfifo {0}",
@@ -625,6 +665,33 @@ def test_the_time_limit(tmp_path: Path) -> None:
     assert "queue again: the time is over, at checkpoint 5" in output
     assert (fakes.folder / "asked").read_text() == "7.0.1", "for this attempt and no other"
     assert "scontrol requeue 7" in fakes.calls
+
+
+HEEDS = """while [[ -z ${signalled:-} ]]; do beat; sleep 0.1; done
+"""
+
+
+def test_what_the_job_has_asked_for_does_not_stay(tmp_path: Path) -> None:
+    """`keepstep status` would tell of it for as long as the job waits in the queue."""
+    fakes = Fakes(tmp_path, HEEDS + "commit 5; status preempted 'SIGUSR1 to rank 0'")
+    code, output = fakes.signalled(signal.SIGUSR1)
+    assert code == 143, output
+    assert not (fakes.private / "stop").exists()
+
+
+@pytest.mark.parametrize("heeds", ["", 'rm "$run/.keepstep/stop"; '], ids=["late", "in time"])
+def test_its_user_stops_it_near_the_time_limit(tmp_path: Path, heeds: str) -> None:
+    """It is not queued again; the attempt may have heeded the one or the other."""
+    fakes = Fakes(tmp_path, f"{HEEDS}{heeds}commit 5; status preempted 'keepstep stop'; exit 75")
+    process = fakes.start()
+    fakes.wait_for_launch()
+    (fakes.private / "stop").touch()
+    process.send_signal(signal.SIGUSR1)
+    code, output = fakes.end()
+    assert code == 75, output
+    assert "] stopped on request" in output
+    assert fakes.requeues() == 0
+    assert not (fakes.private / "stop").exists()
 
 
 def test_the_time_limit_when_nothing_can_be_saved(tmp_path: Path) -> None:
@@ -892,6 +959,48 @@ def test_a_heart_that_stands_still(tmp_path: Path, first: str) -> None:
     assert "no step for" in output
     assert "scancel --signal=KILL 7.5" in fakes.calls
     assert len(fakes.launches()) == 2
+
+
+# --- logs
+
+
+def test_a_log_on_a_full_disk(tmp_path: Path) -> None:
+    """Lines are lost while it is full, whoever writes them goes on, and so does the log."""
+    log = tmp_path / "7.0.1.log"
+    command = [sys.executable, "-BEsS", str(ROOT / "slurm/log.py"), str(log)]
+    with open("/dev/full", "wb") as full:
+        writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=full)
+    assert writer.stdin is not None
+    pipe = writer.stdin.fileno()
+
+    def says(words: bytes) -> None:
+        """And it has read them."""
+        os.write(pipe, words)
+        unread = bytearray(4)
+        wait_for(
+            words.decode(), lambda: fcntl.ioctl(pipe, termios.FIONREAD, unread) or not any(unread)
+        )
+
+    says(b"before\n")
+    wait_for("a line", lambda: log.exists() and log.read_bytes() == b"before\n")
+    _, hard = resource.prlimit(writer.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(writer.pid, resource.RLIMIT_FSIZE, (7, hard))  # as if the disk were full
+    for words in (b"lost\n", b"between\n"):  # once it has read the second, the first is lost
+        says(words)
+    resource.prlimit(writer.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    says(b"after\n")
+    writer.stdin.close()
+    assert writer.wait(300) == 0
+    assert log.read_bytes().replace(b"between\n", b"") == b"before\nafter\n"
+
+
+def test_a_job_that_can_tell_nobody(tmp_path: Path) -> None:
+    """The disk of its logs is full: it trains, and its exit status is right."""
+    fakes = Fakes(tmp_path, "for i in {1..100}; do echo $i; done; commit 40; status finished null")
+    (fakes.private / "logs").rmdir()
+    with open("/dev/full", "wb") as full:
+        assert fakes.start(output=full).wait(300) == 0
+    assert fakes.owner() == "7.0.1"
 
 
 # --- leftovers

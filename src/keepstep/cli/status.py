@@ -163,7 +163,7 @@ def status_of(run: RunFolder) -> RunStatus:
         faults[run.status.relative_to(run.path).as_posix()] = str(error)
     checkpoints = run.checkpoints()
     faults |= {} if checkpoints else run.odd()
-    begun = any(attempt.number for attempt in attempts)  # 0: what was adopted
+    begun, job = any(attempt.number for attempt in attempts), job_of(run)  # 0: what was adopted
     state = _state(begun, told, owner_alive)
     return RunStatus(
         state=state,
@@ -180,10 +180,10 @@ def status_of(run: RunFolder) -> RunStatus:
         silent_seconds=_silence(run) if state in ("running", "unknown") else None,
         **_progress(run, attempts[-1] if attempts else None, state, told),
         grace_seconds=grace_seconds(run.commits(), run.mirror() is not None),
-        job=job_of(run),
+        job=job,
         requests=run.requests(),
         faults=faults or None,
-        next=_next(state, told),
+        next=_next(state, told, job),
     )
 
 
@@ -261,15 +261,18 @@ def _state(begun: bool, told: _Told | None, owner_alive: bool | None) -> State:
     return "unknown" if owner_alive is None else "killed"
 
 
-def _next(state: State, told: _Told | None) -> str:
-    if told is not None:
-        return advice(told.outcome, told.exit)
-    return {
+def _next(state: State, told: _Told | None, job: str | None) -> str:
+    own = {
         "new": "launch it",
         "running": "nothing: `keepstep stop` has it save and end",
         "killed": "launch the same command again, and it carries on",
         "unknown": "look whether it is at work: a launch takes the run from other machines",
+        "ended": "" if told is None else advice(told.outcome, told.exit),
     }[state]
+    is_over = told is not None and (told.outcome in ("finished", "no_progress") or told.exit == 2)
+    if job is None or is_over or state not in ("ended", "killed"):
+        return own
+    return f"nothing while `squeue --job {job}` lists it: it comes back by itself; else {own}"
 
 
 def _silence(run: RunFolder) -> float | None:

@@ -38,7 +38,7 @@ class Situation(NamedTuple):
 
     Attributes:
         stop: `time`: the time limit is near; `term`: Slurm ends the job; else empty.
-        stop_requested: whether somebody has asked for a stop while no attempt was at work.
+        stop_requested: whether `keepstep stop` was asked for, and no attempt has heeded it alone.
         fruitless: attempts in a row without a new checkpoint, this one included.
         max_attempts: how many of them are allowed.
         processes: ranks of the attempt.
@@ -180,10 +180,10 @@ def when_asked(seen: Situation) -> Next:
     """What somebody has asked this job for; no action: nothing."""
     if seen.stop == "term":
         return Next("stop", "Slurm has ended the job", ENDED_BY_SLURM)
-    if seen.stop == "time":
-        return queue_again("the time is over", seen)
     if seen.stop_requested:
         return Next("stop", "stopped on request", STOPPED)
+    if seen.stop == "time":
+        return queue_again("the time is over", seen)
     return Next("")
 
 

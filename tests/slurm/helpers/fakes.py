@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import IO
 
 from tests.helpers.ranks import ROOT
 from tests.slurm.helpers.cluster import SLURM_VARIABLE
@@ -89,7 +90,7 @@ class Fakes:
         settings |= {"min_nodes": 1 if ranged else 2, "ranged": int(ranged)}
         settings |= {"processes_per_node": 4, "config": "cpu_zero3", "overrides": "()"}
         settings |= {"submitted_as": "'slurm/submit.sh recipe.yaml'", "hang_timeout": 1800}
-        settings |= {"environment": "/nowhere", "gpus": 0}
+        settings |= {"environment": "/nowhere", "gpus": 0, "warning_seconds": 300}
         (self.job / "job.env").write_text("".join(f"{k}={v}\n" for k, v in settings.items()))
         (self.job / "site.env").write_text(f"POLL_SECONDS=0.1\nRETRY_SECONDS=1\n{site}\n")
         fakes = {"srun": SRUN, "scontrol": SCONTROL, "squeue": SQUEUE, "scancel": SCANCEL}
@@ -136,7 +137,12 @@ class Fakes:
         file = self.private / "owner"
         return file.read_text().strip() if file.exists() else ""
 
-    def start(self, restarts: int = 0, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(
+        self,
+        restarts: int = 0,
+        env: dict[str, str] | None = None,
+        output: IO[bytes] | int = subprocess.PIPE,
+    ) -> subprocess.Popen[str]:
         if restarts:
             self.says_of_job(f"Restarts={restarts}")
         kept = {k: v for k, v in os.environ.items() if not SLURM_VARIABLE.match(k)}
@@ -151,7 +157,7 @@ class Fakes:
                 "PATH": self.path,
                 **(env or {}),
             },
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
