@@ -22,6 +22,9 @@ unset SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_EXPORT_EN
 # What no job is given by Slurm, and a user's shell may have set for an srun of its own.
 unset SLURM_{EXCLUSIVE,CONSTRAINT,EXCLUDE,IMMEDIATE,NO_KILL,TIMELIMIT,THREADS,WORKING_DIR,REMOTE_CWD} \
   SLURM_{LABELIO,UNBUFFEREDIO,STDINMODE,STDOUTMODE,STDERRMODE}
+# Of two of these one is the shell's, and srun refuses both. Without them it has the job's memory.
+memory=(${SLURM_MEM_PER_NODE+x} ${SLURM_MEM_PER_CPU+x} ${SLURM_MEM_PER_GPU+x})
+((${#memory[@]} < 2)) || unset SLURM_MEM_PER_{NODE,CPU,GPU}
 
 known=()
 for name in run logs min_nodes ranged gpus processes_per_node submitted_as POLL_SECONDS STARTUP_SECONDS \
