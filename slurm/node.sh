@@ -41,7 +41,10 @@ case $1 in
     ;;
   launch)
     set +u
-    if declare -F site_setup >/dev/null; then site_setup || exit 1; fi
+    if declare -F site_setup >/dev/null && ! site_setup; then
+      echo "keepstep: site_setup of site.env has failed on ${SLURMD_NODENAME:-this node}: its last command did" >&2
+      exit 1
+    fi
     set -u +e
     if [[ -n $environment && ! -v SITE_CONTAINER ]] && ! command -v accelerate >/dev/null; then
       export PATH=$environment:$PATH # as it was when the job was submitted

@@ -229,7 +229,7 @@ def test_what_follows_while_a_job_may_come_back(
     (run / ".keepstep/job/id").write_text("4711\n")
     told(run, outcome=outcome, exit=exit_status)
     found = status_of(RunFolder(run)).next
-    by_itself = "nothing while `squeue --job 4711` lists it: it comes back by itself; else "
+    by_itself = "nothing while `squeue --job 4711` lists it: it goes on by itself; else "
     assert found.startswith(by_itself) == comes_back
 
 

@@ -623,6 +623,16 @@ def test_a_node_that_does_not_have_the_users_environment(tmp_path: Path) -> None
     assert subprocess.check_output(launch, env=bare, text=True) == f"{fakes.bin}/accelerate\n"
 
 
+def test_a_site_whose_setup_fails(tmp_path: Path) -> None:
+    """Each attempt fails by it, maybe on one node alone: it is named."""
+    fakes = Fakes(tmp_path, "", "site_setup() { false; }")
+    launch = ["bash", str(fakes.job / "node.sh"), "launch", "7.0.1", "1", "n1", "10218"]
+    env = {**os.environ, "SLURM_PROCID": "0", "SLURMD_NODENAME": "n2"}
+    done = subprocess.run(launch, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "keepstep: site_setup of site.env has failed on n2" in done.stderr
+
+
 def test_the_budget_counts_attempts_without_progress(tmp_path: Path) -> None:
     """The third attempt commits, and the count begins anew."""
     fakes = Fakes(tmp_path, "((number != 2)) || commit 10; exit 1", "MAX_ATTEMPTS=2")

@@ -262,17 +262,19 @@ def _state(begun: bool, told: _Told | None, owner_alive: bool | None) -> State:
 
 
 def _next(state: State, told: _Told | None, job: str | None) -> str:
+    again = "launch the same command again, and it carries on"
+    elsewhere = "look whether it is at work: a launch takes the run from other machines"
     own = {
         "new": "launch it",
         "running": "nothing: `keepstep stop` has it save and end",
-        "killed": "launch the same command again, and it carries on",
-        "unknown": "look whether it is at work: a launch takes the run from other machines",
+        "killed": again,
+        "unknown": elsewhere if job is None else again,
         "ended": "" if told is None else advice(told.outcome, told.exit),
     }[state]
     is_over = told is not None and (told.outcome in ("finished", "no_progress") or told.exit == 2)
-    if job is None or is_over or state not in ("ended", "killed"):
+    if job is None or is_over or state in ("new", "running"):
         return own
-    return f"nothing while `squeue --job {job}` lists it: it comes back by itself; else {own}"
+    return f"nothing while `squeue --job {job}` lists it: it goes on by itself; else {own}"
 
 
 def _silence(run: RunFolder) -> float | None:
