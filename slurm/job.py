@@ -26,6 +26,7 @@ from next_step import (
     fruitless_after,
     may_claim,
     when_requeue_failed,
+    when_unwritable,
 )
 from signals import HEARD, TERM, Stop, be_deaf
 
@@ -56,7 +57,7 @@ class Job:
         self.files = Files(known["run"], known["logs"], job, self.say)
         self.slurm = Slurm(job, self.number, known["logs"], self.count("PROBE_SECONDS"), stop.kind)
         self.round, self.tries = self.slurm.round(), 0
-        self.token = f"{self.number}.{self.round}.0"
+        self.token, self.predecessor = f"{self.number}.{self.round}.0", ""
         self.files.make_folder()
         self.all = self.slurm.all_nodes()
         # A budget of attempts in a row without a new checkpoint, over all restarts of the job.
@@ -136,22 +137,23 @@ class Job:
 
     def claim(self):
         """Put this attempt's name there, unless this job is a leftover of an earlier round."""
-        theirs = self.files.owner()
+        self.predecessor = self.files.owner()
         self.token = f"{self.number}.{self.round}.{self.tries}"
         self.is_counted = False
-        if not may_claim(theirs, self.token):
-            self.leave(f"the run belongs to {theirs} now", LEFT_BEHIND)
-        for _ in range(30):
-            if self.files.take(self.token):
-                return
-            self.sleep(2, self.is_term)
-            if self.is_term():
-                self.leave("Slurm has ended the job", ENDED_BY_SLURM)
-        self.leave("nothing can be written in " + self.files.private, LEFT_BEHIND)
+        if not may_claim(self.predecessor, self.token):
+            self.leave(f"the run belongs to {self.predecessor} now", LEFT_BEHIND)
+        since, patience = time.monotonic(), self.count("NODE_WAIT_SECONDS")
+        # Restarts count, since nothing else may be written: Slurm knows them.
+        fruitless = max(self.fruitless + 1, self.round)
+        while not self.files.take(self.token):
+            waited = time.monotonic() - since
+            seen = self.situation(fruitless=fruitless)
+            self.obey(when_unwritable(self.files.private, waited, patience, seen))
+        self.predecessor = ""
 
     def is_superseded(self):
         """Somebody else has the run by now."""
-        return self.files.owner() not in ("", self.token)
+        return self.files.owner() not in ("", self.token, self.predecessor)
 
     def leave_if_superseded(self):
         if self.is_superseded():

@@ -25,6 +25,7 @@ from keepstep.policy.next_step import (
     how_it_ended,
     may_claim,
     when_requeue_failed,
+    when_unwritable,
 )
 from keepstep.ranks.outcome import CONFIG_EXIT_STATUS, EXIT_STATUS
 from tests.helpers.ranks import ROOT
@@ -255,6 +256,14 @@ def test_before_an_attempt() -> None:
     assert for_nodes(["n1"], 2, 2, 9, 9, seen) == Next("requeue", "nodes are missing")
     assert for_nodes(["n1"], 2, 1, 0, 9, Situation(stop_requested=True)).exit == 75
     assert for_nodes(["n1"], 2, 1, 0, 9, Situation(stop="time")).action == "requeue"
+
+
+def test_a_folder_that_takes_no_file() -> None:
+    waits = when_unwritable("/run", 0, 9, Situation(retry_seconds=5))
+    assert waits == Next("wait", "nothing can be written in /run: waiting", pause=5)
+    assert when_unwritable("/run", 9, 9, Situation()).action == "requeue"
+    assert when_unwritable("/run", 9, 9, Situation(fruitless=10)).action == "give-up"
+    assert when_unwritable("/run", 0, 9, Situation(stop="term")).exit == 143
 
 
 @pytest.mark.parametrize(

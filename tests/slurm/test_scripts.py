@@ -881,6 +881,33 @@ def test_nodes_that_never_answer_use_up_the_budget(tmp_path: Path) -> None:
     assert json.loads((fakes.private / "status.json").read_text())["outcome"] == "no_progress"
 
 
+@pytest.mark.parametrize("place", ["owner", "job/fruitless"])
+def test_a_run_folder_that_takes_no_file(tmp_path: Path, place: str) -> None:
+    """A full disk, or a mount that this node has lost: waited for, then queued again, and not for
+    ever, also where that cannot be counted but by Slurm."""
+    fakes = Fakes(tmp_path, "", "NODE_WAIT_SECONDS=1\nMAX_ATTEMPTS=2")
+    for name in ("owner", place):
+        (fakes.private / name).mkdir(exist_ok=True)
+    ended = [fakes.runs(restarts) for restarts in range(3 if place != "owner" else 2)]
+    assert [code for code, _ in ended] == [143] * (len(ended) - 1) + [76]
+    words = f"nothing can be written in {fakes.private}"
+    assert all(f"{words}: waiting" in output for _, output in ended)
+    assert all(f"queue again: {words}" in output for _, output in ended[:-1])
+    assert fakes.launches() == []
+
+
+def test_a_run_folder_that_takes_files_again(tmp_path: Path) -> None:
+    fakes = Fakes(tmp_path, "commit 4; status finished null")
+    (fakes.private / "owner").mkdir()
+    process = fakes.start()
+    assert process.stdout is not None
+    assert "nothing can be written" in process.stdout.readline()
+    (fakes.private / "owner").rmdir()
+    code, output = fakes.end()
+    assert code == 0, output
+    assert fakes.owner() == "7.0.1"
+
+
 def test_stopped_between_two_attempts(tmp_path: Path) -> None:
     """`keepstep stop`, while nobody is there to hear of it."""
     fakes = Fakes(tmp_path, 'touch "$run/.keepstep/stop"; exit 1')

@@ -154,7 +154,7 @@ def after_attempt(ended: Ended, seen: Situation) -> Next:
 
 
 def for_nodes(
-    answering: Sequence[str], there: int, needed: int, waited: int, patience: int, seen: Situation
+    answering: Sequence[str], there: int, needed: int, waited: float, patience: float, seen: Situation
 ) -> Next:
     """What to do before an attempt, with so many nodes that answer.
 
@@ -174,6 +174,17 @@ def for_nodes(
     names = " ".join(answering)
     words = f"{len(answering)} of {there} nodes answer ({names}), {needed} are needed: waiting"
     return Next("wait", words)
+
+
+def when_unwritable(place: str, waited: float, patience: float, seen: Situation) -> Next:
+    """What to do before an attempt, while the run folder takes no file: a full disk, a lost mount."""
+    asked = when_asked(seen)
+    if asked.action:
+        return asked
+    words = f"nothing can be written in {place}"
+    if waited >= patience:
+        return queue_again(words, seen)
+    return Next("wait", f"{words}: waiting", pause=seen.retry_seconds)
 
 
 def when_asked(seen: Situation) -> Next:
