@@ -13,8 +13,8 @@ import time
 import traceback
 
 from attempt import Attempt
-from cluster import SLICE, Slurm, complain
-from files import LIMIT, Files, head, one_line, to_bytes
+from cluster import complain
+from files import LIMIT, head, one_line
 from next_step import (
     ENDED_BY_SLURM,
     FAILED,
@@ -28,18 +28,15 @@ from next_step import (
     when_requeue_failed,
     when_unwritable,
 )
-from signals import HEARD, TERM, Stop, be_deaf
+from signals import Stop, be_deaf
+from supervisor import LEFT_BEHIND, Left, Supervisor
 
 ANSWERS = 33  # the exit status that says: this Python runs this program
-UNDECIDED, LEFT_BEHIND = 70, 1
+UNDECIDED = 70
 LATE_SECONDS = 120  # Slurm repeats a signal that a node did not hear after a minute; then a save
 
 
-class Left(BaseException):
-    """The job is over, with an exit status."""
-
-
-class Job:
+class Job(Supervisor):
     """The story of a job.
 
     Args:
@@ -50,32 +47,16 @@ class Job:
     """
 
     def __init__(self, job, known, srun_flags, stop):
-        self.known, self.srun_flags, self.stop = known, srun_flags, stop
-        self.number, self.begun = os.environ["SLURM_JOB_ID"], time.monotonic()
-        self.told = ""  # of what `stop` has, said and passed on
-        self.attempt, self.nodes = None, []
-        self.files = Files(known["run"], known["logs"], job, self.say)
-        self.slurm = Slurm(job, self.number, known["logs"], self.count("PROBE_SECONDS"), stop.kind)
-        self.round, self.tries = self.slurm.round(), 0
-        self.token, self.predecessor = f"{self.number}.{self.round}.0", ""
+        super().__init__(job, known, stop)
+        self.srun_flags, self.tries, self.nodes = srun_flags, 0, []
         self.files.make_folder()
         self.all = self.slurm.all_nodes()
         # A budget of attempts in a row without a new checkpoint, over all restarts of the job.
         self.commits = self.files.commits(0)
         self.fruitless, self.is_counted = self.files.fruitless(), False
 
-    def count(self, name):
-        """A number of the site's, or of job.env."""
-        return float(self.known[name])
-
     def processes(self):
         return len(self.nodes) * int(self.count("processes_per_node"))
-
-    def say(self, words):
-        """A line of the job's log, in one write."""
-        line = "{} [{}] {}\n".format(time.strftime("%Y-%m-%d %H:%M:%S"), self.token, words)
-        with contextlib.suppress(OSError):  # a full disk, or nobody reads: the run goes on
-            os.write(1, to_bytes(line))
 
     def run(self):
         """To its end, by Left."""
@@ -101,44 +82,12 @@ class Job:
             ended = self.record()
             self.what_next(ended)  # leaves, unless it is to launch again
 
-    def leave(self, words, status):
-        self.say(words)
-        if status not in (LEFT_BEHIND, ENDED_BY_SLURM):
-            # For `keepstep stop`: unless Slurm, or another process, goes on with this job.
-            self.files.note("ended", status, self.token)
-        self.slurm.end_guard()
-        if status == STOPPED:
-            self.say("to go on: " + self.known["submitted_as"])
-        raise Left(status)
-
-    # --- signals
-
-    def heed(self):
-        """Say, and pass on, what somebody has asked for."""
-        kind = self.stop.kind()
-        if kind != self.told:
-            self.told = kind
-            self.say(HEARD[kind])
-            if self.attempt is not None:  # Slurm has told the ranks; `scancel --batch` has not
-                self.attempt.ask_to_stop()
-
-    def sleep(self, seconds, until=lambda: False):
-        """Hearing signals; shorter, once `until` holds."""
-        end = time.monotonic() + seconds
-        while not until() and time.monotonic() < end:
-            self.heed()
-            time.sleep(SLICE)
-        self.heed()
-
-    def is_term(self):
-        return self.stop.kind() == TERM
-
     # --- the owner of the run: an attempt that finds another name there ends, and writes nothing
 
     def claim(self):
         """Put this attempt's name there, unless this job is a leftover of an earlier round."""
         self.predecessor = self.files.owner()
-        self.token = f"{self.number}.{self.round}.{self.tries}"
+        self.call(self.tries)
         self.is_counted = False
         if not may_claim(self.predecessor, self.token):
             self.leave(f"the run belongs to {self.predecessor} now", LEFT_BEHIND)
@@ -150,19 +99,6 @@ class Job:
             seen = self.situation(fruitless=fruitless)
             self.obey(when_unwritable(self.files.private, waited, patience, seen))
         self.predecessor = ""
-
-    def is_superseded(self):
-        """Somebody else has the run by now."""
-        return self.files.owner() not in ("", self.token, self.predecessor)
-
-    def leave_if_superseded(self):
-        if self.is_superseded():
-            self.leave(f"the run belongs to {self.files.owner()} now", LEFT_BEHIND)
-
-    def leave_if_left(self):
-        self.leave_if_superseded()
-        if self.slurm.is_queued_again(self.round):
-            self.leave("this job has been queued again: this shell was left behind", LEFT_BEHIND)
 
     # --- progress
 

@@ -255,7 +255,7 @@ fi
 mkdir -p "$shared/logs" "$job"
 chmod 700 "$job" # the site's file, and the code's changes, are nobody else's
 cp "$recipe" "$job/recipe.yaml"
-cp "$here/"{train.sbatch,settings.sh,node.sh,{job,attempt,cluster,files,log,signals}.py} "$root/launch/"{train,preflight}.sh \
+cp "$here/"{train.sbatch,settings.sh,node.sh,{job,supervisor,attempt,cluster,files,log,signals}.py} "$root/launch/"{train,preflight}.sh \
   "$package/policy/next_step.py" "$job/"
 cp "$config_file" "$job/accelerate.yaml"
 if [[ -f $site ]]; then cp "$site" "$job/site.env"; else : >"$job/site.env"; fi
