@@ -71,6 +71,10 @@ class Attempt:
         self._srun.kill()
         self._srun.wait()
 
+    def was_alive(self):
+        """Whether it has given a sign of life."""
+        return self._beat_at is not None or self.files.beats() != self._beat
+
     def silence(self, stall_seconds, startup_seconds):
         """For how long nothing has come of it, by this host's own clock; 0: not for too long."""
         now, beat = time.monotonic(), self.files.beats()

@@ -180,12 +180,12 @@ class Files:
 
     # --- how an attempt ended
 
-    def ended(self, token, exit_status):
+    def ended(self, token, exit_status, was_alive=False):
         """What the attempt said of itself: srun's exit status is that of whichever process it has
         heard of first."""
         told = head(os.path.join(self.logs, token + ".exit"), 10).strip()
         told_exit = int(told) if told.isdigit() and int(told) <= 255 else -1
-        ended = how_it_ended(self._status(), token, exit_status, told_exit)
+        ended = how_it_ended(self._status(), token, exit_status, told_exit, was_alive)
         return ended._replace(reason=one_line(ended.reason))
 
     def _status(self):

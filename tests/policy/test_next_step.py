@@ -120,6 +120,11 @@ def test_how_it_ended(said: dict[str, Any], exit_status: int, told: int, expecte
     assert how_it_ended(said, TOKEN, exit_status, told) == expected
 
 
+def test_one_that_was_killed_had_begun() -> None:
+    killed = how_it_ended({}, TOKEN, 137, was_alive=True)
+    assert killed == Ended("failed", "exit status 137, without a word of its end", 137, False)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner),

@@ -544,6 +544,18 @@ def test_status_json_tells_of_no_earlier_attempt(
         assert (earlier["owner"], earlier["exit"]) == ("7.0.1", 137)
 
 
+@pytest.mark.parametrize(
+    ("life", "when"), [("", "before the run began"), ("beat; ", "without a word of its end")]
+)
+def test_an_attempt_that_is_killed(tmp_path: Path, life: str, when: str) -> None:
+    """It tells nothing; that it was at work is known from its signs of life."""
+    fakes = Fakes(tmp_path, f"{life}exit 137", "MAX_ATTEMPTS=1")
+    code, output = fakes.runs()
+    assert code == 76, output
+    told = re.findall(r"failed \((.*)\), checkpoint 0", output)
+    assert told == [f"exit status 137, {when}"]
+
+
 def test_steps_inherit_what_they_are_to_have(tmp_path: Path) -> None:
     """All of a node, as many cores as it has; and the shell's environment, whatever sbatch's."""
     fakes = Fakes(tmp_path, "commit 4; status finished null")

@@ -79,7 +79,11 @@ class Next(NamedTuple):
 
 
 def how_it_ended(
-    said: Mapping[str, Any], token: str, exit_status: int, told_exit: int = -1
+    said: Mapping[str, Any],
+    token: str,
+    exit_status: int,
+    told_exit: int = -1,
+    was_alive: bool = False,
 ) -> Ended:
     """How the attempt called `token` ended.
 
@@ -87,6 +91,7 @@ def how_it_ended(
         said: the fields of status.json; empty where it cannot be read.
         exit_status: srun's, which is that of whichever process it has heard of first.
         told_exit: what launch/train.sh has told; -1: nothing.
+        was_alive: whether the attempt has given a sign of life.
     """
     if said.get("owner") == token:
         outcome, reason, status = (said.get(name) for name in ("outcome", "reason", "exit"))
@@ -97,13 +102,14 @@ def how_it_ended(
         if not isinstance(reason, str) or not reason:
             reason = f"exit status {status}"
         return Ended(RECIPE if status == WRONG_RECIPE else outcome, reason, status, True)
-    # It had not begun, and the file tells of an earlier attempt.
+    # It had not begun, or was killed, and the file tells of an earlier attempt.
     status = exit_status if told_exit < 0 else told_exit
     if status == WRONG_RECIPE:
         return Ended(RECIPE, f"the recipe is wrong: see logs/{token}.log", status, False)
     if status == STOPPED:
         return Ended(PREEMPTED, "stopped before the run began", status, False)
-    return Ended(FAILED, f"exit status {status}, before the run began", status, False)
+    when = "without a word of its end" if was_alive else "before the run began"
+    return Ended(FAILED, f"exit status {status}, {when}", status, False)
 
 
 def fruitless_after(fruitless: int, commits_before: int, commits_now: int) -> int:
@@ -154,7 +160,12 @@ def after_attempt(ended: Ended, seen: Situation) -> Next:
 
 
 def for_nodes(
-    answering: Sequence[str], there: int, needed: int, waited: float, patience: float, seen: Situation
+    answering: Sequence[str],
+    there: int,
+    needed: int,
+    waited: float,
+    patience: float,
+    seen: Situation,
 ) -> Next:
     """What to do before an attempt, with so many nodes that answer.
 
@@ -177,7 +188,7 @@ def for_nodes(
 
 
 def when_unwritable(place: str, waited: float, patience: float, seen: Situation) -> Next:
-    """What to do before an attempt, while the run folder takes no file: a full disk, a lost mount."""
+    """What to do before an attempt, while the run folder takes no file."""
     asked = when_asked(seen)
     if asked.action:
         return asked
