@@ -5,7 +5,7 @@
 fail() { # LINE...
   printf 'keepstep: %s\n' "$1" >&2
   (($# == 1)) || printf '    Hint: %s\n' "$2" >&2
-  end 2
+  end "${failure:-2}"
 }
 
 end() { # STATUS; a job hears of it in a file: srun tells that of whichever process it likes
@@ -37,7 +37,8 @@ check_settings() {
 }
 
 check_temporary_folder() { # a container whose root file system is read-only
-  local folder=${TMPDIR:-/tmp} made
+  local folder=${TMPDIR:-/tmp} made failure=2
+  [[ -z ${KEEPSTEP_EXIT_FILE:-} ]] || failure=70 # a job has other nodes, and tries again
   { made=$(mktemp -d 2>/dev/null) && rmdir "$made"; } ||
     fail "nothing can be written in ${TMPDIR:+TMPDIR, }$folder, the folder for temporary files" \
       "export TMPDIR=FOLDER; in a pod: mount an emptyDir at /tmp"

@@ -46,6 +46,14 @@ case $1 in
       exit 1
     fi
     set -u +e
+    given=${TMPDIR:-/tmp} # this node's own disk may be full, and that is no fault of the run
+    for folder in "$given" /dev/shm /var/tmp; do
+      made=$(mktemp -d -p "$folder" 2>/dev/null) && rmdir "$made" && break
+    done
+    if [[ $folder != "$given" ]]; then
+      echo "keepstep: nothing can be written in $given on ${SLURMD_NODENAME:-this node}: temporary files go to $folder" >&2
+      export TMPDIR=$folder
+    fi
     if [[ -n $environment && ! -v SITE_CONTAINER ]] && ! command -v accelerate >/dev/null; then
       export PATH=$environment:$PATH # as it was when the job was submitted
     fi

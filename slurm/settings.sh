@@ -9,7 +9,7 @@ source "$job/job.env"
 : "${POLL_SECONDS:=5}"         # between looks at an attempt
 : "${STARTUP_SECONDS:=3600}"   # until its first step
 : "${STALL_SECONDS:=$((hang_timeout + 600))}" # without a sign of life: the run's own limit comes first
-: "${GRACE_SECONDS:=$((warning_seconds * 4 / 5))}" # from the time limit's signal to the end by force
+: "${GRACE_SECONDS:=$((warning_seconds > 12 ? warning_seconds * 4 / 5 : 10))}" # from the time limit's signal to the end by force
 : "${PROBE_SECONDS:=60}"       # for a node to answer
 : "${NODE_WAIT_SECONDS:=900}"  # for enough nodes to answer, before the job is queued again
 : "${RETRY_SECONDS:=10}"       # between looks at missing nodes, or at a controller that is away

@@ -285,6 +285,15 @@ def test_train_sh_where_no_temporary_file_can_be_written(more: list[str]) -> Non
     assert "Hint: export TMPDIR=FOLDER; in a pod: mount an emptyDir at /tmp" in told
 
 
+def test_train_sh_where_a_node_of_a_job_has_a_full_disk(tmp_path: Path) -> None:
+    """No fault of the recipe: the job tries again, maybe on others."""
+    environment = {**os.environ, "TMPDIR": "/proc", "KEEPSTEP_EXIT_FILE": str(tmp_path / "exit")}
+    command = ["launch/train.sh", RECIPE]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 70, done.stderr
+    assert (tmp_path / "exit").read_text() == "70\n"
+
+
 PREFLIGHT = """
 set -eu
 root=/nowhere prefix=$1 headers=/nowhere config=accelerate_configs/ddp.yaml

@@ -635,6 +635,21 @@ def test_a_node_that_does_not_have_the_users_environment(tmp_path: Path) -> None
     assert subprocess.check_output(launch, env=bare, text=True) == f"{fakes.bin}/accelerate\n"
 
 
+def test_a_node_whose_disk_is_full(tmp_path: Path) -> None:
+    fakes = Fakes(tmp_path, "")
+    (fakes.job / "train.sh").write_text("#!/bin/bash\necho $TMPDIR\n")
+    (fakes.job / "train.sh").chmod(0o755)
+    launch = ["bash", str(fakes.job / "node.sh"), "launch", "7.0.1", "1", "n1", "10218"]
+    env = {**os.environ, "SLURM_PROCID": "0", "SLURMD_NODENAME": "n2", "TMPDIR": "/proc"}
+    done = subprocess.run(launch, env=env, capture_output=True, text=True)
+    assert done.stdout in ("/dev/shm\n", "/var/tmp\n"), done.stderr
+    assert "keepstep: nothing can be written in /proc on n2: temporary files go to" in done.stderr
+    done = subprocess.run(
+        launch, env={**env, "TMPDIR": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == (f"{tmp_path}\n", "")
+
+
 def test_a_site_whose_setup_fails(tmp_path: Path) -> None:
     """Each attempt fails by it, maybe on one node alone: it is named."""
     fakes = Fakes(tmp_path, "", "site_setup() { false; }")
