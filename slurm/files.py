@@ -11,7 +11,7 @@ import re
 import stat
 import time
 
-from next_step import how_it_ended
+from next_step import how_it_ended, told_by_nodes
 
 LIMIT = 2**20  # bytes of a file with a few words
 LONGEST = 400  # characters of a reason
@@ -180,13 +180,17 @@ class Files:
 
     # --- how an attempt ended
 
-    def ended(self, token, exit_status, was_alive=False):
+    def ended(self, token, exit_status, nodes=1, was_alive=False):
         """What the attempt said of itself: srun's exit status is that of whichever process it has
         heard of first."""
-        told = head(os.path.join(self.logs, token + ".exit"), 10).strip()
-        told_exit = int(told) if told.isdigit() and int(told) <= 255 else -1
-        ended = how_it_ended(self._status(), token, exit_status, told_exit, was_alive)
+        told = told_by_nodes([self._told(token, rank) for rank in range(nodes)])
+        ended = how_it_ended(self._status(), token, exit_status, told, was_alive)
         return ended._replace(reason=one_line(ended.reason))
+
+    def _told(self, token, rank):
+        """The exit status that a node has named; -1: none."""
+        text = head(os.path.join(self.logs, f"{token}.{rank}.exit"), 10).strip()
+        return int(text) if text.isdigit() and int(text) <= 255 else -1
 
     def _status(self):
         """The fields of status.json; none, where it is not what was written there."""

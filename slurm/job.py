@@ -244,7 +244,7 @@ class Job(Supervisor):
         self.attempt = None
         self.leave_if_superseded()
         self.files.take_up_stop(self.token)
-        ended = self.files.ended(self.token, code, attempt.was_alive())
+        ended = self.files.ended(self.token, code, len(attempt.nodes), attempt.was_alive())
         known, self.commits = self.commits, self.files.commits(self.commits)
         self.count_fruitless(fruitless_after(self.fruitless, known, self.commits))
         if not ended.has_begun:

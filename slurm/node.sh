@@ -60,7 +60,7 @@ case $1 in
     export PYTHONUNBUFFERED=1 # srun's --unbuffered would be a terminal, with progress bars
     export KEEPSTEP_OWNER=$2 KEEPSTEP_RUN=$name KEEPSTEP_CONFIG=$config
     export KEEPSTEP_COMMAND=$submitted_as
-    export KEEPSTEP_EXIT_FILE=$logs/$2.exit
+    export KEEPSTEP_EXIT_FILE=$logs/$2.$SLURM_PROCID.exit
     export KEEPSTEP_PROCESSES=$(($3 * processes_per_node))
     export KEEPSTEP_LAUNCH_ARGS="--num_machines $3 --machine_rank $SLURM_PROCID --main_process_ip $4 --main_process_port $5"
     exec ${SITE_CONTAINER[@]+"${SITE_CONTAINER[@]}"} "$job/train.sh" "$job/recipe.yaml" \

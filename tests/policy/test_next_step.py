@@ -24,6 +24,7 @@ from keepstep.policy.next_step import (
     fruitless_after,
     how_it_ended,
     may_claim,
+    told_by_nodes,
     when_requeue_failed,
     when_unwritable,
 )
@@ -118,6 +119,20 @@ def said(**fields: Any) -> dict[str, Any]:
 )
 def test_how_it_ended(said: dict[str, Any], exit_status: int, told: int, expected: Ended) -> None:
     assert how_it_ended(said, TOKEN, exit_status, told) == expected
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ([-1, -1], -1),
+        ([75, 75], 75),
+        ([75, -1], 1),  # the other was killed, or its site's setup has failed
+        ([-1, 75, 70], 70),
+        ([75, 2], 2),
+    ],
+)
+def test_what_nodes_tell(told: list[int], expected: int) -> None:
+    assert told_by_nodes(told) == expected
 
 
 def test_one_that_was_killed_had_begun() -> None:

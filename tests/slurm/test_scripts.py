@@ -510,7 +510,7 @@ def test_finished(tmp_path: Path) -> None:
     assert not [call for call in fakes.calls if "requeue" in call]
 
 
-@pytest.mark.parametrize("told", ["exit 2", "echo 2 >$run/.keepstep/logs/$token.exit; exit 143"])
+@pytest.mark.parametrize("told", ["exit 2", "echo 2 >$run/.keepstep/logs/$token.0.exit; exit 143"])
 def test_a_wrong_recipe_is_not_tried_twice(tmp_path: Path, told: str) -> None:
     """Also when srun names the end of a node that it has ended itself."""
     fakes = Fakes(tmp_path, f"echo 'the recipe has a problem'; {told}")
@@ -520,6 +520,17 @@ def test_a_wrong_recipe_is_not_tried_twice(tmp_path: Path, told: str) -> None:
     assert len(fakes.launches()) == 1
     status = json.loads((fakes.private / "status.json").read_text())
     assert (status["outcome"], status["exit"], status["owner"]) == ("failed", 2, "7.0.1")
+
+
+@pytest.mark.parametrize("other", ["", "echo 70 >$run/.keepstep/logs/$token.1.exit; "])
+def test_a_node_that_fails_has_others_ended(tmp_path: Path, other: str) -> None:
+    """By srun, with TERM: what they say of it is nobody's wish."""
+    stopped = "echo 75 >$run/.keepstep/logs/$token.0.exit; exit 75"
+    body = f"((number > 1)) || {{ {other}{stopped}; }}; commit 4; status finished null"
+    fakes = Fakes(tmp_path, body)
+    code, output = fakes.runs()
+    assert code == 0, output
+    assert len(fakes.launches()) == 2
 
 
 @pytest.mark.parametrize(
@@ -1012,6 +1023,7 @@ def test_a_node_without_python(tmp_path: Path) -> None:
     code, output = fakes.runs()
     assert code == 70, output
     assert "what is next cannot be decided: no Python answers here" in output
+    assert "then to go on: slurm/submit.sh recipe.yaml" in output
     assert fakes.launches() == []
 
 

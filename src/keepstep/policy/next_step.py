@@ -112,6 +112,23 @@ def how_it_ended(
     return Ended(FAILED, f"exit status {status}, {when}", status, False)
 
 
+def told_by_nodes(told: Sequence[int]) -> int:
+    """The exit status of an attempt, by what launch/train.sh has told on each node; -1: nothing.
+
+    Where one node fails, srun ends the others, and they say that they were stopped: that somebody
+    has stopped them all takes the word of each.
+    """
+    known = [status for status in told if status >= 0]
+    if not known:
+        return -1
+    failed = [status for status in known if status != STOPPED]
+    if WRONG_RECIPE in failed:
+        return WRONG_RECIPE
+    if failed:
+        return failed[0]
+    return STOPPED if len(known) == len(told) else 1
+
+
 def fruitless_after(fruitless: int, commits_before: int, commits_now: int) -> int:
     """Attempts in a row without a new checkpoint, after one more."""
     return 0 if commits_now > commits_before else fruitless + 1
