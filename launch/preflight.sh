@@ -2,10 +2,12 @@
 # of every rank. Sourced there; sets config, processes, python, TORCH_EXTENSIONS_DIR.
 # shellcheck shell=bash disable=SC2154 # train.sh sets recipe, root, gpus, config, processes
 
-fail() { # LINE...
-  printf 'keepstep: %s\n' "$1" >&2
-  (($# == 1)) || printf '    Hint: %s\n' "$2" >&2
-  end "${failure:-2}"
+fail() { fail_with 2 "$@"; } # LINE [HINT]
+
+fail_with() { # STATUS LINE [HINT]
+  printf 'keepstep: %s\n' "$2" >&2
+  (($# == 2)) || printf '    Hint: %s\n' "$3" >&2
+  end "$1"
 }
 
 end() { # STATUS; a job hears of it in a file: srun tells that of whichever process it likes
@@ -37,10 +39,10 @@ check_settings() {
 }
 
 check_temporary_folder() { # a container whose root file system is read-only
-  local folder=${TMPDIR:-/tmp} made failure=2
-  [[ -z ${KEEPSTEP_EXIT_FILE:-} ]] || failure=70 # a job has other nodes, and tries again
+  local folder=${TMPDIR:-/tmp} made status=2
+  [[ -z ${KEEPSTEP_EXIT_FILE:-} ]] || status=70 # a job has other nodes, and tries again
   { made=$(mktemp -d 2>/dev/null) && rmdir "$made"; } ||
-    fail "nothing can be written in ${TMPDIR:+TMPDIR, }$folder, the folder for temporary files" \
+    fail_with "$status" "nothing can be written in ${TMPDIR:+TMPDIR, }$folder, the folder for temporary files" \
       "export TMPDIR=FOLDER; in a pod: mount an emptyDir at /tmp"
 }
 

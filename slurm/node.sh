@@ -47,7 +47,7 @@ case $1 in
     fi
     set -u +e
     given=${TMPDIR:-/tmp} # this node's own disk may be full, and that is no fault of the run
-    for folder in "$given" /dev/shm /var/tmp; do
+    for folder in "$given" /tmp /var/tmp /dev/shm; do
       made=$(mktemp -d -p "$folder" 2>/dev/null) && rmdir "$made" && break
     done
     if [[ $folder != "$given" ]]; then
