@@ -17,13 +17,16 @@ install: $(VENV)/.installed
 # A folder that an older Python has made, or that was left without pip, is not kept.
 SUITS := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
+# Build backends, too: pip before 25.3 looks at the first, since then at the second.
+PINNED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@{ $(BIN)/python $(SUITS) && { $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; }; } \
 	>/dev/null 2>&1 || rm -rf $(VENV)
 	@test -d $(VENV) || $(PYTHON) $(SUITS) || { echo "keepstep needs Python 3.11 or newer, and" \
 	"$(PYTHON) is $$($(PYTHON) --version 2>&1). Another one: make install PYTHON=python3.11" >&2; exit 1; }
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PINNED) $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 # What DeepSpeed compiles on CPU at its first use: for minutes, while the ranks of a test would wait.

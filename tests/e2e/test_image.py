@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shlex
@@ -28,30 +30,50 @@ def buildah(*words: str, cwd: Path = ROOT) -> str:
 
 
 @pytest.fixture(scope="module")
-def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One of the image; built of what git knows, with things beside it that belong in no image."""
+def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What git knows, with things beside it that belong in no image."""
     if shutil.which("buildah") is None:
         pytest.skip("no image on this machine: buildah is not installed")
     (base,) = re.findall(r"^ARG BASE=(.+)$", (ROOT / DOCKERFILE).read_text(), re.M)
     pulled = subprocess.run(["buildah", "pull", "--policy", "missing", base], capture_output=True)
     if pulled.returncode:
         pytest.skip(f"no image on this machine: {base} cannot be had")
-    context = tmp_path_factory.mktemp("context")
+    made = tmp_path_factory.mktemp("context")
     for name in subprocess.check_output(TRACKED, cwd=ROOT, text=True).split("\0"):
         if name and (ROOT / name).exists():
-            (context / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, context / name)
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, made / name)
     for name in ("slurm/site.env", ".venv/x", "runs/x", "src/keepstep/__pycache__/x.pyc"):
-        (context / name).parent.mkdir(parents=True, exist_ok=True)
-        (context / name).write_text("none of the image's")
-    options = ["--layers", *OPTIONS, "--build-arg", "VARIANT=cpu", "-t", "keepstep-test"]
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).write_text("none of the image's")
+    return made
+
+
+@contextlib.contextmanager
+def built(context: Path, name: str) -> Iterator[list[str]]:
+    """The image for CPU by that name; its layers' digests, lowest first."""
+    options = ["--layers", *OPTIONS, "--build-arg", "VARIANT=cpu", "-t", name]
     buildah("build", "-f", DOCKERFILE, *options, ".", cwd=context)
+    try:
+        image = json.loads(buildah("inspect", "--type", "image", name))
+        yield image["OCIv1"]["rootfs"]["diff_ids"]
+    finally:
+        buildah("rmi", name)
+
+
+@pytest.fixture(scope="module")
+def layers(context: Path) -> Iterator[list[str]]:
+    with built(context, "keepstep-test") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def container(layers: list[str]) -> Iterator[str]:
     name = buildah("from", "keepstep-test")
     try:
         yield name
     finally:
         buildah("rm", name)
-        buildah("rmi", "keepstep-test")
 
 
 def within(container: str, *words: str) -> str:
@@ -76,6 +98,16 @@ def test_the_image_is_nobodys_but_keepsteps(container: str) -> None:
     junk = ["-name", "site.env", "-o", "-path", "*/keepstep/__pycache__/x.pyc"]
     assert within(container, "find", "/opt", "/home", "-xdev", *junk) == ""
     assert within(container, "find", "/opt/keepstep", "-writable", "-not", "-type", "l") == ""
+
+
+@pytest.mark.long
+def test_another_version_is_one_layer(context: Path, layers: list[str]) -> None:
+    """PyTorch and the libraries are not made again, nor sent again."""
+    source = context / "src/keepstep/__init__.py"
+    source.write_text(source.read_text() + "\n# another version\n")
+    with built(context, "keepstep-test-changed") as changed:
+        assert changed[:-1] == layers[:-1]
+        assert changed[-1] != layers[-1]
 
 
 def _normal(name: str) -> str:

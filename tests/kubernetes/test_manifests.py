@@ -154,10 +154,42 @@ def test_the_image() -> None:
     assert done.returncode == 0, done.stdout
     text = path.read_text()
     assert re.search(r"^ARG BASE=python:3\.\d+\.\d+-slim-\w+$", text, re.M)
-    assert set(re.findall(r"^FROM (\S+)", text, re.M)) == {"${BASE}"}
+    assert set(re.findall(r"^FROM (\S+)", text, re.M)) == {"${BASE}", "libraries"}
     assert re.findall(r"^USER (.+)$", text, re.M) == ["1000:1000"]
     assert '\nENTRYPOINT ["tini", "--", "keepstep", "launch"]\n' in text
     assert all("-c constraints.txt" in line for line in re.findall(r"pip install .*", text))
+
+
+def stages() -> list[list[str]]:
+    """The Dockerfile's instructions, stage by stage."""
+    text = (FOLDER / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    starts = [number for number, line in enumerate(lines) if line.startswith("FROM ")]
+    return [lines[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True)]
+
+
+def test_another_version_of_keepstep_is_a_small_layer() -> None:
+    """The libraries' layers know nothing of its code; what is put upon them is keepstep alone."""
+    libraries, keepstep, image = stages()
+    assert libraries[0] == "FROM ${BASE} AS libraries"
+    copied = [line for line in libraries if line.startswith(("COPY", "ADD"))]
+    assert copied == ["COPY constraints.txt ./", "COPY pyproject.toml ./"]
+    assert keepstep[0] == "FROM libraries AS keepstep"
+    assert [line for line in keepstep if line.startswith("RUN")] == [
+        "RUN pip install --no-cache-dir --no-deps -c constraints.txt --prefix /own ."
+    ]
+    made = [line for line in image if line.startswith(("FROM", "COPY", "ADD", "RUN"))]
+    assert made == ["FROM libraries", "COPY --from=keepstep /own /opt/keepstep"]
+
+
+def test_the_constraints_hold_for_build_backends() -> None:
+    """In the image and in CI, with a pip of before 25.3 and of later."""
+    names = ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT")
+    for stage in stages()[:2]:
+        assert [f"ARG {name}=/src/constraints.txt" in stage for name in names] == [True, True]
+    made = ["make", "--dry-run", "--always-make", "install", "VENV=.venv-none"]
+    (told,) = re.findall(r".* -e '\.\[dev\]'", subprocess.check_output(made, cwd=ROOT, text=True))
+    assert all(f"{name}=constraints.txt " in told for name in names)
 
 
 def test_the_image_holds_what_a_wheel_is_built_of() -> None:

@@ -13,8 +13,8 @@ from packaging.requirements import Requirement
 from tests.helpers import versions
 from tests.helpers.ranks import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 
 CHOSEN = {"trackio", "wandb"}  # by `report_to`: imported where their callbacks have been
 
@@ -76,6 +76,16 @@ def test_what_comes_along_has_a_pin() -> None:
     pins = {normal(name) for name in versions.pins((ROOT / "constraints.txt").read_text())}
     needed = closure("keepstep", set()) - {"keepstep"}
     needed |= {"cuda-bindings", "cuda-pathfinder", "nvidia-nvjitlink"}
+    assert needed - pins == set()
+
+
+def test_what_builds_has_a_pin() -> None:
+    """keepstep's own backend with what comes along, and setuptools with wheel: DeepSpeed comes as
+    its source, without a pyproject.toml."""
+    pins = {normal(name) for name in versions.pins((ROOT / "constraints.txt").read_text())}
+    needed = {"editables", "setuptools", "wheel"}  # the first: hatchling's, for `-e`
+    for requirement in PYPROJECT["build-system"]["requires"]:
+        closure(Requirement(requirement).name, needed)
     assert needed - pins == set()
 
 
