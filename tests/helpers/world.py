@@ -122,6 +122,10 @@ class World:
             del self._brought[number]
         return brought
 
+    def _number(self) -> int:
+        """Of the collective that this rank came to last: the same on all that are in it."""
+        return self._entered[self._here.rank]
+
     def _unpickled(self, key: object, make: Callable[[], Any]) -> Any:
         """What comes of something that every rank has received alike."""
         if self.rank in self.watched:
@@ -134,7 +138,7 @@ class World:
         brought = self._exchange(pickle.dumps(value))
         # (torch pads what each rank brings to the longest, and tells the lengths first.)
         self.received[self._here.rank] += self.size * (8 + max(map(len, brought)))
-        values[:] = self._unpickled(id(brought), lambda: [pickle.loads(text) for text in brought])
+        values[:] = self._unpickled(self._number(), lambda: [pickle.loads(one) for one in brought])
 
     def _broadcast_object_list(
         self, values: list[Any], src: int = 0, group: Any = None, device: Any = None
@@ -155,7 +159,7 @@ class World:
         reduce: Any = {dist.ReduceOp.SUM: torch.sum, dist.ReduceOp.MAX: torch.amax}[op]
         brought = self._exchange(tensor.clone())
         self.received[self._here.rank] += tensor.nbytes
-        tensor.copy_(self._unpickled(id(brought), lambda: reduce(torch.stack(brought), 0)))
+        tensor.copy_(self._unpickled(self._number(), lambda: reduce(torch.stack(brought), 0)))
         return SimpleNamespace(wait=lambda: None) if async_op else None
 
     def _loads(self, text: bytes) -> Any:
