@@ -199,8 +199,10 @@ class Job(Supervisor):
         port = 10000 + (int(self.number) * 31 + self.round * 1009 + self.tries) % 20000
         head = self.slurm.address_of(self.nodes[0])
         self.attempt = Attempt(self.token, self.tries, self.nodes, self.files)
+        count = self.processes()
         self.say(
-            f"attempt on {','.join(self.nodes)}, {self.processes()} processes, {head}:{port},"
+            f"attempt on {','.join(self.nodes)}, {count} process{'' if count == 1 else 'es'}, "
+            f"{head}:{port},"
             f" from checkpoint {self.files.newest()}; log: {self.attempt.log()}"
         )
         told = [self.token, str(len(self.nodes)), head, str(port)]

@@ -149,7 +149,7 @@ def test_the_line_about_the_end_is_torn(tmp_path: Path) -> None:
     log.write_bytes(b"".join(lines)[:-20])
     status, said = run_report(run, "--out", out)
     assert status == 0
-    lost = f"events.jsonl: 1 of {len(lines)} lines are damaged, and passed by"
+    lost = f"events.jsonl: 1 of {len(lines)} lines is damaged, and passed by"
     assert lost in said
     assert lost in out.read_text()
     assert "failed; 1 attempt" in said

@@ -149,7 +149,7 @@ def test_what_is_passed_by_is_told(run: Path) -> None:
     (private / "run.json").write_bytes(b"\xff")
     (private / "pins").symlink_to("/")
     notes = notes_on(RunFolder(run))
-    assert "1 of 6 lines are damaged" in notes[".keepstep/events.jsonl"]
+    assert "1 of 6 lines is damaged" in notes[".keepstep/events.jsonl"]
     assert "no text" in notes[".keepstep/run.json"]
     assert "nothing is pinned" in notes[".keepstep/pins"]
 
@@ -347,7 +347,7 @@ def test_verify_says_what_an_older_version_has_not_written(run: Path) -> None:
         result.output
     )
     assert "checkpoint-10: valid (4 files, 8 B, sizes compared)\n" in result.output
-    assert ".keepstep/events.jsonl: 1 of 6 lines are damaged" in result.output
+    assert ".keepstep/events.jsonl: 1 of 6 lines is damaged" in result.output
     assert relaunch(run) == 20
 
 

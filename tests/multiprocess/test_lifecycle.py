@@ -139,7 +139,7 @@ def test_a_crash_loop_steps_back_and_ends(ranks: Ranks, demo: Path, workspace: P
     assert "carrying on from checkpoint-2" in attempt.output
     attempt = ranks.start(argv(demo, run, **fields))
     assert attempt.wait() == [76, 76]
-    assert "checkpoint-2: resumed 1 times without progress" in attempt.output
+    assert "checkpoint-2: resumed 1 time without progress" in attempt.output
     assert status(run)["outcome"] == "no_progress"
     assert [c.step for c in RunFolder(run).checkpoints()] == [2]  # nothing was lost
 

@@ -139,6 +139,28 @@ def test_a_lost_line_of_the_checkpoint_that_was_gone_on_from() -> None:
     assert "repeated" not in found
 
 
+def test_a_clock_that_was_set_back_hides_no_waiting() -> None:
+    """By an hour, while the first attempt made its steps."""
+    back = [FIRST[0], *(moved(text, -3600) for text in [*FIRST[1:], *SECOND])]
+    assert in_seconds(of(back, newest=60)) == in_seconds(of(LINES, newest=60))
+    killed = [li for li in back if '"heard"' not in li][: len(FIRST)]
+    heard = {"heard": Spent(37, {"startup": 10, "step": 38, "save": 1}), "heard_at": stamp(-3551)}
+    assert in_seconds(of(killed, newest=30, **heard)) == in_seconds(
+        of(FIRST, newest=30, **heard | {"heard_at": stamp(49)})
+    )
+
+
+def moved(text: str, seconds: float) -> str:
+    """A line, by a clock that was set."""
+    value = json.loads(text)
+    del value["check"]
+    for name in ("time", "at"):
+        if name in value:
+            then = datetime.fromisoformat(value[name]).timestamp() + seconds
+            value[name] = stamp(then - T0)
+    return with_check(json.dumps(value))
+
+
 def test_what_was_begun_in_vain_is_lost_and_costs_the_others_nothing() -> None:
     vain = [
         line(130, 3, "attempt", spent={"startup": 5.0}),

@@ -13,6 +13,15 @@ from tests.report.looks import look_at
 from tests.report.nights import hostile, night, short
 
 
+COLORS = """
+[...document.querySelectorAll('a, svg *')].map(e => getComputedStyle(e)).map(s => s.color + s.fill)
+"""
+OUTSIDE = """
+[...document.querySelectorAll('main *')]
+  .filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))
+"""
+
+
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with browser(tmp_path_factory.mktemp("profile")) as page:
@@ -37,6 +46,22 @@ def test_a_report_is_whole(shown: Page, tmp_path: Path) -> None:
     shown.prefer("dark", media="print")
     assert shown.ask("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
     assert shown.ask("getComputedStyle(document.querySelector('details')).display") == "none"
+
+
+def test_paper_is_light_and_cuts_nothing_off(shown: Page, tmp_path: Path) -> None:
+    """Printed from a dark screen, on A4 and on a narrower sheet; names of any letters."""
+    names = "größe-üñ", "مرحبا-שלום", "🚀" * 40, "a-long-name-" * 9
+    report = tmp_path / "report.html"
+    runs = [night(f"runs/{name}") for name in names]
+    report.write_text(page_of(runs, "2026-11-28 04:00 UTC", "0.2.0"))
+    for width in (794, 560):
+        shown.open(report, width)
+        shown.prefer("light", media="print")
+        light = shown.ask(COLORS)
+        shown.prefer("dark", media="print")
+        assert shown.ask(COLORS) == light
+        assert shown.ask(OUTSIDE) == []
+    shown.prefer("light")
 
 
 def test_what_overlaps_is_seen(shown: Page, tmp_path: Path) -> None:

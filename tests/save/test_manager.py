@@ -201,7 +201,7 @@ def test_a_forged_number_is_not_counted_on_from(run: Path, number: int) -> None:
     assert attempt(run).attempt == 2
     assert attempt(run).attempt == 3
     assert [a.number for a in RunFolder(run).attempts()] == [1, 2, 3]
-    assert "1 of 5 lines are damaged" in notes_on(RunFolder(run))[".keepstep/events.jsonl"]
+    assert "1 of 5 lines is damaged" in notes_on(RunFolder(run))[".keepstep/events.jsonl"]
 
 
 def test_the_next_number_is_one_that_a_manifest_holds(run: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +69,8 @@ def test_that_it_did_not_arrive_is_told_once_and_ends_nothing(
         notifier.send(Notice("failed", "failed"), 1)
         notifier.close()
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told == f"a message to {VARIABLE} did not arrive: HTTP status {status}"
+    assert told.startswith(f"a message to {VARIABLE} did not arrive: HTTP status {status}")
+    assert ("set the address that it leads to" in told) == (status in (302, 308))
     assert len(hook.got) == 2
 
 
@@ -92,7 +96,51 @@ def test_nobody_waits_for_long(
     assert "s3cret" not in told
 
 
-@pytest.mark.parametrize("address", ["s3cret", "ftp://s3cret/x", "http://", "http://[s3cret"])
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("http://s3cret.invalid/", "its host's name is not known here (gaierror)"),
+        ("http://127.0.0.1:9/s3cret", "its host refuses the connection (ConnectionRefusedError)"),
+        ("https://127.0.0.1:{port}/s3cret", "no TLS with its host (SSLError)"),
+    ],
+)
+def test_why_it_did_not_arrive_is_told_in_words(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    why: str,
+) -> None:
+    """Not by the error's own text, which may hold the address."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        thread = threading.Thread(target=answer_without_tls, args=(server,), daemon=True)
+        thread.start()
+        monkeypatch.setenv("no_proxy", "*")
+        monkeypatch.setenv(VARIABLE, address.format(port=port))
+        notifier, _ = begin(tmp_path)
+        notifier.send(Notice("failed", "failed"), 1)
+        notifier.close()
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told == f"a message to {VARIABLE} did not arrive: {why}"
+
+
+def answer_without_tls(server: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the test is over
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            connection.recv(4096)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("s3cret", "ftp://s3cret/x", "http://", "http://[s3cret", "http://127.0.0.1:s3cret/"),
+        *("http://127.0.0.1/s3 cret", "http://127.0.0.1/s3crät"),
+    ],
+)
 def test_what_is_no_address_is_told_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:

@@ -17,7 +17,7 @@ from keepstep.cli.tables import step_seconds
 from keepstep.output import log_filters
 from keepstep.output.loading import loading
 from keepstep.output.table import Column, Table
-from keepstep.output.units import human_bytes
+from keepstep.output.units import counted, human_bytes
 from keepstep.policy.auto_interval import AutoInterval, costs_of, seconds_apart
 from keepstep.run_folder.reader import RunFolder
 
@@ -170,7 +170,7 @@ def estimate(
         typer.echo(json.dumps(told.as_dict(), indent=1))
         return
     console.table_that_fits(partial(_table, rows, limit))
-    processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
+    processes = counted(num_processes, "process")
     shared = f", shared by {sequences} (evaluations: whole rows)" if sequences > 1 else ""
     console.tell(
         f"{shapes.total:,} parameters, {shapes.trained:,} trained; {processes}, "

@@ -27,7 +27,7 @@ from keepstep.cli.export_from_mirror import export_from_mirror, tell_exported
 from keepstep.output import log_filters
 from keepstep.output.loading import loading
 from keepstep.output.terminal import progress_bar
-from keepstep.output.units import human_bytes
+from keepstep.output.units import counted, human_bytes
 from keepstep.policy.strict import TextError, parse
 from keepstep.run_folder.reader import RunFolder
 
@@ -246,8 +246,8 @@ def reshard(
     except (BatchError, ReshardError) as error:
         fail(str(error))
     console.tell(
-        f"{into / made.path.name}: {human_bytes(made.manifest.total_bytes)}, for {num_processes} "
-        f"processes (it was written by {source.manifest.world_size})",
+        f"{into / made.path.name}: {human_bytes(made.manifest.total_bytes)}, for "
+        f"{counted(num_processes, 'process')} (it was written by {source.manifest.world_size})",
     )
 
 
@@ -277,8 +277,9 @@ def adopt(
         fail(str(error))
     manifest = adopted.checkpoint.manifest
     console.tell(
-        f"{into / adopted.checkpoint.path.name}: {manifest.origin}, {len(manifest.files)} files, "
-        f"{human_bytes(manifest.total_bytes)}, committed.\nNot checked:",
+        f"{into / adopted.checkpoint.path.name}: {manifest.origin}, "
+        f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.total_bytes)}, "
+        "committed.\nNot checked:",
     )
     for sentence in adopted.unchecked:
         console.tell(f"  - {sentence}")

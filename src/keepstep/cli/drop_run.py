@@ -16,6 +16,7 @@ from keepstep.cli.space import Work, refusals, refuse_at_work
 from keepstep.cli.status import status_of
 from keepstep.output.loading import loading
 from keepstep.output.terminal import progress_bar
+from keepstep.output.units import counted
 from keepstep.policy.manifest import folder_name, step_of
 from keepstep.run_folder.by_hand import ByHand, runs_beside
 from keepstep.run_folder.reader import Checkpoint, RunFolder
@@ -96,7 +97,9 @@ def _export(
     hand.keeper.record("export", step=found.step, folder=to.name, files=digests, by=hand.by)
     storage.rename(aside, to)
     if not quiet:
-        console.tell(f"{to}: {len(made.files)} files, {made.dtype}, read back and compared")
+        console.tell(
+            f"{to}: {counted(len(made.files), 'file')}, {made.dtype}, read back and compared"
+        )
 
 
 def _exported(run: RunFolder, to: Path) -> int | None:

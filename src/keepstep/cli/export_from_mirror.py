@@ -12,7 +12,7 @@ import typer
 from keepstep.cli import on_mirror
 from keepstep.cli.common import console, ended_by_signals
 from keepstep.output.terminal import progress_bar
-from keepstep.output.units import human_bytes
+from keepstep.output.units import counted, human_bytes
 from keepstep.run_folder.storage import Storage
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def export_from_mirror(
 def tell_exported(to: Path, made: Exported) -> None:
     """What an export has written."""
     size = human_bytes(sum(made.files.values()))
-    console.tell(f"{to}: {len(made.files)} files, {size}, {made.dtype}")
+    console.tell(f"{to}: {counted(len(made.files), 'file')}, {size}, {made.dtype}")
 
 
 def _export_apart(

@@ -9,7 +9,7 @@ import typer
 from keepstep.cli.common import JsonOption, RunArgument, app, console, examples, used_run
 from keepstep.cli.rows import GoodputReport
 from keepstep.output.table import Column, Table
-from keepstep.output.units import human_duration
+from keepstep.output.units import counted, human_duration
 from keepstep.policy.goodput import TITLES, Goodput
 from keepstep.run_folder.notes import fault_of_log
 from keepstep.run_folder.progress import goodput_of
@@ -32,8 +32,7 @@ def goodput(run: RunArgument, as_json: JsonOption = False) -> None:
         )
         console.tell(f"{run}: {none}")
     else:
-        plural = "" if attempts == 1 else "s"
-        console.tell(f"{run}: {human_duration(found.wall / 1000)}, {attempts} attempt{plural}")
+        console.tell(f"{run}: {human_duration(found.wall / 1000)}, {counted(attempts, 'attempt')}")
         console.table(_table(found))
     if not as_json and (fault := fault_of_log(folder)) is not None:
         console.tell(f"{folder.events.name}: {fault}: what they told is missing here")

@@ -14,6 +14,7 @@ from keepstep.cli.common import JsonOption, RunArgument, app, console, examples,
 from keepstep.cli.rows import JsonObject
 from keepstep.cli.status import RunStatus, in_words, job_of, status_of
 from keepstep.output.printable import first_few, quoted
+from keepstep.output.units import counted
 from keepstep.policy.goodput import Goodput
 from keepstep.policy.lineage import RECIPE, Attempt
 from keepstep.run_folder.by_hand import may_be_at_work
@@ -223,9 +224,11 @@ def launch_in_words(newest: Mapping[str, Any]) -> dict[str, str]:
     versions, code, hosts = newest["versions"], newest["code"], newest["hosts"]
     known = ("keepstep", "torch", "transformers", "trl", "deepspeed")
     commit = f"commit {code['commit'][:12]}" if "commit" in code else ""
-    if code.get("changed", "0") != "0":
-        commit += f", and {code['changed']} files that differ from it"
-    named = [f"{host} ({n} process{'' if n == 1 else 'es'})" for host, n in hosts.items()]
+    files = code.get("changed", "0")
+    if files != "0":
+        differ = "file that differs" if files == "1" else "files that differ"
+        commit += f", and {files} {differ} from it"
+    named = [f"{host} ({counted(n, 'process')})" for host, n in hosts.items()]
     return {
         "model": newest["model"] or "an object of the script",
         "data": "; ".join(f"{what}: {source}" for what, source in newest["data"].items())

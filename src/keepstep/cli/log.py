@@ -22,6 +22,7 @@ from keepstep.cli.common import (
     used_run,
 )
 from keepstep.cli.rows import JsonObject
+from keepstep.output.units import be, counted
 from keepstep.policy.sentences import sentence
 from keepstep.run_folder.events import read_lines
 from keepstep.run_folder.paths import RunPaths
@@ -117,8 +118,7 @@ def log(
         if not follow:
             raise
     if damaged and not as_json:
-        are = "line is" if damaged == 1 else "lines are"
-        console.tell(f"{damaged} {are} damaged, and passed by")
+        console.tell(f"{counted(damaged, 'line')} {be(damaged)} damaged, and passed by")
 
 
 def _tell_said(run: RunFolder, attempt: int | None, as_json: bool) -> None:

@@ -27,7 +27,7 @@ from keepstep.cli.common import (
 )
 from keepstep.cli.rows import VerifyReport, checkpoint_rows
 from keepstep.cli.space import tell_waste, waste_of
-from keepstep.cli.status import tell_status, tell_without_checkpoints
+from keepstep.cli.status import none_can_be_taken, tell_status, tell_without_checkpoints
 from keepstep.cli.tables import (
     attempt_table,
     checkpoint_table,
@@ -38,7 +38,7 @@ from keepstep.cli.tables import (
 )
 from keepstep.cli.watch import LOOK_SECONDS, STORE_SECONDS, again_and_again
 from keepstep.output.printable import quoted
-from keepstep.output.units import human_bytes
+from keepstep.output.units import counted, human_bytes
 from keepstep.policy.manifest import folder_name, step_of
 from keepstep.run_folder.by_hand import may_be_at_work
 from keepstep.run_folder.notes import notes_on
@@ -161,9 +161,8 @@ def _tell(
         if pace is not None:
             console.tell(pace)
     told = [c for c in checkpoints if step in (None, c.step)]
-    plural = "" if len(told) == 1 else "s"
     total = sum(c.manifest.total_bytes for c in told)
-    console.tell(f"{len(told)} checkpoint{plural}, {human_bytes(total)}")
+    console.tell(f"{counted(len(told), 'checkpoint')}, {human_bytes(total)}")
     if found is None:
         _tell_elsewhere(folder)
         tell_part(folder, checkpoints)
@@ -184,7 +183,7 @@ def _tell_none(folder: RunFolder, name: str, found: on_mirror.Found | None) -> N
         return
     odd = folder.odd()
     if odd:
-        console.tell(f"{name}: none of {len(odd)} checkpoints can be taken; each says why")
+        console.tell(f"{name}: {none_can_be_taken(len(odd))}")
         raise typer.Exit(1)
     console.tell(f"{name}: no checkpoint is committed there yet")
 
@@ -283,7 +282,7 @@ def _tell_faults(
             manifest = checkpoint.manifest
             valid = "valid part" if manifest.is_part else "valid"
             console.tell(
-                f"{checkpoint.path.name}: {valid} ({len(manifest.files)} files, "
+                f"{checkpoint.path.name}: {valid} ({counted(len(manifest.files), 'file')}, "
                 f"{human_bytes(manifest.total_bytes)}, {how} compared)"
                 + ("" if manifest.has_digest else f"; {WITHOUT_DIGEST}"),
             )

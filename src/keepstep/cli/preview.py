@@ -12,6 +12,7 @@ from keepstep.cli.common import app, console, examples
 from keepstep.output import log_filters
 from keepstep.output.loading import loading
 from keepstep.output.printable import quoted
+from keepstep.output.units import counted
 
 if TYPE_CHECKING:
     from keepstep.preflight.preview import Preview
@@ -82,7 +83,7 @@ def _told(seen: Preview) -> str:
         lost = f"; {row.lost:,} more are cut" if row.lost else ""
         lines.append("")
         lines.append(
-            f"row {number}: {row.tokens:,} tokens, {row.trained:,} of them trained on "
+            f"row {number}: {counted(row.tokens, 'token')}, {row.trained:,} of them trained on "
             f"({OPENS}so{CLOSES}){lost}{'' if row.trained else ': nothing is left to train on'}"
         )
         lines.append("".join(f"{OPENS}{t}{CLOSES}" if on else t for on, t in row.spans))

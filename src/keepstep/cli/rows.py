@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from keepstep.output.units import counted
 from keepstep.policy.batch import BatchError, Dealt, agree
 from keepstep.policy.completeness import not_reshardable
 from keepstep.policy.manifest import Manifest
@@ -330,7 +331,9 @@ def _shared_out(manifest: Manifest, num_processes: int) -> dict[str, Any]:
     """What becomes of the rows of a step on so many processes, if the recipe stays as it is."""
     reason = not_reshardable(manifest.files)
     if reason and num_processes != manifest.world_size:
-        return {"refused": f"it was written by {manifest.world_size} processes, and {reason}"}
+        return {
+            "refused": f"it was written by {counted(manifest.world_size, 'process')}, and {reason}"
+        }
     before = Dealt.from_json(manifest.dealt)
     if before is None:
         return {"batch": "the recipe's batch (what it was is not known)"}

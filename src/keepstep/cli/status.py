@@ -214,7 +214,7 @@ def tell_without_checkpoints(run: RunFolder, path: Path) -> None:
     """
     odd, found = run.odd(), status_of(run)
     if odd:
-        console.tell(f"{path}: none of {len(odd)} checkpoints can be taken; each says why")
+        console.tell(f"{path}: {none_can_be_taken(len(odd))}")
         raise typer.Exit(1)
     removed = any(attempt.commits for attempt in run.attempts())  # by hand, or after an export
     none = "no checkpoint is left" if removed else "no checkpoint is committed yet"
@@ -387,3 +387,10 @@ def _tell(run: Path, found: RunStatus) -> None:
             console.tell_named(name, text)
     for name, fault in (found.faults or {}).items():
         console.tell(f"{name}: {fault}")
+
+
+def none_can_be_taken(count: int) -> str:
+    """Of so many checkpoints that are damaged; a line for each stands above."""
+    if count == 1:
+        return "its only checkpoint cannot be taken, as it says"
+    return f"none of {count:,} checkpoints can be taken; each says why"

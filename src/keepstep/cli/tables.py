@@ -18,7 +18,7 @@ from keepstep.cli.rows import (
 )
 from keepstep.output.printable import first_few, printable
 from keepstep.output.table import Column, Table
-from keepstep.output.units import human_bytes
+from keepstep.output.units import counted, human_bytes
 from keepstep.policy.auto_interval import (
     LOOK_BACK,
     AutoInterval,
@@ -204,9 +204,9 @@ def save_hint(run: RunFolder, mtbf_hours: float) -> str:
     best = best_interval(stall, mtbf_hours * 3600)
     return (
         f"a save stops training for {figure(stall, 3)} s, a step takes {figure(step, 2)} s, and a "
-        f"failure loses up to {apart} steps ({figure(apart * step, 0)} s). With one failure in "
-        f"{mtbf_hours:g} hours a save every {figure(best, 0)} s "
-        f"({max(1, round(best / step))} steps) loses least."
+        f"failure loses up to {counted(apart, 'step')} ({figure(apart * step, 0)} s). "
+        f"With one failure in {mtbf_hours:g} hours a save every {figure(best, 0)} s "
+        f"({counted(max(1, round(best / step)), 'step')}) loses least."
     )
 
 
@@ -242,7 +242,7 @@ def tell_answer(answer: ResumeAnswer) -> str:
     if answer.value is not None:
         parts.append(f"{answer.metric} {figure(answer.value)}")
     steps = answer.loses_steps
-    parts.append(f"{steps} steps to repeat" if steps else "no step to repeat")
+    parts.append(f"{counted(steps, 'step')} to repeat" if steps else "no step to repeat")
     if answer.loses_metric is not None:
         worse = answer.loses_metric
         parts.append(f"{figure(worse)} worse than the best" if worse else "the best there is")
@@ -250,7 +250,7 @@ def tell_answer(answer: ResumeAnswer) -> str:
     lines += ["  (an earlier attempt has gone back already)"] if answer.under_way else []
     if answer.num_processes is not None and answer.step is not None:
         told = answer.batch or f"not possible: {answer.refused}"
-        lines.append(f"  on {answer.num_processes} processes: {told}")
+        lines.append(f"  on {counted(answer.num_processes, 'process')}: {told}")
     for why in dict.fromkeys(answer.others.values()):
         of_it = [step for step, reason in answer.others.items() if reason == why]
         lines.append(f"  not checkpoint-{first_few(of_it)}: {printable(why)}")

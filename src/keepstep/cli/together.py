@@ -22,6 +22,7 @@ from keepstep.cli.agreement import ENDING_SECONDS, Agreement, Terms, newest_numb
 from keepstep.cli.gone import say
 from keepstep.cli.neighbors import Neighbors
 from keepstep.cli.network import interface_towards
+from keepstep.output.units import counted
 from keepstep.policy.machines import ENDS, GROWS, LEAVES, Machine, Part, Plan, range_of
 from keepstep.policy.next_step import FAILED, FINISHED, RECIPE, STOPPED, Ended
 from keepstep.ranks.signals import BEGAN, steady
@@ -108,7 +109,8 @@ class Together(Supervisor):
         self._bigger_since = self._lost_since = math.inf
         count = len(plan.machines) * plan.processes
         names = self._agreement.said(plan.machines)
-        say(f"attempt {plan.number} on {names}: {count} processes, {from_where(self._folder)}")
+        told = f"attempt {plan.number} on {names}: {counted(count, 'process')}"
+        say(f"{told}, {from_where(self._folder)}")
         own = self._neighbors.processes
         if own > plan.processes:
             say(f"{plan.processes} of this machine's {own} processes: as many as the smallest has")

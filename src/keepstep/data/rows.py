@@ -13,6 +13,7 @@ from typing import Any
 
 from keepstep.data.columns import alpaca_problem, is_alpaca, turns_of_alpaca
 from keepstep.errors import KeepstepError
+from keepstep.output.units import counted
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 OTHER_NAMES = {
@@ -314,7 +315,8 @@ class Count:
         return self.rows - self.used
 
     def __str__(self) -> str:
-        text = f"{self.rows:,} rows, {self.used:,} used, {self.cut:,} cut, {self.dropped:,} dropped"
+        text = f"{counted(self.rows, 'row')}, {self.used:,} used, "
+        text += f"{self.cut:,} cut, {self.dropped:,} dropped"
         return text if self.packed is None else f"{text}, packed into {self.packed:,}"
 
 

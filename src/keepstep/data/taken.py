@@ -15,6 +15,7 @@ from keepstep.data.columns import ALPACA, is_alpaca, renaming
 from keepstep.data.common import STREAM_SAMPLE, Rows, is_stream, problem
 from keepstep.data.read import unusable
 from keepstep.data.rows import TOKENS, Layout, Verdict, converted, hint_for, judge, layout_of
+from keepstep.output.units import counted
 from keepstep.recipe.config import ConfigError, DataConfig, KeepstepConfig, Problem
 
 T = TypeVar("T")
@@ -158,7 +159,7 @@ def _check_rows(
         told = f"{len(bad):,} of {len(problems):,} {what} rows cannot be used ({source})"
         raise ConfigError([problem(f"{told}; row {bad[0] + 1}: {problems[bad[0]]}")])
     if any(silent):
-        told = f"in {sum(silent):,} {what} rows {NOT_ANSWERED}"
+        told = f"in {counted(sum(silent), f'{what} row')} {NOT_ANSWERED}"
         warnings.append(replace(problem(told), severity="warning"))
     return any(found["foreign"])
 

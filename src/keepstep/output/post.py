@@ -9,8 +9,11 @@ The standard library alone: it starts at once.
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import signal
+import socket
+import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -48,11 +51,21 @@ def _fault_of(url: str, body: Any, seconds: float) -> str | None:
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=seconds):
             return None
     except urllib.error.HTTPError as error:
-        return f"HTTP status {error.code}"
+        led = 300 <= error.code < 400
+        elsewhere = ": it leads elsewhere, and is not followed; set the address that it leads to"
+        return f"HTTP status {error.code}" + (elsewhere if led else "")
     except urllib.error.URLError as error:
-        return type(error.reason).__name__
-    except Exception as error:  # its text may hold the address
-        return type(error).__name__
+        return _words_for(error.reason)
+    except Exception as error:
+        return _words_for(error)
+
+
+def _words_for(error: Any) -> str:
+    """Its type alone, in words: its text may hold the address."""
+    for kind, words in _WORDS.items():
+        if isinstance(error, kind):
+            return f"{words} ({type(error).__name__})"
+    return type(error).__name__
 
 
 def _without_user(url: str) -> tuple[str, dict[str, str]]:
@@ -64,6 +77,17 @@ def _without_user(url: str) -> tuple[str, dict[str, str]]:
         return url, {}
     told = base64.b64encode(unquote(user).encode()).decode()
     return parts._replace(netloc=host).geturl(), {"Authorization": f"Basic {told}"}
+
+
+_WORDS = {
+    socket.gaierror: "its host's name is not known here",
+    ssl.SSLCertVerificationError: "its host's certificate is not trusted here",
+    ssl.SSLError: "no TLS with its host",
+    ConnectionRefusedError: "its host refuses the connection",
+    ConnectionError: "its host broke the connection off",
+    http.client.HTTPException: "its host does not answer as HTTP does",
+    TimeoutError: "no answer in time",
+}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,17 @@ BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 
+def counted(count: int, what: str) -> str:
+    """`1 step`, `2,000 steps`, `2 processes`."""
+    ends = "" if count == 1 else "es" if what.endswith("ss") else "s"
+    return f"{count:,} {what}{ends}"
+
+
+def be(count: int) -> str:
+    """What goes with it: 1 is, 2 are."""
+    return "is" if count == 1 else "are"
+
+
 def human_bytes(count: float) -> str:
     """A size as people read it: powers of 1000, three digits."""
     for unit in ("B", "kB", "MB", "GB"):

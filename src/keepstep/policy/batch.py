@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from keepstep.errors import KeepstepError
+from keepstep.output.units import counted
 from keepstep.policy.strict import TextError, build
 
 MOST = 10**6  # of processes, of rows at once, of accumulated batches
@@ -46,7 +47,7 @@ class Batch:
 
     def __str__(self) -> str:
         parts = f"{self.world_size} x {self.per_device}"
-        return f"{self.rows} rows a step ({parts}, {self.accumulation} accumulated)"
+        return f"{counted(self.rows, 'row')} a step ({parts}, {self.accumulation} accumulated)"
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,12 @@ def agree(before: Dealt | None, asked: Batch, allow_change: bool = False) -> Bat
     nearest = _shared(max(1, round(rows / asked.world_size)), asked)
     if allow_change:
         return nearest
+    fitting = process_counts(rows)
     raise BatchError(
-        f"a step of {rows} rows cannot be shared out evenly among {asked.world_size} processes\n"
-        f"    Hint: launch {_or(process_counts(rows))} processes; or accept "
-        f"{nearest}: allow_batch_change: true",
+        f"a step of {counted(rows, 'row')} cannot be shared out evenly among "
+        f"{counted(asked.world_size, 'process')}\n"
+        f"    Hint: launch {_or(fitting)} process{'' if fitting == [1] else 'es'}; or "
+        f"accept {nearest}: allow_batch_change: true",
         rows=rows,
         processes=asked.world_size,
     )

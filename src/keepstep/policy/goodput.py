@@ -7,7 +7,7 @@ tells of is `unknown`: it is not made up.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from math import inf
 
@@ -15,6 +15,7 @@ from keepstep.output.units import human_duration
 from keepstep.policy.lineage import Attempt, Spent
 
 MOST = 10**10  # seconds: three centuries; more is no time that an attempt took
+SLACK = 1000  # milliseconds that moments and sums may differ by
 TITLES = {
     "productive": "productive steps",
     "repeated": "repeated steps",
@@ -113,20 +114,27 @@ def goodput(
         heard, heard_at: the newest sign of life of the newest attempt, and when that was (ISO
             8601).
     """
-    sums, begins, cursor = _Sums(), None, None
+    sums, begins, cursor, set_back = _Sums(), None, None, 0
     if attempts and heard is not None:
-        attempts = [*attempts[:-1], attempts[-1].heard_of(heard, heard_at)]
+        sign = replace(heard, at=heard_at)
+        attempts = [*attempts[:-1], attempts[-1].heard_of(sign, heard_at)]
     is_over = True  # whether it is known when the attempt before ended
     for index, attempt in enumerate(attempts):
-        of_it = max((s.seconds for s in attempt.spent), key=_total, default={})
-        known = {kind: _whole(seconds) for kind, seconds in of_it.items()}
-        began = _moment(attempt.began)
+        of_it = max(attempt.spent, key=lambda spent: _total(spent.seconds), default=Spent(0, {}))
+        known = {kind: _whole(seconds) for kind, seconds in of_it.seconds.items()}
+        began, told = _moment(attempt.began), _moment(of_it.at)
+        back = 0
         if began is not None:
-            began -= _whole(attempt.up)
+            began += set_back - _whole(attempt.up)
+            if told is not None:
+                back = began + sum(known.values()) - (told + set_back)
             cursor = began if cursor is None else cursor
             sums.add("waiting" if is_over else "unknown", max(0, began - cursor))
             cursor = max(cursor, began)
         last = _moment(attempt.last)
+        last = None if last is None else last + set_back
+        # Seconds are of a steady clock: the clock of the times was set back since it began.
+        set_back += back if back > SLACK else 0
         if cursor is None:
             if last is None:
                 continue

@@ -66,10 +66,12 @@ class Spent:
     Attributes:
         step: the optimizer steps completed then.
         seconds: of each `Kind`, since its process began.
+        at: the wall clock's time then (UTC, ISO 8601); None: not known.
     """
 
     step: int
     seconds: Mapping[str, float]
+    at: str | None = None
 
 
 @dataclass(frozen=True)

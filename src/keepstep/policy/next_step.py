@@ -233,7 +233,8 @@ def queue_again(why: str, seen: Situation) -> Next:
 
 def give_up(seen: Situation) -> Next:
     """Stop: nothing has come of the last attempts."""
-    words = f"{seen.fruitless} attempts in a row without a new checkpoint"
+    count = "1 attempt" if seen.fruitless == 1 else f"{seen.fruitless} attempts in a row"
+    words = f"{count} without a new checkpoint"
     return Next("give-up", words, GIVEN_UP)
 
 

@@ -162,9 +162,10 @@ def _claims(
     for record in alive:
         if record.step not in claims and places_left():
             claims[record.step] = ["recent" if policy.limit else "no limit is set"]
+    every = "every step" if policy.every_n_steps == 1 else f"every {policy.every_n_steps} steps"
     for record in alive:
         if policy.every_n_steps and record.step % policy.every_n_steps == 0:
-            claims.setdefault(record.step, []).append(f"every {policy.every_n_steps} steps")
+            claims.setdefault(record.step, []).append(every)
     for record in sorted(records, key=lambda r: r.step, reverse=True):
         if record.pinned:
             claims.setdefault(record.step, []).append("pinned")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from keepstep.errors import KeepstepError
 from keepstep.output.printable import first_few, printable
+from keepstep.output.units import counted
 from keepstep.policy.batch import Batch
 from keepstep.policy.rewind import Rewind
 
@@ -147,7 +148,7 @@ def _newest_valid(situation: Situation) -> Choice:
             passed_by[step], unreadable = str(error), True
             continue
         if tries >= situation.patience:
-            passed_by[step], tried = f"resumed {tries} times without progress", True
+            passed_by[step], tried = f"resumed {counted(tries, 'time')} without progress", True
         elif faults:
             passed_by[step] = invalid[step] = _some(faults, "; ")
         else:
@@ -163,7 +164,8 @@ def _newest_valid(situation: Situation) -> Choice:
         raise NoProgressError(f"nothing is left to resume from:\n{listing}")
     if passed_by:
         raise SelectionError(
-            f"{len(passed_by)} checkpoints exist and none is valid:\n{listing}\n"
+            f"{counted(len(passed_by), 'checkpoint')} exist{'s' if len(passed_by) == 1 else ''} "
+            f"and none is valid:\n{listing}\n"
             "    Hint: restore one of them, name the step of one on an abandoned branch, or set "
             "resume_from_checkpoint: never to start again; what another trainer wrote is taken in "
             "by keepstep adopt."
@@ -177,7 +179,8 @@ def _check_progress(situation: Situation, step: int | None) -> None:
     if tries >= situation.patience:
         where = "from the beginning" if step is None else f"from checkpoint-{step}"
         raise NoProgressError(
-            f"the run went on {where} {tries} times and committed nothing since", step=step
+            f"the run went on {where} {counted(tries, 'time')} and committed nothing since",
+            step=step,
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from keepstep.output.printable import first_few
-from keepstep.output.units import human_bytes
+from keepstep.output.units import be, counted, human_bytes
 from keepstep.policy.parallel_layout import ParallelLayout
 
 Event = Mapping[str, Any]
@@ -114,7 +114,7 @@ def _rewind(event: Event) -> str:
     to = f"checkpoint-{event['to']}" if event.get("to") else "the beginning"
     count = len(event.get("rows") or ())
     told = f"goes back to {to}, from before step {event.get('step')} ({event.get('what')})"
-    return f"{told}; {count} rows are left out"
+    return f"{told}; {counted(count, 'row')} {be(count)} left out"
 
 
 def _prune(event: Event) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from keepstep.output.units import human_bytes
+from keepstep.output.units import counted, human_bytes
 from keepstep.policy.mirror import VARIABLE
 from keepstep.policy.mounts import HERE
 from keepstep.preflight.estimate import (
@@ -222,8 +222,9 @@ def check_space(training: KeepstepConfig, size: int) -> Iterator[Problem]:
     if needed <= free:
         return
     yield Problem(
-        f"output_dir: {count} checkpoints of {human_bytes(size)} take {human_bytes(needed)} more "
-        f"on the disk of {place}, and {human_bytes(free)} are free",
+        f"output_dir: {counted(count, 'checkpoint')} of {human_bytes(size)} take"
+        f"{'s' if count == 1 else ''} {human_bytes(needed)} more on the disk of {place}, and "
+        f"{human_bytes(free)} are free",
         "free space, save_weights: never (no weights file), or a lower save_total_limit",
         "space",
         # A run that is under way goes on as long as it can: it prunes, and skips saves loudly.
@@ -237,8 +238,9 @@ def _host_memory(training: KeepstepConfig, shapes: Shapes, strategy: Strategy) -
     needed, free = local * host_bytes(shapes, strategy), free_host_memory()
     if saves and training.save_mode != "off" and needed > free:
         yield Problem(
-            f"{local} processes here want {human_bytes(needed)} of host memory for snapshots and "
-            f"what is offloaded, and {human_bytes(free)} are free: saves may stop training",
+            f"{human_bytes(needed)} of host memory are wanted for snapshots and what is offloaded "
+            f"({counted(local, 'process')} here), and {human_bytes(free)} are free: saves may stop "
+            "training",
             "more memory for the job, or async_save: off",
             "host-memory",
             "warning",
@@ -266,8 +268,8 @@ def check_device(
         size = human_bytes(device_bytes(shapes, fitting[0], step))
         hint = f"the config {fitting[0].name} would take about {size}"
     yield Problem(
-        f"{strategy.name} on {strategy.processes} processes takes about {human_bytes(needed)} of "
-        f"each device's memory, which is {human_bytes(total)}",
+        f"{strategy.name} on {counted(strategy.processes, 'process')} takes about "
+        f"{human_bytes(needed)} of each device's memory, which is {human_bytes(total)}",
         hint,
         "device-memory",
         "warning",

@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from keepstep.output.units import human_duration
+from keepstep.output.units import counted, human_duration
 from keepstep.policy.goodput import Goodput
 from keepstep.policy.lineage import Spent
 from keepstep.policy.samples import Sample
@@ -163,11 +163,6 @@ def headline(run: RunFacts) -> str:
     if lost is not None:
         parts.append(f"{lost:.1f} % of the time lost")
     return "; ".join(parts)
-
-
-def counted(count: int, what: str) -> str:
-    """`1 kill`, `2 kills`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def moment(text: str | None) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from keepstep.output.printable import first_few
-from keepstep.output.units import human_bytes
+from keepstep.output.units import counted, human_bytes
 from keepstep.policy.sentences import sentence
 from keepstep.report.charts import Chart, points_of
 from keepstep.report.drawing import thinned
@@ -71,7 +71,7 @@ def _attempts(run: RunFacts) -> Table:
 
 def _attempt(of: AttemptFacts) -> list[str]:
     status = "" if of.exit in (None, 0) else f" (exit status {of.exit})"
-    hosts = [f"{host}, {n} process{'' if n == 1 else 'es'}" for host, n in of.hosts.items()]
+    hosts = [f"{host}, {counted(n, 'process')}" for host, n in of.hosts.items()]
     reason = " ".join((of.reason or "").split())
     return [
         str(of.number),

@@ -175,7 +175,7 @@ def _event(line: str) -> dict[str, Any]:
 
 def _spent(event: Mapping[str, Any]) -> Spent:
     step = event.get("global_step" if event["event"] == "end" else "step")
-    return Spent(step or 0, event["spent"])
+    return Spent(step or 0, event["spent"], event.get("at", event["time"]))
 
 
 def _with(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:

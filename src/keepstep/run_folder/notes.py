@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from keepstep.output.units import be, counted
 from keepstep.run_folder.evaluations import EVALUATIONS_NAME, fault_of_evaluations
 from keepstep.run_folder.reader import RunFolder
 from keepstep.run_folder.safe_read import ABSENT, OddFileError, read_object
@@ -56,4 +57,5 @@ def fault_of_log(run: RunFolder) -> str | None:
     events, damaged = run.events_read()
     if not damaged:
         return None
-    return f"{damaged} of {len(events) + damaged} lines are damaged, and passed by"
+    lines = counted(len(events) + damaged, "line")
+    return f"{damaged} of {lines} {be(damaged)} damaged, and passed by"

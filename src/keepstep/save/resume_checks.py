@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from keepstep.errors import KeepstepError
+from keepstep.output.units import counted
 from keepstep.policy.batch import Batch, BatchError, Dealt, agree
 from keepstep.policy.completeness import missing_state, not_reshardable, of_files, part_of
 from keepstep.policy.drift import drift
@@ -116,8 +117,8 @@ def check_state(checkpoint: Checkpoint, resume: Resume) -> None:
     if written != here and reason:
         raise SelectionError(
             f"{name} was written by {written}; this attempt has {here}, and {reason}\n"
-            f"    Hint: launch {written.world_size} processes with the config that the run "
-            "began with.",
+            f"    Hint: launch {counted(written.world_size, 'process')} with the config that the "
+            "run began with.",
             step=checkpoint.step,
             path=checkpoint.path,
         )

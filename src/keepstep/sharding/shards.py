@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from keepstep.output.units import counted
 from keepstep.sharding.sources import (
     MASTER,
     MODULE_FILE,
@@ -57,7 +58,8 @@ class ZeroStored(Stored):
         self._files = sorted(folder.glob("*zero_pp_rank_*_optim_states.pt"), key=_rank_of)
         if [_rank_of(file) for file in self._files] != list(range(self.world_size)):
             raise ReshardError(
-                f"{folder.name} does not hold the shards of {self.world_size} ranks", path=folder
+                f"{folder.name} does not hold the shards of {counted(self.world_size, 'rank')}",
+                path=folder,
             )
         self.prefix = self._files[0].name.split("zero_pp_rank_")[0]
         self.first_file = load_pickled(self._files[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from keepstep.output.printable import quoted
+from keepstep.output.units import counted
 from keepstep.policy.completeness import has_weights
 from keepstep.policy.metric import value_of
 from keepstep.ranks import collectives
@@ -50,8 +51,7 @@ def _tell_end(manager: CheckpointManager, outcome: Outcome) -> None:
         saved = "." if step is None else f" after step {step}; the state is saved."
         say(f"{_stopped(outcome.reason or '')}{saved}{then}")
         return
-    steps = "1 step" if outcome.global_step == 1 else f"{outcome.global_step} steps"
-    say(f"Finished: {steps}{_but(outcome)}.")
+    say(f"Finished: {counted(outcome.global_step or 0, 'step')}{_but(outcome)}.")
     newest = manager.run.latest()
     if newest is not None and not newest.manifest.is_finite:
         say(f"warning: {newest.path.name} is not finite: it ranks nothing, and is not published")

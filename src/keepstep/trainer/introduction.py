@@ -9,6 +9,7 @@ from transformers.trainer_utils import has_length
 from keepstep import __version__
 from keepstep.data.rows import line as rows_line
 from keepstep.output.printable import printable
+from keepstep.output.units import be, counted
 from keepstep.policy.batch import Dealt
 from keepstep.policy.rewind import named
 from keepstep.policy.selection import Choice
@@ -69,7 +70,9 @@ def tell_rows(trainer: CheckpointedTrainer) -> None:
         if not has_length(rows):
             told = "a stream: rows are not counted"
         else:
-            told = f"{len(rows):,} rows, taken as they are" if count is None else str(count)
+            told = (
+                f"{counted(len(rows), 'row')}, taken as they are" if count is None else str(count)
+            )
         say(rows_line(what, printable(source), told))
     for told in dict.fromkeys(filter(None, trainer.renamed.values())):
         say(f"rows: {printable(told)}")
@@ -79,4 +82,5 @@ def _planned(trainer: CheckpointedTrainer, checkpoint: Checkpoint) -> str:
     before, planned = checkpoint.manifest.planned_steps, trainer.planned_steps()
     if before in (planned, 0):  # 0: not known, of one that was adopted
         return ""
-    return f"; {planned} steps are planned now, not {before}: the learning rate's curve changes"
+    steps = f"{counted(planned, 'step')} {be(planned)}"
+    return f"; {steps} planned now, not {before}: the learning rate's curve changes"

@@ -49,7 +49,8 @@ class Notifier:
         if not self._url or _host_of(self._url) is not None:
             return []
         told = f"{VARIABLE} is no address of http:// or https://: nobody is notified"
-        return [Problem(told, "the address of a webhook", "notify", "warning")]
+        hint = "the address of a webhook; what is no ASCII in it, and spaces, as %XX"
+        return [Problem(told, hint, "notify", "warning")]
 
     def hear(self, event: Mapping[str, Any]) -> None:
         """An event has been written down. Ranks: the main process, any thread; never raises."""
@@ -153,6 +154,9 @@ def _host_of(url: str) -> str | None:
     """None: it is no address that could be posted to."""
     try:
         parts = urlsplit(url)
-        return parts.hostname if parts.scheme in ("http", "https") else None
+        parts.port  # noqa: B018  # which is read here, and may be no number
     except ValueError:
         return None
+    path = f"{parts.path}?{parts.query}"
+    can_be_sent = path.isascii() and path.isprintable() and " " not in path
+    return parts.hostname if parts.scheme in ("http", "https") and can_be_sent else None

@@ -189,9 +189,9 @@ def own_place(rows: Any, before: Dealt, allow_drift: Collection[str]) -> dict[st
     shards = shards_of(rows)
     if before.shards != shards and "stream" not in allow_drift:
         raise ReshardError(
-            f"the stream has {shards} files (or parts) now, and had {before.shards}: which rows "
-            "come next is not known\n    Hint: the same files; or allow_drift: stream goes on at "
-            "the place that it has noted"
+            f"the stream's number of files (or parts) is {shards} now, and was {before.shards}: "
+            "which rows come next is not known\n    Hint: the same files; or allow_drift: stream "
+            "goes on at the place that it has noted"
         )
     place, told = Place(before.done or 0, before.drawn or 0, before.place), ""
     if place.state and not fits(rows, place.state):

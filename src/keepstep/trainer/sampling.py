@@ -12,6 +12,7 @@ import torch
 
 from keepstep.data.prompts import Prompt, read_prompts
 from keepstep.data.tokenize import Positions
+from keepstep.output.units import counted
 from keepstep.policy.samples import Sample
 from keepstep.ranks import collectives
 from keepstep.recipe.problems import ConfigError, Problem
@@ -83,7 +84,7 @@ class Sampler:
         limit = positions.limit if positions.learned else None
         if limit is not None and len(tokens) + self._most > limit:
             raise _error(
-                f"{self.name}, prompt {number}: {len(tokens)} tokens, and "
+                f"{self.name}, prompt {number}: {counted(len(tokens), 'token')}, and "
                 f"sample_max_new_tokens: {self._most}: the model has {limit} positions"
             )
         return list(tokens)

@@ -170,7 +170,8 @@ class Saving:
         self._failed_since.add(error.step)
         count = len(self._failed_since)
         if not (later or over) and args.max_failed_saves and count >= args.max_failed_saves:
-            error.add_note(f"{count} saves in a row have failed (max_failed_saves)")
+            told = "1 save has" if count == 1 else f"{count} saves in a row have"
+            error.add_note(f"{told} failed (max_failed_saves)")
             raise error
         then = AT_THE_END if over else GO_ON
         if room:
