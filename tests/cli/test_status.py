@@ -292,6 +292,10 @@ def test_healthy(run: Path) -> None:
     code, said = healthy(run)
     assert code == 1
     assert re.match(r"unhealthy: the last sign of life was 3[1-4]\d\d s ago", said)
+    told = runner.invoke(app, ["status", str(run)]).stdout
+    assert "next:         it has been silent for longer than it may: `keepstep stop`" in told
+    silent(run, 2900)
+    assert "next:         nothing" in runner.invoke(app, ["status", str(run)]).stdout
 
 
 def test_another_attempts_silence_is_not_this_ones(run: Path) -> None:

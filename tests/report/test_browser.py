@@ -12,7 +12,6 @@ from tests.helpers.browser import Page, browser
 from tests.report.looks import look_at
 from tests.report.nights import hostile, night, short
 
-
 COLORS = """
 [...document.querySelectorAll('a, svg *')].map(e => getComputedStyle(e)).map(s => s.color + s.fill)
 """

@@ -30,7 +30,7 @@ def health_at(path: Path) -> Health:
         try:
             why = why_no_run(folder)
             told = "" if why is None else f"no attempt is at work here: {path} {why.what}"
-            found.append(Health(True, told) if told else _health_of(folder))
+            found.append(Health(True, told) if told else health_of(folder))
         except (*ABSENT, OSError, OddFileError) as error:
             found.append(Health(True, f"what tells of it cannot be read: {error}"))
 
@@ -40,7 +40,11 @@ def health_at(path: Path) -> Health:
     return found[-1]
 
 
-def _health_of(run: RunFolder) -> Health:
+def health_of(run: RunFolder) -> Health:
+    """
+    Raises:
+        OSError, OddFileError: what tells of it cannot be read.
+    """
     words = run.owner_words()
     alive, reached = process_lives(words), reached_of(run)
     if not alive or reached is None or read_text(run.heartbeat).split()[:1] != words[:1]:

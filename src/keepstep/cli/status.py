@@ -23,7 +23,7 @@ from keepstep.cli.common import (
     one_answer,
     used_run,
 )
-from keepstep.cli.probe import health_at
+from keepstep.cli.probe import health_at, health_of
 from keepstep.cli.rows import JsonObject
 from keepstep.output.printable import printable, quoted
 from keepstep.output.units import human_duration
@@ -183,7 +183,7 @@ def status_of(run: RunFolder) -> RunStatus:
         job=job,
         requests=run.requests(),
         faults=faults or None,
-        next=_next(state, told, job),
+        next=_next(run, state, told, job),
     )
 
 
@@ -261,7 +261,12 @@ def _state(begun: bool, told: _Told | None, owner_alive: bool | None) -> State:
     return "unknown" if owner_alive is None else "killed"
 
 
-def _next(state: State, told: _Told | None, job: str | None) -> str:
+def _next(run: RunFolder, state: State, told: _Told | None, job: str | None) -> str:
+    if state == "running" and not _gets_on(run):
+        return (
+            "it has been silent for longer than it may: `keepstep stop` has it save and end; where "
+            "that does nothing, kill it and launch the same command again"
+        )
     again = "launch the same command again, and it carries on"
     elsewhere = "look whether it is at work: a launch takes the run from other machines"
     own = {
@@ -387,6 +392,14 @@ def _tell(run: Path, found: RunStatus) -> None:
             console.tell_named(name, text)
     for name, fault in (found.faults or {}).items():
         console.tell(f"{name}: {fault}")
+
+
+def _gets_on(run: RunFolder) -> bool:
+    """As `--healthy` has it; where that cannot be known, it does."""
+    try:
+        return health_of(run).healthy
+    except (*ABSENT, OSError, OddFileError):
+        return True
 
 
 def none_can_be_taken(count: int) -> str:
