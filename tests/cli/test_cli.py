@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from keepstep.cli.look import _verify
 from keepstep.cli.main import app
 from keepstep.policy.batch import Batch, Dealt
 from keepstep.policy.retention import Record
@@ -134,6 +137,22 @@ def test_verify_names_what_is_wrong(run: Path) -> None:
     assert "checkpoint-10: valid" in result.stdout
     assert runner.invoke(app, ["verify", str(run / "checkpoint-30")]).exit_code == 0
     assert runner.invoke(app, ["verify", str(run / "checkpoint-20")]).exit_code == 1
+
+
+def test_verify_of_a_run_that_prunes_meanwhile(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was listed, and is gone when its files are looked at, is no fault of the run."""
+    folder = RunFolder(run)
+    listed = folder.checkpoints()
+    shutil.rmtree(run / "checkpoint-10")
+    _verify(folder, listed, str(run), None, deep=True, as_json=False)
+    told = capsys.readouterr().out
+    assert "checkpoint-10" not in told
+    assert "checkpoint-20: valid" in told
+    with pytest.raises(typer.Exit):
+        _verify(folder, listed[:1], str(run), "checkpoint-10", deep=True, as_json=False)
+    assert "checkpoint-10: it is not there any more" in capsys.readouterr().out
 
 
 def test_verify_deep_reads_every_byte(run: Path) -> None:

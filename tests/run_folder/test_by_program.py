@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def test_a_choice_is_what_a_resume_takes(run: RunFolder) -> None:
 
 
 def test_a_checkpoint_is_verified(run: RunFolder) -> None:
-    best = run.choose("best")
+    best, newest = run.choose("best"), run.checkpoint(25)
     assert best is not None
     best.verify(deep=True)
     weights = best.path / "model.safetensors"
@@ -70,6 +71,9 @@ def test_a_checkpoint_is_verified(run: RunFolder) -> None:
         best.verify()
     assert (raised.value.path, raised.value.step) == (best.path, 20)
     assert raised.value.faults == ("rng_state_0.pth is missing",)
+    shutil.rmtree(run.checkpoint(25).path)  # as a run at work prunes
+    with pytest.raises(DamagedError, match=r"^checkpoint-25: it is not there any more: a run at"):
+        newest.verify()
     again = pickle.loads(pickle.dumps(raised.value))
     assert (str(again), again.path, again.faults) == (
         str(raised.value),

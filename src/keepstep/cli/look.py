@@ -41,6 +41,7 @@ from keepstep.output.printable import quoted
 from keepstep.output.units import counted, human_bytes
 from keepstep.policy.manifest import folder_name, step_of
 from keepstep.run_folder.by_hand import may_be_at_work
+from keepstep.run_folder.checkpoint import GONE
 from keepstep.run_folder.notes import notes_on
 from keepstep.run_folder.reader import Checkpoint, RunFolder
 
@@ -255,6 +256,8 @@ def _verify(
     total = sum(c.manifest.total_bytes for c in checkpoints)
     with on_mirror.reading(folder, total, "reading") if deep else nullcontext():
         faults = {c.path.name: folder.state_of(c, deep) for c in checkpoints}
+    if name is None:  # of a run at work: one that it has pruned meanwhile is no fault of it
+        faults = {other: found for other, found in faults.items() if found != [GONE]}
     odd = folder.odd()
     if name is not None:
         odd = {other: fault for other, fault in odd.items() if other == name}
@@ -277,7 +280,7 @@ def _tell_faults(
     deep: bool,
 ) -> None:
     for checkpoint in checkpoints:
-        if not faults[checkpoint.path.name]:
+        if faults.get(checkpoint.path.name) == []:
             how = "every byte" if deep else "sizes"
             manifest = checkpoint.manifest
             valid = "valid part" if manifest.is_part else "valid"

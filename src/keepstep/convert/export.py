@@ -23,6 +23,7 @@ from keepstep.errors import KeepstepError
 from keepstep.output.printable import quoted
 from keepstep.policy.manifest import LONGEST_MANIFEST, FileEntry, Manifest
 from keepstep.policy.strict import TextError, parse
+from keepstep.run_folder.checkpoint import damaged
 from keepstep.run_folder.contents import sizes_under
 from keepstep.run_folder.files import CHUNK
 from keepstep.run_folder.listed import only_listed
@@ -284,7 +285,7 @@ def _verified_shards(checkpoint: Checkpoint, shown: Checkpoint) -> Source:
     faults = RunFolder(checkpoint.path.parent).faults(checkpoint, deep=True)
     if faults:
         raise ExportError(
-            f"{checkpoint.path.name} is damaged: {faults[0]}",
+            damaged(checkpoint.path.name, faults),
             step=checkpoint.step,
             path=checkpoint.path,
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from keepstep.errors import KeepstepError
+from keepstep.output.units import counted
 from keepstep.policy.completeness import differences
 from keepstep.policy.manifest import (
     LONGEST_MANIFEST,
@@ -35,6 +36,7 @@ from keepstep.run_folder.safe_read import ABSENT, PAUSES, OddFileError, patientl
 # What is read in less than a minute, at a rate that any disk reaches.
 DIGEST_ALL_BELOW_BYTES = 60 * 500 * 10**6
 TAGS = ("latest", "latest_universal")  # files that name the folder of DeepSpeed's shards
+GONE = "it is not there any more: a run at work prunes, or somebody has removed it"
 INDEX = "*.index.json"  # files that name the weights' files
 
 
@@ -47,9 +49,16 @@ class DamagedError(KeepstepError, ValueError):
 
     def __init__(self, checkpoint: Checkpoint, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
-        more = f" (and {len(self.faults) - 1} more faults)" if len(self.faults) > 1 else ""
-        text = f"{checkpoint.path.name} is damaged: {self.faults[0]}{more}"
+        text = damaged(checkpoint.path.name, self.faults)
         super().__init__(text, step=checkpoint.step, path=checkpoint.path)
+
+
+def damaged(name: str, faults: Sequence[str]) -> str:
+    """What is wrong with a checkpoint, in a sentence."""
+    if faults[0] == GONE:
+        return f"{name}: {GONE}"
+    more = f" (and {counted(len(faults) - 1, 'more fault')})" if len(faults) > 1 else ""
+    return f"{name} is damaged: {faults[0]}{more}"
 
 
 @dataclass(frozen=True)
@@ -215,7 +224,7 @@ def faults_of(
         progress: told of the bytes that are read for digests, chunk by chunk.
 
     Returns:
-        A line for each difference; empty: none.
+        A line for each difference; empty: none; `GONE` alone: the folder has gone meanwhile.
 
     Raises:
         UnreadableError: it cannot be read now, though it was tried a few times.
@@ -232,6 +241,8 @@ def faults_of(
             found = list(_names_elsewhere(checkpoint))
         if deep and not found:
             found = list(_changed(checkpoint, progress))
+        if found and not os.path.lexists(checkpoint.path):
+            return [GONE]  # not a fault of the disk
     except OSError as error:
         raise UnreadableError(
             f"{checkpoint.path.name} cannot be read: {error}",
