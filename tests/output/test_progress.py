@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from keepstep.output.progress import Phase, counted, phases, progress_lines
+from keepstep.output.progress import Phase, added_up, phases, progress_lines
 
 
 def told(moments: list[float], total: int | None = 10_000_000_000) -> list[str]:
@@ -37,7 +37,7 @@ def test_a_total_that_is_not_known() -> None:
 
 def test_pieces_are_counted() -> None:
     far: list[tuple[int, int]] = []
-    count = counted(lambda *told: far.append(told), 10)
+    count = added_up(lambda *told: far.append(told), 10)
     for size in (4, 0, 6):
         count(size)
     assert far == [(4, 10), (4, 10), (10, 10)]

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from keepstep.cli import INTERRUPTED, completers
 from keepstep.output.printable import first_few, printable, quoted
-from keepstep.output.progress import counted
+from keepstep.output.progress import added_up
 from keepstep.output.terminal import Terminal, progress_bar
 from keepstep.policy.manifest import MANIFEST_NAME, step_of
 from keepstep.policy.selection import SelectionError
@@ -141,7 +141,7 @@ def examples(*commands: str) -> str:
 def verify_with_bar(checkpoint: Checkpoint, deep: bool | None) -> None:
     """Compare its files with the manifest. Raises as `Checkpoint.verify`."""
     with progress_bar(console, f"verifying {checkpoint.path.name}") as tell:
-        checkpoint.verify(deep, counted(tell, checkpoint.manifest.total_bytes))
+        checkpoint.verify(deep, added_up(tell, checkpoint.manifest.total_bytes))
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def progress_lines(
     return told
 
 
-def counted(tell: Tell, total: int) -> Callable[[int], None]:
+def added_up(tell: Tell, total: int) -> Callable[[int], None]:
     """What is to be called with the bytes of each piece: `tell` is told of all so far."""
     done = 0
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from keepstep.convert.companions import write_companions
-from keepstep.output.progress import Tell, counted, nobody
+from keepstep.output.progress import Tell, added_up, nobody
 from keepstep.policy.completeness import has_weights
 from keepstep.policy.manifest import Manifest
 from keepstep.policy.metric import value_of
@@ -74,10 +74,10 @@ def make_bundle(
         storage.remove(folder)
     read = manifest.total_bytes
     again = sum(e.bytes for n, e in manifest.files.items() if n.endswith(".safetensors"))
-    _put_weights(checkpoint, folder, storage, counted(tell, read + again))
+    _put_weights(checkpoint, folder, storage, added_up(tell, read + again))
     paths = sorted(folder.glob("*.safetensors"))
     again = sum(path.stat().st_size for path in paths)  # others, if they were exported
-    count = counted(lambda done, total: tell(read + done, read + total), again)
+    count = added_up(lambda done, total: tell(read + done, read + total), again)
     weights = {path.name: sha256_of(path, count) for path in paths}
     value = value_of(manifest.metrics, policy.metric)
     best = Best(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from keepstep.output.progress import Tell, counted
+from keepstep.output.progress import Tell, added_up
 from keepstep.policy.lineage import Attempt, Node, abandoned_steps, fruitless_resumes, is_under_way
 from keepstep.policy.manifest import MANIFEST_NAME, folder_name, step_of
 from keepstep.policy.metric import value_of
@@ -81,7 +81,7 @@ class RunFolder(RunPaths):
     @contextmanager
     def reading(self, total: int, tell: Tell) -> Iterator[None]:
         """Have `tell` told of how many of so many bytes have been read."""
-        before, self.progress = self.progress, counted(tell, total)
+        before, self.progress = self.progress, added_up(tell, total)
         try:
             yield
         finally:

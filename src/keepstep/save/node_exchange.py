@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 import torch.distributed as dist
 
-from keepstep.output.progress import counted
+from keepstep.output.progress import added_up
 from keepstep.policy.manifest import FileEntry, Manifest
 from keepstep.ranks import collectives, control_group
 from keepstep.ranks.console import progress
@@ -53,7 +53,7 @@ def exchange(
         error = failure
     piece = torch.empty(PIECE if wanted else 0, dtype=torch.uint8)
     with progress(f"passing on parts of {here.name}") as far:
-        count = counted(far, sum(manifest.files[name].bytes for name in wanted))
+        count = added_up(far, sum(manifest.files[name].bytes for name in wanted))
         for name in wanted:
             reads = here / name if sources[name] == collectives.rank() else None
             writes = into / name if into is not None and name in lacking and error is None else None

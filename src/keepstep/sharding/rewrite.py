@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from deepspeed.utils.tensor_fragment import fragment_address
 
-from keepstep.output.progress import Tell, counted, nobody
+from keepstep.output.progress import Tell, added_up, nobody
 from keepstep.policy.batch import Dealt, agree
 from keepstep.policy.manifest import FileEntry, Manifest
 from keepstep.run_folder.listed import only_listed
@@ -92,7 +92,7 @@ def _reshard(
     writer.identify()
     staged = writer.stage(checkpoint.step)
     try:
-        files, count = {}, counted(progress, checkpoint.manifest.total_bytes)
+        files, count = {}, added_up(progress, checkpoint.manifest.total_bytes)
         for name, entry in _files(checkpoint, source, world_size, staged, writer.storage):
             files[name] = entry
             count(entry.bytes)
