@@ -155,7 +155,7 @@ def _command(command: Any, name: str) -> Iterator[str]:
         yield f"| {_spelled(parameter)} | {_default(parameter)} | {_help(parameter)} |"
     if shown:
         yield ""
-    for inner in group.values() if group else ():
+    for _, inner in sorted(group.items()) if group else ():  # else as they were imported
         if not inner.hidden:
             yield from _command(inner, f"{name} {inner.name}")
 

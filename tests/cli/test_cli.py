@@ -290,6 +290,19 @@ def test_pin_unpin_and_prune(run: Path) -> None:
     assert [p.name for p in run.glob("checkpoint-*")] == ["checkpoint-30"]
 
 
+@pytest.mark.parametrize("command", ["pin", "unpin", "rm"])
+def test_a_step_may_be_named_as_its_folder_is(run: Path, command: str) -> None:
+    identify(run, metric="eval_loss")
+    if command == "unpin":
+        runner.invoke(app, ["pin", str(run), "10"])
+    other = runner.invoke(app, [command, str(run), "best"], env={"COLUMNS": "200"})
+    assert other.exit_code == 2
+    assert "best is no step: 60, say, or checkpoint-60, as `keepstep ls` has it" in other.output
+    assert runner.invoke(app, [command, str(run), "checkpoint-11/"]).exit_code == 2
+    assert runner.invoke(app, [command, str(run), "checkpoint-10/"]).exit_code == 0
+    assert (run / "checkpoint-10").is_dir() is (command != "rm")
+
+
 @pytest.mark.parametrize(
     "command",
     [["pin", "20"], ["stop"], ["save-now"], ["prune"], ["rm", "20"], ["ls"], ["verify"], ["push"]],

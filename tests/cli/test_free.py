@@ -127,7 +127,7 @@ def test_a_copy_on_a_mirror_stays_and_counts(run: Path) -> None:
     assert f"not touched on the mirror {url}: checkpoint-30" in text
 
 
-@pytest.mark.parametrize("step", ["60", "checkpoint-10", "-1"])
+@pytest.mark.parametrize("step", ["60", "checkpoint-60", "best", "-1"])
 def test_a_step_that_is_not_there(run: Path, step: str) -> None:
     assert told("rm", run, 10, step)[0] == 2
     assert len(steps(run)) == 5

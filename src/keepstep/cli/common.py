@@ -115,9 +115,22 @@ RunArgument = Annotated[
         autocompletion=completers.runs,
     ),
 ]
+
+
+def step_in(word: str) -> int:
+    """The step that an argument names: `60`, or its folder's name, as a shell completes it."""
+    step = int(word) if word.isdecimal() else step_of(word.rstrip("/"))
+    if step is None:
+        raise typer.BadParameter(
+            f"{quoted(word)} is no step: 60, say, or checkpoint-60, as `keepstep ls` has it"
+        )
+    return step
+
+
 StepArgument = Annotated[
     int,
     typer.Argument(
+        parser=step_in,
         metavar="STEP",
         help="The step of the checkpoint, as `keepstep ls` has it.",
         autocompletion=completers.steps,

@@ -15,6 +15,7 @@ from keepstep.cli.common import (
     console,
     examples,
     fail,
+    step_in,
     used_run,
 )
 from keepstep.cli.space import Work, refusals, refuse_at_work
@@ -151,6 +152,7 @@ def rm(
     steps: Annotated[
         list[int],
         typer.Argument(
+            parser=step_in,
             metavar="STEP…",
             help="Steps of checkpoints, as `keepstep ls` has them.",
             autocompletion=completers.steps,
